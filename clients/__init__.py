@@ -1,0 +1,1 @@
+"""Clients of the wire contract: Python, command line, perf_analyzer."""

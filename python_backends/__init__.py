@@ -1,0 +1,1 @@
+"""Triton Python backends of the pipeline, and the logic that they share."""
