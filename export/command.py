@@ -1,0 +1,67 @@
+"""`swiftdiffusion export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="A diffusers-format SDXL or SD 1.5 directory.")],
+    repository: Annotated[Path, typer.Option(help="Where to write the model repository.")],
+    unet_shards: Annotated[int, typer.Option(min=1, max=64, help="Number of UNet instances.")] = 2,
+    gpus: Annotated[str, typer.Option(help="GPUs of the shards, such as 0,1; empty: CPU.")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each CPU backend.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16; default by device.")] = None,
+    max_batch_size: Annotated[int, typer.Option(min=1, max=64, help="Requests that denoise together.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default steps; else the pipeline's own.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default guidance; else the own.")] = None,
+    max_size: Annotated[int | None, typer.Option(min=8, help="Largest height and width in pixels.")] = None,
+) -> None:
+    """Write a Triton model repository that serves a checkpoint."""
+    from ..python_backends.checkpoint import Checkpoint, CheckpointError
+    from .model_configs import ServingOptions
+    from .repository import RepositoryError, write_repository
+
+    try:
+        served = Checkpoint(checkpoint.resolve())
+        pipeline_steps, pipeline_guidance = served.pipeline_defaults
+        placed_on = _gpu_list(gpus)
+        options = ServingOptions(
+            unet_shards=unet_shards,
+            gpus=placed_on,
+            threads=threads,
+            dtype=_dtype(dtype, bool(placed_on)),
+            max_batch_size=max_batch_size,
+            steps=pipeline_steps if steps is None else steps,
+            guidance_scale=pipeline_guidance if guidance_scale is None else guidance_scale,
+            max_size=2 * max(served.default_size) if max_size is None else max_size,
+        )
+        models = write_repository(served, repository, options)
+    except (CheckpointError, RepositoryError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{repository}: {', '.join(models)}")
+    if served.has_safety_checker:
+        typer.secho("note: the checkpoint's safety checker is not run by this server", fg="yellow", err=True)
+    typer.echo(f"serve it: swiftdiffusion serve --repository {repository}")
+
+
+def _gpu_list(text: str) -> tuple[int, ...]:
+    try:
+        gpus = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        gpus = (-1,)
+    if any(gpu < 0 for gpu in gpus):
+        raise typer.BadParameter(f'--gpus is "{text}"; allowed: indices such as 0,1, or nothing for the CPU')
+    return gpus
+
+
+def _dtype(name: str | None, on_gpu: bool) -> str:
+    if name is None:
+        return "float16" if on_gpu else "float32"
+    if name not in ("float32", "float16", "bfloat16"):
+        raise typer.BadParameter(f'--dtype is "{name}"; allowed: float32, float16, bfloat16')
+    return name

@@ -1,0 +1,196 @@
+"""The Triton model configurations of one served checkpoint (`ModelConfig` of Triton's model_config.proto)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..python_backends.checkpoint import Checkpoint
+
+CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
+    ("PROMPT", "STRING", (1,), False),
+    ("NEGATIVE_PROMPT", "STRING", (1,), True),
+    ("SEED", "INT64", (1,), True),
+    ("STEPS", "INT32", (1,), True),
+    ("GUIDANCE_SCALE", "FP32", (1,), True),
+    ("HEIGHT", "INT32", (1,), True),
+    ("WIDTH", "INT32", (1,), True),
+    ("SCHEDULER", "STRING", (1,), True),
+    ("LORAS", "STRING", (1,), True),
+    ("LORA_BOUND", "INT32", (1,), True),
+    ("LORA_PATCH_STEP", "INT32", (1,), True),
+    ("CONTROLNETS", "STRING", (1,), True),
+    ("CONTROL_IMAGES", "UINT8", (-1, -1, -1, 3), True),
+    ("REQUEST_ID", "STRING", (1,), True),
+    ("TIMEOUT_MS", "INT32", (1,), True),
+)
+"""The wire contract's inputs: name, type, shape without the batch dimension, optional."""
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How a checkpoint is served.
+
+    Attributes:
+        unet_shards: Number of UNet shards.
+        gpus: GPU of each shard, cyclically; text encoders and VAE are on the first. Empty: everything on the CPU.
+        threads: OpenMP threads of each CPU backend.
+        dtype: `float32`, `float16` or `bfloat16`.
+        max_batch_size: Requests in one denoiser's running batch.
+        steps: Default steps.
+        guidance_scale: Default guidance.
+        max_size: Largest height and width, in pixels.
+    """
+
+    unet_shards: int
+    gpus: tuple[int, ...]
+    threads: int
+    dtype: str
+    max_batch_size: int
+    steps: int
+    guidance_scale: float
+    max_size: int
+
+
+Tensor = tuple[str, str, tuple[int, ...]]
+
+
+def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: ServingOptions) -> list[pb.ModelConfig]:
+    """Configurations of every model of the repository.
+
+    Args:
+        checkpoint: The served checkpoint.
+        checkpoint_path: Its path as the backends find it: absolute, or relative to the repository's directory.
+        options: How it is served.
+    """
+    settings = {"checkpoint": checkpoint_path}
+    compute = {**settings, "dtype": options.dtype}
+    tokens, width = checkpoint.text_embedding_shape
+    embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, tokens, width))]
+    conditioning: list[Tensor] = [("ENCODER_HIDDEN_STATES", "FP32", (tokens, width))]
+    if checkpoint.pooled_width is not None:
+        embeddings.append(("POOLED_PROMPT_EMBEDS", "FP32", (2, checkpoint.pooled_width)))
+        conditioning += [("TEXT_EMBEDS", "FP32", (checkpoint.pooled_width,)), ("TIME_IDS", "FP32", (6,))]
+    if checkpoint.guidance_embedding_width is not None:
+        conditioning.append(("TIMESTEP_COND", "FP32", (checkpoint.guidance_embedding_width,)))
+    request: list[Tensor] = [("REQUEST", "STRING", (1,))]
+    encoding: list[Tensor] = [("ENCODING", "STRING", (1,))]
+    info: list[Tensor] = [("INFO", "STRING", (1,))]
+    latents: list[Tensor] = [("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1))]
+    progress: list[Tensor] = [*latents, ("PREVIEW", "BOOL", (1,)), *info]
+    image: list[Tensor] = [("IMAGE", "UINT8", (-1, -1, 3))]
+
+    shard_names = [f"unet_shard{index}" for index in range(options.unet_shards)]
+    configs = [
+        _preprocess(checkpoint, settings, options),
+        _batched(_python("text_encoder", request, [*embeddings, *encoding], compute, options, gpu=0), 0),
+        *(
+            _denoiser(name, [*request, *embeddings, *encoding], progress, settings, shard_names, options)
+            for name in ("denoiser", "denoiser_stream")
+        ),
+        *(
+            _batched(_python(name, [*latents, ("TIMESTEPS", "FP32", (1,)), *conditioning],
+                             [("NOISE_PRED", "FP32", latents[0][2])], compute, options, gpu=index), 2)
+            for index, name in enumerate(shard_names)
+        ),
+        _batched(_python("vae_decoder", progress, [*image, *info], compute, options, gpu=0), 0),
+        _python("cancel", [("REQUEST_ID", "STRING", (1,))], [("CANCELLED", "BOOL", (1,))], {}, options),
+    ]
+    embedding_names = [name for name, _, _ in (*embeddings, *encoding)]
+    for suffix in ("", "_stream"):
+        configs.append(_ensemble(checkpoint.family + suffix, f"denoiser{suffix}", embedding_names, [*image, *info]))
+    return configs
+
+
+def _python(
+    name: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    parameters: dict[str, str],
+    options: ServingOptions,
+    gpu: int | None = None,
+) -> pb.ModelConfig:
+    """A Python model; `gpu` is the index into `options.gpus` of a model that computes, None for one that does not."""
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=options.max_batch_size)
+    config.input.extend(_input(*tensor) for tensor in inputs)
+    config.output.extend(_output(*tensor) for tensor in outputs)
+    group = pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    if gpu is not None and options.gpus:
+        group = pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+        group.gpus.append(options.gpus[gpu % len(options.gpus)])
+    config.instance_group.append(group)
+    for key, value in sorted({**parameters, "threads": str(options.threads)}.items()):
+        config.parameters[key].string_value = value
+    return config
+
+
+def _batched(config: pb.ModelConfig, rows_per_request: int) -> pb.ModelConfig:
+    """Lets Triton batch requests that wait; a model called with several rows a request takes so many times more."""
+    config.dynamic_batching.SetInParent()
+    config.max_batch_size *= max(rows_per_request, 1)
+    return config
+
+
+def _preprocess(checkpoint: Checkpoint, settings: dict[str, str], options: ServingOptions) -> pb.ModelConfig:
+    height, width = checkpoint.default_size
+    rules = {
+        "steps": options.steps,
+        "guidance_scale": options.guidance_scale,
+        "height": height,
+        "width": width,
+        "size_multiple": checkpoint.size_multiple,
+        "max_size": options.max_size,
+    }
+    parameters = {**settings, **{key: str(value) for key, value in rules.items()}}
+    config = _python("preprocess", [], [("REQUEST", "STRING", (1,))], parameters, options)
+    config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
+    return config
+
+
+def _denoiser(
+    name: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    settings: dict[str, str],
+    shard_names: Sequence[str],
+    options: ServingOptions,
+) -> pb.ModelConfig:
+    config = _python(name, inputs, outputs, {**settings, "unet_shards": ",".join(shard_names)}, options)
+    batching = config.sequence_batching
+    batching.iterative_sequence = True
+    batching.max_sequence_idle_microseconds = 600_000_000  # a step of a large picture on a CPU takes its time
+    batching.oldest.max_candidate_sequences = options.max_batch_size  # the running batch; others wait for a place
+    config.model_transaction_policy.decoupled = name.endswith("_stream")
+    return config
+
+
+def _ensemble(name: str, denoiser: str, embedding_names: Sequence[str], outputs: Sequence[Tensor]) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=1)
+    config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
+    config.output.extend(_output(*tensor) for tensor in outputs)
+    embeddings = {embedding: embedding.lower() for embedding in embedding_names}
+    latents = {"LATENTS": "latents", "PREVIEW": "preview", "INFO": "denoiser_info"}
+    steps: list[tuple[str, dict[str, str], dict[str, str]]] = [
+        ("preprocess", {field[0]: field[0] for field in CLIENT_INPUTS}, {"REQUEST": "request"}),
+        ("text_encoder", {"REQUEST": "request"}, embeddings),
+        (denoiser, {"REQUEST": "request", **embeddings}, latents),
+        ("vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
+    ]
+    for model, inputs, results in steps:
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update(inputs)
+        step.output_map.update(results)
+    return config
+
+
+def _input(name: str, dtype: str, dims: tuple[int, ...], optional: bool = False) -> pb.ModelInput:
+    return pb.ModelInput(name=name, data_type=getattr(pb, f"TYPE_{dtype}"), dims=dims, optional=optional)
+
+
+def _output(name: str, dtype: str, dims: tuple[int, ...]) -> pb.ModelOutput:
+    return pb.ModelOutput(name=name, data_type=getattr(pb, f"TYPE_{dtype}"), dims=dims)

@@ -1,0 +1,92 @@
+"""Writes a Triton model repository for a diffusers checkpoint."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf import text_format
+
+from ..python_backends.checkpoint import Checkpoint
+from .model_configs import ServingOptions, model_configs
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2 as pb
+
+HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit it.\n"
+"""First line of every config.pbtxt that is ours to replace."""
+
+BACKEND_MODULES = {"denoiser_stream": "denoiser"}
+"""Models whose backend is not the module of their own name (shards aside)."""
+
+
+class RepositoryError(ValueError):
+    """The repository cannot be written where it was asked for; the message says why."""
+
+
+def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingOptions) -> list[str]:
+    """Writes the repository, replacing one that was written before.
+
+    The models refer to the checkpoint by path and hold no weights: Triton copies what lies in a model's directory at
+    every load. A checkpoint below the repository's parent directory is referred to relatively, so that both can move.
+
+    Args:
+        checkpoint: What to serve.
+        repository: Directory for the repository; absent, empty, or one that was written by this function.
+        options: How to serve it.
+
+    Returns:
+        Names of the models.
+
+    Raises:
+        RepositoryError: If the directory holds anything else.
+    """
+    repository = repository.resolve()
+    _check_replaceable(repository)
+    repository.parent.mkdir(parents=True, exist_ok=True)
+    configs = model_configs(checkpoint, _reference(checkpoint.path.resolve(), repository), options)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=repository.parent) as directory:
+        written = Path(directory) / "repository"
+        for config in configs:
+            _write_model(written / config.name, config)
+        if repository.exists():
+            repository.rename(Path(directory) / "replaced")
+        written.rename(repository)
+    return [config.name for config in configs]
+
+
+def _reference(checkpoint: Path, repository: Path) -> str:
+    if checkpoint.is_relative_to(repository.parent) and repository.parent != Path(repository.anchor):
+        return Path(os.path.relpath(checkpoint, repository)).as_posix()
+    return checkpoint.as_posix()
+
+
+def _check_replaceable(repository: Path) -> None:
+    if not repository.exists():
+        return
+    if not repository.is_dir():
+        raise RepositoryError(f"{repository} is a file; wanted: a directory for the repository")
+    for entry in sorted(repository.iterdir()):
+        config = entry / "config.pbtxt"
+        if not config.is_file() or not config.read_text("utf-8").startswith(HEADER):
+            raise RepositoryError(
+                f"{repository} holds {entry.name}, which this command did not write; wanted: a new or empty directory"
+            )
+
+
+def _write_model(directory: Path, config: pb.ModelConfig) -> None:
+    version = directory / "1"
+    version.mkdir(parents=True)
+    (directory / "config.pbtxt").write_text(HEADER + text_format.MessageToString(config), "utf-8")
+    if config.platform == "ensemble":
+        (version / ".gitkeep").touch()
+        return
+    name = "unet_shard" if config.name.startswith("unet_shard") else BACKEND_MODULES.get(config.name, config.name)
+    (version / "model.py").write_text(
+        f"from swiftdiffusion.python_backends.{name} import TritonPythonModel\n\n__all__ = [\"TritonPythonModel\"]\n",
+        "utf-8",
+    )
+
+

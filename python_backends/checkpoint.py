@@ -1,0 +1,187 @@
+"""A diffusers-format checkpoint: what it is, and its parts loaded one by one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+    from transformers import CLIPTextConfig
+
+FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
+"""diffusers' pipeline class of a checkpoint → name of its public model."""
+
+
+class CheckpointError(ValueError):
+    """The directory is not a checkpoint that can be served; the message says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory that `DiffusionPipeline.from_pretrained` loads.
+
+    Reading a property reads JSON only; weights are read by the `load_…` methods, each its own part and no other.
+
+    Attributes:
+        path: The directory that holds `model_index.json`.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if self.pipeline_class_name not in FAMILIES:
+            raise CheckpointError(
+                f"{self.path} holds a {self.pipeline_class_name}; served are {', '.join(sorted(FAMILIES))}"
+            )
+        taken, given = self.unet_config["in_channels"], self.vae_config["latent_channels"]
+        if taken != given:
+            raise CheckpointError(
+                f"{self.path}: the UNet takes {taken} channels, the VAE gives {given}; "
+                "inpainting and other image-conditioned UNets are not served"
+            )
+        unserved = {"text", "text_image", "image", "image_hint"}
+        if self.unet_config.get("addition_embed_type") in unserved or self.unet_config.get("encoder_hid_dim_type"):
+            raise CheckpointError(f"{self.path}: the UNet wants conditioning that is not served")
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        return self._read("model_index.json")
+
+    @property
+    def pipeline_class_name(self) -> str:
+        """Name of diffusers' pipeline class."""
+        return str(self._index["_class_name"])
+
+    @property
+    def family(self) -> str:
+        """Name of the public model: `sdxl` or `sd15`."""
+        return FAMILIES[self.pipeline_class_name]
+
+    @cached_property
+    def unet_config(self) -> dict[str, Any]:
+        """`unet/config.json`."""
+        return self._read("unet/config.json")
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any]:
+        """`vae/config.json`."""
+        return self._read("vae/config.json")
+
+    @cached_property
+    def force_zeros_for_empty_prompt(self) -> bool:
+        """Whether an absent negative prompt means embeddings of zeros (SDXL) and not those of the empty prompt."""
+        if self.family != "sdxl":
+            return False
+        default = inspect.signature(self._pipeline_class.__init__).parameters["force_zeros_for_empty_prompt"].default
+        return bool(self._index.get("force_zeros_for_empty_prompt", default))
+
+    @property
+    def has_safety_checker(self) -> bool:
+        """Whether the checkpoint brings a safety checker (which is not run by this server)."""
+        return (self._index.get("safety_checker") or [None])[0] is not None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell along one axis, as diffusers' pipelines derive it."""
+        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths are multiples of this: VAE factor × stride of the UNet's down blocks, in pixels."""
+        return self.vae_scale_factor * 2 ** (len(self.unet_config["block_out_channels"]) - 1)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels that diffusers' pipelines default to."""
+        size = self.unet_config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.unet_config["in_channels"])
+
+    @property
+    def text_embedding_shape(self) -> tuple[int, int]:
+        """(tokens, width) of a prompt's embedding."""
+        configs = [self._text_config(encoder) for encoder in self._text_encoders]
+        tokens = self._read("tokenizer/tokenizer_config.json").get(
+            "model_max_length", configs[0].max_position_embeddings
+        )
+        return int(tokens), sum(config.hidden_size for config in configs)
+
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the pooled embedding that SDXL's UNet takes beside the tokens; None for SD 1.5."""
+        return int(self._text_config("text_encoder_2").projection_dim) if self.family == "sdxl" else None
+
+    @property
+    def guidance_embedding_width(self) -> int | None:
+        """Width of the guidance embedding of a guidance-distilled UNet (LCM); None for every other UNet."""
+        return self.unet_config.get("time_cond_proj_dim")
+
+    @property
+    def pipeline_defaults(self) -> tuple[int, float]:
+        """(steps, guidance scale) that diffusers' pipeline call defaults to."""
+        parameters = inspect.signature(self._pipeline_class.__call__).parameters
+        return int(parameters["num_inference_steps"].default), float(parameters["guidance_scale"].default)
+
+    def load_unet(self, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+        """The UNet in evaluation mode."""
+        from diffusers import UNet2DConditionModel
+
+        unet = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", dtype=dtype)
+        return unet.to(device).requires_grad_(False).eval()
+
+    def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+        """The autoencoder in evaluation mode."""
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(self.path, subfolder="vae", dtype=dtype)
+        return vae.to(device).requires_grad_(False).eval()
+
+    def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+        """diffusers' pipeline with tokenisers and text encoders only: its `encode_prompt` is the reference."""
+        parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        return self._load_pipeline(parts, dtype=dtype).to(device)
+
+    def load_scheduler(self) -> SchedulerMixin:
+        """The checkpoint's own scheduler as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
+        return self._load_pipeline(("scheduler",)).scheduler
+
+    @property
+    def _text_encoders(self) -> tuple[str, ...]:
+        return ("text_encoder", "text_encoder_2") if self.family == "sdxl" else ("text_encoder",)
+
+    def _text_config(self, encoder: str) -> CLIPTextConfig:
+        from transformers import CLIPTextConfig
+
+        return CLIPTextConfig.from_pretrained(self.path / encoder)
+
+    @property
+    def _pipeline_class(self) -> type[DiffusionPipeline]:
+        import diffusers
+
+        return getattr(diffusers, self.pipeline_class_name)
+
+    def _load_pipeline(self, parts: tuple[str, ...], **options: Any) -> DiffusionPipeline:
+        absent = {name: None for name, value in self._index.items() if isinstance(value, list) and name not in parts}
+        if self.family == "sd15":
+            options["requires_safety_checker"] = False
+        return self._pipeline_class.from_pretrained(self.path, **absent, **options)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        try:
+            return json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path} is not a diffusers checkpoint: it has no {name}") from None
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON: {error}") from error

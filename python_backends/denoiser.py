@@ -1,0 +1,194 @@
+"""The models `denoiser` and `denoiser_stream`: each `execute` is one denoising step of the whole running batch.
+
+Both are iterative sequences: Triton hands a request over again until it is released, and requests that arrived in the
+meantime with it. So requests join and leave between steps. `execute` is synchronous on purpose: in a decoupled model an
+asynchronous one returns before the reschedule flag is set, and the sequence hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from .backend import ModelSettings, error_response, input_tensor, input_text, output_tensor, text_tensor
+from .cancellation import AlreadyRunningError, RunningRequests
+from .denoising import Denoising, LatentGeometry, unet_calls
+from .placement import place
+from .request import GenerationRequest
+from .schedulers import scheduler_name
+from .shard_pool import ShardError, ShardPool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ABANDONED_AFTER_S = 900.0
+"""A request that the server has not handed over for this long is forgotten (its sequence ended without us)."""
+
+
+class RequestStopped(Exception):
+    """A running request that ends without a picture: the message for its client and the code of its error."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TritonPythonModel:
+    """Owns latents and sampler of every running request, and decides which shard evaluates what."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Reads the checkpoint's scheduler; the shards hold the weights."""
+        settings = ModelSettings.from_triton(args)
+        checkpoint = settings.checkpoint
+        self._decoupled = pb_utils.using_decoupled_model_transaction_policy(dict(settings.config))
+        self._scheduler = checkpoint.load_scheduler()
+        self._geometry = LatentGeometry(
+            checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
+        )
+        self._has_pooled = checkpoint.pooled_width is not None
+        self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
+        self._cancellable = RunningRequests(settings.name)
+        self._running: dict[int, Denoising] = {}
+
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """One step for every request handed over; a response for those that are done (decoupled: for all)."""
+        outcomes: dict[int, Denoising | Exception] = {}
+        for request in requests:
+            identity = request.correlation_id()
+            try:
+                denoising = self._running.get(identity) or self._join(identity, request)
+                _raise_if_stopped(denoising, self._cancellable)
+                outcomes[identity] = denoising
+            except (RequestStopped, AlreadyRunningError) as error:
+                outcomes[identity] = error
+        self._step([denoising for denoising in outcomes.values() if isinstance(denoising, Denoising)], outcomes)
+        responses = [self._respond(request, outcomes[request.correlation_id()]) for request in requests]
+        return None if self._decoupled else responses
+
+    def _join(self, identity: int, request: Any) -> Denoising:
+        self._forget_abandoned()
+        parsed = GenerationRequest.from_json(input_text(request, "REQUEST"))
+        if parsed.request_id is not None:
+            self._cancellable.enter(parsed.request_id)
+        pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
+        embeddings = input_tensor(request, "PROMPT_EMBEDS")[0].clone()
+        denoising = Denoising(parsed, self._scheduler, self._geometry, embeddings, pooled)
+        denoising.report = {"encoding": json.loads(input_text(request, "ENCODING")), "shards": set(), "batch": 0}
+        self._running[identity] = denoising
+        return denoising
+
+    def _step(self, batch: list[Denoising], outcomes: dict[int, Denoising | Exception]) -> None:
+        """Advances every request by one step; requests whose shard is down get their error as outcome."""
+        if not batch:
+            return
+        inputs = {denoising: denoising.model_input() for denoising in batch}
+        placed = [
+            (shard, call)
+            for shard, rows in enumerate(place(batch, len(self._shards.names)))
+            for call in unet_calls(rows, inputs)
+        ]
+        predictions: dict[Denoising, dict[int, torch.Tensor]] = {denoising: {} for denoising in batch}
+        failures: dict[Denoising, Exception] = {}
+        for (shard, call), result in zip(placed, self._shards.evaluate(placed), strict=True):
+            for row, (denoising, half) in enumerate(call.rows):
+                denoising.report["shards"].add(self._shards.names[shard])
+                if isinstance(result, ShardError):
+                    failures[denoising] = result
+                else:
+                    predictions[denoising][half] = result[row : row + 1]
+        for denoising in batch:
+            if denoising in failures:
+                continue
+            denoising.report["batch"] = max(denoising.report["batch"], len(batch))
+            try:
+                denoising.advance(predictions[denoising])
+            except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
+                pb_utils.Logger.log_error(f"sampler step failed: {error!r}")
+                failures[denoising] = RequestStopped(f"the sampler failed: {error}", _code("INTERNAL"))
+        for identity, outcome in outcomes.items():
+            if isinstance(outcome, Denoising) and outcome in failures:
+                outcomes[identity] = failures[outcome]
+
+    def _respond(self, request: Any, outcome: Denoising | Exception) -> Any:
+        """The request's response, or None; what is not done is rescheduled."""
+        ended = isinstance(outcome, Exception) or outcome.done
+        if isinstance(outcome, Exception):
+            response = error_response(str(outcome), _error_code(outcome))
+        elif ended or self._decoupled:
+            response = self._progress(outcome)
+        else:
+            response = None
+        if ended:
+            self._leave(request.correlation_id())
+        else:
+            outcome.touched = time.monotonic()
+            request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+        if self._decoupled:
+            flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if ended else 0
+            request.get_response_sender().send(response, flags=flags)
+        return response
+
+    def _progress(self, denoising: Denoising) -> Any:
+        info = self._info(denoising) if denoising.done else {"step": denoising.step, "of": denoising.steps}
+        return pb_utils.InferenceResponse(
+            [
+                output_tensor("LATENTS", denoising.latents),
+                pb_utils.Tensor("PREVIEW", np.array([[not denoising.done]])),
+                text_tensor("INFO", json.dumps(info)),
+            ]
+        )
+
+    def _info(self, denoising: Denoising) -> dict[str, Any]:
+        request, report = denoising.request, denoising.report
+        return {
+            "seed": request.seed,
+            "steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "height": request.height,
+            "width": request.width,
+            "scheduler": scheduler_name(self._scheduler, request.scheduler),
+            "prompt_truncated": report["encoding"]["prompt_truncated"],
+            "loras": [],
+            "controlnets": [],
+            "shards": sorted(report["shards"]),
+            "unet_evaluations": denoising.steps,
+            "largest_batch": report["batch"],
+            "timings_ms": {
+                "text_encoder": round(report["encoding"]["ms"], 3),
+                "denoiser": round(1000 * (time.monotonic() - denoising.started), 3),
+            },
+        }
+
+    def _leave(self, identity: int) -> None:
+        denoising = self._running.pop(identity, None)
+        if denoising is not None and denoising.request.request_id is not None:
+            self._cancellable.leave(denoising.request.request_id)
+
+    def _forget_abandoned(self) -> None:
+        now = time.monotonic()
+        for identity in [key for key, run in self._running.items() if now - run.touched > ABANDONED_AFTER_S]:
+            self._leave(identity)
+
+
+def _raise_if_stopped(denoising: Denoising, cancellable: RunningRequests) -> None:
+    request, place_in_run = denoising.request, f"after step {denoising.step} of {denoising.steps}"
+    if request.request_id is not None and cancellable.is_cancelled(request.request_id):
+        raise RequestStopped(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}', _code("CANCELLED"))
+    if request.deadline is not None and time.time() > request.deadline:
+        raise RequestStopped(f"TIMEOUT_MS passed {place_in_run}", _code("UNAVAILABLE"))
+
+
+def _code(name: str) -> int:
+    """A code of `pb_utils.TritonError`; INTERNAL on servers that do not have it yet."""
+    return getattr(pb_utils.TritonError, name, pb_utils.TritonError.INTERNAL)
+
+
+def _error_code(error: Exception) -> int:
+    if isinstance(error, RequestStopped):
+        return error.code
+    return _code("INVALID_ARG" if isinstance(error, AlreadyRunningError) else "UNAVAILABLE")

@@ -1,0 +1,176 @@
+"""One request between its first and its last denoising step, and the UNet calls that a batch of them makes."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+from .schedulers import make_scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from diffusers import SchedulerMixin
+
+    from .request import GenerationRequest
+
+UNCONDITIONAL, CONDITIONAL = 0, 1
+"""Rows of a request's conditioning: the two halves of classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class LatentGeometry:
+    """Shapes that a checkpoint gives its latents, and the embeddings that its UNet takes beside the prompt's.
+
+    Attributes:
+        channels: Latent channels.
+        scale_factor: Pixels per latent cell.
+        guidance_embedding_width: Width of a guidance-distilled UNet's guidance embedding, else None.
+    """
+
+    channels: int
+    scale_factor: int
+    guidance_embedding_width: int | None = None
+
+
+class Denoising:
+    """State of one request: latents, sampler, generator, conditioning. All on the CPU in float32.
+
+    It repeats what diffusers' pipelines do around the UNet, in their order, so that the generator is drawn from alike:
+    initial noise, `scale_model_input`, guidance, `step`.
+
+    Attributes:
+        request: The request.
+        conditioning: What the UNet takes beside latents and timestep; a row per half: ENCODER_HIDDEN_STATES
+            [2, tokens, width], for SDXL TEXT_EMBEDS [2, pooled width] and TIME_IDS [2, 6], for guidance-distilled UNets
+            TIMESTEP_COND [2, guidance embedding width].
+        latents: [1, C, h, w].
+        step: Number of steps done.
+        report: What INFO will tell of the request beside its own values.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        own_scheduler: SchedulerMixin,
+        geometry: LatentGeometry,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None,
+    ) -> None:
+        """Draws the initial latents.
+
+        Args:
+            request: The completed request.
+            own_scheduler: The checkpoint's scheduler.
+            geometry: The checkpoint's latents.
+            prompt_embeds: [2, tokens, width]: negative prompt, prompt.
+            pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
+        """
+        self.request = request
+        self._scheduler = make_scheduler(own_scheduler, request.scheduler)
+        self._scheduler.set_timesteps(request.steps)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(0)
+        self._timesteps = list(self._scheduler.timesteps)
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        parameters = inspect.signature(self._scheduler.step).parameters
+        self._step_options = {"generator": generator} if "generator" in parameters else {}
+
+        height, width = request.height // geometry.scale_factor, request.width // geometry.scale_factor
+        noise = randn_tensor((1, geometry.channels, height, width), generator=generator, dtype=torch.float32)
+        self.latents = noise * self._scheduler.init_noise_sigma
+        self.conditioning = {"ENCODER_HIDDEN_STATES": prompt_embeds}
+        if pooled_prompt_embeds is not None:
+            size = (request.height, request.width)
+            time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
+            self.conditioning |= {"TEXT_EMBEDS": pooled_prompt_embeds, "TIME_IDS": time_ids.repeat(2, 1)}
+        distilled = geometry.guidance_embedding_width
+        if distilled is not None:
+            guidance = torch.tensor([request.guidance_scale - 1.0])
+            embedding = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, guidance, distilled)
+            self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
+        self._guided = request.guidance_scale > 1 and distilled is None
+        self.step = 0
+        self.report: dict[str, Any] = {}
+        self.started = self.touched = time.monotonic()
+
+    @property
+    def halves(self) -> tuple[int, ...]:
+        """Rows of the conditioning that have to be run."""
+        return (UNCONDITIONAL, CONDITIONAL) if self._guided else (CONDITIONAL,)
+
+    @property
+    def steps(self) -> int:
+        """UNet evaluations from noise to picture; some samplers take more than the request's `steps`."""
+        return len(self._timesteps)
+
+    @property
+    def done(self) -> bool:
+        """Whether the latents are final."""
+        return self.step == self.steps
+
+    def model_input(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled latents [1, C, h, w] and timestep [1, 1] of the current step, float32. Once per step."""
+        timestep = self._timesteps[self.step]
+        return self._scheduler.scale_model_input(self.latents, timestep), timestep.reshape(1, 1).float()
+
+    def advance(self, noise_predictions: dict[int, torch.Tensor]) -> None:
+        """Guidance and sampler step.
+
+        Args:
+            noise_predictions: Half → [1, C, h, w], for every one of `halves`.
+        """
+        prediction = noise_predictions[CONDITIONAL]
+        if self._guided:
+            unconditional = noise_predictions[UNCONDITIONAL]
+            prediction = unconditional + self.request.guidance_scale * (prediction - unconditional)
+        timestep = self._timesteps[self.step]
+        self.latents = self._scheduler.step(
+            prediction, timestep, self.latents, **self._step_options, return_dict=False
+        )[0]
+        self.step += 1
+
+
+@dataclass(frozen=True)
+class UNetCall:
+    """One call of one shard: rows of several requests with latents of one shape.
+
+    Attributes:
+        rows: (request, half) of each batch row.
+        tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
+    """
+
+    rows: tuple[tuple[Denoising, int], ...]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+
+
+def unet_calls(rows: Iterable[tuple[Denoising, int]], inputs: dict[Denoising, tuple[torch.Tensor, torch.Tensor]]) -> list[UNetCall]:
+    """The calls that evaluate the rows given to one shard: one per latent shape.
+
+    Args:
+        rows: (request, half) pairs.
+        inputs: `model_input()` of every request among them.
+    """
+    calls = []
+    by_shape = sorted(rows, key=lambda row: row[0].latents.shape)
+    for _, group in groupby(by_shape, key=lambda row: row[0].latents.shape):
+        members = tuple(group)
+        tensors = {
+            "LATENTS": _join([inputs[denoising][0] for denoising, _ in members]),
+            "TIMESTEPS": _join([inputs[denoising][1] for denoising, _ in members]),
+        }
+        for name in members[0][0].conditioning:
+            tensors[name] = _join([denoising.conditioning[name][half : half + 1] for denoising, half in members])
+        calls.append(UNetCall(members, tensors))
+    return calls
+
+
+def _join(rows: list[torch.Tensor]) -> torch.Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -1,0 +1,33 @@
+"""Latents → pixels, as the last lines of diffusers' pipelines do it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """The pictures of a batch of latents.
+
+    Args:
+        vae: On its device; one that overflows in float16 (`force_upcast`) is expected in float32.
+        latents: [B, C, h, w], float32.
+
+    Returns:
+        [B, H, W, 3] uint8 on the CPU.
+    """
+    latents = latents.to(vae.device, vae.dtype)
+    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        as_channels = {"device": vae.device, "dtype": vae.dtype}
+        scaled = latents * torch.tensor(std, **as_channels).view(1, -1, 1, 1) / vae.config.scaling_factor
+        latents = scaled + torch.tensor(mean, **as_channels).view(1, -1, 1, 1)
+    else:
+        latents = latents / vae.config.scaling_factor
+    pixels = vae.decode(latents, return_dict=False)[0].float()
+    pixels = (pixels * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu()

@@ -1,0 +1,47 @@
+"""Which shard evaluates which half of which request in one denoising step (SwiftDiffusion's latent parallelism)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .denoising import Denoising
+
+    Row = tuple[Denoising, int]
+
+
+def place(batch: Sequence[Denoising], shards: int) -> list[list[Row]]:
+    """Rows of every shard, for one step.
+
+    A request's two halves stay together unless splitting them shortens the step: one request in flight goes to two
+    shards at once, a batch that fills the shards with whole requests is not split, since splitting then only costs.
+    A step lasts as long as its fullest shard, counted in latent cells.
+
+    Args:
+        batch: The requests that take a step.
+        shards: Number of shards.
+
+    Returns:
+        For each shard its (request, half) rows; some may be empty. The pictures do not depend on the choice.
+    """
+    whole = _fill([[(denoising, half) for half in denoising.halves] for denoising in batch], shards)
+    split = _fill([[(denoising, half)] for denoising in batch for half in denoising.halves], shards)
+    return split if _longest(split) < _longest(whole) else whole
+
+
+def _fill(units: list[list[Row]], shards: int) -> list[list[Row]]:
+    """Largest unit first, each to the shard with the least to do."""
+    placed: list[list[Row]] = [[] for _ in range(shards)]
+    for unit in sorted(units, key=_cells, reverse=True):
+        min(placed, key=_cells).extend(unit)
+    return placed
+
+
+def _cells(rows: list[Row]) -> int:
+    return sum(denoising.latents.numel() for denoising, _ in rows)
+
+
+def _longest(placed: list[list[Row]]) -> int:
+    return max(_cells(rows) for rows in placed)

@@ -1,0 +1,57 @@
+"""The model `text_encoder`: the embeddings of a request's prompt and negative prompt."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from .backend import ModelSettings, input_text, output_tensor, text_tensor
+from .prompt_encoding import Embedding, PromptEncoder
+from .request import GenerationRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class TritonPythonModel:
+    """Encodes the texts of all requests of a batch at once."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Loads the text encoders; making the embedding of the empty prompt warms them up."""
+        settings = ModelSettings.from_triton(args)
+        self._encoder = PromptEncoder(settings.checkpoint, settings.device, settings.dtype)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""
+        start = time.perf_counter()
+        parsed = [GenerationRequest.from_json(input_text(request, "REQUEST")) for request in requests]
+        pairs = [
+            (self._encoder.negative(request.negative_prompt) if request.guidance_scale > 1 else None, request.prompt)
+            for request in parsed
+        ]
+        embeddings, encoded = self._encoder.encode([text for pair in pairs for text in pair if text is not None])
+        milliseconds = 1000 * (time.perf_counter() - start)
+        responses = []
+        for pair in pairs:
+            negative, positive = (self._encoder.zeros if text is None else embeddings[text] for text in pair)
+            report = {
+                "ms": milliseconds,
+                "cached": not encoded.intersection(pair),
+                "prompt_truncated": positive.truncated,
+            }
+            responses.append(pb_utils.InferenceResponse(self._tensors(negative, positive, report)))
+        return responses
+
+    @staticmethod
+    def _tensors(negative: Embedding, positive: Embedding, report: dict[str, Any]) -> list[Any]:
+        tensors = [
+            output_tensor("PROMPT_EMBEDS", torch.stack([negative.tokens, positive.tokens])[None]),
+            text_tensor("ENCODING", json.dumps(report)),
+        ]
+        if negative.pooled is not None and positive.pooled is not None:
+            tensors.append(output_tensor("POOLED_PROMPT_EMBEDS", torch.stack([negative.pooled, positive.pooled])[None]))
+        return tensors

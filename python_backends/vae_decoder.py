@@ -1,0 +1,48 @@
+"""The model `vae_decoder`: final latents become a picture; latents of a progress report become nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from .backend import ModelSettings, input_array, input_tensor, input_text, output_tensor, text_tensor
+from .latent_decoding import decode_latents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class TritonPythonModel:
+    """Decodes the latents of a batch (Triton only batches equal shapes) in one call."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Loads the autoencoder and decodes once at the default size."""
+        settings = ModelSettings.from_triton(args)
+        checkpoint = settings.checkpoint
+        overflows = settings.dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
+        self._vae = checkpoint.load_vae(settings.device, torch.float32 if overflows else settings.dtype)
+        height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
+        decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """IMAGE and INFO for final latents, INFO alone for the others."""
+        start = time.perf_counter()
+        final = [not input_array(request, "PREVIEW").any() for request in requests]
+        latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]
+        images = iter(decode_latents(self._vae, torch.cat(latents)).split(1) if latents else ())
+        milliseconds = 1000 * (time.perf_counter() - start)
+        responses = []
+        for request, last in zip(requests, final, strict=True):
+            info = input_text(request, "INFO")
+            tensors = []
+            if last:
+                report = json.loads(info)
+                report["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
+                info = json.dumps(report)
+                tensors.append(output_tensor("IMAGE", next(images)))
+            responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", info)]))
+        return responses

@@ -1,0 +1,138 @@
+"""Tiny random-weight checkpoints of both families, of the real classes, made on the fly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+WORDS = ("a", "red", "blue", "circle", "square", "cat", "above", "on", "photo", "blurry")
+"""Words with a token of their own; everything else is spelled in characters."""
+
+
+def tokenizer(directory: Path) -> CLIPTokenizer:
+    """A CLIP tokeniser with a token per printable character and per word of WORDS."""
+    directory.mkdir(parents=True, exist_ok=True)
+    characters = [chr(code) for code in range(33, 127)]
+    tokens = characters + [f"{character}</w>" for character in characters]
+    merges: list[str] = []
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merge = f"{parts[0]} {parts[1]}"
+            parts = [parts[0] + parts[1], *parts[2:]]
+            if merge not in merges:
+                merges.append(merge)
+            if parts[0] not in tokens:
+                tokens.append(parts[0])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary, merge_file = directory / "vocab.json", directory / "merges.txt"
+    vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    merge_file.write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    return CLIPTokenizer.from_pretrained(directory, model_max_length=77)
+
+
+def text_config(words: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
+    """A CLIP text encoder of two layers."""
+    return CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=projection,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+
+
+def vae(seed: int) -> AutoencoderKL:
+    """An autoencoder with four pixels per latent cell."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(16, 16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def sdxl(directory: Path, scheduler: SchedulerMixin | None = None, **pipeline_options: object) -> Path:
+    """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights."""
+    words = tokenizer(directory / "words")
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1, 2),
+        projection_class_embeddings_input_dim=8 * 6 + 24,
+        cross_attention_dim=16 + 24,
+        norm_num_groups=8,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae(1),
+        text_encoder=CLIPTextModel(text_config(words, 16, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(words, 24, 24)),
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=unet,
+        scheduler=scheduler
+        or EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+        **pipeline_options,
+    )
+    pipeline.save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
+    """An SD 1.5 checkpoint with pictures of 64×64 pixels and a UNet of random weights."""
+    words = tokenizer(directory / "words")
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=8,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae(1),
+        text_encoder=CLIPTextModel(text_config(words, 16, 16)),
+        tokenizer=words,
+        unet=unet,
+        scheduler=scheduler
+        or PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+__all__ = ["DDIMScheduler", "sd15", "sdxl"]
