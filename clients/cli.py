@@ -1,0 +1,22 @@
+"""`swiftdiffusion`: the one command, composed of the packages' subcommands.
+
+Command modules import what is heavy inside their functions, so that the client commands work without torch installed.
+"""
+
+import typer
+
+from ..python_backends.server.serve_command import serve
+
+app = typer.Typer(
+    name="swiftdiffusion",
+    help="Stable Diffusion XL and 1.5 with ControlNets and LoRAs on Triton.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+app.command()(serve)
+
+
+@app.callback()
+def main() -> None:
+    """Keeps `swiftdiffusion COMMAND` even with a single command."""

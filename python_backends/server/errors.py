@@ -1,0 +1,59 @@
+"""What can go wrong between `start` and `stop`, one exception per cause."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class LauncherError(Exception):
+    """Base of everything the launcher raises; its message is a sentence for the operator."""
+
+
+class ServerBinaryNotFoundError(LauncherError):
+    """There is no tritonserver that could be started."""
+
+
+class InvalidRepositoryError(LauncherError):
+    """The model repository directory is missing or holds no model."""
+
+
+class PortBusyError(LauncherError):
+    """A port cannot be listened on."""
+
+
+class UnsupportedOptionError(LauncherError):
+    """This version of tritonserver does not know an option that was asked for."""
+
+
+class StartupTimeoutError(LauncherError):
+    """The server was not ready in time."""
+
+
+class ServerDiedError(LauncherError):
+    """The server process ended although nobody asked it to."""
+
+
+@dataclass(frozen=True)
+class ModelFailure:
+    """One model that did not load and why."""
+
+    model: str
+    reason: str
+
+
+class ModelLoadError(LauncherError):
+    """Models did not load.
+
+    Attributes:
+        failures: the models at fault, each with its own error.
+        dependents: models that are down only because they are composed of those.
+        log_file: the server's whole log.
+    """
+
+    def __init__(self, failures: tuple[ModelFailure, ...], dependents: tuple[str, ...], log_file: Path) -> None:
+        lines = [f"model {failure.model!r} failed to load: {failure.reason}" for failure in failures]
+        if dependents:
+            lines.append(f"not served because of that: {', '.join(dependents)}")
+        super().__init__("\n".join(lines))
+        self.failures = failures
+        self.dependents = dependents
+        self.log_file = log_file

@@ -1,0 +1,106 @@
+"""Tuning of the server, and the command line it becomes."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .binary import ServerBinary
+from .errors import UnsupportedOptionError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What can be tuned; the defaults suit pictures up to 2048x2048.
+
+    Attributes:
+        cuda_memory_pool_mib: server-side CUDA pool per GPU; holds the tensors that travel between models on GPUs.
+        pinned_memory_pool_mib: pinned host memory for copies to and from GPUs.
+        shm_default_mib: shared memory that each Python backend instance starts with.
+        shm_growth_mib: step by which it grows when tensors do not fit.
+        http_max_input_mib: largest HTTP request body; None leaves the server's own limit. Needs Triton 25.02 or newer.
+        grpc_infer_allocation_pool: gRPC request/response objects kept for reuse; None leaves the server's default.
+        grpc_max_response_pool: cap of queued streaming responses per request; None leaves the default. Newer Tritons.
+        grpc_min_ping_interval_seconds: pings of idle clients that come more often than this close their connection.
+        auto_complete_config: let backends complete `config.pbtxt`. Off, because the repositories that `export` writes
+            are complete and completion starts every stub twice, which doubles the time to start.
+        startup_timeout_seconds: how long loading may take.
+        stop_timeout_seconds: how long requests in flight may take to finish when the server is stopped.
+        extra_arguments: passed to tritonserver as they are.
+    """
+
+    cuda_memory_pool_mib: int = 512
+    pinned_memory_pool_mib: int = 256
+    shm_default_mib: int = 1
+    shm_growth_mib: int = 1
+    http_max_input_mib: int | None = None
+    grpc_infer_allocation_pool: int | None = None
+    grpc_max_response_pool: int | None = None
+    grpc_min_ping_interval_seconds: float = 10.0
+    auto_complete_config: bool = False
+    startup_timeout_seconds: float = 600.0
+    stop_timeout_seconds: float = 30.0
+    extra_arguments: tuple[str, ...] = field(default=())
+
+    def arguments(self, binary: ServerBinary) -> list[str]:
+        """Command line arguments for tritonserver.
+
+        Raises:
+            UnsupportedOptionError: an option was set that this version does not have.
+        """
+        arguments = [
+            "--model-control-mode=explicit",
+            "--load-model=*",  # also models that only other models call: they are never loaded on demand
+            "--exit-on-error=false",  # stay up, so that every model that failed can be asked for its reason
+            "--strict-readiness=true",
+            f"--exit-timeout-secs={max(1, round(self.stop_timeout_seconds))}",
+            f"--pinned-memory-pool-byte-size={self.pinned_memory_pool_mib * MIB}",
+            f"--grpc-http2-min-recv-ping-interval-without-data={round(self.grpc_min_ping_interval_seconds * 1000)}",
+            f"--backend-config=python,shm-default-byte-size={self.shm_default_mib * MIB}",
+            f"--backend-config=python,shm-growth-byte-size={self.shm_growth_mib * MIB}",
+            f"--backend-config=python,stub-timeout-seconds={round(self.startup_timeout_seconds)}",
+        ]
+        devices = gpus()
+        arguments += [f"--cuda-memory-pool-byte-size={gpu}:{self.cuda_memory_pool_mib * MIB}" for gpu in devices]
+        if not self.auto_complete_config:
+            arguments.append("--disable-auto-complete-config")
+        if not devices:
+            arguments.append("--allow-gpu-metrics=false")
+        return arguments + self._version_dependent(binary) + list(self.extra_arguments)
+
+    def _version_dependent(self, binary: ServerBinary) -> list[str]:
+        wanted = {
+            "--http-max-input-size": self.http_max_input_mib and self.http_max_input_mib * MIB,
+            "--grpc-infer-allocation-pool-size": self.grpc_infer_allocation_pool,
+            "--grpc-max-response-pool-size": self.grpc_max_response_pool,
+        }
+        wanted = {option: value for option, value in wanted.items() if value is not None}
+        if not wanted:
+            return []
+        known = set(re.findall(r"^\s*(--[\w-]+)", binary.help(), re.MULTILINE))
+        unknown = [option for option in wanted if option not in known]
+        if unknown:
+            raise UnsupportedOptionError(f"{binary.path} is too old for {', '.join(unknown)}: leave it out")
+        return [f"{option}={value}" for option, value in wanted.items()]
+
+
+def models_of(repository: Path) -> list[str]:
+    """Names of the models of a repository: directories with a configuration or a version."""
+    return sorted(
+        path.name
+        for path in repository.iterdir()
+        if path.is_dir() and ((path / "config.pbtxt").exists() or any(path.glob("[0-9]*/")))
+    )
+
+
+def gpus() -> list[int]:
+    """Numbers of the GPUs that the driver lists, without importing torch."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    listing = subprocess.run([command, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+    return [int(number) for number in re.findall(r"^GPU (\d+):", listing, re.MULTILINE)]
+

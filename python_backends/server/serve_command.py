@@ -1,0 +1,189 @@
+"""`swiftdiffusion serve`: a Triton server on a model repository, from a terminal or as a container's main process."""
+
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .errors import LauncherError, ModelLoadError
+from .log import LogFollower, model_event
+from .options import ServerOptions, models_of
+from .triton_server import TritonServer
+
+_PRIVATE_LOG_BYTES = 16 << 20  # a streamed log needs no more of itself on disk
+_NETWORK, _MEMORY, _LIMITS = "Network", "Memory", "Limits"
+_DEFAULTS = ServerOptions()
+
+
+def serve(
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", help="Model repository directory.", show_default=True)
+    ] = Path("model_repository"),
+    http_port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=_NETWORK)] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=_NETWORK)] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=_NETWORK)] = 8002,
+    host: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_NETWORK,
+            help="Address to listen on. Loopback by default, because whoever reaches Triton's model control API can "
+            "load code into the server; 0.0.0.0 to serve a network or to publish a container's ports.",
+        ),
+    ] = "127.0.0.1",
+    log_file: Annotated[
+        Path | None, typer.Option(help="Write the server's log there instead of to the terminal.", dir_okay=False)
+    ] = None,
+    cuda_memory_pool_mib: Annotated[
+        int, typer.Option(min=0, rich_help_panel=_MEMORY, help="CUDA pool per GPU for tensors between models.")
+    ] = _DEFAULTS.cuda_memory_pool_mib,
+    pinned_memory_pool_mib: Annotated[
+        int, typer.Option(min=0, rich_help_panel=_MEMORY, help="Pinned host memory pool.")
+    ] = _DEFAULTS.pinned_memory_pool_mib,
+    shm_default_mib: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Shared memory each backend instance starts with.")
+    ] = _DEFAULTS.shm_default_mib,
+    shm_growth_mib: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Step by which that memory grows.")
+    ] = _DEFAULTS.shm_growth_mib,
+    http_max_input_mib: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_LIMITS, help="Largest HTTP request. Needs a newer Triton.")
+    ] = None,
+    grpc_infer_allocation_pool: Annotated[
+        int | None, typer.Option(min=0, rich_help_panel=_LIMITS, help="gRPC request objects kept for reuse.")
+    ] = None,
+    grpc_max_response_pool: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_LIMITS, help="Queued streaming responses. Newer Tritons.")
+    ] = None,
+    startup_timeout: Annotated[
+        float, typer.Option(min=1, rich_help_panel=_LIMITS, help="Seconds that loading may take.")
+    ] = _DEFAULTS.startup_timeout_seconds,
+    stop_timeout: Annotated[
+        float, typer.Option(min=1, rich_help_panel=_LIMITS, help="Seconds for requests in flight when stopping.")
+    ] = _DEFAULTS.stop_timeout_seconds,
+    auto_complete_config: Annotated[
+        bool, typer.Option(help="Let backends complete their config.pbtxt: starts every backend twice.")
+    ] = _DEFAULTS.auto_complete_config,
+    extra_arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- TRITONSERVER OPTIONS]", help="Passed to tritonserver.")
+    ] = None,
+) -> None:
+    """Serve a model repository until SIGINT or SIGTERM; Ctrl-C twice ends it at once."""
+    options = ServerOptions(
+        cuda_memory_pool_mib=cuda_memory_pool_mib,
+        pinned_memory_pool_mib=pinned_memory_pool_mib,
+        shm_default_mib=shm_default_mib,
+        shm_growth_mib=shm_growth_mib,
+        http_max_input_mib=http_max_input_mib,
+        grpc_infer_allocation_pool=grpc_infer_allocation_pool,
+        grpc_max_response_pool=grpc_max_response_pool,
+        auto_complete_config=auto_complete_config,
+        startup_timeout_seconds=startup_timeout,
+        stop_timeout_seconds=stop_timeout,
+        extra_arguments=tuple(extra_arguments or ()),
+    )
+    server = TritonServer(repository, http_port, grpc_port, metrics_port, log_file, host=host, options=options)
+    console = Console(stderr=True)
+    with _stop_signals():
+        try:
+            _run(server, console, streamed=log_file is None)
+        except KeyboardInterrupt:
+            console.print("stopped")
+        except LauncherError as error:
+            console.print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+def _run(server: TritonServer, console: Console, streamed: bool) -> None:
+    try:
+        server.start()
+        _wait_ready(server, console)
+        console.print(
+            f"ready: HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}  pid {server.pid}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        follower = LogFollower(server.log_path, _echo, _PRIVATE_LOG_BYTES) if streamed else None
+        try:
+            while True:
+                server.check_alive()
+                threading.Event().wait(0.2)
+        finally:
+            if follower is not None:
+                follower.close()
+    except LauncherError as error:
+        if streamed and server.started:
+            console.print(f"the server's log: {_kept_log(server.log_path)}", highlight=False, soft_wrap=True)
+        elif isinstance(error, ModelLoadError):
+            console.print(f"the server's log: {server.log_path}", highlight=False, soft_wrap=True)
+        raise
+    finally:
+        if server.started:
+            console.print("stopping the server")
+        server.stop()
+
+
+def _wait_ready(server: TritonServer, console: Console) -> None:
+    """Shows a bar over the models on a terminal, a line per model elsewhere."""
+    total = len(models_of(server.repository))
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("loading models", total=total)
+        loading: set[str] = set()
+
+        def show(line: str) -> None:
+            event = model_event(line)
+            if event is None:
+                return
+            if event.state == "loading":
+                loading.add(event.model)
+            else:
+                loading.discard(event.model)
+                progress.advance(task)
+                if not console.is_terminal:
+                    console.print(f"{event.state} {event.model}", highlight=False)
+            progress.update(task, description="loading " + (", ".join(sorted(loading)[:3]) or "models"))
+
+        follower = LogFollower(server.log_path, show)
+        try:
+            server.wait_ready()
+        finally:
+            follower.close()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _kept_log(log: Path) -> Path:
+    with tempfile.NamedTemporaryFile(prefix="tritonserver-", suffix=".log", delete=False) as kept:
+        shutil.copyfile(log, kept.name)
+    return Path(kept.name)
+
+
+def _echo(line: str) -> None:
+    typer.echo(line, file=sys.stderr)
+
+
+def _escaped(error: LauncherError) -> str:
+    return str(error).replace("[", "\\[")

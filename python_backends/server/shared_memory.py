@@ -1,0 +1,66 @@
+"""Ownership and clean-up of the regions in /dev/shm.
+
+Triton's Python backend makes one region per instance, called `<shm-region-prefix-name><uuid>`, and names it on the
+command line of the instance's stub process. Every launch has its own prefix that holds the server's pid, so whether
+a region is still in use can be told from its name alone.
+"""
+
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+
+from .processes import command_line, pid_namespace, processes
+
+logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFIX_VARIABLE = "SWIFTDIFFUSION_SHM_PREFIX"  # for backends that make regions of their own
+_NAME = re.compile(r"(?P<prefix>swiftdiffusion_(?P<namespace>\d+)_(?P<pid>\d+)_)")
+
+
+def region_prefix(pid: int | str) -> str:
+    """Start of the names of all regions of the server `pid` (or of a shell expression for it, such as `$$`)."""
+    return f"swiftdiffusion_{pid_namespace()}_{pid}_"
+
+
+def remove_regions(prefix: str) -> list[str]:
+    """Removes all regions whose names start with `prefix`; returns their names."""
+    removed = []
+    for path in sorted(SHARED_MEMORY.glob(f"{prefix}*")):
+        path.unlink(missing_ok=True)
+        removed.append(path.name)
+    return removed
+
+
+def remove_stale_regions() -> list[str]:
+    """Removes what servers that are dead left behind: regions, and stub processes that were stopped when they died.
+
+    Regions of living servers, of servers in other pid namespaces and of anybody else are not touched.
+
+    Returns:
+        The names of the removed regions.
+    """
+    removed = []
+    matches = (_NAME.match(path.name) for path in SHARED_MEMORY.iterdir())
+    prefixes = {match["prefix"]: match for match in matches if match is not None}
+    for prefix, match in prefixes.items():
+        if int(match["namespace"]) != pid_namespace() or prefix in command_line(int(match["pid"])):
+            continue
+        _kill_stubs(prefix)
+        removed += remove_regions(prefix)
+    if removed:
+        logger.info("removed %d shared-memory regions of a server that is gone", len(removed))
+    return removed
+
+
+def _kill_stubs(prefix: str) -> None:
+    for pid in processes():
+        arguments = command_line(pid)
+        if prefix in arguments and "triton_python_backend_stub" in arguments.partition(" ")[0]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            logger.warning("killed process %d, a stub of a server that is gone", pid)
