@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,17 @@ def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: Serving
         checkpoint_path: Its path as the backends find it: absolute, or relative to the repository's directory.
         options: How it is served.
     """
-    settings = {"checkpoint": checkpoint_path}
-    compute = {**settings, "dtype": options.dtype}
+    compute = {"checkpoint": checkpoint_path, "dtype": options.dtype, "threads": str(options.threads)}
+    geometry = {
+        "channels": checkpoint.latent_channels,
+        "scale_factor": checkpoint.vae_scale_factor,
+        "guidance_embedding_width": checkpoint.guidance_embedding_width,
+    }
+    sampling = {
+        "scheduler": json.dumps(dict(checkpoint.load_scheduler().config), sort_keys=True),
+        "latents": json.dumps(geometry),
+        "threads": str(options.threads),
+    }
     tokens, width = checkpoint.text_embedding_shape
     embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, tokens, width))]
     conditioning: list[Tensor] = [("ENCODER_HIDDEN_STATES", "FP32", (tokens, width))]
@@ -87,15 +97,24 @@ def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: Serving
 
     shard_names = [f"unet_shard{index}" for index in range(options.unet_shards)]
     configs = [
-        _preprocess(checkpoint, settings, options),
+        _preprocess(checkpoint, options),
         _batched(_python("text_encoder", request, [*embeddings, *encoding], compute, options, gpu=0), 0),
         *(
-            _denoiser(name, [*request, *embeddings, *encoding], progress, settings, shard_names, options)
+            _denoiser(name, [*request, *embeddings, *encoding], progress, sampling, shard_names, options)
             for name in ("denoiser", "denoiser_stream")
         ),
         *(
-            _batched(_python(name, [*latents, ("TIMESTEPS", "FP32", (1,)), *conditioning],
-                             [("NOISE_PRED", "FP32", latents[0][2])], compute, options, gpu=index), 2)
+            _batched(
+                _python(
+                    name,
+                    [*latents, ("TIMESTEPS", "FP32", (1,)), *conditioning],
+                    [("NOISE_PRED", "FP32", latents[0][2])],
+                    compute,
+                    options,
+                    gpu=index,
+                ),
+                2,
+            )
             for index, name in enumerate(shard_names)
         ),
         _batched(_python("vae_decoder", progress, [*image, *info], compute, options, gpu=0), 0),
@@ -124,7 +143,7 @@ def _python(
         group = pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
         group.gpus.append(options.gpus[gpu % len(options.gpus)])
     config.instance_group.append(group)
-    for key, value in sorted({**parameters, "threads": str(options.threads)}.items()):
+    for key, value in sorted(parameters.items()):
         config.parameters[key].string_value = value
     return config
 
@@ -136,7 +155,7 @@ def _batched(config: pb.ModelConfig, rows_per_request: int) -> pb.ModelConfig:
     return config
 
 
-def _preprocess(checkpoint: Checkpoint, settings: dict[str, str], options: ServingOptions) -> pb.ModelConfig:
+def _preprocess(checkpoint: Checkpoint, options: ServingOptions) -> pb.ModelConfig:
     height, width = checkpoint.default_size
     rules = {
         "steps": options.steps,
@@ -146,7 +165,7 @@ def _preprocess(checkpoint: Checkpoint, settings: dict[str, str], options: Servi
         "size_multiple": checkpoint.size_multiple,
         "max_size": options.max_size,
     }
-    parameters = {**settings, **{key: str(value) for key, value in rules.items()}}
+    parameters = {key: str(value) for key, value in rules.items()}
     config = _python("preprocess", [], [("REQUEST", "STRING", (1,))], parameters, options)
     config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
     return config

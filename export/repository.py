@@ -85,8 +85,6 @@ def _write_model(directory: Path, config: pb.ModelConfig) -> None:
         return
     name = "unet_shard" if config.name.startswith("unet_shard") else BACKEND_MODULES.get(config.name, config.name)
     (version / "model.py").write_text(
-        f"from swiftdiffusion.python_backends.{name} import TritonPythonModel\n\n__all__ = [\"TritonPythonModel\"]\n",
+        f'from swiftdiffusion.python_backends.{name} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n',
         "utf-8",
     )
-
-

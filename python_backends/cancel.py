@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .backend import input_text
 from .cancellation import cancel_request
+from .settings import input_text
 
 
 class TritonPythonModel:

@@ -11,9 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-
-class AlreadyRunningError(ValueError):
-    """A request with this REQUEST_ID is running."""
+from .request import InvalidRequestError
 
 
 class RunningRequests:
@@ -30,12 +28,12 @@ class RunningRequests:
         """Registers a request.
 
         Raises:
-            AlreadyRunningError: If the id is taken.
+            InvalidRequestError: If the id is taken.
         """
         try:
             (self._directory / _file_name(request_id)).touch(exist_ok=False)
         except FileExistsError:
-            raise AlreadyRunningError(
+            raise InvalidRequestError(
                 f'REQUEST_ID is "{request_id}", which a running request has; allowed: an id of its own'
             ) from None
 

@@ -148,7 +148,7 @@ class Checkpoint:
         return vae.to(device).requires_grad_(False).eval()
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
-        """diffusers' pipeline with tokenisers and text encoders only: its `encode_prompt` is the reference."""
+        """A pipeline of tokenisers and text encoders only: its `encode_prompt` is the reference."""
         parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
         return self._load_pipeline(parts, dtype=dtype).to(device)
 

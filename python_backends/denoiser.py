@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ModelSettings, error_response, input_tensor, input_text, output_tensor, text_tensor
-from .cancellation import AlreadyRunningError, RunningRequests
+from .backend import input_tensor, output_tensor, prepare_torch
+from .cancellation import RunningRequests
 from .denoising import Denoising, LatentGeometry, unet_calls
 from .placement import place
-from .request import GenerationRequest
+from .request import GenerationRequest, InvalidRequestError
 from .schedulers import scheduler_name
+from .settings import ModelSettings, error_response, input_text, text_tensor
 from .shard_pool import ShardError, ShardPool
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ ABANDONED_AFTER_S = 900.0
 """A request that the server has not handed over for this long is forgotten (its sequence ended without us)."""
 
 
-class RequestStopped(Exception):
+class RequestStoppedError(Exception):
     """A running request that ends without a picture: the message for its client and the code of its error."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -42,15 +43,13 @@ class TritonPythonModel:
     """Owns latents and sampler of every running request, and decides which shard evaluates what."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Reads the checkpoint's scheduler; the shards hold the weights."""
+        """Reads the checkpoint's scheduler and latent shapes from the parameters; the shards hold the weights."""
         settings = ModelSettings.from_triton(args)
-        checkpoint = settings.checkpoint
+        prepare_torch(settings)
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(dict(settings.config))
-        self._scheduler = checkpoint.load_scheduler()
-        self._geometry = LatentGeometry(
-            checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
-        )
-        self._has_pooled = checkpoint.pooled_width is not None
+        self._scheduler_config = json.loads(settings.parameters["scheduler"])
+        self._geometry = LatentGeometry(**json.loads(settings.parameters["latents"]))
+        self._has_pooled = any(tensor["name"] == "POOLED_PROMPT_EMBEDS" for tensor in settings.config["input"])
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
         self._cancellable = RunningRequests(settings.name)
         self._running: dict[int, Denoising] = {}
@@ -64,7 +63,7 @@ class TritonPythonModel:
                 denoising = self._running.get(identity) or self._join(identity, request)
                 _raise_if_stopped(denoising, self._cancellable)
                 outcomes[identity] = denoising
-            except (RequestStopped, AlreadyRunningError) as error:
+            except (RequestStoppedError, InvalidRequestError) as error:
                 outcomes[identity] = error
         self._step([denoising for denoising in outcomes.values() if isinstance(denoising, Denoising)], outcomes)
         responses = [self._respond(request, outcomes[request.correlation_id()]) for request in requests]
@@ -77,7 +76,7 @@ class TritonPythonModel:
             self._cancellable.enter(parsed.request_id)
         pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         embeddings = input_tensor(request, "PROMPT_EMBEDS")[0].clone()
-        denoising = Denoising(parsed, self._scheduler, self._geometry, embeddings, pooled)
+        denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled)
         denoising.report = {"encoding": json.loads(input_text(request, "ENCODING")), "shards": set(), "batch": 0}
         self._running[identity] = denoising
         return denoising
@@ -109,7 +108,7 @@ class TritonPythonModel:
                 denoising.advance(predictions[denoising])
             except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
                 pb_utils.Logger.log_error(f"sampler step failed: {error!r}")
-                failures[denoising] = RequestStopped(f"the sampler failed: {error}", _code("INTERNAL"))
+                failures[denoising] = RequestStoppedError(f"the sampler failed: {error}", _code("INTERNAL"))
         for identity, outcome in outcomes.items():
             if isinstance(outcome, Denoising) and outcome in failures:
                 outcomes[identity] = failures[outcome]
@@ -151,7 +150,7 @@ class TritonPythonModel:
             "guidance_scale": request.guidance_scale,
             "height": request.height,
             "width": request.width,
-            "scheduler": scheduler_name(self._scheduler, request.scheduler),
+            "scheduler": scheduler_name(self._scheduler_config, request.scheduler),
             "prompt_truncated": report["encoding"]["prompt_truncated"],
             "loras": [],
             "controlnets": [],
@@ -178,9 +177,9 @@ class TritonPythonModel:
 def _raise_if_stopped(denoising: Denoising, cancellable: RunningRequests) -> None:
     request, place_in_run = denoising.request, f"after step {denoising.step} of {denoising.steps}"
     if request.request_id is not None and cancellable.is_cancelled(request.request_id):
-        raise RequestStopped(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}', _code("CANCELLED"))
+        raise RequestStoppedError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}', _code("CANCELLED"))
     if request.deadline is not None and time.time() > request.deadline:
-        raise RequestStopped(f"TIMEOUT_MS passed {place_in_run}", _code("UNAVAILABLE"))
+        raise RequestStoppedError(f"TIMEOUT_MS passed {place_in_run}", _code("UNAVAILABLE"))
 
 
 def _code(name: str) -> int:
@@ -189,6 +188,6 @@ def _code(name: str) -> int:
 
 
 def _error_code(error: Exception) -> int:
-    if isinstance(error, RequestStopped):
+    if isinstance(error, RequestStoppedError):
         return error.code
-    return _code("INVALID_ARG" if isinstance(error, AlreadyRunningError) else "UNAVAILABLE")
+    return _code("INVALID_ARG" if isinstance(error, InvalidRequestError) else "UNAVAILABLE")

@@ -9,15 +9,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
+from .request import InvalidRequestError
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from diffusers import SchedulerMixin
+    from collections.abc import Iterable, Mapping
 
     from .request import GenerationRequest
 
@@ -59,7 +57,7 @@ class Denoising:
     def __init__(
         self,
         request: GenerationRequest,
-        own_scheduler: SchedulerMixin,
+        scheduler_config: Mapping[str, Any],
         geometry: LatentGeometry,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None,
@@ -68,14 +66,20 @@ class Denoising:
 
         Args:
             request: The completed request.
-            own_scheduler: The checkpoint's scheduler.
+            scheduler_config: Of the checkpoint's own scheduler.
             geometry: The checkpoint's latents.
             prompt_embeds: [2, tokens, width]: negative prompt, prompt.
             pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
+
+        Raises:
+            InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation).
         """
         self.request = request
-        self._scheduler = make_scheduler(own_scheduler, request.scheduler)
-        self._scheduler.set_timesteps(request.steps)
+        self._scheduler = make_scheduler(scheduler_config, request.scheduler)
+        try:
+            self._scheduler.set_timesteps(request.steps)
+        except ValueError as error:
+            raise InvalidRequestError(f"STEPS is {request.steps}; allowed by the scheduler: {error}") from None
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(0)
         self._timesteps = list(self._scheduler.timesteps)
@@ -93,6 +97,8 @@ class Denoising:
             self.conditioning |= {"TEXT_EMBEDS": pooled_prompt_embeds, "TIME_IDS": time_ids.repeat(2, 1)}
         distilled = geometry.guidance_embedding_width
         if distilled is not None:
+            from diffusers import StableDiffusionXLPipeline
+
             guidance = torch.tensor([request.guidance_scale - 1.0])
             embedding = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, guidance, distilled)
             self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
@@ -151,7 +157,9 @@ class UNetCall:
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
 
-def unet_calls(rows: Iterable[tuple[Denoising, int]], inputs: dict[Denoising, tuple[torch.Tensor, torch.Tensor]]) -> list[UNetCall]:
+def unet_calls(
+    rows: Iterable[tuple[Denoising, int]], inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]]
+) -> list[UNetCall]:
     """The calls that evaluate the rows given to one shard: one per latent shape.
 
     Args:

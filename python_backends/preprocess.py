@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .backend import ModelSettings, error_response, input_array, text_tensor
-from .request import GenerationRequest, InvalidRequestError, RequestRules, parse_request
-from .schedulers import make_scheduler
+from .request import InvalidRequestError, RequestRules, parse_request
+from .settings import ModelSettings, error_response, input_array, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +18,7 @@ class TritonPythonModel:
     """Parses, checks and completes requests; what follows can then batch, since every request looks alike."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Reads the checkpoint's rules from the model's parameters."""
+        """Reads the rules from the model's parameters."""
         settings = ModelSettings.from_triton(args)
         types = {"int": int, "float": float}
         self._rules = RequestRules(
@@ -30,7 +29,6 @@ class TritonPythonModel:
             }
         )
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
-        self._scheduler = settings.checkpoint.load_scheduler()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """REQUEST for each good request, INVALID_ARG for each other."""
@@ -40,16 +38,8 @@ class TritonPythonModel:
             given = {name: array[0] for name, array in arrays.items() if array is not None}
             try:
                 parsed = parse_request(given, self._rules)
-                self._check_steps(parsed)
             except InvalidRequestError as error:
                 responses.append(error_response(str(error), pb_utils.TritonError.INVALID_ARG))
                 continue
             responses.append(pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json())]))
         return responses
-
-    def _check_steps(self, request: GenerationRequest) -> None:
-        """Some schedulers bound the number of steps themselves (LCM: its distillation's)."""
-        try:
-            make_scheduler(self._scheduler, request.scheduler).set_timesteps(request.steps)
-        except (ValueError, IndexError) as error:
-            raise InvalidRequestError(f"STEPS is {request.steps}; allowed: what the scheduler takes ({error})") from None

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ModelSettings, input_text, output_tensor, text_tensor
+from .backend import ComputeSettings, output_tensor
 from .prompt_encoding import Embedding, PromptEncoder
 from .request import GenerationRequest
+from .settings import ModelSettings, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,8 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the text encoders; making the embedding of the empty prompt warms them up."""
-        settings = ModelSettings.from_triton(args)
-        self._encoder = PromptEncoder(settings.checkpoint, settings.device, settings.dtype)
+        compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
+        self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""

@@ -24,7 +24,8 @@ class UNet:
 
         Args:
             tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL
-                TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]; for guidance-distilled UNets TIMESTEP_COND [B, width].
+                TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]; for guidance-distilled UNets
+                TIMESTEP_COND [B, width].
                 Float32, on any device.
 
         Returns:

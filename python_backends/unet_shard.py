@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ModelSettings, input_tensor, output_tensor
+from .backend import ComputeSettings, input_tensor, output_tensor
+from .settings import ModelSettings
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class TritonPythonModel:
         """Loads the UNet and evaluates it once per half and once for both at the default size."""
         settings = ModelSettings.from_triton(args)
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
-        self._unet = UNet(settings.checkpoint, settings.device, settings.dtype)
+        compute = ComputeSettings.from_settings(settings)
+        self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
         for rows in (1, 2):
             self._unet(self._unet.example(rows))
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ModelSettings, input_array, input_tensor, input_text, output_tensor, text_tensor
+from .backend import ComputeSettings, input_tensor, output_tensor
 from .latent_decoding import decode_latents
+from .settings import ModelSettings, input_array, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,10 +22,10 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the autoencoder and decodes once at the default size."""
-        settings = ModelSettings.from_triton(args)
-        checkpoint = settings.checkpoint
-        overflows = settings.dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
-        self._vae = checkpoint.load_vae(settings.device, torch.float32 if overflows else settings.dtype)
+        compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
+        checkpoint = compute.checkpoint
+        overflows = compute.dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
+        self._vae = checkpoint.load_vae(compute.device, torch.float32 if overflows else compute.dtype)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
         decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
 

@@ -1,0 +1,67 @@
+"""A model's settings and texts: what a backend needs of Triton before it computes anything. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One model instance as its config.pbtxt describes it.
+
+    Attributes:
+        name: The model's name.
+        repository: The directory that holds the model's directory.
+        parameters: The config's `parameters`.
+        config: The whole config as Triton completed it.
+        gpu: Index of the instance's GPU; None on the CPU.
+    """
+
+    name: str
+    repository: Path
+    parameters: Mapping[str, str]
+    config: Mapping[str, Any]
+    gpu: int | None
+
+    @classmethod
+    def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
+        """Reads the arguments of `TritonPythonModel.initialize`."""
+        config = json.loads(args["model_config"])
+        return cls(
+            name=args["model_name"],
+            repository=Path(args["model_repository"]).parent,
+            parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
+            config=config,
+            gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
+        )
+
+
+def input_array(request: Any, name: str) -> np.ndarray | None:
+    """An input tensor on the CPU as numpy (a view of Triton's memory, valid during `execute`), or None if absent."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def input_text(request: Any, name: str) -> str:
+    """The one element of a required BYTES input."""
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)[0].decode("utf-8")
+
+
+def text_tensor(name: str, text: str) -> Any:
+    """A BYTES tensor of shape [1, 1]."""
+    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], dtype=object))
+
+
+def error_response(message: str, code: int | None = None) -> Any:
+    """A response that carries only an error; INTERNAL unless a code of `pb_utils.TritonError` is given."""
+    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
