@@ -1,1 +1,40 @@
 """Clients of the wire contract: Python, command line, perf_analyzer."""
+
+from .async_client import DEFAULT_URL, AsyncClient, Health, ModelState
+from .client import Client
+from .errors import (
+    InvalidRequest,
+    ModelNotFound,
+    RequestCancelled,
+    RequestTimeout,
+    ServerFailure,
+    ServerUnavailable,
+    StreamingUnsupported,
+    SwiftDiffusionError,
+)
+from .request import ControlNet, GenerationRequest, Lora
+from .result import ControlNetReport, GenerationInfo, GenerationResult, LoraReport, Progress
+
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncClient",
+    "Client",
+    "ControlNet",
+    "ControlNetReport",
+    "GenerationInfo",
+    "GenerationRequest",
+    "GenerationResult",
+    "Health",
+    "InvalidRequest",
+    "Lora",
+    "LoraReport",
+    "ModelNotFound",
+    "ModelState",
+    "Progress",
+    "RequestCancelled",
+    "RequestTimeout",
+    "ServerFailure",
+    "ServerUnavailable",
+    "StreamingUnsupported",
+    "SwiftDiffusionError",
+]

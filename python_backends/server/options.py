@@ -103,4 +103,3 @@ def gpus() -> list[int]:
         return []
     listing = subprocess.run([command, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
     return [int(number) for number in re.findall(r"^GPU (\d+):", listing, re.MULTILINE)]
-

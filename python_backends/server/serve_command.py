@@ -135,7 +135,13 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
 def _wait_ready(server: TritonServer, console: Console) -> None:
     """Shows a bar over the models on a terminal, a line per model elsewhere."""
     total = len(models_of(server.repository))
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("loading models", total=total)
         loading: set[str] = set()

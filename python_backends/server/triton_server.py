@@ -280,7 +280,7 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal is for the launcher alone
-                preexec_fn=terminate_with_parent if in_main_thread else None,  # noqa: PLW1509
+                preexec_fn=terminate_with_parent if in_main_thread else None,
             )
 
     def _repository_index(self) -> list[dict[str, Any]] | None:

@@ -1,0 +1,223 @@
+"""The asyncio client, over gRPC or HTTP."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, SwiftDiffusionError
+from .request import GenerationRequest, cancel_tensors
+from .result import GenerationResult, Progress, parse_progress, parse_result
+from .transport import Transport, open_transport
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+ENTRY_MODELS = ("sdxl", "sd15")
+CANCEL_MODEL = "cancel"
+
+_HEALTH_SECONDS = 10.0
+_CANCEL_SECONDS = 5.0
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One model of the server's repository; `reason` says why it is not `READY`."""
+
+    name: str
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the server is.
+
+    Attributes:
+        version: of the server.
+        ready: the server and all models take requests.
+        models: every model of the repository.
+    """
+
+    version: str
+    ready: bool
+    models: tuple[ModelState, ...]
+
+
+class AsyncClient:
+    """Pictures from a SwiftDiffusion server, with asyncio; an asynchronous context manager.
+
+    Any number of tasks of one event loop may use a client at the same time. Cancelling a task that waits for a
+    picture cancels the request on the server too.
+
+    Args:
+        url: `grpc://HOST:8001` or `http://HOST:8000`; `grpcs` and `https` for TLS.
+        model: the entry model; None takes whichever of `sdxl` and `sd15` the server has.
+        timeout: seconds that a picture may take; None waits as long as the server works on it.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None) -> None:
+        self.url = url
+        self.timeout = timeout
+        self._model = model
+        self._transport: Transport | None = None
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """One picture.
+
+        Raises:
+            SwiftDiffusionError: one of its subclasses, with the server's sentence.
+            ValueError: the request cannot be sent, such as control images of different sizes.
+        """
+        request = request.with_request_id()
+        tensors = request.tensors()
+        model = await self.model()
+        start = time.monotonic()
+        async with self._cancelled_on_server(request):
+            outputs = await asyncio.wait_for(self._open().infer(model, tensors), self.timeout)
+        return parse_result(outputs, request.request_id or "", time.monotonic() - start)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Progress | GenerationResult, None]:
+        """Progress after each step, then the picture. gRPC only.
+
+        Leaving the iteration early cancels the request; use `contextlib.aclosing` to have that happen at once.
+
+        Raises:
+            StreamingUnsupported: the URL is HTTP.
+            SwiftDiffusionError: as `generate`.
+        """
+        request = request.with_request_id()
+        tensors = request.tensors()
+        transport = self._open()
+        model = f"{await self.model()}_stream"
+        start = time.monotonic()
+        async with self._cancelled_on_server(request), aclosing(transport.stream(model, tensors)) as answers:
+            while True:
+                left = None if self.timeout is None else self.timeout - (time.monotonic() - start)
+                try:
+                    outputs = await asyncio.wait_for(anext(answers), left)
+                except StopAsyncIteration:
+                    outputs = {}
+                if outputs and outputs["IMAGE"] is None:
+                    progress = parse_progress(outputs)
+                    if progress is not None:
+                        yield progress
+                    continue
+                yield parse_result(outputs, request.request_id or "", time.monotonic() - start)
+                return
+
+    async def cancel(self, request_id: str) -> bool:
+        """Cancels a request; its caller gets `RequestCancelled`.
+
+        Returns:
+            Whether such a request was running.
+        """
+        call = self._open().infer(CANCEL_MODEL, cancel_tensors(request_id), outputs=("CANCELLED",))
+        answer = (await asyncio.wait_for(call, _CANCEL_SECONDS))["CANCELLED"]
+        return answer is not None and bool(answer.any())
+
+    async def model(self) -> str:
+        """Name of the entry model.
+
+        Raises:
+            ModelNotFound: the server has neither `sdxl` nor `sd15` ready.
+        """
+        if self._model is None:
+            for name in ENTRY_MODELS:
+                if await self._within_health_time(self._open().model_ready(name)):
+                    self._model = name
+                    break
+            else:
+                raise ModelNotFound(f"the server at {self.url} has none of {', '.join(ENTRY_MODELS)} ready")
+        return self._model
+
+    async def can_stream(self) -> bool:
+        """Whether `stream` would work: gRPC, and the server has the entry model's streaming twin."""
+        if not self.url.startswith("grpc"):
+            return False
+        return await self._within_health_time(self._open().model_ready(f"{await self.model()}_stream"))
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers and all its models are ready; False, not an error, when nobody answers."""
+        try:
+            return await self._within_health_time(self._open().server_ready())
+        except SwiftDiffusionError as error:  # Triton answers "not ready" with an error status over HTTP
+            logger.debug("not ready: %s", error)
+            return False
+
+    async def health(self) -> Health:
+        """State of the server and of each model.
+
+        Raises:
+            ServerUnavailable: nobody answers.
+        """
+        transport = self._open()
+        version, ready, index = await self._within_health_time(
+            asyncio.gather(transport.version(), self.is_ready(), transport.models())
+        )
+        models = (ModelState(m["name"], m.get("state", "UNAVAILABLE"), m.get("reason", "")) for m in index)
+        return Health(version, ready, tuple(models))
+
+    async def wait_until_ready(self, timeout: float = 300.0) -> None:
+        """Waits until the server and all its models are ready.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ServerUnavailable: it was not ready in time.
+        """
+        deadline = time.monotonic() + timeout
+        while not await self.is_ready():
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(f"the server at {self.url} was not ready within {timeout:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._transport is not None:
+            await self._transport.close()
+            self._transport = None
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> Transport:
+        if self._transport is None:
+            self._transport = open_transport(self.url)
+        return self._transport
+
+    async def _within_health_time(self, call: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(call, _HEALTH_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise ServerUnavailable(f"the server at {self.url} does not answer within {_HEALTH_SECONDS:g} s") from error
+
+    @asynccontextmanager
+    async def _cancelled_on_server(self, request: GenerationRequest) -> AsyncIterator[None]:
+        """Frees the server of a request that nobody waits for any more: a step in an ensemble does not see that."""
+        try:
+            yield
+        except asyncio.TimeoutError as error:
+            await self._try_to_cancel(request)
+            raise RequestTimeout(f"no picture within {self.timeout:g} s") from error
+        except (asyncio.CancelledError, GeneratorExit):
+            await asyncio.shield(self._try_to_cancel(request))
+            raise
+
+    async def _try_to_cancel(self, request: GenerationRequest) -> None:
+        try:
+            await self.cancel(request.request_id or "")
+        except (SwiftDiffusionError, asyncio.TimeoutError) as error:
+            logger.warning("request %s could not be cancelled on the server: %s", request.request_id, error)

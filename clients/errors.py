@@ -1,0 +1,72 @@
+"""What a request can end in, one exception per cause; messages are the server's own sentences."""
+
+_UNREACHABLE = ("failed to connect", "DNS resolution failed", "Socket closed", "Connection reset", "recvmsg:")
+
+
+class SwiftDiffusionError(Exception):
+    """Base of everything the clients raise about a server or a request."""
+
+
+class InvalidRequest(SwiftDiffusionError):  # noqa: N818
+    """The server refused the request: the message names the field, its value and what is allowed."""
+
+
+class ModelNotFound(SwiftDiffusionError):  # noqa: N818
+    """The server does not serve the model that was asked for."""
+
+
+class ServerUnavailable(SwiftDiffusionError):  # noqa: N818
+    """Nobody answers, or the server, or a part of it that the request needs, cannot take requests now."""
+
+
+class RequestCancelled(SwiftDiffusionError):  # noqa: N818
+    """The request was cancelled by its id."""
+
+
+class RequestTimeout(SwiftDiffusionError):  # noqa: N818
+    """The request took longer than its `timeout_ms` or than the call's timeout."""
+
+
+class ServerFailure(SwiftDiffusionError):  # noqa: N818
+    """The server failed while it worked on the request."""
+
+
+class StreamingUnsupported(SwiftDiffusionError):  # noqa: N818
+    """Progress was asked for over HTTP; it needs a gRPC URL."""
+
+
+_BY_STATUS: dict[str, type[SwiftDiffusionError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "400": InvalidRequest,
+    "413": InvalidRequest,
+    "NOT_FOUND": ModelNotFound,
+    "404": ModelNotFound,
+    "UNAVAILABLE": ServerUnavailable,
+    "503": ServerUnavailable,
+    "CANCELLED": RequestCancelled,
+    "499": RequestCancelled,
+    "DEADLINE_EXCEEDED": RequestTimeout,
+    "504": RequestTimeout,
+}
+
+
+def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffusionError:
+    """The exception for a status of the server.
+
+    Args:
+        status: gRPC (`StatusCode.INVALID_ARGUMENT`) or HTTP (`400`) status, None if there is none.
+        message: the server's sentence.
+        url: the server's URL.
+    """
+    code = (status or "").removeprefix("StatusCode.")
+    kind = _BY_STATUS.get(code, ServerFailure)
+    if kind is ServerUnavailable and message.startswith(_UNREACHABLE):
+        return unreachable(url, message)
+    if kind in (ServerUnavailable, RequestCancelled) and "TIMEOUT_MS" in message:
+        kind = RequestTimeout  # gRPC's own code for that is not among those a Triton model can return
+    return kind(message)
+
+
+def unreachable(url: str, reason: object) -> ServerUnavailable:
+    """Nobody answers at a URL."""
+    return ServerUnavailable(f"no server answers at {url} ({reason})")

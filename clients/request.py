@@ -1,0 +1,156 @@
+"""What can be asked of the server, and the tensors it travels in (the wire contract's input side)."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | Path
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of the server's catalogue; `scale` None is the server's default."""
+
+    name: str
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet of the server: its scale, and the part of the steps, 0 to 1, in which it steers."""
+
+    name: str
+    scale: float | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input of the wire contract: `data` is of shape [1, ...], BYTES as objects."""
+
+    name: str
+    datatype: str
+    data: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One picture. What is None or empty is not sent: the server's default applies.
+
+    Attributes:
+        prompt: what to show.
+        negative_prompt: what not to show.
+        seed: noise of the start; the server draws and reports one otherwise.
+        steps: denoising steps.
+        guidance_scale: weight of the prompt; 1 or less turns classifier-free guidance off.
+        height: in pixels.
+        width: in pixels.
+        scheduler: name of the sampler, such as `euler`, `ddim`, `dpmpp_2m`.
+        loras: adapters, in any order.
+        lora_bound: steps that may run before the LoRAs are on; 0 waits for them.
+        lora_patch_step: apply the LoRAs at exactly this step, to repeat an earlier result.
+        controlnets: ControlNets, in the order of `control_images`.
+        control_images: one picture per ControlNet, all of the same size: PIL, uint8 array [H, W, 3] or a file.
+        request_id: handle for `cancel`; the client makes one up otherwise.
+        timeout_ms: give up on the server after this long.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    scheduler: str | None = None
+    loras: Sequence[Lora] = ()
+    lora_bound: int | None = None
+    lora_patch_step: int | None = None
+    controlnets: Sequence[ControlNet] = ()
+    control_images: Sequence[Picture] = ()
+    request_id: str | None = None
+    timeout_ms: int | None = None
+
+    def with_request_id(self) -> "GenerationRequest":
+        """This request, with an id of its own if it has none."""
+        return self if self.request_id is not None else replace(self, request_id=uuid.uuid4().hex)
+
+    def tensors(self) -> list[Tensor]:
+        """The inputs of the wire contract that are set.
+
+        Raises:
+            ValueError: the control images differ in size or are no RGB pictures.
+        """
+        tensors = [
+            _scalar(name, datatype, value)
+            for name, datatype, value in (
+                ("PROMPT", "BYTES", self.prompt),
+                ("NEGATIVE_PROMPT", "BYTES", self.negative_prompt),
+                ("SEED", "INT64", self.seed),
+                ("STEPS", "INT32", self.steps),
+                ("GUIDANCE_SCALE", "FP32", self.guidance_scale),
+                ("HEIGHT", "INT32", self.height),
+                ("WIDTH", "INT32", self.width),
+                ("SCHEDULER", "BYTES", self.scheduler),
+                ("LORAS", "BYTES", _entries(self.loras)),
+                ("LORA_BOUND", "INT32", self.lora_bound),
+                ("LORA_PATCH_STEP", "INT32", self.lora_patch_step),
+                ("CONTROLNETS", "BYTES", _entries(self.controlnets)),
+                ("REQUEST_ID", "BYTES", self.request_id),
+                ("TIMEOUT_MS", "INT32", self.timeout_ms),
+            )
+            if value is not None
+        ]
+        if self.control_images:
+            tensors.append(Tensor("CONTROL_IMAGES", "UINT8", _stacked(self.control_images)))
+        return tensors
+
+
+def cancel_tensors(request_id: str) -> list[Tensor]:
+    """Input of the model `cancel`."""
+    return [_scalar("REQUEST_ID", "BYTES", request_id)]
+
+
+_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+
+
+def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:
+    if isinstance(value, str):
+        return Tensor(name, datatype, np.array([[value.encode()]], dtype=np.object_))
+    try:
+        return Tensor(name, datatype, np.array([[value]], dtype=_DTYPES[datatype]))
+    except OverflowError as error:
+        raise ValueError(f"{name} is {value}, which does not fit {datatype}") from error
+
+
+def _entries(adapters: Sequence[Lora | ControlNet]) -> str | None:
+    if not adapters:
+        return None
+    return json.dumps([{k: v for k, v in asdict(adapter).items() if v is not None} for adapter in adapters])
+
+
+def _stacked(pictures: Sequence[Picture]) -> npt.NDArray[np.uint8]:
+    arrays = [_pixels(picture) for picture in pictures]
+    sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in arrays]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"control images must be of one size; these are {', '.join(sizes)}")
+    return np.stack(arrays)[None]
+
+
+def _pixels(picture: Picture) -> npt.NDArray[np.uint8]:
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"a control image is {picture.dtype} {list(picture.shape)}; wanted: uint8 [H, W, 3]")
+        return picture
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    with Image.open(picture) as opened:
+        return np.asarray(opened.convert("RGB"))
