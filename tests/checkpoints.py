@@ -125,8 +125,7 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
         text_encoder=CLIPTextModel(text_config(words, 16, 16)),
         tokenizer=words,
         unet=unet,
-        scheduler=scheduler
-        or PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
+        scheduler=scheduler or PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

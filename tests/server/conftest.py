@@ -1,0 +1,54 @@
+"""Real tritonservers on free loopback ports, each started once per session of tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import checkpoints
+import pytest
+
+from swiftdiffusion.export.model_configs import ServingOptions
+from swiftdiffusion.export.repository import write_repository
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.server import TritonServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[TritonServer]:
+    """The committed repository: the demo family as the model `sdxl`."""
+    with TritonServer(ROOT / "model_repository") as running:
+        yield running
+
+
+class TinyServer:
+    """A server of a tiny random-weight checkpoint, with that checkpoint at hand for diffusers."""
+
+    def __init__(self, running: TritonServer, checkpoint: Path, model: str) -> None:
+        self.running, self.checkpoint, self.model = running, checkpoint, model
+        self.grpc_url, self.http_url, self.metrics_url = running.grpc_url, running.http_url, running.metrics_url
+
+
+@pytest.fixture(scope="session", params=["sdxl", "sd15"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
+    """A tiny checkpoint of either family, served by what the exporter writes for it."""
+    directory = tmp_path_factory.mktemp(request.param)
+    checkpoint = Checkpoint(getattr(checkpoints, request.param)(directory / "checkpoint"))
+    options = ServingOptions(
+        unet_shards=2,
+        gpus=(),
+        threads=1,
+        dtype="float32",
+        max_batch_size=8,
+        steps=4,
+        guidance_scale=5.0,
+        max_size=128,
+    )
+    write_repository(checkpoint, directory / "repository", options)
+    with TritonServer(directory / "repository") as running:
+        yield TinyServer(running, checkpoint.path, checkpoint.family)

@@ -1,0 +1,120 @@
+"""The oracle: a picture equals that of diffusers' pipeline, alone and in company."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from wire import generate
+
+TOLERANCE = 1.0
+"""Mean absolute difference of pixels, in units of 1/255."""
+
+SCHEDULERS = {
+    None: None,
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
+}
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny: Any) -> DiffusionPipeline:
+    """diffusers' pipeline of the served checkpoint."""
+    loaded = DiffusionPipeline.from_pretrained(tiny.checkpoint, dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def reference(pipeline: DiffusionPipeline, **fields: Any) -> np.ndarray:
+    """The picture that diffusers gives for a request's inputs."""
+    names = {
+        "PROMPT": "prompt",
+        "NEGATIVE_PROMPT": "negative_prompt",
+        "STEPS": "num_inference_steps",
+        "GUIDANCE_SCALE": "guidance_scale",
+        "HEIGHT": "height",
+        "WIDTH": "width",
+    }
+    own = pipeline.scheduler
+    class_name = SCHEDULERS[fields.get("SCHEDULER")]
+    if class_name is not None:
+        pipeline.scheduler = getattr(diffusers, class_name).from_config(own.config)
+    options = {names[field]: value for field, value in fields.items() if field in names}
+    try:
+        generator = torch.Generator("cpu").manual_seed(fields["SEED"])
+        return np.asarray(pipeline(**options, generator=generator).images[0])
+    finally:
+        pipeline.scheduler = own
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_every_scheduler(tiny: Any, pipeline: DiffusionPipeline, scheduler: str | None, guidance_scale: float) -> None:
+    fields = {"PROMPT": "a red circle", "SEED": 7, "STEPS": 6, "GUIDANCE_SCALE": guidance_scale}
+    if scheduler is not None:
+        fields["SCHEDULER"] = scheduler
+    picture = generate(tiny, tiny.model, **fields)
+    assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE
+    class_name = SCHEDULERS[scheduler] or type(pipeline.scheduler).__name__
+    assert picture.info["scheduler"] in (class_name, *(k for k, name in SCHEDULERS.items() if name == class_name))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 112)])
+@pytest.mark.parametrize("negative", [None, "", "blurry photo"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_sizes_and_negative_prompts(
+    tiny: Any, pipeline: DiffusionPipeline, size: tuple[int, int], negative: str | None, protocol: str
+) -> None:
+    fields = {"PROMPT": "a blue square", "SEED": 11, "STEPS": 4, "GUIDANCE_SCALE": 7.5}
+    fields |= {"HEIGHT": size[0], "WIDTH": size[1]}
+    if negative is not None:
+        fields["NEGATIVE_PROMPT"] = negative
+    picture = generate(tiny, tiny.model, protocol, **fields)
+    assert picture.image.shape == (*size, 3)
+    assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE
+
+
+def test_the_oracle_would_notice(tiny: Any) -> None:
+    """Prompt, negative prompt, guidance and seed each change these pictures by more than the tolerance."""
+    base = {"PROMPT": "a red circle", "NEGATIVE_PROMPT": "blurry", "SEED": 7, "STEPS": 6, "GUIDANCE_SCALE": 7.5}
+    picture = generate(tiny, tiny.model, **base)
+    for change in ({"PROMPT": "a cat"}, {"NEGATIVE_PROMPT": "a blue cat"}, {"GUIDANCE_SCALE": 1.0}, {"SEED": 8}):
+        assert picture.distance(generate(tiny, tiny.model, **(base | change))) > TOLERANCE, change
+
+
+def test_long_prompts_are_truncated_as_in_diffusers(tiny: Any, pipeline: DiffusionPipeline) -> None:
+    fields = {"PROMPT": "a red circle above a blue square " * 20, "SEED": 3, "STEPS": 3, "GUIDANCE_SCALE": 5.0}
+    picture = generate(tiny, tiny.model, **fields)
+    assert picture.info["prompt_truncated"]
+    assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE
+
+
+def test_pictures_in_company_equal_diffusers(tiny: Any, pipeline: DiffusionPipeline) -> None:
+    """Requests with other steps, schedulers, sizes, guidance in the same running batch change nothing."""
+    requests: list[dict[str, Any]] = []
+    for index, scheduler in enumerate([name for name in SCHEDULERS if name]):
+        for guidance_scale in (1.0, 6.0):
+            fields: dict[str, Any] = {"PROMPT": f"a cat {index}", "SEED": index, "STEPS": 12 + index}
+            fields |= {"SCHEDULER": scheduler, "GUIDANCE_SCALE": guidance_scale, "HEIGHT": 64 + 32 * (index % 2), "WIDTH": 64}
+            if index % 3 == 0:
+                fields["NEGATIVE_PROMPT"] = "blurry"
+            requests.append(fields)
+    with ThreadPoolExecutor(len(requests)) as threads:
+        pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
+    assert max(picture.info["largest_batch"] for picture in pictures) > 4
+    for fields, picture in zip(requests, pictures, strict=True):
+        assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE, fields
+
+
+def test_the_reported_seed_repeats_a_picture_without_one(tiny: Any) -> None:
+    first = generate(tiny, tiny.model, PROMPT="a cat")
+    assert first.distance(generate(tiny, tiny.model, PROMPT="a cat", SEED=first.info["seed"])) <= TOLERANCE
+    assert first.distance(generate(tiny, tiny.model, PROMPT="a cat")) > TOLERANCE

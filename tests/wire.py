@@ -1,0 +1,72 @@
+"""The wire contract from outside: raw tritonclient, nothing of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+import tritonclient.http as http
+
+TYPES = {
+    "PROMPT": "BYTES",
+    "NEGATIVE_PROMPT": "BYTES",
+    "SEED": "INT64",
+    "STEPS": "INT32",
+    "GUIDANCE_SCALE": "FP32",
+    "HEIGHT": "INT32",
+    "WIDTH": "INT32",
+    "SCHEDULER": "BYTES",
+    "LORAS": "BYTES",
+    "LORA_BOUND": "INT32",
+    "LORA_PATCH_STEP": "INT32",
+    "CONTROLNETS": "BYTES",
+    "REQUEST_ID": "BYTES",
+    "TIMEOUT_MS": "INT32",
+}
+NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a request came back with."""
+
+    image: np.ndarray
+    info: dict[str, Any]
+
+    def distance(self, other: np.ndarray | Picture) -> float:
+        """Mean absolute difference in units of 1/255."""
+        pixels = other.image if isinstance(other, Picture) else other
+        assert self.image.shape == pixels.shape
+        return float(np.abs(self.image.astype(np.float64) - pixels).mean())
+
+
+def array(field: str, value: Any) -> np.ndarray:
+    """A value as the contract's [1, 1] tensor."""
+    if TYPES[field] == "BYTES":
+        return np.array([[value if isinstance(value, bytes) else value.encode()]], dtype=object)
+    return np.array([[value]], NUMPY[TYPES[field]])
+
+
+def inputs(protocol: Any, fields: dict[str, Any]) -> list[Any]:
+    """Inputs for `tritonclient.grpc` or `tritonclient.http`; values that are arrays are sent as they are."""
+    tensors = []
+    for field, value in fields.items():
+        data = value if isinstance(value, np.ndarray) else array(field, value)
+        dtype = "UINT8" if field == "CONTROL_IMAGES" else TYPES[field]
+        tensor = protocol.InferInput(field, data.shape, dtype)
+        tensor.set_data_from_numpy(data)
+        tensors.append(tensor)
+    return tensors
+
+
+def generate(server: Any, model: str, protocol: str = "grpc", **fields: Any) -> Picture:
+    """One picture over gRPC or HTTP."""
+    module = {"grpc": grpc, "http": http}[protocol]
+    address = {"grpc": server.grpc_url, "http": server.http_url}[protocol].split("://")[-1]
+    with module.InferenceServerClient(address) as client:
+        result = client.infer(model, inputs(module, fields))
+    info = result.as_numpy("INFO")[0, 0]
+    return Picture(result.as_numpy("IMAGE")[0], json.loads(info))
