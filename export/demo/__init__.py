@@ -1,0 +1,1 @@
+"""The demo family: a small SDXL trained from nothing on procedurally drawn, captioned pictures."""
