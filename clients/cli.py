@@ -5,7 +5,10 @@ Command modules import what is heavy inside their functions, so that the client 
 
 import typer
 
+from ..export.command import export
+from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
+from .generate_command import generate
 
 app = typer.Typer(
     name="swiftdiffusion",
@@ -15,8 +18,6 @@ app = typer.Typer(
 )
 
 app.command()(serve)
-
-
-@app.callback()
-def main() -> None:
-    """Keeps `swiftdiffusion COMMAND` even with a single command."""
+app.command()(generate)
+app.command()(export)
+app.command()(doctor)

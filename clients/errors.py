@@ -1,5 +1,8 @@
 """What a request can end in, one exception per cause; messages are the server's own sentences."""
 
+import re
+
+_CANCELLED = re.compile(r'REQUEST_ID ".*" was cancelled', re.DOTALL)
 _UNREACHABLE = ("failed to connect", "DNS resolution failed", "Socket closed", "Connection reset", "recvmsg:")
 
 
@@ -64,6 +67,8 @@ def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffus
         return unreachable(url, message)
     if kind in (ServerUnavailable, RequestCancelled) and "TIMEOUT_MS" in message:
         kind = RequestTimeout  # gRPC's own code for that is not among those a Triton model can return
+    if kind is InvalidRequest and _CANCELLED.search(message):
+        kind = RequestCancelled  # Triton's HTTP API answers 400 to what its gRPC API calls CANCELLED
     return kind(message)
 
 

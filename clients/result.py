@@ -1,7 +1,7 @@
 """What comes back: the picture, the report on how it was made, progress (the wire contract's output side)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -68,7 +68,7 @@ class GenerationResult:
         seconds: from sending to receiving, as this client saw it.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8] = field(repr=False)
     info: GenerationInfo
     request_id: str
     seconds: float

@@ -87,7 +87,7 @@ class Transport(ABC):
         except InferenceServerException as error:
             raise self._translate(error) from error
         except self._connection_errors as error:
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, getattr(error, "strerror", None) or error) from error
 
     def _translate(self, error: InferenceServerException) -> SwiftDiffusionError:
         return error_from_status(error.status(), error.message() or "", self.url)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ from .shared_memory import PREFIX_VARIABLE, region_prefix, remove_regions, remov
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
-_RUN_DIRECTORY = re.compile(r"swiftdiffusion_(?P<namespace>\d+)_(?P<pid>\d+)_\w+$")
+_PRIVATE_DIRECTORY = re.compile(r"swiftdiffusion[_-]\d+[_-](?P<pid>\d+)(_\w+)?")
 # The shell's pid becomes the server's by exec: so the prefix can hold a pid that is known before the server exists.
 _EXEC = 'export {variable}="{prefix}"; exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
 
@@ -219,6 +220,7 @@ class TritonServer:
             kill_group(process.pid)
             process.wait()
             remove_regions(region_prefix(process.pid))
+            shutil.rmtree(_backends_directory(process.pid), ignore_errors=True)
             shutil.rmtree(directory, ignore_errors=True)
             self._directory = None
 
@@ -317,10 +319,17 @@ def _cleaned(reason: str) -> str:
     return "\n  ".join(line.strip() for line in reason.strip(" ;\n").splitlines() if line.strip())
 
 
+def _backends_directory(pid: int | str) -> Path:
+    """Where the backends of a server keep files for each other."""
+    return Path(tempfile.gettempdir()) / f"swiftdiffusion-{os.getuid()}-{pid}"
+
+
 def _remove_stale_directories() -> None:
-    """Removes the private directories of launchers that were killed."""
-    for path in Path(tempfile.gettempdir()).glob(f"swiftdiffusion_{pid_namespace()}_*"):
-        match = _RUN_DIRECTORY.fullmatch(path.name)
+    """Removes the private directories of launchers and servers that were killed."""
+    temporary = Path(tempfile.gettempdir())
+    owned = [temporary.glob(f"swiftdiffusion_{pid_namespace()}_*"), temporary.glob(_backends_directory("*").name)]
+    for path in itertools.chain.from_iterable(owned):
+        match = _PRIVATE_DIRECTORY.fullmatch(path.name)
         if match and not command_line(int(match["pid"])):
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 shutil.rmtree(path)

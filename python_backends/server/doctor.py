@@ -1,0 +1,165 @@
+"""What a server needs from the machine, checked one by one."""
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .binary import PYTHON_VERSION, ServerBinary, find_server_binary
+from .checkpoints import check_checkpoints
+from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
+from .ports import check_ports
+from .shared_memory import SHARED_MEMORY
+
+MIB = 1 << 20
+SHARED_MEMORY_NEEDED = 64 * MIB  # a dozen instances at their start, and tensors of a few pictures
+WHEEL_GLIBC = (2, 35)
+DEFAULT_PORTS = {"--http-port": 8000, "--grpc-port": 8001, "--metrics-port": 8002}
+_PACKAGE = "swiftdiffusion"
+
+
+class Status(Enum):
+    """Outcome of a check."""
+
+    OK = "ok"
+    WARNING = "warning"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, what was found, and what to do about it if that is not good."""
+
+    subject: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def run_checks(repository: Path | None) -> Iterator[Check]:
+    """All checks, in the order in which a start would meet their subjects.
+
+    Args:
+        repository: model repository whose checkpoints are looked for; None leaves them out.
+    """
+    yield Check("Python", Status.OK, f"{platform.python_version()} ({sys.executable})")
+    yield from _server()
+    yield _gpu()
+    yield _shared_memory()
+    yield from _packages()
+    if repository is not None:
+        for checkpoint in check_checkpoints(repository):
+            status = Status.OK if checkpoint.problem is None else Status.MISSING
+            yield Check(f"checkpoint of {checkpoint.models}", status, checkpoint.found, checkpoint.problem or "")
+    yield from _ports()
+
+
+def _server() -> Iterator[Check]:
+    try:
+        binary = find_server_binary()
+    except LauncherError as error:
+        yield Check("tritonserver", Status.MISSING, "none", str(error))
+        return
+    yield Check("tritonserver", Status.OK, f"{binary.path} ({binary.source})")
+    yield _stub(binary)
+    if binary.wheel is not None:
+        yield _glibc()
+
+
+def _stub(binary: ServerBinary) -> Check:
+    subject = "Python backend stub"
+    stub = binary.stub()
+    if stub is not None:
+        return Check(subject, Status.OK, f"for Python {PYTHON_VERSION}" if binary.wheel else str(stub))
+    if binary.wheel is None:
+        return Check(subject, Status.WARNING, "not beside the server", "pass --backend-directory to tritonserver")
+    return Check(subject, Status.MISSING, f"none for Python {PYTHON_VERSION}", "make the venv with Python 3.10 to 3.13")
+
+
+def _glibc() -> Check:
+    name, version = platform.libc_ver()
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    needed = ".".join(map(str, WHEEL_GLIBC))
+    if name == "glibc" and numbers >= WHEEL_GLIBC:
+        return Check("glibc", Status.OK, version)
+    advice = f"the wheel's server needs glibc {needed} or newer: a newer distribution, or NVIDIA's Triton image"
+    return Check("glibc", Status.MISSING, f"{name} {version}".strip() or "not glibc", advice)
+
+
+def _gpu() -> Check:
+    command = shutil.which("nvidia-smi")
+    listed: list[str] = []
+    if command is not None:
+        answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False, timeout=60)
+        listed = re.findall(r"^GPU \d+: (.+?) \(UUID", answer.stdout, re.MULTILINE)
+    usable = _torch_gpus()
+    if listed and usable == len(listed):
+        return Check("GPU", Status.OK, ", ".join(listed))
+    if listed:
+        advice = "install a torch built for the driver's CUDA version (`python -c 'import torch; torch.cuda.init()'`)"
+        return Check("GPU", Status.WARNING, f"{', '.join(listed)}; torch can use {usable}", advice)
+    return Check("GPU", Status.WARNING, "none", "the CPU works; for a GPU, `nvidia-smi` must list it")
+
+
+def _torch_gpus() -> int:
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return torch.cuda.device_count()
+
+
+def _shared_memory() -> Check:
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    found = f"{usage.free // MIB} of {usage.total // MIB} MiB free"
+    if usage.free >= SHARED_MEMORY_NEEDED:
+        return Check(str(SHARED_MEMORY), Status.OK, found)
+    advice = (
+        f"backends need {SHARED_MEMORY_NEEDED // MIB} MiB and more: `docker run --shm-size=2g`, or remount it larger"
+    )
+    return Check(str(SHARED_MEMORY), Status.MISSING, found, advice)
+
+
+def _packages() -> Iterator[Check]:
+    """Everything that the package itself and its `server` extra require, by its own metadata."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires(_PACKAGE) or ():
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": "server"}):
+            continue
+        if requirement.name == "nvidia-pytriton" and _server_is_installed():
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(requirement.name, Status.MISSING, "not installed", f"`pip install '{wanted}'`")
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            yield Check(requirement.name, Status.OK, version)
+        else:
+            yield Check(requirement.name, Status.MISSING, version, f"`pip install '{wanted}'`")
+
+
+def _server_is_installed() -> bool:
+    try:
+        return find_server_binary().wheel is None
+    except ServerBinaryNotFoundError:
+        return False
+
+
+def _ports() -> Iterator[Check]:
+    for flag, port in DEFAULT_PORTS.items():
+        try:
+            check_ports("127.0.0.1", {flag: port})
+        except PortBusyError as error:
+            yield Check(f"port {port}", Status.WARNING, "in use", str(error))
+        else:
+            yield Check(f"port {port}", Status.OK, "free")
