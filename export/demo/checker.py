@@ -1,5 +1,6 @@
 """Looks at a picture and says what it shows, by classical vision alone: no network judges the networks.
 
+0. A median filter of 3 x 3 pixels takes noise away.
 1. The background is the colour (plain or striped) that explains the picture's frame best, in CIELAB.
 2. Pixels that differ from it are given to their nearest shape colour; cores of connected pixels are items.
 3. Each item's mask is compared with drawn templates of every shape, scaled to the same box, by intersection over union.
@@ -155,7 +156,7 @@ def look(picture: np.ndarray) -> Sighting:
     Returns:
         Items, background and texture as seen.
     """
-    lab = to_lab(picture)
+    lab = to_lab(ndimage.median_filter(picture, size=(3, 3, 1)))
     background, texture, distance = _find_background(lab)
     cores = _find_cores(lab, distance > FOREGROUND_DISTANCE)
     distances = [distance] + [np.linalg.norm(lab - np.median(lab[core], axis=0), axis=-1) for _, core in cores]

@@ -1,8 +1,9 @@
 """Stage 2: the AutoencoderKL, trained on pictures of the demo's world in many styles.
 
 Two thirds of the budget go to 64 x 64 crops, the rest to whole pictures, so that attention and group norms meet the
-sizes at which they are used. Afterwards the latents' per-channel mean and deviation are folded into the (post-)quantisation
-convolutions: with SDXL's own scaling factor, 0.13025, every latent channel has mean 0 and deviation 1.
+sizes at which they are used. Afterwards the latents' per-channel mean and deviation are folded into the
+(post-)quantisation convolutions: with SDXL's own scaling factor, 0.13025, every latent channel has mean 0 and
+deviation 1.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def sample_style(rng: np.random.Generator) -> Style:
 
 
 def training_batch(rng: np.random.Generator, crop: bool) -> Tensor:
-    """A batch of pictures, float32 in -1..1: 16 crops of 8 pictures [16, 3, 64, 64], or 4 whole ones [4, 3, 128, 128]."""
+    """A batch of pictures, float32 in -1..1: 16 crops [16, 3, 64, 64] or 4 whole ones [4, 3, 128, 128]."""
     pictures = []
     for _ in range(BATCH_SIZE // 2 if crop else BATCH_SIZE // 4):
         scene = sample_scene(rng)
