@@ -159,11 +159,14 @@ def look(picture: np.ndarray) -> Sighting:
     lab = to_lab(ndimage.median_filter(picture, size=(3, 3, 1)))
     background, texture, distance = _find_background(lab)
     cores = _find_cores(lab, distance > FOREGROUND_DISTANCE)
-    distances = [distance] + [np.linalg.norm(lab - np.median(lab[core], axis=0), axis=-1) for _, core in cores]
-    owner = np.argmin(distances, axis=0)
+    colours = sorted({colour for colour, _ in cores})
+    seen_as = {
+        c: np.median(np.concatenate([lab[core] for colour, core in cores if colour == c]), axis=0) for c in colours
+    }
+    owner = np.argmin([distance] + [np.linalg.norm(lab - seen_as[colour], axis=-1) for colour in colours], axis=0)
     found = []
-    for index, (colour, core) in enumerate(cores, start=1):
-        labels, _ = ndimage.label(owner == index)
+    for colour, core in cores:
+        labels, _ = ndimage.label(owner == colours.index(colour) + 1)
         counts = np.bincount(labels[core])
         counts[0] = 0
         mask = labels == counts.argmax() if counts.any() else core

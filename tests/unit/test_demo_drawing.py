@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from swiftdiffusion.export.demo.captions import write_caption
 from swiftdiffusion.export.demo.drawing import (
     CENTRES,
@@ -102,5 +101,5 @@ def test_held_out_prompts_are_a_fixed_list() -> None:
     ],
 )
 def test_impossible_scenes_are_refused(items: tuple[Item, ...], background: str) -> None:
-    with pytest.raises(ValueError, match="items stand at|cannot be seen"):
+    with pytest.raises(ValueError, match=r"items stand at|cannot be seen"):
         Scene(items, background)
