@@ -1,0 +1,51 @@
+"""`swiftdiffusion generate` before it reaches a server, and the composition of the command."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from swiftdiffusion.clients.cli import app
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor", "generate", "export", "perf"])
+def test_every_command_has_help(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert command in result.output
+
+
+def test_the_client_commands_do_not_import_torch() -> None:
+    code = "import sys; import swiftdiffusion.clients.cli; sys.exit('torch' in sys.modules or 'grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "prompt"),
+        (["x", "--size", "512"], "HEIGHTxWIDTH"),
+        (["x", "--lora", "papercut:much"], "number"),
+        (["x", "--control", "canny"], "NAME=IMAGE"),
+    ],
+)
+def test_bad_arguments_are_explained(arguments: list[str], complaint: str) -> None:
+    result = runner.invoke(app, ["generate", *arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert complaint in result.output
+
+
+def test_no_server_is_explained(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    result = runner.invoke(app, ["generate", "x", "--url", url, "--out", str(tmp_path / "x.png")])
+    assert result.exit_code == 1
+    assert f"no server answers at {url}" in result.output
+    assert "swiftdiffusion serve" in result.output
+    assert not (tmp_path / "x.png").exists()

@@ -1,0 +1,95 @@
+"""Statuses of both protocols become one exception per cause, with the server's sentence intact."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from swiftdiffusion.clients import (
+    AsyncClient,
+    Client,
+    GenerationRequest,
+    InvalidRequest,
+    ModelNotFound,
+    RequestCancelled,
+    RequestTimeout,
+    ServerFailure,
+    ServerUnavailable,
+)
+from swiftdiffusion.clients.errors import error_from_status
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("StatusCode.INVALID_ARGUMENT", "STEPS is -3; allowed: 1 to 200", InvalidRequest),
+        ("400", "STEPS is -3; allowed: 1 to 200", InvalidRequest),
+        ("StatusCode.NOT_FOUND", "unknown model", ModelNotFound),
+        ("404", "unknown model", ModelNotFound),
+        ("StatusCode.UNAVAILABLE", "controlnet canny is down", ServerUnavailable),
+        ("503", "controlnet canny is down", ServerUnavailable),
+        ("StatusCode.UNAVAILABLE", "TIMEOUT_MS passed after step 9 of 200", RequestTimeout),
+        ("503", "TIMEOUT_MS passed after step 9 of 200", RequestTimeout),
+        ("StatusCode.CANCELLED", 'REQUEST_ID "me" was cancelled after step 4', RequestCancelled),
+        ("400", "in ensemble 'sdxl', REQUEST_ID \"me\" was cancelled after step 4", RequestCancelled),
+        ("StatusCode.INTERNAL", "boom", ServerFailure),
+        ("500", "boom", ServerFailure),
+        (None, "boom", ServerFailure),
+    ],
+)
+def test_status_to_exception(status: str | None, message: str, kind: type[Exception]) -> None:
+    error = error_from_status(status, message, "grpc://x:1")
+    assert type(error) is kind
+    assert str(error) == message
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_nobody_there(scheme: str, closed_port: int) -> None:
+    url = f"{scheme}://127.0.0.1:{closed_port}"
+    with Client(url) as client:
+        assert not client.is_ready()
+        with pytest.raises(ServerUnavailable, match=f"no server answers at {url}"):
+            client.generate(GenerationRequest("x"))
+        with pytest.raises(ServerUnavailable, match="not ready within"):
+            client.wait_until_ready(0.3)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost:21", "grpc://"])
+def test_unusable_url(url: str) -> None:
+    with Client(url) as client, pytest.raises(ValueError, match="server's URL is"):
+        client.generate(GenerationRequest("x"))
+
+
+def test_clients_work_in_threads_and_beside_a_running_loop(closed_port: int) -> None:
+    url = f"grpc://127.0.0.1:{closed_port}"
+    seen: list[type[Exception]] = []
+
+    def ask(client: Client) -> None:
+        try:
+            client.health()
+        except ServerUnavailable as error:
+            seen.append(type(error))
+
+    async def beside() -> None:
+        with Client(url) as client:
+            ask(client)
+        async with AsyncClient(url) as client:
+            with pytest.raises(ServerUnavailable):
+                await client.health()
+
+    with Client(url) as client:
+        threads = [threading.Thread(target=ask, args=(client,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    asyncio.run(beside())
+    assert seen == [ServerUnavailable] * 5

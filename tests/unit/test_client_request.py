@@ -1,0 +1,100 @@
+"""A request becomes exactly the tensors of the wire contract that were set."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from swiftdiffusion.clients import ControlNet, GenerationRequest, Lora
+from swiftdiffusion.clients.request import cancel_tensors
+
+
+def tensors(**values: object) -> dict[str, np.ndarray]:
+    return {tensor.name: tensor.data for tensor in GenerationRequest("a red circle", **values).tensors()}
+
+
+def test_only_what_is_set_is_sent() -> None:
+    sent = tensors()
+    assert list(sent) == ["PROMPT"]
+    assert sent["PROMPT"].shape == (1, 1)
+    assert sent["PROMPT"][0, 0] == b"a red circle"
+
+
+def test_zero_and_empty_values_count_as_set() -> None:
+    sent = tensors(negative_prompt="", seed=0, guidance_scale=0.0, lora_bound=0, lora_patch_step=0)
+    assert set(sent) == {"PROMPT", "NEGATIVE_PROMPT", "SEED", "GUIDANCE_SCALE", "LORA_BOUND", "LORA_PATCH_STEP"}
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "value", "dtype", "datatype"),
+    [
+        ("seed", "SEED", 2**40, np.int64, "INT64"),
+        ("steps", "STEPS", 7, np.int32, "INT32"),
+        ("guidance_scale", "GUIDANCE_SCALE", 7.5, np.float32, "FP32"),
+        ("height", "HEIGHT", 64, np.int32, "INT32"),
+        ("width", "WIDTH", 96, np.int32, "INT32"),
+        ("lora_bound", "LORA_BOUND", 3, np.int32, "INT32"),
+        ("lora_patch_step", "LORA_PATCH_STEP", 2, np.int32, "INT32"),
+        ("timeout_ms", "TIMEOUT_MS", 900, np.int32, "INT32"),
+    ],
+)
+def test_numbers(field: str, name: str, value: float, dtype: type, datatype: str) -> None:
+    tensor = GenerationRequest("x", **{field: value}).tensors()[-1]  # type: ignore[arg-type]
+    assert (tensor.name, tensor.datatype, tensor.data.dtype, tensor.data.shape) == (name, datatype, dtype, (1, 1))
+    assert tensor.data[0, 0] == value
+
+
+@given(st.text())
+def test_any_text_survives(text: str) -> None:
+    sent = {tensor.name: tensor.data for tensor in GenerationRequest(text, negative_prompt=text).tensors()}
+    assert sent["PROMPT"][0, 0].decode() == sent["NEGATIVE_PROMPT"][0, 0].decode() == text
+
+
+def test_number_that_does_not_fit_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="SEED is 9223372036854775808"):
+        tensors(seed=2**63)
+
+
+def test_adapters_are_json_without_unset_keys() -> None:
+    sent = tensors(loras=[Lora("papercut", 0.8), Lora("ink")], controlnets=(ControlNet("canny", end=0.5),))
+    assert json.loads(sent["LORAS"][0, 0]) == [{"name": "papercut", "scale": 0.8}, {"name": "ink"}]
+    assert json.loads(sent["CONTROLNETS"][0, 0]) == [{"name": "canny", "end": 0.5}]
+
+
+def test_control_images_from_pil_arrays_and_files(tmp_path) -> None:
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    file = tmp_path / "edges.png"
+    Image.fromarray(pixels).save(file)
+    sent = tensors(control_images=[pixels, Image.fromarray(pixels), file, str(file)])["CONTROL_IMAGES"]
+    assert sent.dtype == np.uint8
+    assert sent.shape == (1, 4, 4, 6, 3)
+    assert (sent == pixels).all()
+
+
+def test_grey_pictures_become_rgb() -> None:
+    assert tensors(control_images=[Image.new("L", (5, 4), 9)])["CONTROL_IMAGES"].shape == (1, 1, 4, 5, 3)
+
+
+def test_control_images_of_different_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="4x2, 6x2"):
+        tensors(control_images=[np.zeros((2, 4, 3), np.uint8), np.zeros((2, 6, 3), np.uint8)])
+
+
+def test_control_image_of_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        tensors(control_images=[np.zeros((2, 4, 3))])
+
+
+def test_request_id_is_made_once_and_kept() -> None:
+    assert GenerationRequest("x", request_id="mine").with_request_id().request_id == "mine"
+    first, second = (GenerationRequest("x").with_request_id().request_id for _ in range(2))
+    assert first
+    assert first != second
+
+
+def test_cancel_takes_the_id() -> None:
+    (tensor,) = cancel_tensors("mine")
+    assert (tensor.name, tensor.datatype, tensor.data.tolist()) == ("REQUEST_ID", "BYTES", [[b"mine"]])
