@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
 from swiftdiffusion.clients.cli import app
+from typer.testing import CliRunner
 
 runner = CliRunner()
 

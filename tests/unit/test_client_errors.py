@@ -5,7 +5,6 @@ import socket
 import threading
 
 import pytest
-
 from swiftdiffusion.clients import (
     AsyncClient,
     Client,
