@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..python_backends.checkpoint import Checkpoint
 
 CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
-    ("PROMPT", "STRING", (1,), False),
+    ("PROMPT", "STRING", (1,), True),
     ("NEGATIVE_PROMPT", "STRING", (1,), True),
     ("SEED", "INT64", (1,), True),
     ("STEPS", "INT32", (1,), True),
@@ -30,7 +30,10 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("REQUEST_ID", "STRING", (1,), True),
     ("TIMEOUT_MS", "INT32", (1,), True),
 )
-"""The wire contract's inputs: name, type, shape without the batch dimension, optional."""
+"""The wire contract's inputs: name, type, shape without the batch dimension, optional for Triton.
+
+PROMPT is required all the same: of an ensemble whose required input is missing Triton says only "unexpected deadlock",
+`preprocess` says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def _denoiser(
     batching.iterative_sequence = True
     batching.max_sequence_idle_microseconds = 600_000_000  # a step of a large picture on a CPU takes its time
     batching.oldest.max_candidate_sequences = options.max_batch_size  # the running batch; others wait for a place
+    batching.oldest.max_queue_delay_microseconds = 100  # a step's requests come back one by one: wait for the last
     config.model_transaction_policy.decoupled = name.endswith("_stream")
     return config
 

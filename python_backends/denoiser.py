@@ -20,7 +20,7 @@ from .cancellation import RunningRequests
 from .denoising import Denoising, LatentGeometry, unet_calls
 from .placement import place
 from .request import GenerationRequest, InvalidRequestError
-from .schedulers import scheduler_name
+from .schedulers import SCHEDULERS, scheduler_name
 from .settings import ModelSettings, error_response, input_text, text_tensor
 from .shard_pool import ShardError, ShardPool
 
@@ -53,6 +53,7 @@ class TritonPythonModel:
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
         self._cancellable = RunningRequests(settings.name)
         self._running: dict[int, Denoising] = {}
+        self._warm_up(settings.config["input"])
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """One step for every request handed over; a response for those that are done (decoupled: for all)."""
@@ -68,6 +69,19 @@ class TritonPythonModel:
         self._step([denoising for denoising in outcomes.values() if isinstance(denoising, Denoising)], outcomes)
         responses = [self._respond(request, outcomes[request.correlation_id()]) for request in requests]
         return None if self._decoupled else responses
+
+    def _warm_up(self, inputs: list[dict[str, Any]]) -> None:
+        """One sampler step of every scheduler: what they import and build lazily must not cost the first request."""
+        shapes = {tensor["name"]: [int(size) for size in tensor["dims"]] for tensor in inputs}
+        embeddings = torch.zeros(shapes["PROMPT_EMBEDS"])
+        pooled = torch.zeros(shapes["POOLED_PROMPT_EMBEDS"]) if self._has_pooled else None
+        side = 8 * self._geometry.scale_factor
+        for scheduler in (None, *SCHEDULERS):
+            request = GenerationRequest("", None, 0, 2, 2.0, side, side, scheduler)
+            denoising = Denoising(request, self._scheduler_config, self._geometry, embeddings, pooled)
+            (call,) = unet_calls([(denoising, half) for half in denoising.halves], {denoising: denoising.model_input()})
+            predictions = call.tensors["LATENTS"].split(1)
+            denoising.advance(dict(zip(denoising.halves, predictions, strict=True)))
 
     def _join(self, identity: int, request: Any) -> Denoising:
         self._forget_abandoned()

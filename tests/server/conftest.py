@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import checkpoints
 import pytest
 
+import checkpoints
 from swiftdiffusion.export.model_configs import ServingOptions
 from swiftdiffusion.export.repository import write_repository
 from swiftdiffusion.python_backends.checkpoint import Checkpoint

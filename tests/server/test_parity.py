@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+
 from wire import generate
 
 TOLERANCE = 1.0
@@ -103,7 +104,12 @@ def test_pictures_in_company_equal_diffusers(tiny: Any, pipeline: DiffusionPipel
     for index, scheduler in enumerate([name for name in SCHEDULERS if name]):
         for guidance_scale in (1.0, 6.0):
             fields: dict[str, Any] = {"PROMPT": f"a cat {index}", "SEED": index, "STEPS": 12 + index}
-            fields |= {"SCHEDULER": scheduler, "GUIDANCE_SCALE": guidance_scale, "HEIGHT": 64 + 32 * (index % 2), "WIDTH": 64}
+            fields |= {
+                "SCHEDULER": scheduler,
+                "GUIDANCE_SCALE": guidance_scale,
+                "HEIGHT": 64 + 32 * (index % 2),
+                "WIDTH": 64,
+            }
             if index % 3 == 0:
                 fields["NEGATIVE_PROMPT"] = "blurry"
             requests.append(fields)

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from swiftdiffusion.clients.cli import app
 from typer.testing import CliRunner
+
+from swiftdiffusion.clients.cli import app
 
 runner = CliRunner()
 

@@ -5,6 +5,7 @@ import socket
 import threading
 
 import pytest
+
 from swiftdiffusion.clients import (
     AsyncClient,
     Client,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from swiftdiffusion.clients import ControlNet, GenerationRequest, Lora
 from swiftdiffusion.clients.request import cancel_tensors
 

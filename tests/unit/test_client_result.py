@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
 from swiftdiffusion.clients import ServerFailure
 from swiftdiffusion.clients.contact_sheet import contact_sheet
 from swiftdiffusion.clients.result import parse_progress, parse_result

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from swiftdiffusion.export.demo.checker import check, look, recognise_shape, to_lab
 from swiftdiffusion.export.demo.drawing import Placement, draw_random, item_mask
 from swiftdiffusion.export.demo.scenes import SHAPES, Item, Scene, sample_scene

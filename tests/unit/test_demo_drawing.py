@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from swiftdiffusion.export.demo.captions import write_caption
 from swiftdiffusion.export.demo.drawing import (
     CENTRES,

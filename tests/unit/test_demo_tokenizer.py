@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import CLIPTokenizer
+
 from swiftdiffusion.export.demo.captions import write_caption
 from swiftdiffusion.export.demo.scenes import sample_scene
 from swiftdiffusion.export.demo.tokenizer import byte_pair_merges, vocabulary_words, write_tokenizer
-from transformers import CLIPTokenizer
 
 
 @pytest.fixture(scope="module")

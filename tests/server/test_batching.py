@@ -1,0 +1,119 @@
+"""Continuous batching: requests join the running batch at its next step, whatever they are."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import tritonclient.grpc as grpc
+
+from wire import generate, inputs
+
+pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+
+UNLIKE = {
+    "negative prompt": {"NEGATIVE_PROMPT": "blurry"},
+    "size": {"HEIGHT": 96, "WIDTH": 32},
+    "scheduler": {"SCHEDULER": "euler_a"},
+    "no guidance": {"GUIDANCE_SCALE": 1.0},
+    "no seed": {"SEED": None},
+    "request id": {"REQUEST_ID": "one of its own"},
+    "empty lists": {"LORAS": "[]", "CONTROLNETS": "[]", "TIMEOUT_MS": 60000},
+}
+
+
+class Stream:
+    """Responses of a streaming request, one by one."""
+
+    def __init__(self, tiny: Any, **fields: Any) -> None:
+        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self._client = grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1])
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+        given = {field: value for field, value in fields.items() if value is not None}
+        self._client.async_stream_infer(f"{tiny.model}_stream", inputs(grpc, given), enable_empty_final_response=True)
+
+    def next(self) -> tuple[dict[str, Any] | None, Any]:
+        """INFO and IMAGE of the next response; both None after the last."""
+        result, error = self._answers.get(timeout=60)
+        if error is not None:
+            raise error
+        info = result.as_numpy("INFO")
+        return (None if info is None else json.loads(info[0, 0])), result.as_numpy("IMAGE")
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        while (response := self.next())[0] is not None:
+            yield response  # type: ignore[misc]
+            if response[1] is not None:
+                return
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._client.stop_stream()
+        self._client.close()
+
+
+def executions(tiny: Any, model: str) -> tuple[int, int]:
+    """(requests, executions) of a model so far; requests ÷ executions is the mean batch size."""
+    client = grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1])
+    statistics = client.get_inference_statistics(model, as_json=True)["model_stats"][0]
+    return int(statistics.get("inference_count", 0)), int(statistics.get("execution_count", 0))
+
+
+@pytest.mark.parametrize("difference", UNLIKE)
+def test_a_request_joins_at_the_next_step(tiny: Any, difference: str) -> None:
+    """While 100 steps run, a request of 20 unlike steps rides along: its steps add hardly an execution."""
+    base = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 100, "GUIDANCE_SCALE": 5.0}
+    joining = base | {"PROMPT": "a cat", "STEPS": 20} | UNLIKE[difference]
+    first = Stream(tiny, **base)
+    for _ in range(5):
+        first.next()
+    requests_before, executions_before = executions(tiny, "denoiser_stream")
+    second = Stream(tiny, **joining)
+    joined = list(second)
+    requests_after, executions_after = executions(tiny, "denoiser_stream")
+    rest = list(first)
+    first.close()
+    second.close()
+    assert [info["step"] for info, image in joined if image is None] == list(range(1, 20))
+    assert joined[-1][0]["largest_batch"] == rest[-1][0]["largest_batch"] == 2
+    steps, rounds = requests_after - requests_before, executions_after - executions_before
+    shared = steps - rounds  # an execution that steps both requests counts one execution, two requests
+    assert shared > 20 / 2, (steps, rounds)  # Triton now and then hands them over one after the other
+
+
+def test_equal_requests_share_their_steps(tiny: Any) -> None:
+    requests_before, executions_before = executions(tiny, "denoiser")
+    fields = {"PROMPT": "a cat", "STEPS": 60, "GUIDANCE_SCALE": 1.0}
+    with ThreadPoolExecutor(6) as threads:
+        pictures = list(threads.map(lambda seed: generate(tiny, tiny.model, **fields, SEED=seed), range(6)))
+    requests_after, executions_after = executions(tiny, "denoiser")
+    assert len({picture.image.tobytes() for picture in pictures}) == 6
+    assert requests_after - requests_before == 6 * 60
+    assert executions_after - executions_before < 2 * 60
+
+
+def test_more_requests_than_places_are_all_served(tiny: Any) -> None:
+    with ThreadPoolExecutor(20) as threads:
+        run = threads.map(lambda seed: generate(tiny, tiny.model, PROMPT="a cat", SEED=seed, STEPS=3), range(20))
+        assert [picture.info["seed"] for picture in run] == list(range(20))
+
+
+def test_one_request_uses_both_shards_and_many_are_spread(tiny: Any) -> None:
+    alone = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=5.0)
+    assert alone.info["shards"] == ["unet_shard0", "unet_shard1"]
+    unguided = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=1.0)
+    assert len(unguided.info["shards"]) == 1
+
+
+def test_a_stream_reports_every_step_and_ends_with_the_picture(tiny: Any) -> None:
+    fields = {"PROMPT": "a cat", "SEED": 5, "STEPS": 7, "GUIDANCE_SCALE": 5.0}
+    stream = Stream(tiny, **fields)
+    responses = list(stream)
+    stream.close()
+    assert [info for info, image in responses[:-1]] == [{"step": step, "of": 7} for step in range(1, 7)]
+    assert all(image is None for _, image in responses[:-1])
+    assert (responses[-1][1][0] == generate(tiny, tiny.model, **fields).image).all()

@@ -1,0 +1,74 @@
+"""REQUEST_ID and the model `cancel`, TIMEOUT_MS: a request ends early and its place is free."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from wire import generate
+
+pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+
+
+def cancel(tiny: Any, request_id: str) -> bool:
+    """Asks the model `cancel`."""
+    tensor = grpc.InferInput("REQUEST_ID", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[request_id.encode()]], dtype=object))
+    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client:
+        return bool(client.infer("cancel", [tensor]).as_numpy("CANCELLED")[0, 0])
+
+
+def cancel_when_running(tiny: Any, request_id: str) -> None:
+    """Cancels as soon as the request runs."""
+    deadline = time.monotonic() + 30
+    while not cancel(tiny, request_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_cancelled_request_ends_and_another_goes_on(tiny: Any) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        kept = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=100)
+        ended = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=200, REQUEST_ID="x y/z")
+        cancel_when_running(tiny, "x y/z")
+        with pytest.raises(InferenceServerException, match='"x y/z" was cancelled after step') as caught:
+            ended.result()
+        assert "CANCELLED" in str(caught.value.status())
+        assert kept.result().distance(generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=100)) <= 1.0
+    assert not cancel(tiny, "x y/z")
+    generate(tiny, tiny.model, PROMPT="a cat", REQUEST_ID="x y/z", STEPS=2)
+
+
+def test_an_unknown_id_cancels_nothing(tiny: Any) -> None:
+    assert not cancel(tiny, "nobody")
+    assert not cancel(tiny, "../../etc/passwd")
+
+
+def test_an_id_belongs_to_one_running_request(tiny: Any) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", STEPS=200, REQUEST_ID="mine")
+        started = threading.Event()
+        while not started.is_set() and not first.done():
+            try:
+                generate(tiny, tiny.model, PROMPT="a cat", STEPS=1, REQUEST_ID="mine")
+            except InferenceServerException as error:
+                assert "REQUEST_ID" in str(error)
+                assert "INVALID_ARGUMENT" in str(error.status())
+                started.set()
+        assert started.is_set()
+        cancel_when_running(tiny, "mine")
+        with pytest.raises(InferenceServerException):
+            first.result()
+
+
+def test_a_timeout_frees_the_place(tiny: Any) -> None:
+    with pytest.raises(InferenceServerException, match="TIMEOUT_MS passed after step"):
+        generate(tiny, tiny.model, PROMPT="a cat", STEPS=200, TIMEOUT_MS=100)
+    generate(tiny, tiny.model, PROMPT="a cat", STEPS=2, TIMEOUT_MS=60000)

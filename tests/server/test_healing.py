@@ -1,0 +1,38 @@
+"""A UNet shard that dies is reloaded, and the request that met it still gets its picture."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from wire import generate
+
+pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+
+
+def stub_of(tiny: Any, model: str) -> int:
+    """Process id of a Python model's stub."""
+    listing = subprocess.check_output(["ps", "-e", "-ww", "-o", "pid=,ppid=,args="], text=True)
+    for line in listing.splitlines():
+        pid, parent, arguments = line.split(maxsplit=2)
+        if int(parent) == tiny.running.pid and f"/{model}/1/model.py" in arguments:
+            return int(pid)
+    raise AssertionError(f"no process of {model}")
+
+
+def test_a_killed_shard_is_reloaded(tiny: Any) -> None:
+    fields = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0}
+    expected = generate(tiny, tiny.model, **fields)
+    with ThreadPoolExecutor(1) as threads:
+        victim = threads.submit(generate, tiny, tiny.model, **fields)
+        time.sleep(0.3)
+        assert not victim.done()
+        os.kill(stub_of(tiny, "unet_shard1"), signal.SIGKILL)
+        assert victim.result().distance(expected) <= 1.0
+    assert generate(tiny, tiny.model, **fields).distance(expected) <= 1.0
