@@ -9,6 +9,7 @@ from ..export.command import export
 from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
 from .generate_command import generate
+from .perf.command import perf
 
 app = typer.Typer(
     name="swiftdiffusion",
@@ -19,5 +20,6 @@ app = typer.Typer(
 
 app.command()(serve)
 app.command()(generate)
+app.command()(perf)
 app.command()(export)
 app.command()(doctor)

@@ -1,0 +1,1 @@
+"""Load tests of a running server with NVIDIA's perf_analyzer."""

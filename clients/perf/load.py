@@ -1,0 +1,111 @@
+"""One measurement: perf_analyzer at one concurrency, its report as numbers."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .tool import PerfAnalyzer, PerfAnalyzerError
+
+_PERCENTILES = ("p50", "p90", "p95", "p99")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send.
+
+    Attributes:
+        url: `grpc://HOST:PORT` or `http://HOST:PORT`.
+        model: the entry model.
+        requests: perf_analyzer's input data (the entries of `data`), sent round robin.
+        requests_per_window: at least so many in each of the three windows of a measurement.
+    """
+
+    url: str
+    model: str
+    requests: tuple[Mapping[str, Any], ...]
+    requests_per_window: int = 10
+
+    @property
+    def api(self) -> str:
+        """Which of the server's APIs is used."""
+        return "gRPC infer" if self.url.startswith("grpc") else "HTTP generate"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Throughput in pictures per second, latencies in milliseconds."""
+
+    throughput: float
+    mean_ms: float
+    percentiles_ms: Mapping[str, float]
+
+
+def read_requests(file: Path, overrides: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Requests of a perf_analyzer input file, with some inputs replaced.
+
+    Args:
+        file: `{"data": [{"PROMPT": [...], "SEED": [...], ...}, ...]}`.
+        overrides: values by input; None leaves what the file says.
+    """
+    values = {name: [value] for name, value in overrides.items() if value is not None}
+    return tuple({**entry, **values} for entry in json.loads(file.read_text(encoding="utf-8"))["data"])
+
+
+def measure(tool: PerfAnalyzer, load: Load, concurrency: int, directory: Path) -> Latency:
+    """Runs perf_analyzer at one concurrency.
+
+    Args:
+        tool: which perf_analyzer.
+        load: what to send.
+        concurrency: requests in flight.
+        directory: for its files.
+
+    Raises:
+        PerfAnalyzerError: it failed; the message is its own.
+    """
+    report = directory / f"concurrency-{concurrency}.csv"
+    command = [
+        str(tool.path),
+        *_protocol_arguments(load, directory),
+        *("-m", load.model, "--async", f"--concurrency-range={concurrency}:{concurrency}"),
+        *("--measurement-mode=count_windows", f"--measurement-request-count={load.requests_per_window}"),
+        *("--stability-percentage=999", "--max-trials=3"),  # three windows, all of them counted
+        *("-f", str(report), "--verbose-csv"),
+    ]
+    answer = subprocess.run(command, env=tool.environment(), capture_output=True, text=True, check=False)
+    if answer.returncode != 0 or not report.exists():
+        said = (answer.stdout + answer.stderr).strip().splitlines()
+        raise PerfAnalyzerError("perf_analyzer failed: " + "\n".join(line for line in said[-6:] if line.strip()))
+    return parse_report(report)
+
+
+def parse_report(report: Path) -> Latency:
+    """Throughput and latencies from perf_analyzer's CSV (`--verbose-csv`) of one concurrency."""
+    with report.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    percentiles = {name: float(row[f"{name} latency"]) / 1000 for name in _PERCENTILES}
+    return Latency(float(row["Inferences/Second"]), float(row["Avg latency"]) / 1000, percentiles)
+
+
+def _protocol_arguments(load: Load, directory: Path) -> list[str]:
+    """How to reach the model over gRPC or HTTP.
+
+    perf_analyzer takes a model with a sequence batcher in it for one that needs sequences, and a sequence that starts
+    and ends in one request never returns from an iterative model. Over gRPC a parameter can take the sequence id back
+    to 0, which is none; over HTTP it has no such option, so there it posts to the generate endpoint.
+    """
+    address = urlsplit(load.url)
+    data = directory / "input.json"
+    if address.scheme == "grpc":
+        data.write_text(json.dumps({"data": load.requests}))
+        sequence = ["--request-parameter", "sequence_id:0:int"]
+        return ["-i", "grpc", "-u", address.netloc, "--input-data", str(data), *sequence]
+    payloads = [{name: value[0] for name, value in request.items()} for request in load.requests]
+    data.write_text(json.dumps({"data": [{"payload": [payload]} for payload in payloads]}))
+    endpoint = ["--service-kind=openai", "--endpoint", f"v2/models/{load.model}/generate"]
+    return [*endpoint, "-u", f"{address.scheme}://{address.netloc}", "--input-data", str(data)]
