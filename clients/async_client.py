@@ -12,7 +12,7 @@ from typing import TypeVar
 from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, SwiftDiffusionError
 from .request import GenerationRequest, cancel_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
-from .transport import Transport, open_transport
+from .transport import Answer, Transport, open_transport
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -97,20 +97,19 @@ class AsyncClient:
         transport = self._open()
         model = f"{await self.model()}_stream"
         start = time.monotonic()
+        last: Answer = {}
         async with self._cancelled_on_server(request), aclosing(transport.stream(model, tensors)) as answers:
             while True:
                 left = None if self.timeout is None else self.timeout - (time.monotonic() - start)
                 try:
-                    outputs = await asyncio.wait_for(anext(answers), left)
+                    answer = await asyncio.wait_for(anext(answers), left)
                 except StopAsyncIteration:
-                    outputs = {}
-                if outputs and outputs["IMAGE"] is None:
-                    progress = parse_progress(outputs)
-                    if progress is not None:
-                        yield progress
-                    continue
-                yield parse_result(outputs, request.request_id or "", time.monotonic() - start)
-                return
+                    break
+                if answer["IMAGE"] is not None:
+                    last = answer
+                elif (progress := parse_progress(answer)) is not None:
+                    yield progress
+        yield parse_result(last, request.request_id or "", time.monotonic() - start)
 
     async def cancel(self, request_id: str) -> bool:
         """Cancels a request; its caller gets `RequestCancelled`.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -44,6 +45,8 @@ def generate(
     timeout: Annotated[float | None, typer.Option(help="Seconds that one picture may take.")] = None,
 ) -> None:
     """Make a picture of each prompt; several go on one captioned sheet."""
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise typer.BadParameter(f"--out is {str(out)!r}; wanted: a suffix of a picture format, such as .png")
     console = Console(stderr=True)
     height, width = _parse_size(size)
     controls = [_parse_control(text) for text in control or ()]

@@ -120,15 +120,19 @@ class GrpcTransport(Transport):
 
         # The header makes a failure end the stream with its status, instead of a message without one.
         responses = self._client.stream_infer(request(), headers={"triton_grpc_error": "true"})
+        ended = False
         try:
             async for result, error in responses:
                 if error is not None:
                     raise self._translate(error)
                 yield {name: result.as_numpy(name) for name in OUTPUTS}
+            ended = True
         except RpcError as error:
+            ended = True
             raise error_from_status(str(error.code()), error.details() or "", self.url) from error
         finally:
-            responses.cancel()
+            if not ended:
+                responses.cancel()
 
     def _as_json(self) -> dict[str, Any]:
         return {"as_json": True}

@@ -1,0 +1,147 @@
+"""Parts of the launcher that need no server: ports, log, options, binary."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from swiftdiffusion.python_backends.server.binary import ServerBinary, find_server_binary
+from swiftdiffusion.python_backends.server.errors import (
+    InvalidRepositoryError,
+    PortBusyError,
+    ServerBinaryNotFoundError,
+    UnsupportedOptionError,
+)
+from swiftdiffusion.python_backends.server.log import LogFollower, ModelEvent, error_messages, model_event, tail
+from swiftdiffusion.python_backends.server.options import ServerOptions, models_of
+from swiftdiffusion.python_backends.server.ports import check_ports, free_ports
+from swiftdiffusion.python_backends.server.triton_server import TritonServer
+
+LOG = """\
+I1121 04:14:23.014037 5177 model_lifecycle.cc:472] "loading: fine:1"
+I1121 04:14:24.594372 5177 model_lifecycle.cc:839] "successfully loaded 'fine'"
+E1121 04:14:24.792196 5177 model_lifecycle.cc:642] "failed to load 'boom' version 1: Internal: ValueError: no\\n\\nAt:\\n  model.py(3): initialize\\n"
+I1121 04:14:24.792212 5177 model_lifecycle.cc:777] "failed to load 'boom'"
++-------+---------+
+| Model | Version |
++-------+---------+
+"""  # noqa: E501
+
+
+def test_busy_port_is_named_with_its_flag() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(PortBusyError, match=rf"port {port} is in use.*--grpc-port"):
+            check_ports("127.0.0.1", {"--http-port": free_ports(1)[0], "--grpc-port": port})
+        with pytest.raises(PortBusyError, match=str(port)):
+            TritonServer(__file__, http_port=port)._choose_ports()
+
+
+def test_one_port_for_two_apis_is_refused() -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(PortBusyError, match="--metrics-port and --http-port are both"):
+        check_ports("127.0.0.1", {"--http-port": port, "--metrics-port": port})
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(PortBusyError, match=r"192\.0\.2\.1"):
+        check_ports("192.0.2.1", {"--http-port": 8000})
+
+
+def test_free_ports_differ_and_are_free() -> None:
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    check_ports("127.0.0.1", {f"--{port}": port for port in ports})
+
+
+def test_events_of_models() -> None:
+    events = [event for line in LOG.splitlines() if (event := model_event(line))]
+    assert events == [ModelEvent("fine", "loading"), ModelEvent("fine", "loaded"), ModelEvent("boom", "failed")]
+
+
+def test_error_messages_are_unescaped_and_tables_left_out(tmp_path: Path) -> None:
+    (message,) = error_messages(LOG)
+    assert message.endswith("ValueError: no\n\nAt:\n  model.py(3): initialize\n")
+    log = tmp_path / "log"
+    log.write_text(LOG)
+    assert tail(log, 2).count("boom") == 2
+
+
+def test_follower_passes_on_every_line_over_truncations(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    lines: list[str] = []
+    follower = LogFollower(log, lines.append, truncate_above=1000)
+    expected = [f"line {number} äö" for number in range(500)]
+    with log.open("a") as file:
+        for line in expected[:250]:
+            print(line, file=file, flush=True)
+        while len(lines) < 250 or log.stat().st_size:
+            pass
+        for line in expected[250:]:
+            print(line, file=file, flush=True)
+    follower.close()
+    assert lines == expected
+
+
+def test_models_of_a_repository(tmp_path: Path) -> None:
+    (tmp_path / "ensemble" / "1").mkdir(parents=True)
+    (tmp_path / "sdxl").mkdir()
+    (tmp_path / "sdxl" / "config.pbtxt").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "README.md").touch()
+    assert models_of(tmp_path) == ["ensemble", "sdxl"]
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_repository_without_models_is_refused(tmp_path: Path, make: bool) -> None:
+    repository = tmp_path / "repository"
+    if make:
+        repository.mkdir()
+    with pytest.raises(InvalidRepositoryError, match=str(repository)):
+        TritonServer(repository).start()
+
+
+def test_every_model_is_loaded_and_sizes_are_bytes() -> None:
+    arguments = ServerOptions(shm_default_mib=4, extra_arguments=("--log-verbose=1",)).arguments(find_server_binary())
+    assert {"--model-control-mode=explicit", "--load-model=*", "--log-verbose=1"} <= set(arguments)
+    assert "--backend-config=python,shm-default-byte-size=4194304" in arguments
+
+
+def test_option_of_a_newer_server_is_refused_by_name(tmp_path: Path) -> None:
+    old = tmp_path / "tritonserver"
+    old.write_text("#!/bin/sh\necho '  --http-port <integer>'\n")
+    old.chmod(0o755)
+    with pytest.raises(UnsupportedOptionError, match="--http-max-input-size"):
+        ServerOptions(http_max_input_mib=128).arguments(ServerBinary(old))
+
+
+def test_configured_binary_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("configured", "tritonserver"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_server_binary() == ServerBinary(tmp_path / "tritonserver")
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "configured"))
+    assert find_server_binary() == ServerBinary(tmp_path / "configured")
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "missing"))
+    with pytest.raises(ServerBinaryNotFoundError, match="missing"):
+        find_server_binary()
+
+
+def test_wheel_gets_the_interpreters_libraries_and_an_installed_server_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITONSERVER", raising=False)
+    wheel = Path("/site/pytriton/tritonserver")
+    environment = ServerBinary(wheel / "bin/tritonserver", wheel).environment(
+        {"PATH": "/bin", "OMP_WAIT_POLICY": "active"}
+    )
+    assert environment["LD_LIBRARY_PATH"].endswith("/site/nvidia_pytriton.libs")
+    assert environment["PATH"].endswith(f"{os.pathsep}/bin")
+    assert environment["OMP_WAIT_POLICY"] == "active"
+    installed = ServerBinary(Path("/opt/tritonserver/bin/tritonserver")).environment({"PATH": "/bin"})
+    assert "LD_LIBRARY_PATH" not in installed
+    assert installed["PATH"] == "/bin"
+    assert installed["OMP_WAIT_POLICY"] == "passive"
