@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
@@ -72,7 +71,12 @@ def vae(seed: int) -> AutoencoderKL:
     )
 
 
-def sdxl(directory: Path, scheduler: SchedulerMixin | None = None, **pipeline_options: object) -> Path:
+def sdxl(
+    directory: Path,
+    scheduler: SchedulerMixin | None = None,
+    time_cond_proj_dim: int | None = None,
+    **pipeline_options: object,
+) -> Path:
     """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights."""
     words = tokenizer(directory / "words")
     torch.manual_seed(0)
@@ -90,6 +94,7 @@ def sdxl(directory: Path, scheduler: SchedulerMixin | None = None, **pipeline_op
         projection_class_embeddings_input_dim=8 * 6 + 24,
         cross_attention_dim=16 + 24,
         norm_num_groups=8,
+        time_cond_proj_dim=time_cond_proj_dim,
     )
     pipeline = StableDiffusionXLPipeline(
         vae=vae(1),
@@ -132,6 +137,3 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
     )
     pipeline.save_pretrained(directory, safe_serialization=True)
     return directory
-
-
-__all__ = ["DDIMScheduler", "sd15", "sdxl"]

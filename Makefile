@@ -1,0 +1,45 @@
+# Every target creates .venv first and reuses it. Needs Python 3.10-3.13 and nothing else.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0  # the tested release; choose the build for your machine, such as TORCH=torch==2.13.0+cu130
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup demo serve test unit lint bench perf repository clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$(strip $(TORCH))" "numpy<2"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: setup  ## start the server, make out/demo.png over HTTP and gRPC, print latencies, stop the server
+	$(BIN)/python benchmarks/demo.py $(ARGS)
+
+serve: setup  ## serve the demo family on ports 8000 (HTTP), 8001 (gRPC), 8002 (metrics)
+	$(BIN)/swiftdiffusion serve --repository model_repository $(ARGS)
+
+test: setup  ## all tests that this machine can run
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: setup  ## the tests that need no server
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## request through Triton against its raw module calls, as JSON with the machine's description
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+perf: setup  ## perf_analyzer against a server that runs (make serve)
+	$(BIN)/swiftdiffusion perf $(ARGS)
+
+repository: setup  ## write model_repository/ anew
+	$(BIN)/swiftdiffusion export --checkpoint export/demo/weights --repository model_repository --steps 20 --guidance-scale 5 --max-size 256
+
+clean:
+	rm -rf .venv .perf out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,159 @@
+"""One request through Triton ÷ the sum of its raw module calls, on the same threads.
+
+Rounds alternate between a request to the server, the modules called directly (text encoders, UNet once per step on both
+halves of guidance, VAE) and diffusers' pipeline, so that whatever else the machine does meets all three. Two settings:
+one shard against one thread, and two shards against two threads.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import DiffusionPipeline
+from machine import describe
+from rich.console import Console
+from rich.table import Table
+
+from swiftdiffusion.clients import Client, GenerationRequest
+from swiftdiffusion.export.model_configs import ServingOptions
+from swiftdiffusion.export.repository import write_repository
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.server import TritonServer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class RawModules:
+    """The modules of a checkpoint, called with inputs of the right shapes and nothing around them."""
+
+    def __init__(self, checkpoint: Checkpoint, steps: int) -> None:
+        cpu = torch.device("cpu")
+        self._steps = steps
+        self._unet = checkpoint.load_unet(cpu, torch.float32)
+        self._vae = checkpoint.load_vae(cpu, torch.float32)
+        self._text = checkpoint.load_text_pipeline(cpu, torch.float32)
+        height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
+        self._latents = torch.randn(1, checkpoint.latent_channels, height, width)
+        self._embeddings = torch.randn(2, *checkpoint.text_embedding_shape)
+        self._added = None
+        if checkpoint.pooled_width is not None:
+            self._added = {"text_embeds": torch.randn(2, checkpoint.pooled_width), "time_ids": torch.ones(2, 6)}
+
+    @torch.inference_mode()
+    def run(self, prompt: str) -> dict[str, float]:
+        """Seconds per kind of module."""
+        seconds = {}
+        start = time.perf_counter()
+        for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+            module = getattr(self._text, encoder, None)
+            if module is not None:
+                ids = getattr(self._text, tokenizer)(
+                    prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+                ).input_ids
+                module(ids, output_hidden_states=True)
+        seconds["text_encoder"] = time.perf_counter() - start
+        start = time.perf_counter()
+        both = self._latents.repeat(2, 1, 1, 1)
+        for step in range(self._steps):
+            self._unet(both, 999 - step, self._embeddings, added_cond_kwargs=self._added, return_dict=False)
+        seconds["unet"] = time.perf_counter() - start
+        start = time.perf_counter()
+        self._vae.decode(self._latents, return_dict=False)
+        seconds["vae"] = time.perf_counter() - start
+        return seconds
+
+
+def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, console: Console) -> dict[str, object]:
+    """One setting: `shards` shards of one thread each against `shards` threads."""
+    torch.set_num_threads(shards)
+    options = ServingOptions(shards, (), 1, "float32", 8, steps, 5.0, max(checkpoint.default_size))
+    modules = RawModules(checkpoint, steps)
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint.path, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    times: dict[str, list[float]] = {"server": [], "modules": [], "diffusers": []}
+    parts: list[dict[str, float]] = []
+    reported: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        write_repository(checkpoint, Path(directory) / "repository", options)
+        with TritonServer(Path(directory) / "repository") as server, Client(server.grpc_url) as client:
+            for index in range(rounds + 2):
+                prompt = f"a red circle above a blue square {index}"  # new each time: no embedding is remembered
+                request = GenerationRequest(prompt=prompt, seed=index)
+                info = {}
+                parts.append(modules.run(prompt))
+                seconds = {
+                    "server": _timed(lambda r=request, i=info: i.update(client.generate(r).info.timings_ms)),
+                    "modules": sum(parts[-1].values()),
+                    "diffusers": _timed(
+                        lambda p=prompt: pipeline(p, num_inference_steps=steps, guidance_scale=5.0, negative_prompt="")
+                    ),
+                }
+                reported.append(info)
+                console.print(index, {name: f"{1000 * value:.0f} ms" for name, value in seconds.items()})
+                for name, value in seconds.items():
+                    times[name].append(value)
+    kept = {name: values[2:] for name, values in times.items()}
+    median = {name: statistics.median(values) for name, values in kept.items()}
+    ratios = [server / raw for server, raw in zip(kept["server"], kept["modules"], strict=True)]
+    return {
+        "shards": shards,
+        "threads": shards,
+        "steps": steps,
+        "rounds": rounds,
+        "median_s": median,
+        "server_over_modules": statistics.median(ratios),
+        "server_over_modules_quartiles": statistics.quantiles(ratios, n=4),
+        "server_over_diffusers": median["server"] / median["diffusers"],
+        "modules_median_ms": {
+            name: 1000 * statistics.median(part[name] for part in parts[2:]) for name in ("text_encoder", "unet", "vae")
+        },
+        "server_reported_median_ms": {
+            name: statistics.median(part[name] for part in reported[2:]) for name in reported[0]
+        },
+    }
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Option(help="A diffusers directory.")] = ROOT / "export/demo/weights",
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    rounds: Annotated[int, typer.Option(min=2)] = 15,
+    shards: Annotated[list[int], typer.Option(help="Settings to measure.")] = [1, 2],  # noqa: B006  typer's default
+    out: Annotated[Path, typer.Option(help="Result file.")] = ROOT / "benchmarks/results/overhead.json",
+) -> None:
+    """Measure what serving adds to the modules' own time."""
+    console = Console(stderr=True)
+    served = Checkpoint(checkpoint.resolve())
+    machine = describe()
+    settings = [measure(served, count, steps, rounds, console) for count in shards]
+    command = f"python benchmarks/overhead.py --steps {steps} --rounds {rounds}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}, indent=2) + "\n", "utf-8")
+    table = Table("shards × threads", "server", "modules", "diffusers", "server ÷ modules", "server ÷ diffusers")
+    for setting in settings:
+        medians = setting["median_s"]
+        table.add_row(
+            f"{setting['shards']} × 1",
+            *(f"{1000 * medians[name]:.0f} ms" for name in ("server", "modules", "diffusers")),  # type: ignore[index]
+            f"{setting['server_over_modules']:.3f}",
+            f"{setting['server_over_diffusers']:.3f}",
+        )
+    Console().print(table)
+    console.print(f"written to {out}")
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,93 @@
+"""The denoising loop without a server equals diffusers' pipeline, also for UNets that embed the guidance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler
+
+import checkpoints
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.denoising import Denoising, LatentGeometry, unet_calls
+from swiftdiffusion.python_backends.latent_decoding import decode_latents
+from swiftdiffusion.python_backends.prompt_encoding import PromptEncoder
+from swiftdiffusion.python_backends.request import GenerationRequest
+from swiftdiffusion.python_backends.unet import UNet
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def denoise(checkpoint: Checkpoint, request: GenerationRequest) -> Denoising:
+    """All steps of one request, its halves one by one."""
+    encoder = PromptEncoder(checkpoint, CPU, torch.float32)
+    negative = encoder.negative(request.negative_prompt)
+    found, _ = encoder.encode([text for text in (negative, request.prompt) if text is not None])
+    pair = [encoder.zeros if text is None else found[text] for text in (negative, request.prompt)]
+    pooled = [embedding.pooled for embedding in pair if embedding.pooled is not None]
+    geometry = LatentGeometry(
+        checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
+    )
+    denoising = Denoising(
+        request,
+        dict(checkpoint.load_scheduler().config),
+        geometry,
+        torch.stack([embedding.tokens for embedding in pair]),
+        torch.stack(pooled) if pooled else None,
+    )
+    unet = UNet(checkpoint, CPU, torch.float32)
+    while not denoising.done:
+        inputs = {denoising: denoising.model_input()}
+        predictions = {}
+        for half in denoising.halves:
+            (call,) = unet_calls([(denoising, half)], inputs)
+            predictions[half] = unet(call.tensors)
+        denoising.advance(predictions)
+    return denoising
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
+def test_samplers_with_more_evaluations_than_steps(tmp_path: Path, family: str, scheduler: type) -> None:
+    made = getattr(checkpoints, family)(tmp_path, scheduler(beta_schedule="scaled_linear"))
+    request = GenerationRequest("a cat", "blurry", 5, 4, 5.0, 64, 96, None)
+    denoising = denoise(Checkpoint(made), request)
+    assert denoising.steps > request.steps
+    assert compare(made, denoising) <= 1e-4
+
+
+def test_a_guidance_distilled_unet(tmp_path: Path) -> None:
+    made = checkpoints.sdxl(tmp_path, LCMScheduler(), time_cond_proj_dim=32)
+    denoising = denoise(Checkpoint(made), GenerationRequest("a cat", None, 5, 4, 8.0, 64, 64, None))
+    assert denoising.halves == (1,)
+    assert compare(made, denoising) <= 1e-4
+
+
+def test_zeros_for_an_absent_negative_prompt_only_where_the_checkpoint_says_so(tmp_path: Path) -> None:
+    made = checkpoints.sdxl(tmp_path, force_zeros_for_empty_prompt=False)
+    assert compare(made, denoise(Checkpoint(made), GenerationRequest("a cat", None, 5, 3, 8.0, 64, 64, None))) <= 1e-4
+
+
+@torch.no_grad()
+def compare(made: Path, denoising: Denoising) -> float:
+    """Mean absolute difference of latents and of pixels in [0, 1], whichever is larger."""
+    pipeline = DiffusionPipeline.from_pretrained(made, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    request = denoising.request
+    options = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "height": request.height,
+        "width": request.width,
+    }
+    generator = torch.Generator("cpu")
+    latents = pipeline(**options, output_type="latent", generator=generator.manual_seed(request.seed)).images
+    pixels = pipeline(**options, output_type="pt", generator=generator.manual_seed(request.seed)).images
+    ours = decode_latents(pipeline.vae, denoising.latents).permute(0, 3, 1, 2) / 255
+    rounding = 0.5 / 255
+    of_pixels = max(0.0, float((ours - pixels).abs().mean()) - rounding)
+    return max(float((latents - denoising.latents).abs().mean()), of_pixels)

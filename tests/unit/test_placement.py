@@ -1,0 +1,81 @@
+"""Which shard gets which half of which request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftdiffusion.python_backends.denoising import unet_calls
+from swiftdiffusion.python_backends.placement import place
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """As much of a request as placement looks at."""
+
+    halves: tuple[int, ...] = (0, 1)
+    side: int = 8
+    conditioning: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def latents(self) -> torch.Tensor:
+        return torch.zeros(1, 4, self.side, self.side)
+
+
+def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
+    """`place` over stand-ins."""
+    return cast(Any, place(cast(Any, batch), shards))
+
+
+def test_one_request_goes_to_two_shards() -> None:
+    work = Work()
+    assert [len(rows) for rows in rows_of([work], 2)] == [1, 1]
+
+
+def test_one_request_without_guidance_goes_to_one_shard() -> None:
+    assert sorted(len(rows) for rows in rows_of([Work(halves=(1,))], 2)) == [0, 1]
+
+
+def test_whole_requests_stay_whole() -> None:
+    batch = [Work() for _ in range(4)]
+    for rows in rows_of(batch, 2):
+        assert len(rows) == 4
+        assert len({id(work) for work, _ in rows}) == 2
+
+
+def test_an_odd_request_is_split_to_even_the_step() -> None:
+    assert [len(rows) for rows in rows_of([Work() for _ in range(3)], 2)] == [3, 3]
+
+
+def test_a_single_shard_takes_everything() -> None:
+    assert [len(rows) for rows in rows_of([Work(), Work(halves=(1,))], 1)] == [3]
+
+
+works = st.builds(Work, halves=st.sampled_from([(1,), (0, 1)]), side=st.sampled_from([8, 12, 16]))
+
+
+@given(st.lists(works, max_size=12), st.integers(1, 5))
+def test_every_half_is_placed_once_and_shards_are_even(batch: list[Work], shards: int) -> None:
+    placed = rows_of(batch, shards)
+    assert len(placed) == shards
+    assert sorted((id(work), half) for rows in placed for work, half in rows) == sorted(
+        (id(work), half) for work in batch for half in work.halves
+    )
+    loads = [sum(work.latents.numel() for work, _ in rows) for rows in placed]
+    largest_request = max((len(work.halves) * work.latents.numel() for work in batch), default=0)
+    assert max(loads) - min(loads) <= largest_request
+
+
+@given(st.lists(works, min_size=1, max_size=8))
+def test_a_shard_is_called_once_per_latent_shape(batch: list[Work]) -> None:
+    rows = [(work, half) for work in batch for half in work.halves]
+    inputs = {work: (work.latents, torch.zeros(1, 1)) for work in batch}
+    calls = unet_calls(cast(Any, rows), cast(Any, inputs))
+    assert len(calls) == len({work.side for work in batch})
+    for call in calls:
+        assert len(call.tensors["LATENTS"]) == len(call.tensors["TIMESTEPS"]) == len(call.rows)
+    assert sum(len(call.rows) for call in calls) == len(rows)

@@ -1,0 +1,123 @@
+"""The exporter: what it writes, what it refuses, and that the committed repository is its work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from typer.testing import CliRunner
+
+import checkpoints
+from swiftdiffusion.clients.cli import app
+from swiftdiffusion.python_backends.checkpoint import Checkpoint, CheckpointError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.sdxl(tmp_path_factory.mktemp("checkpoints") / "sdxl")
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.sd15(tmp_path_factory.mktemp("checkpoints") / "sd15")
+
+
+def export(checkpoint: Path, repository: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of the command."""
+    arguments = ["export", "--checkpoint", str(checkpoint), "--repository", str(repository), *options]
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+def config_of(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+    """A written configuration."""
+    text = (repository / model / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    return {
+        file.relative_to(directory).as_posix(): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+def test_the_committed_repository_is_what_the_exporter_writes(tmp_path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (line,) = (line for line in makefile.splitlines() if "swiftdiffusion export" in line and "demo/weights" in line)
+    options = line.split("swiftdiffusion export", 1)[1].split()
+    repository = tmp_path / "model_repository"
+    (tmp_path / "export").symlink_to(ROOT / "export")
+    options[options.index("--repository") + 1] = str(repository)
+    options[options.index("--checkpoint") + 1] = str(ROOT / "export/demo/weights")
+    assert CliRunner().invoke(app, ["export", *options]).exit_code == 0
+    written, committed = tree(repository), tree(ROOT / "model_repository")
+    absolute, relative = str(ROOT / "export/demo/weights").encode(), b"../export/demo/weights"
+    assert {name: text.replace(absolute, relative) for name, text in written.items()} == committed
+
+
+def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Path) -> None:
+    for checkpoint, name in ((sdxl, "sdxl"), (sd15, "sd15")):
+        repository = tmp_path / name
+        assert export(checkpoint, repository)[0] == 0
+        models = {entry.name for entry in repository.iterdir()}
+        shared = {"preprocess", "text_encoder", "denoiser", "denoiser_stream", "vae_decoder", "cancel"}
+        assert models == shared | {"unet_shard0", "unet_shard1", name, f"{name}_stream"}
+        for model in models:
+            assert config_of(repository, model).name == model
+
+
+def test_shards_go_to_their_gpus(sdxl: Path, tmp_path: Path) -> None:
+    assert export(sdxl, tmp_path / "r", "--unet-shards", "3", "--gpus", "2,5")[0] == 0
+    gpus = [list(config_of(tmp_path / "r", f"unet_shard{index}").instance_group[0].gpus) for index in range(3)]
+    assert gpus == [[2], [5], [2]]
+    assert config_of(tmp_path / "r", "unet_shard0").parameters["dtype"].string_value == "float16"
+    kinds = model_config_pb2.ModelInstanceGroup
+    assert config_of(tmp_path / "r", "denoiser").instance_group[0].kind == kinds.KIND_CPU
+
+
+def test_no_weights_lie_in_the_repository_and_paths_lead_to_them(sdxl: Path, tmp_path: Path) -> None:
+    assert export(sdxl, tmp_path / "elsewhere" / "r")[0] == 0
+    assert export(sdxl, sdxl.parent / "beside")[0] == 0
+    for repository in (tmp_path / "elsewhere" / "r", sdxl.parent / "beside"):
+        assert sum(len(content) for content in tree(repository).values()) < 100_000
+        path = config_of(repository, "unet_shard0").parameters["checkpoint"].string_value
+        assert (repository / path / "model_index.json").samefile(sdxl / "model_index.json")
+    assert not Path(path).is_absolute()
+
+
+def test_a_second_export_replaces_the_first_and_nothing_else(sdxl: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    assert export(sdxl, repository, "--unet-shards", "3")[0] == 0
+    assert export(sdxl, repository, "--unet-shards", "1")[0] == 0
+    assert not (repository / "unet_shard1").exists()
+    (repository / "notes.txt").write_text("mine")
+    code, output = export(sdxl, repository)
+    assert code == 2
+    assert "notes.txt" in output
+    assert (repository / "notes.txt").read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r"]
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason(sd15: Path, tmp_path: Path) -> None:
+    assert "no model_index.json" in export(tmp_path, tmp_path / "r")[1].replace("\n", " ")
+    copy = tmp_path / "inpainting"
+    (copy / "unet").mkdir(parents=True)
+    (copy / "vae").mkdir()
+    for name in ("model_index.json", "vae/config.json"):
+        (copy / name).write_bytes((sd15 / name).read_bytes())
+    config = json.loads((sd15 / "unet/config.json").read_text()) | {"in_channels": 9}
+    (copy / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="takes 9 channels, the VAE gives 4"):
+        Checkpoint(copy)
+    (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(CheckpointError, match="FluxPipeline; served are StableDiffusionPipeline, StableDiffusionXL"):
+        Checkpoint(copy)
+    assert not (tmp_path / "r").exists()
