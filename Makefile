@@ -30,6 +30,7 @@ unit: setup  ## the tests that need no server
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p .venv/typing && ln -sfn "$(CURDIR)" .venv/typing/swiftdiffusion
 	$(BIN)/mypy
 
 bench: setup  ## request through Triton against its raw module calls, as JSON with the machine's description

@@ -129,17 +129,15 @@ class TritonPythonModel:
 
     def _respond(self, request: Any, outcome: Denoising | Exception) -> Any:
         """The request's response, or None; what is not done is rescheduled."""
-        ended = isinstance(outcome, Exception) or outcome.done
         if isinstance(outcome, Exception):
-            response = error_response(str(outcome), _error_code(outcome))
-        elif ended or self._decoupled:
-            response = self._progress(outcome)
+            response, ended = error_response(str(outcome), _error_code(outcome)), True
         else:
-            response = None
+            outcome.touched = time.monotonic()
+            ended = outcome.done
+            response = self._progress(outcome) if ended or self._decoupled else None
         if ended:
             self._leave(request.correlation_id())
         else:
-            outcome.touched = time.monotonic()
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
         if self._decoupled:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if ended else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from .request import InvalidRequestError, RequestRules, parse_request
-from .settings import ModelSettings, error_response, input_array, text_tensor
+from .settings import ModelSettings, error_response, input_arrays, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +34,7 @@ class TritonPythonModel:
         """REQUEST for each good request, INVALID_ARG for each other."""
         responses = []
         for request in requests:
-            arrays = {name: input_array(request, name) for name in self._input_names}
-            given = {name: array[0] for name, array in arrays.items() if array is not None}
+            given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
             try:
                 parsed = parse_request(given, self._rules)
             except InvalidRequestError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class ModelSettings:
         )
 
 
-def input_array(request: Any, name: str) -> np.ndarray | None:
-    """An input tensor on the CPU as numpy (a view of Triton's memory, valid during `execute`), or None if absent."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
+def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of the named inputs that are present, as numpy: views of Triton's memory, valid during `execute`."""
+    tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def input_text(request: Any, name: str) -> str:

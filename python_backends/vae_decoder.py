@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, input_tensor, output_tensor
 from .latent_decoding import decode_latents
-from .settings import ModelSettings, input_array, input_text, text_tensor
+from .settings import ModelSettings, input_arrays, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """IMAGE and INFO for final latents, INFO alone for the others."""
         start = time.perf_counter()
-        final = [not input_array(request, "PREVIEW").any() for request in requests]
+        final = [not input_arrays(request, ["PREVIEW"])["PREVIEW"].any() for request in requests]
         latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]
         images = iter(decode_latents(self._vae, torch.cat(latents)).split(1) if latents else ())
         milliseconds = 1000 * (time.perf_counter() - start)
