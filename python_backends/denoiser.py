@@ -18,9 +18,10 @@ import triton_python_backend_utils as pb_utils
 from .backend import input_tensor, output_tensor, prepare_torch
 from .cancellation import RunningRequests
 from .denoising import Denoising, LatentGeometry, unet_calls
+from .info import final_info
 from .placement import place
 from .request import GenerationRequest, InvalidRequestError
-from .schedulers import SCHEDULERS, scheduler_name
+from .schedulers import SCHEDULERS
 from .settings import ModelSettings, error_response, input_text, text_tensor
 from .shard_pool import ShardError, ShardPool
 
@@ -86,12 +87,12 @@ class TritonPythonModel:
     def _join(self, identity: int, request: Any) -> Denoising:
         self._forget_abandoned()
         parsed = GenerationRequest.from_json(input_text(request, "REQUEST"))
-        if parsed.request_id is not None:
-            self._cancellable.enter(parsed.request_id)
         pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         embeddings = input_tensor(request, "PROMPT_EMBEDS")[0].clone()
-        denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled)
-        denoising.report = {"encoding": json.loads(input_text(request, "ENCODING")), "shards": set(), "batch": 0}
+        encoding = json.loads(input_text(request, "ENCODING"))
+        denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding)
+        if parsed.request_id is not None:
+            self._cancellable.enter(parsed.request_id)
         self._running[identity] = denoising
         return denoising
 
@@ -109,7 +110,7 @@ class TritonPythonModel:
         failures: dict[Denoising, Exception] = {}
         for (shard, call), result in zip(placed, self._shards.evaluate(placed), strict=True):
             for row, (denoising, half) in enumerate(call.rows):
-                denoising.report["shards"].add(self._shards.names[shard])
+                denoising.report.shards.add(self._shards.names[shard])
                 if isinstance(result, ShardError):
                     failures[denoising] = result
                 else:
@@ -117,7 +118,7 @@ class TritonPythonModel:
         for denoising in batch:
             if denoising in failures:
                 continue
-            denoising.report["batch"] = max(denoising.report["batch"], len(batch))
+            denoising.report.largest_batch = max(denoising.report.largest_batch, len(batch))
             try:
                 denoising.advance(predictions[denoising])
             except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
@@ -145,35 +146,17 @@ class TritonPythonModel:
         return response
 
     def _progress(self, denoising: Denoising) -> Any:
-        info = self._info(denoising) if denoising.done else {"step": denoising.step, "of": denoising.steps}
+        done = denoising.done
+        info = (
+            final_info(denoising, self._scheduler_config) if done else {"step": denoising.step, "of": denoising.steps}
+        )
         return pb_utils.InferenceResponse(
             [
                 output_tensor("LATENTS", denoising.latents),
-                pb_utils.Tensor("PREVIEW", np.array([[not denoising.done]])),
+                pb_utils.Tensor("PREVIEW", np.array([[not done]])),
                 text_tensor("INFO", json.dumps(info)),
             ]
         )
-
-    def _info(self, denoising: Denoising) -> dict[str, Any]:
-        request, report = denoising.request, denoising.report
-        return {
-            "seed": request.seed,
-            "steps": request.steps,
-            "guidance_scale": request.guidance_scale,
-            "height": request.height,
-            "width": request.width,
-            "scheduler": scheduler_name(self._scheduler_config, request.scheduler),
-            "prompt_truncated": report["encoding"]["prompt_truncated"],
-            "loras": [],
-            "controlnets": [],
-            "shards": sorted(report["shards"]),
-            "unet_evaluations": denoising.steps,
-            "largest_batch": report["batch"],
-            "timings_ms": {
-                "text_encoder": round(report["encoding"]["ms"], 3),
-                "denoiser": round(1000 * (time.monotonic() - denoising.started), 3),
-            },
-        }
 
     def _leave(self, identity: int) -> None:
         denoising = self._running.pop(identity, None)

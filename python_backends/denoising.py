@@ -38,6 +38,23 @@ class LatentGeometry:
     guidance_embedding_width: int | None = None
 
 
+@dataclass
+class RunReport:
+    """How a run went.
+
+    Attributes:
+        encoding: The text encoder's report: `ms`, `cached`, `prompt_truncated`.
+        shards: Names of the shards that evaluated any of its halves.
+        largest_batch: Most requests that it shared a step with, itself included.
+        started: When its initial latents were drawn, in seconds of the monotonic clock.
+    """
+
+    encoding: Mapping[str, Any]
+    shards: set[str] = field(default_factory=set)
+    largest_batch: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
 class Denoising:
     """State of one request: latents, sampler, generator, conditioning. All on the CPU in float32.
 
@@ -51,7 +68,7 @@ class Denoising:
             TIMESTEP_COND [2, guidance embedding width].
         latents: [1, C, h, w].
         step: Number of steps done.
-        report: What INFO will tell of the request beside its own values.
+        report: What INFO will tell of the run.
     """
 
     def __init__(
@@ -61,6 +78,7 @@ class Denoising:
         geometry: LatentGeometry,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None,
+        encoding: Mapping[str, Any] | None = None,
     ) -> None:
         """Draws the initial latents.
 
@@ -70,6 +88,7 @@ class Denoising:
             geometry: The checkpoint's latents.
             prompt_embeds: [2, tokens, width]: negative prompt, prompt.
             pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
+            encoding: The text encoder's report.
 
         Raises:
             InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation).
@@ -104,8 +123,8 @@ class Denoising:
             self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
         self._guided = request.guidance_scale > 1 and distilled is None
         self.step = 0
-        self.report: dict[str, Any] = {}
-        self.started = self.touched = time.monotonic()
+        self.report = RunReport(encoding or {})
+        self.touched = self.report.started
 
     @property
     def halves(self) -> tuple[int, ...]:

@@ -107,8 +107,15 @@ class GenerationRequest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> GenerationRequest:
-        """The request that `to_json` wrote."""
-        return cls(**json.loads(text))
+        """The request that `to_json` wrote.
+
+        Raises:
+            InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {error}") from None
 
 
 def parse_request(tensors: Mapping[str, np.ndarray], rules: RequestRules) -> GenerationRequest:
