@@ -1,0 +1,238 @@
+"""The clients and their command against the demo server."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swiftdiffusion.clients import (
+    AsyncClient,
+    Client,
+    GenerationRequest,
+    GenerationResult,
+    InvalidRequest,
+    Lora,
+    ModelNotFound,
+    Progress,
+    RequestCancelled,
+    RequestTimeout,
+    StreamingUnsupported,
+    SwiftDiffusionError,
+)
+from swiftdiffusion.clients.perf.statistics import read_statistics
+from swiftdiffusion.python_backends.server import TritonServer
+
+PROMPT = "a red circle above a blue square on a white background"
+REQUEST = GenerationRequest(PROMPT, seed=7, steps=3, height=128, width=128)
+LONG = 200  # steps: more than any of these tests waits for
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, server: TritonServer) -> str:
+    return server.grpc_url if request.param == "grpc" else server.http_url
+
+
+def long_request(request_id: str) -> GenerationRequest:
+    return GenerationRequest(PROMPT, steps=LONG, height=128, width=128, request_id=request_id)
+
+
+def wait_until_running(url: str, model: str = "denoiser") -> None:
+    """Until a request has made a step after this moment."""
+    before = read_statistics(url)
+    deadline = time.monotonic() + 60
+    while model not in {work.model for work in read_statistics(url).work_since(before)}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_every_client_gets_the_same_picture(server: TritonServer) -> None:
+    async def asynchronous(url: str) -> GenerationResult:
+        async with AsyncClient(url) as client:
+            return await client.generate(REQUEST)
+
+    results = [asyncio.run(asynchronous(url)) for url in (server.grpc_url, server.http_url)]
+    for url in (server.grpc_url, server.http_url):
+        with Client(url) as client:
+            results.append(client.generate(REQUEST))
+    for result in results:
+        assert result.pixels.shape == (128, 128, 3)
+        assert result.image.size == (128, 128)
+        assert (result.info.seed, result.info.steps) == (7, 3)
+        assert result.info.timings_ms
+        assert (result.pixels == results[0].pixels).all()
+
+
+def test_health_and_discovery(url: str) -> None:
+    with Client(url) as client:
+        client.wait_until_ready(30)
+        assert client.is_ready()
+        assert client.model() == "sdxl"
+        assert client.can_stream() == url.startswith("grpc")
+        health = client.health()
+    assert health.ready
+    assert re.match(r"\d+\.\d+", health.version)
+    assert {"sdxl", "preprocess", "denoiser", "unet_shard0"} <= {model.name for model in health.models}
+    assert {model.state for model in health.models} == {"READY"}
+
+
+def test_stream_reports_steps_and_then_the_same_picture(server: TritonServer) -> None:
+    with Client(server.grpc_url) as client:
+        *progress, result = client.stream(REQUEST)
+        assert isinstance(result, GenerationResult)
+        assert (result.pixels == client.generate(REQUEST).pixels).all()
+    assert [event.step for event in progress if isinstance(event, Progress)] == [1, 2]
+    assert {event.of for event in progress if isinstance(event, Progress)} == {3}
+
+
+def test_stream_needs_grpc(server: TritonServer) -> None:
+    with Client(server.http_url) as client, pytest.raises(StreamingUnsupported, match="gRPC"):
+        next(client.stream(REQUEST))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"steps": -3}, "STEPS is -3; allowed"),
+        ({"height": 65}, "HEIGHT is 65; allowed"),
+        ({"scheduler": "nope"}, "SCHEDULER"),
+        ({"loras": [Lora("nope")]}, "LORAS"),
+    ],
+)
+def test_bad_input_is_an_invalid_request_with_the_servers_sentence(
+    url: str, values: dict[str, object], sentence: str
+) -> None:
+    request = GenerationRequest(PROMPT, **values)  # type: ignore[arg-type]
+    with Client(url) as client:
+        with pytest.raises(InvalidRequest, match=sentence):
+            client.generate(request)
+        if url.startswith("grpc"):
+            with pytest.raises(InvalidRequest, match=sentence):
+                list(client.stream(request))
+
+
+def test_unknown_model(url: str) -> None:
+    with Client(url, model="sd99") as client, pytest.raises(ModelNotFound, match="sd99"):
+        client.generate(REQUEST)
+
+
+def test_cancel_by_id(url: str) -> None:
+    caught: list[SwiftDiffusionError] = []
+
+    def generate() -> None:
+        try:
+            client.generate(long_request("to-be-cancelled"))
+        except SwiftDiffusionError as error:
+            caught.append(error)
+
+    with Client(url) as client:
+        assert not client.cancel("nobody")
+        thread = threading.Thread(target=generate)
+        thread.start()
+        wait_until_running(url)
+        assert client.cancel("to-be-cancelled")
+        thread.join(60)
+        assert not client.cancel("to-be-cancelled")
+    (error,) = caught
+    assert isinstance(error, RequestCancelled)
+    assert "to-be-cancelled" in str(error)
+
+
+def test_a_cancelled_task_frees_the_server(url: str) -> None:
+    async def run() -> bool:
+        async with AsyncClient(url) as client:
+            task = asyncio.create_task(client.generate(long_request("abandoned")))
+            await asyncio.to_thread(wait_until_running, url)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await client.cancel("abandoned")
+
+    assert not asyncio.run(run())
+
+
+def test_leaving_a_stream_frees_the_server(server: TritonServer) -> None:
+    async def run(client: AsyncClient) -> bool:
+        async with client, aclosing(client.stream(long_request("left"))) as events:
+            async for event in events:
+                assert isinstance(event, Progress)
+                if event.step == 2:
+                    break
+            await events.aclose()
+            return await client.cancel("left")
+
+    assert not asyncio.run(run(AsyncClient(server.grpc_url)))
+    with Client(server.grpc_url) as client:
+        for event in client.stream(long_request("left-too")):
+            assert isinstance(event, Progress)
+            break
+        assert not client.cancel("left-too")
+
+
+@pytest.mark.parametrize("of_server", [True, False])
+def test_timeouts(url: str, of_server: bool) -> None:
+    request = GenerationRequest(PROMPT, steps=LONG, request_id="late", timeout_ms=500 if of_server else None)
+    with Client(url, timeout=None if of_server else 0.5) as client:
+        with pytest.raises(RequestTimeout, match="TIMEOUT_MS" if of_server else "within 0.5 s"):
+            client.generate(request)
+        assert not client.cancel("late")
+
+
+def test_many_at_a_time_each_get_their_own(url: str) -> None:
+    async def run() -> list[GenerationResult]:
+        async with AsyncClient(url) as client:
+            requests = [GenerationRequest(PROMPT, seed=seed, steps=2) for seed in range(6)]
+            return await asyncio.gather(*map(client.generate, requests))
+
+    results = asyncio.run(run())
+    assert [result.info.seed for result in results] == list(range(6))
+    assert len({result.pixels.tobytes() for result in results}) == 6
+
+
+@pytest.fixture
+def generate(url: str) -> Callable[..., "subprocess.Popen[str]"]:
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [str(Path(sys.executable).with_name("swiftdiffusion")), "generate", "--url", url, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+def test_command_writes_a_picture(tmp_path: Path, url: str, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
+    out = tmp_path / "new" / "x.png"
+    process = generate(PROMPT, "--seed", "7", "--steps", "3", "--size", "128x128", "--out", str(out))
+    answer, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert answer.strip() == str(out)
+    assert "seed 7" in messages
+    with Client(url) as client:
+        assert (np.asarray(Image.open(out)) == client.generate(REQUEST).pixels).all()
+
+
+def test_command_makes_a_sheet_of_several(tmp_path: Path, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "sheet.png"
+    prompts.write_text("a green star\n\na blue square\n")
+    process = generate(PROMPT, "--prompts", str(prompts), "--count", "2", "--steps", "1", "--out", str(out))
+    _answer, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert messages.count("seed ") == 6
+    assert Image.open(out).width > 3 * 128
+
+
+def test_ctrl_c_cancels_on_the_server(url: str, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
+    process = generate(PROMPT, "--steps", str(LONG))
+    wait_until_running(url, "denoiser_stream" if url.startswith("grpc") else "denoiser")
+    before = read_statistics(url)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "cancel" in {work.model for work in read_statistics(url).work_since(before)}
