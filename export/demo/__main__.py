@@ -45,7 +45,8 @@ def train(
     stages: Annotated[str, typer.Option(help="Stages to run, in this order.")] = "text,vae,latents,unet",
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's choice.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads per operator; default: PyTorch's choice.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that share the UNet's batches; on CPUs: the cores.")] = 1,
 ) -> None:
     """Trains the family from nothing; run it again to go on after an interruption."""
     import torch
@@ -60,7 +61,7 @@ def train(
     recipe = Recipe(
         **{name: size for name, size in sizes.items() if size is not None}, minutes=_parse_limits(minutes), seed=seed
     )
-    run(out, recipe, device, tuple(stages.split(",")))
+    run(out, recipe, device, tuple(stages.split(",")), workers)
 
 
 @app.command()

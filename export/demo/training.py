@@ -36,13 +36,13 @@ class Recipe:
 
     text_steps: int = 2000
     vae_steps: int = 6000
-    pictures: int = 30_000
+    pictures: int = 20_000
     unet_steps: int = 10_000
     minutes: dict[str, float] | None = None
     seed: int = 0
 
 
-def train(out: Path, recipe: Recipe, device: str = "cpu", stages: tuple[str, ...] = STAGES) -> dict[str, dict]:
+def train(out: Path, recipe: Recipe, device: str = "cpu", stages: tuple[str, ...] = STAGES, workers: int = 1) -> dict:
     """Trains the family and writes it as a diffusers folder.
 
     Every stage leaves its result and a report in ``out/work``; finished stages are skipped, an interrupted one goes on
@@ -53,6 +53,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", stages: tuple[str, ...
         recipe: how much of what.
         device: "cpu" or "cuda".
         stages: which to run; the pipeline is put together once all have finished.
+        workers: threads that share the UNet's batches.
 
     Returns:
         Each finished stage's report: steps, seconds, figures.
@@ -69,7 +70,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", stages: tuple[str, ...
         "text": lambda: train_text_encoders(tokenizer, work, budget("text", recipe.text_steps), recipe.seed, device),
         "vae": lambda: train_vae(work, budget("vae", recipe.vae_steps), recipe.seed, device),
         "latents": lambda: encode_pictures(work, recipe.pictures, recipe.seed, device),
-        "unet": lambda: train_unet(work, budget("unet", recipe.unet_steps), recipe.seed, device),
+        "unet": lambda: train_unet(work, budget("unet", recipe.unet_steps), recipe.seed, device, workers),
     }
     for stage in STAGES:
         report = work / f"{stage}.json"
