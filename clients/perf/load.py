@@ -68,14 +68,14 @@ def measure(tool: PerfAnalyzer, load: Load, concurrency: int, directory: Path) -
     Raises:
         PerfAnalyzerError: it failed; the message is its own.
     """
-    report = directory / f"concurrency-{concurrency}.csv"
+    data, report = directory / "input.json", directory / f"concurrency-{concurrency}.csv"
+    data.write_text(json.dumps(input_data(load)))
     command = [
         str(tool.path),
-        *_protocol_arguments(load, directory),
-        *("-m", load.model, "--async", f"--concurrency-range={concurrency}:{concurrency}"),
+        *load_arguments(load, concurrency),
         *("--measurement-mode=count_windows", f"--measurement-request-count={load.requests_per_window}"),
         *("--stability-percentage=999", "--max-trials=3"),  # three windows, all of them counted
-        *("-f", str(report), "--verbose-csv"),
+        *("--input-data", str(data), "-f", str(report), "--verbose-csv"),
     ]
     answer = subprocess.run(command, env=tool.environment(), capture_output=True, text=True, check=False)
     if answer.returncode != 0 or not report.exists():
@@ -92,20 +92,24 @@ def parse_report(report: Path) -> Latency:
     return Latency(float(row["Inferences/Second"]), float(row["Avg latency"]) / 1000, percentiles)
 
 
-def _protocol_arguments(load: Load, directory: Path) -> list[str]:
-    """How to reach the model over gRPC or HTTP.
+def load_arguments(load: Load, concurrency: int) -> list[str]:
+    """perf_analyzer's arguments for where and how to send.
 
     perf_analyzer takes a model with a sequence batcher in it for one that needs sequences, and a sequence that starts
     and ends in one request never returns from an iterative model. Over gRPC a parameter can take the sequence id back
     to 0, which is none; over HTTP it has no such option, so there it posts to the generate endpoint.
     """
     address = urlsplit(load.url)
-    data = directory / "input.json"
+    common = ["-m", load.model, "--async", f"--concurrency-range={concurrency}:{concurrency}"]
     if address.scheme == "grpc":
-        data.write_text(json.dumps({"data": load.requests}))
-        sequence = ["--request-parameter", "sequence_id:0:int"]
-        return ["-i", "grpc", "-u", address.netloc, "--input-data", str(data), *sequence]
+        return [*common, "-i", "grpc", "-u", address.netloc, "--request-parameter", "sequence_id:0:int"]
+    endpoint = f"v2/models/{load.model}/generate"
+    return [*common, "--service-kind=openai", "--endpoint", endpoint, "-u", f"{address.scheme}://{address.netloc}"]
+
+
+def input_data(load: Load) -> Mapping[str, Any]:
+    """The requests in the form that perf_analyzer wants for the API that is used."""
+    if load.url.startswith("grpc"):
+        return {"data": load.requests}
     payloads = [{name: value[0] for name, value in request.items()} for request in load.requests]
-    data.write_text(json.dumps({"data": [{"payload": [payload]} for payload in payloads]}))
-    endpoint = ["--service-kind=openai", "--endpoint", f"v2/models/{load.model}/generate"]
-    return [*endpoint, "-u", f"{address.scheme}://{address.netloc}", "--input-data", str(data)]
+    return {"data": [{"payload": [payload]} for payload in payloads]}

@@ -1,0 +1,68 @@
+"""`swiftdiffusion doctor` finds what is missing."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from swiftdiffusion.clients.cli import app
+from swiftdiffusion.python_backends.server.checkpoints import CheckpointState, check_checkpoints
+from swiftdiffusion.python_backends.server.doctor import Status, run_checks
+
+CONFIG = 'name: "{name}"\nbackend: "python"\nparameters {{ key: "checkpoint" value {{ string_value: "{path}" }} }}\n'
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name, path in (("vae_decoder", "../weights"), ("unet_shard0", str(tmp_path / "weights"))):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.pbtxt").write_text(CONFIG.format(name=name, path=path))
+    (tmp_path / "models" / "cancel").mkdir()
+    (tmp_path / "models" / "cancel" / "config.pbtxt").write_text('backend: "python"\n')
+    return tmp_path / "models"
+
+
+def state(repository: Path) -> CheckpointState:
+    (found,) = check_checkpoints(repository)  # absolute and relative paths lead to the same one
+    assert found.models == "unet_shard0, vae_decoder"
+    return found
+
+
+def test_checkpoint_that_is_not_there(repository: Path) -> None:
+    assert "no such directory" in (state(repository).problem or "")
+
+
+def test_checkpoint_without_weights(repository: Path) -> None:
+    (repository.parent / "weights").mkdir()
+    assert "no .safetensors" in (state(repository).problem or "")
+
+
+def test_checkpoint_of_pointers(repository: Path) -> None:
+    (repository.parent / "weights" / "unet").mkdir(parents=True)
+    weights = repository.parent / "weights" / "unet" / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "git lfs pull" in (state(repository).problem or "")
+
+
+def test_complete_checkpoint(repository: Path) -> None:
+    (repository.parent / "weights").mkdir()
+    (repository.parent / "weights" / "model.safetensors").write_bytes(bytes(3 << 20))
+    assert state(repository).problem is None
+    assert "3 MiB" in state(repository).found
+
+
+def test_this_machine_can_serve(repository: Path) -> None:
+    checks = {check.subject: check for check in run_checks(None)}
+    assert {"Python", "tritonserver", "Python backend stub", "/dev/shm", "numpy", "torch", "GPU"} <= set(checks)
+    assert not any(subject.startswith("checkpoint") for subject in checks)
+    assert [check for check in checks.values() if check.status is Status.MISSING] == []
+    assert all(check.advice for check in checks.values() if check.status is not Status.OK)
+
+
+def test_command_fails_for_what_is_missing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert CliRunner().invoke(app, ["doctor", "-r", str(repository)]).exit_code == 1
+    monkeypatch.setenv("TRITONSERVER", "/nowhere/tritonserver")
+    result = CliRunner().invoke(app, ["doctor", "-r", str(repository.parent)])
+    assert result.exit_code == 1
+    assert "/nowhere/tritonserver" in result.output
