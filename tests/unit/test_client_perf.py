@@ -50,7 +50,7 @@ def test_http_goes_to_the_generate_endpoint() -> None:
 
 
 def test_what_the_tool_complains_of_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(PerfAnalyzerError, match="invalid|unrecognized"):
+    with pytest.raises(PerfAnalyzerError, match=r"invalid|unrecognized"):
         measure(PerfAnalyzer(Path("/bin/ls")), Load("grpc://x:1", "sdxl", ()), 1, tmp_path)
 
 
