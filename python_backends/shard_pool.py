@@ -6,14 +6,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import output_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
 
     from .denoising import UNetCall
 
@@ -75,7 +74,5 @@ class ShardPool:
 
 
 def _tensor(response: Any) -> torch.Tensor:
-    import torch
-
     prediction = pb_utils.get_output_tensor_by_name(response, "NOISE_PRED")
-    return torch.from_dlpack(prediction.to_dlpack()).to("cpu", copy=True)
+    return torch.from_dlpack(prediction.to_dlpack()).clone()  # the response's memory goes with it

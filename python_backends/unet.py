@@ -29,21 +29,25 @@ class UNet:
                 Float32, on any device.
 
         Returns:
-            [B, C, h, w] float32 on the UNet's device.
+            [B, C, h, w] float32 on the CPU, where the denoisers keep latents and samplers.
         """
         placed = {name: tensor.to(self._unet.device, self._unet.dtype) for name, tensor in tensors.items()}
         added = None
         if "TEXT_EMBEDS" in placed:
             added = {"text_embeds": placed["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"].to(self._unet.device)}
         with torch.inference_mode():
-            return self._unet(
-                placed["LATENTS"],
-                tensors["TIMESTEPS"].reshape(-1).to(self._unet.device),
-                encoder_hidden_states=placed["ENCODER_HIDDEN_STATES"],
-                timestep_cond=placed.get("TIMESTEP_COND"),
-                added_cond_kwargs=added,
-                return_dict=False,
-            )[0].float()
+            return (
+                self._unet(
+                    placed["LATENTS"],
+                    tensors["TIMESTEPS"].reshape(-1).to(self._unet.device),
+                    encoder_hidden_states=placed["ENCODER_HIDDEN_STATES"],
+                    timestep_cond=placed.get("TIMESTEP_COND"),
+                    added_cond_kwargs=added,
+                    return_dict=False,
+                )[0]
+                .float()
+                .cpu()
+            )
 
     def example(self, rows: int) -> dict[str, torch.Tensor]:
         """Inputs of the default size, for warming up."""

@@ -71,7 +71,14 @@ def serve() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     def run(repository: Path, *arguments: str) -> subprocess.Popen[str]:
         http, grpc, metrics = map(str, free_ports(3))
         ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-        command = [str(Path(sys.executable).with_name("swiftdiffusion")), "serve", "-r", str(repository), *ports, *arguments]
+        command = [
+            str(Path(sys.executable).with_name("swiftdiffusion")),
+            "serve",
+            "-r",
+            str(repository),
+            *ports,
+            *arguments,
+        ]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -167,7 +174,14 @@ def test_command_refuses_a_busy_port_before_it_starts(fine: Path) -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        command = [str(Path(sys.executable).with_name("swiftdiffusion")), "serve", "-r", str(fine), "--grpc-port", str(port)]
+        command = [
+            str(Path(sys.executable).with_name("swiftdiffusion")),
+            "serve",
+            "-r",
+            str(fine),
+            "--grpc-port",
+            str(port),
+        ]
         http, metrics = map(str, free_ports(2))
         command += ["--http-port", http, "--metrics-port", metrics]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
