@@ -18,7 +18,10 @@ def export(
     max_batch_size: Annotated[int, typer.Option(min=1, max=64, help="Requests that denoise together.")] = 8,
     steps: Annotated[int | None, typer.Option(min=1, help="Default steps; else the pipeline's own.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default guidance; else the own.")] = None,
-    max_size: Annotated[int | None, typer.Option(min=8, help="Largest height and width in pixels.")] = None,
+    max_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Largest height and width in pixels; else twice the checkpoint's, at least 512."),
+    ] = None,
 ) -> None:
     """Write a Triton model repository that serves a checkpoint."""
     from ..python_backends.checkpoint import Checkpoint, CheckpointError
@@ -37,7 +40,7 @@ def export(
             max_batch_size=max_batch_size,
             steps=pipeline_steps if steps is None else steps,
             guidance_scale=pipeline_guidance if guidance_scale is None else guidance_scale,
-            max_size=2 * max(served.default_size) if max_size is None else max_size,
+            max_size=max(512, 2 * max(served.default_size)) if max_size is None else max_size,
         )
         models = write_repository(served, repository, options)
     except (CheckpointError, RepositoryError) as error:

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from .denoising import UNetCall
 
 
+RAISED = "Failed to process the request(s)"
+"""How Triton reports a Python exception in a shard that lives on; any other error means that it does not."""
+
+
 class ShardError(RuntimeError):
     """A shard that gives no answer, by name, even after it was reloaded."""
 
 
 class ShardPool:
-    """Calls named shards in parallel. A failed call reloads its shard once and is repeated.
+    """Calls named shards in parallel. A call that meets a dead shard reloads it once and is repeated.
 
     Triton 2.51 never restarts a Python backend's process that died: the model stays READY and fails every request,
     until it is unloaded and loaded again. That works with explicit model control.
@@ -39,9 +43,10 @@ class ShardPool:
 
         A shard that stays down gives its error in place of its predictions: other requests of the step go on.
         """
-        if len(calls) == 1:
-            return [self._evaluate_one(calls[0])]
-        return list(self._threads.map(self._evaluate_one, calls))
+        if not calls:
+            return []
+        others = self._threads.map(self._evaluate_one, calls[1:])  # starts them; this thread makes the first call
+        return [self._evaluate_one(calls[0]), *others]
 
     def _evaluate_one(self, placed: tuple[int, UNetCall]) -> torch.Tensor | ShardError:
         shard, call = placed
@@ -49,7 +54,10 @@ class ShardPool:
         loads = self._loads[name]
         response = self._exec(name, call)
         if response.has_error():
-            pb_utils.Logger.log_warn(f"{name} failed and is reloaded: {response.error().message()}")
+            message = response.error().message()
+            if RAISED in message:
+                return ShardError(f"{name} failed: {message}")
+            pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {message}")
             try:
                 self._reload(name, loads)
             except pb_utils.TritonModelException as error:
