@@ -79,7 +79,7 @@ def _stub(binary: ServerBinary) -> Check:
         return Check(subject, Status.OK, f"for Python {PYTHON_VERSION}" if binary.wheel else str(stub))
     if binary.wheel is None:
         return Check(subject, Status.WARNING, "not beside the server", "pass --backend-directory to tritonserver")
-    return Check(subject, Status.MISSING, f"none for Python {PYTHON_VERSION}", "make the venv with Python 3.10 to 3.13")
+    return Check(subject, Status.MISSING, f"none for Python {PYTHON_VERSION}", "make the venv with Python 3.10 to 3.12")
 
 
 def _glibc() -> Check:

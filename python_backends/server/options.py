@@ -28,7 +28,8 @@ class ServerOptions:
         auto_complete_config: let backends complete `config.pbtxt`. Off, because the repositories that `export` writes
             are complete and completion starts every stub twice, which doubles the time to start.
         startup_timeout_seconds: how long loading may take.
-        stop_timeout_seconds: how long requests in flight may take to finish when the server is stopped.
+        stop_timeout_seconds: how long requests in flight may take to finish when the server is stopped. Short, because
+            a stopping server refuses the calls between models at once: only what needs no more of them can finish.
         extra_arguments: passed to tritonserver as they are.
     """
 
@@ -42,7 +43,7 @@ class ServerOptions:
     grpc_min_ping_interval_seconds: float = 10.0
     auto_complete_config: bool = False
     startup_timeout_seconds: float = 600.0
-    stop_timeout_seconds: float = 30.0
+    stop_timeout_seconds: float = 10.0
     extra_arguments: tuple[str, ...] = field(default=())
 
     def arguments(self, binary: ServerBinary) -> list[str]:
