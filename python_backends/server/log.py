@@ -32,6 +32,13 @@ def model_event(line: str) -> ModelEvent | None:
     return None
 
 
+def loaded_models(log: str) -> dict[str, str]:
+    """State by model, in the words of the repository API, as far as a log tells."""
+    words = {"loading": "LOADING", "loaded": "READY", "failed": "UNAVAILABLE"}
+    events = (model_event(line) for line in log.splitlines())
+    return {event.model: words[event.state] for event in events if event is not None}
+
+
 def error_messages(log: str) -> list[str]:
     """Messages of the error lines of a log, oldest first, their escapes undone."""
     messages = []

@@ -98,7 +98,7 @@ def serve(
             _run(server, console, streamed=log_file is None)
         except KeyboardInterrupt:
             console.print("stopped")
-        except LauncherError as error:
+        except (LauncherError, OSError) as error:
             console.print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
@@ -191,5 +191,5 @@ def _echo(line: str) -> None:
     typer.echo(line, file=sys.stderr)
 
 
-def _escaped(error: LauncherError) -> str:
+def _escaped(error: Exception) -> str:
     return str(error).replace("[", "\\[")

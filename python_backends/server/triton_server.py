@@ -30,7 +30,7 @@ from .errors import (
     ServerDiedError,
     StartupTimeoutError,
 )
-from .log import error_messages, tail
+from .log import error_messages, loaded_models, tail
 from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports
 from .processes import command_line, kill_group, pid_namespace, signal_group, terminate_with_parent
@@ -291,15 +291,20 @@ class TritonServer:
         try:
             with opener.open(request, timeout=5) as response:
                 return json.load(response)
+        except urllib.error.HTTPError:  # listening, but the API is restricted: then the log tells
+            return [{"name": model, "state": state} for model, state in loaded_models(self._log()).items()]
         except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException):
             return None  # not listening yet
+
+    def _log(self) -> str:
+        return self.log_path.read_text(errors="replace")
 
     def _check_index(self, index: list[dict[str, Any]]) -> None:
         down = {entry["name"]: entry.get("reason", "") for entry in index if entry.get("state") != "READY"}
         missing = set(models_of(self.repository)) - {entry["name"] for entry in index}
         if not down and not missing:
             return
-        messages = error_messages(self.log_path.read_text(errors="replace"))
+        messages = error_messages(self._log())
         reasons = {name: reason or _reason(name, messages) for name, reason in down.items()}
         reasons |= {name: _reason(name, messages) for name in missing}
         dependents = {name for name, reason in reasons.items() if f"ensemble '{name}' depends on" in reason}
@@ -309,8 +314,13 @@ class TritonServer:
 
 
 def _reason(model: str, messages: list[str]) -> str:
-    named = [message for message in messages if re.search(rf"(?<![\w.-]){re.escape(model)}(?![\w-])", message)]
-    return named[-1] if named else "the server gives no reason; see its log"
+    """Why a model failed, from the log's errors: its own failure, else the last message that names it."""
+    name = re.escape(model)
+    own = [
+        match[1] for m in messages if (match := re.match(rf"failed to load '{name}' version \d+: (.+)", m, re.DOTALL))
+    ]
+    named = [message for message in messages if re.search(rf"(?<![\w.-]){name}(?![\w-])", message)]
+    return (own or named or ["the server gives no reason; see its log"])[-1]
 
 
 def _cleaned(reason: str) -> str:

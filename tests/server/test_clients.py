@@ -29,7 +29,10 @@ from swiftdiffusion.clients import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
+from swiftdiffusion.clients.perf.command import PLAIN_REQUESTS
+from swiftdiffusion.clients.perf.load import Load, measure, read_requests
 from swiftdiffusion.clients.perf.statistics import read_statistics
+from swiftdiffusion.clients.perf.tool import PerfAnalyzerError, find_perf_analyzer
 from swiftdiffusion.python_backends.server import TritonServer
 
 PROMPT = "a red circle above a blue square on a white background"
@@ -236,3 +239,19 @@ def test_ctrl_c_cancels_on_the_server(url: str, generate: Callable[..., "subproc
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert "cancel" in {work.model for work in read_statistics(url).work_since(before)}
+
+
+def test_perf_measures_the_server_and_its_models(tmp_path: Path, url: str) -> None:
+    try:
+        tool = find_perf_analyzer()
+    except PerfAnalyzerError as error:
+        pytest.skip(str(error))
+    load = Load(url, "sdxl", read_requests(PLAIN_REQUESTS, {"STEPS": 2}), requests_per_window=2)
+    before = read_statistics(url)
+    latency = measure(tool, load, 2, tmp_path)
+    works = {work.model: work for work in read_statistics(url).work_since(before)}
+    assert latency.throughput > 0
+    assert latency.percentiles_ms["p50"] <= latency.percentiles_ms["p99"]
+    assert {"preprocess", "text_encoder", "denoiser", "vae_decoder", "unet_shard0"} <= set(works)
+    assert works["denoiser"].compute_ms > 0
+    assert works["denoiser"].calls >= 2 * works["vae_decoder"].calls - 4  # two steps a picture; some are under way

@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.server import ModelLoadError, ServerDiedError, TritonServer
+from swiftdiffusion.python_backends.server import ModelLoadError, ServerDiedError, ServerOptions, TritonServer
 from swiftdiffusion.python_backends.server.ports import free_ports
 from swiftdiffusion.python_backends.server.processes import group_members
 from swiftdiffusion.python_backends.server.shared_memory import SHARED_MEMORY, region_prefix
@@ -138,6 +139,14 @@ def test_ready_inside_and_nothing_left_after(fine: Path, tmp_path: Path) -> None
     assert directory is not None
     assert not directory.exists()
     assert "successfully loaded 'calm'" in log.read_text()
+
+
+def test_restricted_model_control_is_no_obstacle(fine: Path, broken: Path) -> None:
+    options = ServerOptions(extra_arguments=("--http-restricted-api=model-repository:key=secret",))
+    with TritonServer(fine, options=options) as server, pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{server.http_url}/v2/repository/index", data=b"")
+    with pytest.raises(ModelLoadError, match="model 'boom' failed to load: FileNotFoundError: no weights"):
+        TritonServer(broken, options=options).__enter__()
 
 
 def test_models_that_fail_are_reported_with_their_error_only(broken: Path) -> None:

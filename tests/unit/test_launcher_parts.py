@@ -13,7 +13,14 @@ from swiftdiffusion.python_backends.server.errors import (
     ServerBinaryNotFoundError,
     UnsupportedOptionError,
 )
-from swiftdiffusion.python_backends.server.log import LogFollower, ModelEvent, error_messages, model_event, tail
+from swiftdiffusion.python_backends.server.log import (
+    LogFollower,
+    ModelEvent,
+    error_messages,
+    loaded_models,
+    model_event,
+    tail,
+)
 from swiftdiffusion.python_backends.server.options import ServerOptions, models_of
 from swiftdiffusion.python_backends.server.ports import check_ports, free_ports
 from swiftdiffusion.python_backends.server.triton_server import TritonServer
@@ -60,6 +67,7 @@ def test_free_ports_differ_and_are_free() -> None:
 def test_events_of_models() -> None:
     events = [event for line in LOG.splitlines() if (event := model_event(line))]
     assert events == [ModelEvent("fine", "loading"), ModelEvent("fine", "loaded"), ModelEvent("boom", "failed")]
+    assert loaded_models(LOG) == {"fine": "READY", "boom": "UNAVAILABLE"}
 
 
 def test_error_messages_are_unescaped_and_tables_left_out(tmp_path: Path) -> None:
