@@ -1,45 +1,30 @@
 """One tritonserver process: started, watched, stopped without leftovers."""
 
-import contextlib
-import http.client
-import itertools
-import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from .binary import ServerBinary, find_server_binary
-from .errors import (
-    InvalidRepositoryError,
-    LauncherError,
-    ModelFailure,
-    ModelLoadError,
-    ServerDiedError,
-    StartupTimeoutError,
-)
-from .log import error_messages, loaded_models, tail
+from .directories import backends_directory, make_private_directory, remove_stale_directories
+from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
+from .loading import check_loaded, repository_index
+from .log import tail
 from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports
-from .processes import command_line, kill_group, pid_namespace, signal_group, terminate_with_parent
+from .processes import kill_group, signal_group, terminate_with_parent
 from .shared_memory import PREFIX_VARIABLE, region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
-_PRIVATE_DIRECTORY = re.compile(r"swiftdiffusion[_-]\d+[_-](?P<pid>\d+)(_\w+)?")
 # The shell's pid becomes the server's by exec: so the prefix can hold a pid that is known before the server exists.
 _EXEC = 'export {variable}="{prefix}"; exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
 
@@ -157,8 +142,8 @@ class TritonServer:
         binary = self._binary or find_server_binary()
         self._choose_ports()
         remove_stale_regions()
-        _remove_stale_directories()
-        self._directory = Path(tempfile.mkdtemp(prefix=f"swiftdiffusion_{pid_namespace()}_{os.getpid()}_"))
+        remove_stale_directories()
+        self._directory = make_private_directory()
         try:
             arguments = [str(binary.path), *self._arguments(binary, self._directory)]
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,9 +167,9 @@ class TritonServer:
         deadline = time.monotonic() + self.options.startup_timeout_seconds
         while still_wanted():
             self.check_alive()
-            index = self._repository_index()
+            index = repository_index(self.http_url, self.log_path)
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
-                self._check_index(index)
+                check_loaded(models_of(self.repository), index, self.log_path)
                 return
             if time.monotonic() > deadline:
                 raise StartupTimeoutError(
@@ -220,7 +205,7 @@ class TritonServer:
             kill_group(process.pid)
             process.wait()
             remove_regions(region_prefix(process.pid))
-            shutil.rmtree(_backends_directory(process.pid), ignore_errors=True)
+            shutil.rmtree(backends_directory(process.pid), ignore_errors=True)
             shutil.rmtree(directory, ignore_errors=True)
             self._directory = None
 
@@ -284,62 +269,3 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C in a terminal is for the launcher alone
                 preexec_fn=terminate_with_parent if in_main_thread else None,
             )
-
-    def _repository_index(self) -> list[dict[str, Any]] | None:
-        request = urllib.request.Request(f"{self.http_url}/v2/repository/index", data=b"", method="POST")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=5) as response:
-                return json.load(response)
-        except urllib.error.HTTPError:  # listening, but the API is restricted: then the log tells
-            return [{"name": model, "state": state} for model, state in loaded_models(self._log()).items()]
-        except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException):
-            return None  # not listening yet
-
-    def _log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    def _check_index(self, index: list[dict[str, Any]]) -> None:
-        down = {entry["name"]: entry.get("reason", "") for entry in index if entry.get("state") != "READY"}
-        missing = set(models_of(self.repository)) - {entry["name"] for entry in index}
-        if not down and not missing:
-            return
-        messages = error_messages(self._log())
-        reasons = {name: reason or _reason(name, messages) for name, reason in down.items()}
-        reasons |= {name: _reason(name, messages) for name in missing}
-        dependents = {name for name, reason in reasons.items() if f"ensemble '{name}' depends on" in reason}
-        dependents = dependents if len(dependents) < len(reasons) else set()
-        failures = tuple(ModelFailure(n, _cleaned(r)) for n, r in sorted(reasons.items()) if n not in dependents)
-        raise ModelLoadError(failures, tuple(sorted(dependents)), self.log_path)
-
-
-def _reason(model: str, messages: list[str]) -> str:
-    """Why a model failed, from the log's errors: its own failure, else the last message that names it."""
-    name = re.escape(model)
-    own = [
-        match[1] for m in messages if (match := re.match(rf"failed to load '{name}' version \d+: (.+)", m, re.DOTALL))
-    ]
-    named = [message for message in messages if re.search(rf"(?<![\w.-]){name}(?![\w-])", message)]
-    return (own or named or ["the server gives no reason; see its log"])[-1]
-
-
-def _cleaned(reason: str) -> str:
-    """The error alone: without Triton's status words before it and the empty lines in it."""
-    reason = re.sub(r"^(version \d+ is at UNAVAILABLE state: )?(Internal: |Invalid argument: )?", "", reason)
-    return "\n  ".join(line.strip() for line in reason.strip(" ;\n").splitlines() if line.strip())
-
-
-def _backends_directory(pid: int | str) -> Path:
-    """Where the backends of a server keep files for each other."""
-    return Path(tempfile.gettempdir()) / f"swiftdiffusion-{os.getuid()}-{pid}"
-
-
-def _remove_stale_directories() -> None:
-    """Removes the private directories of launchers and servers that were killed."""
-    temporary = Path(tempfile.gettempdir())
-    owned = [temporary.glob(f"swiftdiffusion_{pid_namespace()}_*"), temporary.glob(_backends_directory("*").name)]
-    for path in itertools.chain.from_iterable(owned):
-        match = _PRIVATE_DIRECTORY.fullmatch(path.name)
-        if match and not command_line(int(match["pid"])):
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                shutil.rmtree(path)

@@ -1,0 +1,75 @@
+"""Whether the models of a starting server were loaded, and why not."""
+
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelFailure, ModelLoadError
+from .log import error_messages, loaded_models
+
+
+def repository_index(http_url: str, log_file: Path) -> list[dict[str, Any]] | None:
+    """State of every model as the server tells it: dictionaries of name, state and reason.
+
+    Args:
+        http_url: the server's HTTP API.
+        log_file: its log, which is asked instead if the model control API is restricted.
+
+    Returns:
+        None while the server is not listening yet.
+    """
+    request = urllib.request.Request(f"{http_url}/v2/repository/index", data=b"", method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as response:
+            return json.load(response)
+    except urllib.error.HTTPError:
+        models = loaded_models(log_file.read_text(errors="replace"))
+        return [{"name": model, "state": state} for model, state in models.items()]
+    except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException):
+        return None
+
+
+def check_loaded(models: Sequence[str], index: Sequence[dict[str, Any]], log_file: Path) -> None:
+    """Does nothing if every model is ready.
+
+    Args:
+        models: names of the models that should be.
+        index: what `repository_index` gave.
+        log_file: holds the reasons that the index leaves out.
+
+    Raises:
+        ModelLoadError: some are not.
+    """
+    reasons = {entry["name"]: entry.get("reason", "") for entry in index if entry.get("state") != "READY"}
+    reasons |= dict.fromkeys(set(models) - {entry["name"] for entry in index}, "")
+    if not reasons:
+        return
+    messages = error_messages(log_file.read_text(errors="replace"))
+    reasons = {name: reason or _reason(name, messages) for name, reason in reasons.items()}
+    dependents = {name for name, reason in reasons.items() if f"ensemble '{name}' depends on" in reason}
+    if len(dependents) == len(reasons):
+        dependents = set()
+    failures = tuple(ModelFailure(n, _cleaned(r)) for n, r in sorted(reasons.items()) if n not in dependents)
+    raise ModelLoadError(failures, tuple(sorted(dependents)), log_file)
+
+
+def _reason(model: str, messages: list[str]) -> str:
+    """Why a model failed, from the log's errors: its own failure, else the last message that names it."""
+    name = re.escape(model)
+    own = [
+        match[1] for m in messages if (match := re.match(rf"failed to load '{name}' version \d+: (.+)", m, re.DOTALL))
+    ]
+    named = [message for message in messages if re.search(rf"(?<![\w.-]){name}(?![\w-])", message)]
+    return (own or named or ["the server gives no reason; see its log"])[-1]
+
+
+def _cleaned(reason: str) -> str:
+    """The error alone: without Triton's status words before it and the empty lines in it."""
+    reason = re.sub(r"^(version \d+ is at UNAVAILABLE state: )?(Internal: |Invalid argument: )?", "", reason)
+    return "\n  ".join(line.strip() for line in reason.strip(" ;\n").splitlines() if line.strip())
