@@ -42,25 +42,26 @@ def assemble(work: Path, out: Path, unet: UNet2DConditionModel | None = None) ->
     Args:
         work: the training's folder.
         out: the pipeline's folder.
-        unet: in place of the finished one of ``work``.
+        unet: float16, in place of the finished one of ``work``.
     """
+    half = torch.float16
     pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder_2"),
+        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=half),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder", dtype=half),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder_2", dtype=half),
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(work / "tokenizer_2"),
-        unet=unet or UNet2DConditionModel.from_pretrained(work / "unet"),
+        unet=unet or UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=half),
         scheduler=EulerDiscreteScheduler(**NOISE_SCHEDULE),
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(out)
+    pipeline.save_pretrained(out)
     for name in ("text_encoder", "text_encoder_2"):
         path = out / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     for name in ("tokenizer", "tokenizer_2"):
-        for file in ("vocab.json", "merges.txt"):
+        for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
             (out / name / file).write_bytes((work / name / file).read_bytes())
 
 
