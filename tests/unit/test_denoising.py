@@ -70,6 +70,16 @@ def test_zeros_for_an_absent_negative_prompt_only_where_the_checkpoint_says_so(t
     assert compare(made, denoise(Checkpoint(made), GenerationRequest("a cat", None, 5, 3, 8.0, 64, 64, None))) <= 1e-4
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+def test_a_checkpoint_with_weights_of_the_fp16_variant_only(tmp_path: Path, family: str) -> None:
+    made = getattr(checkpoints, family)(tmp_path / "plain")
+    DiffusionPipeline.from_pretrained(made, dtype=torch.float32).save_pretrained(tmp_path / "fp16", variant="fp16")
+    request = GenerationRequest("a cat", "blurry", 5, 3, 8.0, 64, 64, None)
+    plain, variant = (denoise(Checkpoint(tmp_path / name), request) for name in ("plain", "fp16"))
+    assert Checkpoint(tmp_path / "fp16").variant == "fp16"
+    assert torch.equal(plain.latents, variant.latents)
+
+
 @torch.no_grad()
 def compare(made: Path, denoising: Denoising) -> float:
     """Mean absolute difference of latents and of pixels in [0, 1], whichever is larger."""

@@ -115,6 +115,9 @@ def test_what_cannot_be_served_is_refused_with_the_reason(sd15: Path, tmp_path: 
         (copy / name).write_bytes((sd15 / name).read_bytes())
     config = json.loads((sd15 / "unet/config.json").read_text()) | {"in_channels": 9}
     (copy / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        Checkpoint(copy)
+    (copy / "unet/diffusion_pytorch_model.safetensors").touch()
     with pytest.raises(CheckpointError, match="takes 9 channels, the VAE gives 4"):
         Checkpoint(copy)
     (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
