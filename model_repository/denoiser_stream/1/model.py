@@ -1,0 +1,3 @@
+from swiftdiffusion.python_backends.denoiser import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

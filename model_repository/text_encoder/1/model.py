@@ -1,0 +1,3 @@
+from swiftdiffusion.python_backends.text_encoder import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

@@ -1,0 +1,3 @@
+from swiftdiffusion.python_backends.unet_shard import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
