@@ -23,6 +23,7 @@ CANCEL_MODEL = "cancel"
 
 _HEALTH_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
+_CANCEL_GRACE_SECONDS = 1.0
 _POLL_SECONDS = 0.25
 
 
@@ -216,7 +217,10 @@ class AsyncClient:
             raise
 
     async def _try_to_cancel(self, request: GenerationRequest) -> None:
+        """Cancels a request; asks again for a while, because one that has not reached the denoiser is not known yet."""
+        deadline = time.monotonic() + _CANCEL_GRACE_SECONDS
         try:
-            await self.cancel(request.request_id or "")
+            while not await self.cancel(request.request_id or "") and time.monotonic() < deadline:
+                await asyncio.sleep(_POLL_SECONDS / 5)
         except (SwiftDiffusionError, asyncio.TimeoutError) as error:
             logger.warning("request %s could not be cancelled on the server: %s", request.request_id, error)

@@ -163,6 +163,21 @@ def test_a_cancelled_task_frees_the_server(url: str) -> None:
     assert not asyncio.run(run())
 
 
+def test_a_task_cancelled_at_once_frees_the_server(url: str) -> None:
+    async def run() -> bool:
+        async with AsyncClient(url) as client:
+            await client.model()
+            task = asyncio.create_task(client.generate(long_request("hasty")))
+            await asyncio.sleep(0.002)  # sent, but not with the denoiser yet
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.5)
+            return await client.cancel("hasty")
+
+    assert not asyncio.run(run())
+
+
 def test_leaving_a_stream_frees_the_server(server: TritonServer) -> None:
     async def run(client: AsyncClient) -> bool:
         async with client, aclosing(client.stream(long_request("left"))) as events:
