@@ -40,13 +40,14 @@ def train(
     ] = "",
     text_steps: Annotated[int | None, typer.Option(help="Optimiser steps of the text encoders.")] = None,
     vae_steps: Annotated[int | None, typer.Option(help="Optimiser steps of the autoencoder.")] = None,
+    decoder_steps: Annotated[int | None, typer.Option(help="Optimiser steps of the decoder alone.")] = None,
     unet_steps: Annotated[int | None, typer.Option(help="Optimiser steps of the UNet.")] = None,
     pictures: Annotated[int | None, typer.Option(help="Pictures in the UNet's training set.")] = None,
-    stages: Annotated[str, typer.Option(help="Stages to run, in this order.")] = "text,vae,latents,unet",
+    stages: Annotated[str, typer.Option(help="Stages to run, in this order.")] = "text,vae,decoder,latents,unet",
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads per operator; default: PyTorch's choice.")] = None,
-    workers: Annotated[int, typer.Option(help="Threads that share the UNet's batches; on CPUs: the cores.")] = 1,
+    workers: Annotated[int, typer.Option(help="Threads that share batches; on CPUs: the cores.")] = 1,
 ) -> None:
     """Trains the family from nothing; run it again to go on after an interruption."""
     import torch
@@ -57,7 +58,13 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     if threads:
         torch.set_num_threads(threads)
-    sizes = {"text_steps": text_steps, "vae_steps": vae_steps, "unet_steps": unet_steps, "pictures": pictures}
+    sizes = {
+        "text_steps": text_steps,
+        "vae_steps": vae_steps,
+        "decoder_steps": decoder_steps,
+        "unet_steps": unet_steps,
+        "pictures": pictures,
+    }
     recipe = Recipe(
         **{name: size for name, size in sizes.items() if size is not None}, minutes=_parse_limits(minutes), seed=seed
     )

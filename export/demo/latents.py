@@ -1,4 +1,4 @@
-"""Stage 3: everything the UNet trains on, encoded once: latents of pictures and embeddings of their captions.
+"""Stage 4: everything the UNet trains on, encoded once: latents of pictures and embeddings of their captions.
 
 The arrays are written as plain .npy files and read as memory maps, so the UNet's training does no VAE and no CLIP work.
 """

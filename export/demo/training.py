@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoints import Budget
+from .decoder_training import train_decoder
 from .latents import encode_pictures
 from .pipeline import assemble
 from .text_pretraining import train_text_encoders
@@ -18,7 +19,7 @@ from .vae_training import train_vae
 
 log = logging.getLogger(__name__)
 
-STAGES = ("text", "vae", "latents", "unet")
+STAGES = ("text", "vae", "decoder", "latents", "unet")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Recipe:
     Attributes:
         text_steps: optimiser steps of the text encoders.
         vae_steps: optimiser steps of the autoencoder.
+        decoder_steps: optimiser steps of its decoder alone.
         pictures: in the UNet's training set.
         unet_steps: optimiser steps of the UNet.
         minutes: wall-clock limits by stage, for stages that have one; learning rates follow whichever ends first.
@@ -36,6 +38,7 @@ class Recipe:
 
     text_steps: int = 2000
     vae_steps: int = 6000
+    decoder_steps: int = 1500
     pictures: int = 20_000
     unet_steps: int = 10_000
     minutes: dict[str, float] | None = None
@@ -53,7 +56,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", stages: tuple[str, ...
         recipe: how much of what.
         device: "cpu" or "cuda".
         stages: which to run; the pipeline is put together once all have finished.
-        workers: threads that share the UNet's batches.
+        workers: threads that share the decoder's and the UNet's batches.
 
     Returns:
         Each finished stage's report: steps, seconds, figures.
@@ -69,6 +72,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", stages: tuple[str, ...
     run: dict[str, Callable[[], dict]] = {
         "text": lambda: train_text_encoders(tokenizer, work, budget("text", recipe.text_steps), recipe.seed, device),
         "vae": lambda: train_vae(work, budget("vae", recipe.vae_steps), recipe.seed, device),
+        "decoder": lambda: train_decoder(work, budget("decoder", recipe.decoder_steps), recipe.seed, device, workers),
         "latents": lambda: encode_pictures(work, recipe.pictures, recipe.seed, device),
         "unet": lambda: train_unet(work, budget("unet", recipe.unet_steps), recipe.seed, device, workers),
     }

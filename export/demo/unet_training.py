@@ -1,4 +1,4 @@
-"""Stage 4: the UNet, trained to predict v (Salimans and Ho 2022) under a noise schedule with zero terminal SNR.
+"""Stage 5: the UNet, trained to predict v (Salimans and Ho 2022) under a noise schedule with zero terminal SNR.
 
 With zero terminal SNR (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed") the first step
 of sampling starts from pure noise in training too, so the model itself decides the mean of the picture: flat
