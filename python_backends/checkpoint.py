@@ -146,9 +146,7 @@ class Checkpoint:
         """The UNet in evaluation mode."""
         from diffusers import UNet2DConditionModel
 
-        unet = UNet2DConditionModel.from_pretrained(
-            self.path, subfolder="unet", dtype=dtype, variant=self.variant
-        )
+        unet = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", dtype=dtype, variant=self.variant)
         return unet.to(device).requires_grad_(False).eval()
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:

@@ -33,9 +33,9 @@ ABANDONED_AFTER_S = 900.0
 
 
 class RequestStoppedError(Exception):
-    """A running request that ends without a picture: the message for its client and the code of its error."""
+    """A running request that ends without a picture: the message for its client and the name of its error's code."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -123,7 +123,7 @@ class TritonPythonModel:
                 denoising.advance(predictions[denoising])
             except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
                 pb_utils.Logger.log_error(f"sampler step failed: {error!r}")
-                failures[denoising] = RequestStoppedError(f"the sampler failed: {error}", _code("INTERNAL"))
+                failures[denoising] = RequestStoppedError(f"the sampler failed: {error}", "INTERNAL")
         for identity, outcome in outcomes.items():
             if isinstance(outcome, Denoising) and outcome in failures:
                 outcomes[identity] = failures[outcome]
@@ -131,7 +131,8 @@ class TritonPythonModel:
     def _respond(self, request: Any, outcome: Denoising | Exception) -> Any:
         """The request's response, or None; what is not done is rescheduled."""
         if isinstance(outcome, Exception):
-            response, ended = error_response(str(outcome), _error_code(outcome)), True
+            ended = True
+            response = self._stopped(outcome) if self._decoupled else error_response(str(outcome), _error_code(outcome))
         else:
             outcome.touched = time.monotonic()
             ended = outcome.done
@@ -146,17 +147,18 @@ class TritonPythonModel:
         return response
 
     def _progress(self, denoising: Denoising) -> Any:
-        done = denoising.done
-        info = (
-            final_info(denoising, self._scheduler_config) if done else {"step": denoising.step, "of": denoising.steps}
-        )
-        return pb_utils.InferenceResponse(
-            [
-                output_tensor("LATENTS", denoising.latents),
-                pb_utils.Tensor("PREVIEW", np.array([[not done]])),
-                text_tensor("INFO", json.dumps(info)),
-            ]
-        )
+        if denoising.done:
+            return _latents_response(denoising.latents, False, final_info(denoising, self._scheduler_config))
+        return _latents_response(denoising.latents, True, {"step": denoising.step, "of": denoising.steps})
+
+    def _stopped(self, error: Exception) -> Any:
+        """The end of a stream without a picture, as a response like the others: `vae_decoder` makes it the error.
+
+        An error sent from here overtakes progress that is still in `vae_decoder`; Triton 2.51 then never ends the
+        ensemble's request.
+        """
+        info = {"error": str(error), "code": _error_code(error)}
+        return _latents_response(torch.zeros(1, self._geometry.channels, 1, 1), True, info)
 
     def _leave(self, identity: int) -> None:
         denoising = self._running.pop(identity, None)
@@ -172,17 +174,22 @@ class TritonPythonModel:
 def _raise_if_stopped(denoising: Denoising, cancellable: RunningRequests) -> None:
     request, place_in_run = denoising.request, f"after step {denoising.step} of {denoising.steps}"
     if request.request_id is not None and cancellable.is_cancelled(request.request_id):
-        raise RequestStoppedError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}', _code("CANCELLED"))
+        raise RequestStoppedError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}', "CANCELLED")
     if request.deadline is not None and time.time() > request.deadline:
-        raise RequestStoppedError(f"TIMEOUT_MS passed {place_in_run}", _code("UNAVAILABLE"))
+        raise RequestStoppedError(f"TIMEOUT_MS passed {place_in_run}", "UNAVAILABLE")
 
 
-def _code(name: str) -> int:
-    """A code of `pb_utils.TritonError`; INTERNAL on servers that do not have it yet."""
-    return getattr(pb_utils.TritonError, name, pb_utils.TritonError.INTERNAL)
+def _latents_response(latents: torch.Tensor, preview: bool, info: dict[str, Any]) -> Any:
+    return pb_utils.InferenceResponse(
+        [
+            output_tensor("LATENTS", latents),
+            pb_utils.Tensor("PREVIEW", np.array([[preview]])),
+            text_tensor("INFO", json.dumps(info)),
+        ]
+    )
 
 
-def _error_code(error: Exception) -> int:
+def _error_code(error: Exception) -> str:
     if isinstance(error, RequestStoppedError):
         return error.code
-    return _code("INVALID_ARG" if isinstance(error, InvalidRequestError) else "UNAVAILABLE")
+    return "INVALID_ARG" if isinstance(error, InvalidRequestError) else "UNAVAILABLE"

@@ -38,7 +38,7 @@ class TritonPythonModel:
             try:
                 parsed = parse_request(given, self._rules)
             except InvalidRequestError as error:
-                responses.append(error_response(str(error), pb_utils.TritonError.INVALID_ARG))
+                responses.append(error_response(str(error), "INVALID_ARG"))
                 continue
             responses.append(pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json())]))
         return responses

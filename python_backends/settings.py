@@ -61,7 +61,7 @@ def text_tensor(name: str, text: str) -> Any:
     return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], dtype=object))
 
 
-def error_response(message: str, code: int | None = None) -> Any:
-    """A response that carries only an error; INTERNAL unless a code of `pb_utils.TritonError` is given."""
-    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
-    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+def error_response(message: str, code: str) -> Any:
+    """A response that carries only an error; `code` names one of `pb_utils.TritonError`'s (older servers lack some)."""
+    triton_code = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, triton_code))

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .denoising import UNetCall
 
 
-RAISED = "Failed to process the request(s)"
-"""How Triton reports a Python exception in a shard that lives on; any other error means that it does not."""
+SIGNS_OF_A_DEAD_SHARD = ("not healthy", "unknown model", "no available versions")
+"""In the errors of a shard whose process died, was stopped or was unloaded. A Python exception in a shard that lives on
+and the refusals of a server that is shutting down have none of them: reloading would not help."""
 
 
 class ShardError(RuntimeError):
@@ -55,7 +56,7 @@ class ShardPool:
         response = self._exec(name, call)
         if response.has_error():
             message = response.error().message()
-            if RAISED in message:
+            if not any(sign in message for sign in SIGNS_OF_A_DEAD_SHARD):
                 return ShardError(f"{name} failed: {message}")
             pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {message}")
             try:

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, input_tensor, output_tensor
 from .latent_decoding import decode_latents
-from .settings import ModelSettings, input_arrays, input_text, text_tensor
+from .settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ class TritonPythonModel:
         decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """IMAGE and INFO for final latents, INFO alone for the others."""
+        """IMAGE and INFO for final latents, INFO for progress, an error for a stream that ends without a picture."""
         start = time.perf_counter()
         final = [not input_arrays(request, ["PREVIEW"])["PREVIEW"].any() for request in requests]
         latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]
@@ -38,12 +38,13 @@ class TritonPythonModel:
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for request, last in zip(requests, final, strict=True):
-            info = input_text(request, "INFO")
+            info = json.loads(input_text(request, "INFO"))
+            if "error" in info:
+                responses.append(error_response(info["error"], info["code"]))
+                continue
             tensors = []
             if last:
-                report = json.loads(info)
-                report["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
-                info = json.dumps(report)
+                info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
                 tensors.append(output_tensor("IMAGE", next(images)))
-            responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", info)]))
+            responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", json.dumps(info))]))
         return responses
