@@ -78,7 +78,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
     scheduler: Scheduler = None,
     steps: Steps = 20,
-    guidance_scale: Guidance = 5.0,
+    guidance_scale: Guidance = 2.0,
 ) -> None:
     """Measures how many held-out prompts are drawn right."""
     from .evaluate import evaluate as run
@@ -103,7 +103,7 @@ def contact_sheet(
     prompts: Annotated[int, typer.Option(help="How many held-out prompts.")] = 32,
     scheduler: Scheduler = None,
     steps: Steps = 20,
-    guidance_scale: Guidance = 5.0,
+    guidance_scale: Guidance = 2.0,
 ) -> None:
     """Draws held-out prompts side by side and lists them with the checker's verdict."""
     from .evaluate import ATTRIBUTES, judge

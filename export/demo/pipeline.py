@@ -33,7 +33,7 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "lcm": LCMScheduler,
 }
 STEPS = 20
-GUIDANCE_SCALE = 5.0
+GUIDANCE_SCALE = 2.0
 
 
 def assemble(work: Path, out: Path, unet: UNet2DConditionModel | None = None) -> None:
