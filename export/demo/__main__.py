@@ -79,9 +79,11 @@ def evaluate(
     scheduler: Scheduler = None,
     steps: Steps = 20,
     guidance_scale: Guidance = 2.0,
+    sweep_prompts: Annotated[int, typer.Option(help="Also try other samplers, scales and steps on so many.")] = 0,
 ) -> None:
     """Measures how many held-out prompts are drawn right."""
     from .evaluate import evaluate as run
+    from .evaluate import sweep
 
     figures = run(weights, prompts, scheduler, steps, guidance_scale)
     figures["command"] = " ".join(["python -m swiftdiffusion.export.demo", *sys.argv[1:]])
@@ -92,6 +94,8 @@ def evaluate(
         columns = [share, *(group[name] for group in figures["right_by_number_of_items"].values())]
         table.add_row(name, *(f"{value:.1%}" for value in columns))
     console.print(table)
+    if sweep_prompts:
+        figures["sweep"] = {"prompts": sweep_prompts} | sweep(weights, sweep_prompts)
     if out is not None:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import track
 
 from .checker import Verdict, check
-from .pipeline import GUIDANCE_SCALE, STEPS, WEIGHTS, generate, load_pipeline
+from .pipeline import GUIDANCE_SCALE, SCHEDULERS, STEPS, WEIGHTS, generate, load_pipeline
 from .prompts import Prompt, held_out_prompts
 
 ATTRIBUTES = ("colours", "shapes", "positions", "background", "texture", "everything")
@@ -88,6 +88,31 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 1),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
         | {"python": platform.python_version()},
+    }
+
+
+def sweep(weights: Path = WEIGHTS, count: int = 50) -> dict[str, dict[str, dict[str, float]]]:
+    """Measures what samplers, guidance scales and numbers of steps do, each by itself, on the first held-out prompts.
+
+    Args:
+        weights: the pipeline's folder.
+        count: how many prompts.
+
+    Returns:
+        Shares of right pictures by kind of setting and by setting.
+    """
+    settings: dict[str, dict[str, dict]] = {
+        "scheduler": {name: {"scheduler": name} for name in SCHEDULERS},
+        "guidance_scale": {str(scale): {"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 5.0)},
+        "steps": {str(steps): {"steps": steps} for steps in (5, 10, 40)},
+    }
+    prompts = held_out_prompts(count)
+    return {
+        kind: {
+            name: shares([verdict for _, _, verdict in judge(weights, prompts, **options)])
+            for name, options in track(group.items(), description=kind)
+        }
+        for kind, group in settings.items()
     }
 
 

@@ -39,6 +39,8 @@ GUIDANCE_SCALE = 2.0
 def assemble(work: Path, out: Path, unet: UNet2DConditionModel | None = None) -> None:
     """Writes the pipeline's folder: float16 weights, configurations that make plain ``from_pretrained`` give float32.
 
+    The scheduler's configuration says, as SDXL's does, that DDIM shall not clip its samples; Euler ignores it.
+
     Args:
         work: the training's folder.
         out: the pipeline's folder.
@@ -52,7 +54,7 @@ def assemble(work: Path, out: Path, unet: UNet2DConditionModel | None = None) ->
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(work / "tokenizer_2"),
         unet=unet or UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=half),
-        scheduler=EulerDiscreteScheduler(**NOISE_SCHEDULE),
+        scheduler=EulerDiscreteScheduler.from_config({**NOISE_SCHEDULE, "clip_sample": False}),
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
