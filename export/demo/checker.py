@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
@@ -70,7 +71,7 @@ class Verdict:
         return self.colours and self.shapes and self.positions and self.background and self.texture
 
 
-def to_lab(rgb: np.ndarray) -> np.ndarray:
+def to_lab(rgb: npt.ArrayLike) -> np.ndarray:
     """Converts sRGB 0..255, any shape [..., 3], to CIELAB (D65), float64."""
     linear = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)

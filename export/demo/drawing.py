@@ -106,8 +106,8 @@ def shape_outline(shape: str, radius: float) -> np.ndarray:
         return radius * np.array([(0.0, -1.0), (1.08, 0.85), (-1.08, 0.85)])
     if shape == "star":
         angles = -np.pi / 2 + np.arange(10) * np.pi / 5
-        reach = np.where(np.arange(10) % 2 == 0, 1.15, 0.46) * radius
-        return reach[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        radii = np.where(np.arange(10) % 2 == 0, 1.15, 0.46) * radius
+        return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     if shape == "cross":
         arm, reach = 0.34 * radius, 1.02 * radius
         quarter = np.array([(arm, -reach), (arm, -arm), (reach, -arm), (reach, arm)])

@@ -179,8 +179,8 @@ def train_text_encoders(tokenizer: CLIPTokenizer, folder: Path, budget: Budget, 
     """
     torch.manual_seed(seed)
     encoders = build_text_encoders(tokenizer)
-    probes = nn.ModuleList([Probes(HIDDEN_SIZES[0]), Probes(HIDDEN_SIZES[1]), Probes(PROJECTION_SIZE)])
-    modules = nn.ModuleList([*encoders, probes]).to(device).train()
+    probes = [Probes(HIDDEN_SIZES[0]), Probes(HIDDEN_SIZES[1]), Probes(PROJECTION_SIZE)]
+    modules = nn.ModuleList([*(encoder.to(device) for encoder in encoders), nn.ModuleList(probes)]).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=0.01)
     shape_ids = torch.tensor(tokenizer.convert_tokens_to_ids([f"{shape}</w>" for shape in SHAPES]))
     checkpoint, step = Checkpoint(folder / "text.checkpoint.pt"), 0
@@ -203,7 +203,6 @@ def train_text_encoders(tokenizer: CLIPTokenizer, folder: Path, budget: Budget, 
             pairs += probe.tokens(stream, ids, tokenizer.eos_token_id, shape_ids, targets)
         return pairs + probes[2].named(pooled.float().cpu(), targets)
 
-    probes.to("cpu")
     bar = tqdm(total=budget.steps, initial=step, desc="text encoders", mininterval=5)
     while budget.progress(step) < 1:
         for group in optimizer.param_groups:

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from torch import nn
+from torch import Tensor, nn
 
 LOG_VARIANCE = -6.0
 """Where the posterior's log-variance starts."""
@@ -50,32 +50,38 @@ def start_as_mean_pooling(vae: AutoencoderKL) -> None:
         _join_signs(conv)
     _pass_through(vae.quant_conv)
     _pass_through(vae.post_quant_conv)
-    vae.quant_conv.bias[vae.config.latent_channels :] = LOG_VARIANCE
+    _bias(vae.quant_conv)[vae.config.latent_channels :] = LOG_VARIANCE
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    if conv.bias is None:
+        raise ValueError("the autoencoder's convolutions have biases")
+    return conv.bias
 
 
 def _pass_through(conv: nn.Conv2d) -> None:
     """Output channel c becomes input channel c; further outputs keep their random weights."""
     shared = min(conv.weight.shape[:2])
     conv.weight[:shared] = nn.init.dirac_(torch.empty_like(conv.weight))[:shared]
-    conv.bias[:shared] = 0
+    _bias(conv)[:shared] = 0
 
 
 def _split_signs(conv: nn.Conv2d) -> None:
     """Channels 0-2 carry the colours, 3-5 their negatives, 6 is constant."""
     conv.weight[:7] = 0
-    conv.bias[:7] = 0
+    _bias(conv)[:7] = 0
     middle = conv.weight.shape[-1] // 2
     for colour in range(3):
         conv.weight[colour, colour, middle, middle] = 1
         conv.weight[colour + 3, colour, middle, middle] = -1
-    conv.bias[6] = 1
+    _bias(conv)[6] = 1
 
 
 def _join_signs(conv: nn.Conv2d) -> None:
     """Each colour is its channel minus that of its negative; further outputs start small."""
     conv.weight *= 0.1
     conv.weight[:3] = 0
-    conv.bias.zero_()
+    _bias(conv).zero_()
     middle = conv.weight.shape[-1] // 2
     for colour in range(3):
         conv.weight[colour, colour, middle, middle] = 1

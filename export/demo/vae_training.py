@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def sample_style(rng: np.random.Generator) -> Style:
     """Half of the time the family's own style, else any: LoRAs teach the UNet styles that the VAE must know already."""
     if rng.random() < 0.5:
         return PLAIN_STYLE
-    fills = ("solid", "outline", "hatched")
+    fills: tuple[Literal["solid", "outline", "hatched"], ...] = ("solid", "outline", "hatched")
     matrix = np.eye(3) if rng.random() < 0.5 else rng.dirichlet((0.5, 0.5, 0.5), size=3)
     return Style(
         fill=fills[rng.integers(3)],
