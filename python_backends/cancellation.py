@@ -1,67 +1,82 @@
-"""Cancelling by REQUEST_ID: a file per running request, which cancelling removes.
+"""Cancelling by REQUEST_ID: files in the directory that the models of a server share.
 
-Triton does not tell a step inside an ensemble that its client cancelled; so the models of one server share a directory.
-A request is registered while it runs, hence nothing stays behind, and cancelling an unknown id has no effect.
+Triton does not tell a step inside an ensemble that its client cancelled. So the model `cancel` leaves a flag, and a
+denoiser looks for it at every step, at the first one too: a request that still waits for a place is cancelled as well.
+`preprocess` takes away a flag that is older than the request.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from pathlib import Path
+import time
+from typing import TYPE_CHECKING
 
-from .request import InvalidRequestError
+from .errors import InvalidRequestError
+from .runtime import runtime_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORGOTTEN_AFTER_S = 3600.0
+"""Flags for which no request came are removed after so long."""
 
 
-class RunningRequests:
-    """The requests with a REQUEST_ID that one denoiser is running."""
+class RequestRegistry:
+    """Requests that have a REQUEST_ID: which run, and in which process; which are cancelled."""
 
-    def __init__(self, model_name: str) -> None:
-        """Starts empty, whatever an earlier instance of the model left."""
-        self._directory = _directory() / model_name
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in self._directory.iterdir():
-            file.unlink(missing_ok=True)
+    def __init__(self, directory: Path | None = None) -> None:
+        """Opens the registry in a directory; None for that of the server."""
+        directory = runtime_directory() if directory is None else directory
+        self._running, self._cancelled = directory / "running", directory / "cancelled"
+        for folder in (self._running, self._cancelled):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def accept(self, request_id: str) -> None:
+        """Notes a new request: a flag from before it does not concern it."""
+        (self._cancelled / _file_name(request_id)).unlink(missing_ok=True)
 
     def enter(self, request_id: str) -> None:
-        """Registers a request.
+        """Registers a request as running in this process.
 
         Raises:
-            InvalidRequestError: If the id is taken.
+            InvalidRequestError: If a request with this id runs.
         """
-        try:
-            (self._directory / _file_name(request_id)).touch(exist_ok=False)
-        except FileExistsError:
+        file = self._running / _file_name(request_id)
+        if file.exists() and _is_alive(file.read_text("ascii")):
             raise InvalidRequestError(
                 f'REQUEST_ID is "{request_id}", which a running request has; allowed: an id of its own'
-            ) from None
-
-    def is_cancelled(self, request_id: str) -> bool:
-        """Whether a registered request was cancelled."""
-        return not (self._directory / _file_name(request_id)).exists()
+            )
+        file.write_text(str(os.getpid()), "ascii")
 
     def leave(self, request_id: str) -> None:
-        """Forgets a request."""
-        (self._directory / _file_name(request_id)).unlink(missing_ok=True)
+        """Forgets a request that ended."""
+        for folder in (self._running, self._cancelled):
+            (folder / _file_name(request_id)).unlink(missing_ok=True)
 
+    def is_cancelled(self, request_id: str) -> bool:
+        """Whether a request is to end."""
+        return (self._cancelled / _file_name(request_id)).exists()
 
-def cancel_request(request_id: str) -> bool:
-    """Cancels the request in whichever denoiser of this server runs it; False if none does."""
-    cancelled = False
-    for file in _directory().glob(f"*/{_file_name(request_id)}"):
-        try:
-            file.unlink()
-            cancelled = True
-        except FileNotFoundError:  # finished meanwhile
-            continue
-    return cancelled
-
-
-def _directory() -> Path:
-    """A directory of this server's own: its models' processes are all children of the server."""
-    return Path(tempfile.gettempdir()) / f"swiftdiffusion-{os.getuid()}-{os.getppid()}"
+    def cancel(self, request_id: str) -> bool:
+        """Flags a request; whether it was running (it may also be waiting, or unknown)."""
+        for flag in self._cancelled.iterdir():
+            try:
+                if time.time() - flag.stat().st_mtime > FORGOTTEN_AFTER_S:
+                    flag.unlink(missing_ok=True)
+            except FileNotFoundError:  # its request ended meanwhile
+                continue
+        (self._cancelled / _file_name(request_id)).touch()
+        return (self._running / _file_name(request_id)).exists()
 
 
 def _file_name(request_id: str) -> str:
     return hashlib.sha256(request_id.encode("utf-8")).hexdigest()
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):  # ValueError: not yet written, by a process that died
+        return False
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,28 +17,21 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import input_tensor, output_tensor, prepare_torch
-from .cancellation import RunningRequests
+from .cancellation import RequestRegistry
+from .completed_request import CompletedRequest
 from .denoising import Denoising, LatentGeometry, unet_calls
+from .errors import RequestCancelledError, RequestError, RequestTimeoutError, UnexpectedError, to_report
 from .info import final_info
 from .placement import place
-from .request import GenerationRequest, InvalidRequestError
 from .schedulers import SCHEDULERS
 from .settings import ModelSettings, error_response, input_text, text_tensor
-from .shard_pool import ShardError, ShardPool
+from .shard_pool import ShardPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ABANDONED_AFTER_S = 900.0
 """A request that the server has not handed over for this long is forgotten (its sequence ended without us)."""
-
-
-class RequestStoppedError(Exception):
-    """A running request that ends without a picture: the message for its client and the name of its error's code."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class TritonPythonModel:
@@ -52,23 +46,15 @@ class TritonPythonModel:
         self._geometry = LatentGeometry(**json.loads(settings.parameters["latents"]))
         self._has_pooled = any(tensor["name"] == "POOLED_PROMPT_EMBEDS" for tensor in settings.config["input"])
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
-        self._cancellable = RunningRequests(settings.name)
-        self._running: dict[int, Denoising] = {}
+        self._registry = RequestRegistry()
+        self._running: dict[str, Denoising] = {}
         self._warm_up(settings.config["input"])
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """One step for every request handed over; a response for those that are done (decoupled: for all)."""
-        outcomes: dict[int, Denoising | Exception] = {}
-        for request in requests:
-            identity = request.correlation_id()
-            try:
-                denoising = self._running.get(identity) or self._join(identity, request)
-                _raise_if_stopped(denoising, self._cancellable)
-                outcomes[identity] = denoising
-            except (RequestStoppedError, InvalidRequestError) as error:
-                outcomes[identity] = error
-        self._step([denoising for denoising in outcomes.values() if isinstance(denoising, Denoising)], outcomes)
-        responses = [self._respond(request, outcomes[request.correlation_id()]) for request in requests]
+        runs = [self._take_up(request) for request in requests]
+        self._step([run for run in runs if isinstance(run, Denoising)])
+        responses = [self._respond(request, run) for request, run in zip(requests, runs, strict=True)]
         return None if self._decoupled else responses
 
     def _warm_up(self, inputs: list[dict[str, Any]]) -> None:
@@ -78,26 +64,46 @@ class TritonPythonModel:
         pooled = torch.zeros(shapes["POOLED_PROMPT_EMBEDS"]) if self._has_pooled else None
         side = 8 * self._geometry.scale_factor
         for scheduler in (None, *SCHEDULERS):
-            request = GenerationRequest("", None, 0, 2, 2.0, side, side, scheduler)
+            request = CompletedRequest("warm-up", "", None, 0, 2, 2.0, side, side, scheduler)
             denoising = Denoising(request, self._scheduler_config, self._geometry, embeddings, pooled)
             (call,) = unet_calls([(denoising, half) for half in denoising.halves], {denoising: denoising.model_input()})
             predictions = call.tensors["LATENTS"].split(1)
             denoising.advance(dict(zip(denoising.halves, predictions, strict=True)))
 
-    def _join(self, identity: int, request: Any) -> Denoising:
+    def _take_up(self, request: Any) -> Denoising | RequestError:
+        """The run that a request belongs to, started if it is new; the error of one that is to end before its step."""
+        run_id = None
+        try:
+            parsed = CompletedRequest.from_json(input_text(request, "REQUEST"))
+            run_id = parsed.run_id
+            denoising = self._running.get(run_id) or self._join(parsed, request)
+            self._raise_if_stopped(denoising)
+        except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
+            if run_id is not None:
+                self._leave(run_id)
+            return _as_request_error(error)
+        return denoising
+
+    def _join(self, parsed: CompletedRequest, request: Any) -> Denoising:
         self._forget_abandoned()
-        parsed = GenerationRequest.from_json(input_text(request, "REQUEST"))
-        pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         embeddings = input_tensor(request, "PROMPT_EMBEDS")[0].clone()
+        pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         encoding = json.loads(input_text(request, "ENCODING"))
         denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding)
         if parsed.request_id is not None:
-            self._cancellable.enter(parsed.request_id)
-        self._running[identity] = denoising
+            self._registry.enter(parsed.request_id)
+        self._running[parsed.run_id] = denoising
         return denoising
 
-    def _step(self, batch: list[Denoising], outcomes: dict[int, Denoising | Exception]) -> None:
-        """Advances every request by one step; requests whose shard is down get their error as outcome."""
+    def _raise_if_stopped(self, denoising: Denoising) -> None:
+        request, place_in_run = denoising.request, f"after step {denoising.step} of {denoising.steps}"
+        if request.request_id is not None and self._registry.is_cancelled(request.request_id):
+            raise RequestCancelledError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}')
+        if request.deadline is not None and time.time() > request.deadline:
+            raise RequestTimeoutError(f"TIMEOUT_MS passed {place_in_run}")
+
+    def _step(self, batch: list[Denoising]) -> None:
+        """Advances every request by one step; one whose shard or sampler fails gets its `failure`."""
         if not batch:
             return
         inputs = {denoising: denoising.model_input() for denoising in batch}
@@ -107,39 +113,35 @@ class TritonPythonModel:
             for call in unet_calls(rows, inputs)
         ]
         predictions: dict[Denoising, dict[int, torch.Tensor]] = {denoising: {} for denoising in batch}
-        failures: dict[Denoising, Exception] = {}
         for (shard, call), result in zip(placed, self._shards.evaluate(placed), strict=True):
             for row, (denoising, half) in enumerate(call.rows):
                 denoising.report.shards.add(self._shards.names[shard])
-                if isinstance(result, ShardError):
-                    failures[denoising] = result
+                if isinstance(result, RequestError):
+                    denoising.failure = result
                 else:
                     predictions[denoising][half] = result[row : row + 1]
         for denoising in batch:
-            if denoising in failures:
+            if denoising.failure is not None:
                 continue
             denoising.report.largest_batch = max(denoising.report.largest_batch, len(batch))
             try:
                 denoising.advance(predictions[denoising])
             except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
-                pb_utils.Logger.log_error(f"sampler step failed: {error!r}")
-                failures[denoising] = RequestStoppedError(f"the sampler failed: {error}", "INTERNAL")
-        for identity, outcome in outcomes.items():
-            if isinstance(outcome, Denoising) and outcome in failures:
-                outcomes[identity] = failures[outcome]
+                denoising.failure = _as_request_error(error)
 
-    def _respond(self, request: Any, outcome: Denoising | Exception) -> Any:
+    def _respond(self, request: Any, run: Denoising | RequestError) -> Any:
         """The request's response, or None; what is not done is rescheduled."""
-        if isinstance(outcome, Exception):
-            ended = True
-            response = self._stopped(outcome) if self._decoupled else error_response(str(outcome), _error_code(outcome))
+        error = run.failure if isinstance(run, Denoising) else run
+        ended = error is not None or run.done
+        if error is not None:
+            response = self._stopped(error) if self._decoupled else error_response(error)
         else:
-            outcome.touched = time.monotonic()
-            ended = outcome.done
-            response = self._progress(outcome) if ended or self._decoupled else None
-        if ended:
-            self._leave(request.correlation_id())
-        else:
+            response = self._progress(run) if ended or self._decoupled else None
+        if isinstance(run, Denoising):
+            run.touched = time.monotonic()
+            if ended:
+                self._leave(run.request.run_id)
+        if not ended:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
         if self._decoupled:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if ended else 0
@@ -151,32 +153,23 @@ class TritonPythonModel:
             return _latents_response(denoising.latents, False, final_info(denoising, self._scheduler_config))
         return _latents_response(denoising.latents, True, {"step": denoising.step, "of": denoising.steps})
 
-    def _stopped(self, error: Exception) -> Any:
+    def _stopped(self, error: RequestError) -> Any:
         """The end of a stream without a picture, as a response like the others: `vae_decoder` makes it the error.
 
         An error sent from here overtakes progress that is still in `vae_decoder`; Triton 2.51 then never ends the
         ensemble's request.
         """
-        info = {"error": str(error), "code": _error_code(error)}
-        return _latents_response(torch.zeros(1, self._geometry.channels, 1, 1), True, info)
+        return _latents_response(torch.zeros(1, self._geometry.channels, 1, 1), True, {"error": to_report(error)})
 
-    def _leave(self, identity: int) -> None:
-        denoising = self._running.pop(identity, None)
+    def _leave(self, run_id: str) -> None:
+        denoising = self._running.pop(run_id, None)
         if denoising is not None and denoising.request.request_id is not None:
-            self._cancellable.leave(denoising.request.request_id)
+            self._registry.leave(denoising.request.request_id)
 
     def _forget_abandoned(self) -> None:
         now = time.monotonic()
-        for identity in [key for key, run in self._running.items() if now - run.touched > ABANDONED_AFTER_S]:
-            self._leave(identity)
-
-
-def _raise_if_stopped(denoising: Denoising, cancellable: RunningRequests) -> None:
-    request, place_in_run = denoising.request, f"after step {denoising.step} of {denoising.steps}"
-    if request.request_id is not None and cancellable.is_cancelled(request.request_id):
-        raise RequestStoppedError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}', "CANCELLED")
-    if request.deadline is not None and time.time() > request.deadline:
-        raise RequestStoppedError(f"TIMEOUT_MS passed {place_in_run}", "UNAVAILABLE")
+        for run_id in [key for key, run in self._running.items() if now - run.touched > ABANDONED_AFTER_S]:
+            self._leave(run_id)
 
 
 def _latents_response(latents: torch.Tensor, preview: bool, info: dict[str, Any]) -> Any:
@@ -189,7 +182,8 @@ def _latents_response(latents: torch.Tensor, preview: bool, info: dict[str, Any]
     )
 
 
-def _error_code(error: Exception) -> str:
-    if isinstance(error, RequestStoppedError):
-        return error.code
-    return "INVALID_ARG" if isinstance(error, InvalidRequestError) else "UNAVAILABLE"
+def _as_request_error(error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return UnexpectedError(f"denoising failed: {error!r}")

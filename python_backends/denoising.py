@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .request import InvalidRequestError
+from .errors import InvalidRequestError, RequestError
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .request import GenerationRequest
+    from .completed_request import CompletedRequest
 
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """Rows of a request's conditioning: the two halves of classifier-free guidance."""
@@ -69,11 +69,12 @@ class Denoising:
         latents: [1, C, h, w].
         step: Number of steps done.
         report: What INFO will tell of the run.
+        failure: Why it ends without a picture, once it does.
     """
 
     def __init__(
         self,
-        request: GenerationRequest,
+        request: CompletedRequest,
         scheduler_config: Mapping[str, Any],
         geometry: LatentGeometry,
         prompt_embeds: torch.Tensor,
@@ -123,6 +124,7 @@ class Denoising:
             self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
         self._guided = request.guidance_scale > 1 and distilled is None
         self.step = 0
+        self.failure: RequestError | None = None
         self.report = RunReport(encoding or {})
         self.touched = self.report.started
 

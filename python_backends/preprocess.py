@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .request import InvalidRequestError, RequestRules, parse_request
+from .cancellation import RequestRegistry
+from .errors import InvalidRequestError
+from .request_parsing import RequestRules, parse_request
 from .settings import ModelSettings, error_response, input_arrays, text_tensor
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class TritonPythonModel:
                 if field.name in settings.parameters
             }
         )
+        self._registry = RequestRegistry()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -38,7 +41,9 @@ class TritonPythonModel:
             try:
                 parsed = parse_request(given, self._rules)
             except InvalidRequestError as error:
-                responses.append(error_response(str(error), "INVALID_ARG"))
+                responses.append(error_response(error))
                 continue
+            if parsed.request_id is not None:
+                self._registry.accept(parsed.request_id)
             responses.append(pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json())]))
         return responses

@@ -13,6 +13,8 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .errors import RequestError
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -61,7 +63,7 @@ def text_tensor(name: str, text: str) -> Any:
     return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], dtype=object))
 
 
-def error_response(message: str, code: str) -> Any:
-    """A response that carries only an error; `code` names one of `pb_utils.TritonError`'s (older servers lack some)."""
-    triton_code = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, triton_code))
+def error_response(error: RequestError) -> Any:
+    """A response that carries only an error."""
+    code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)  # older servers lack some codes
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error), code))

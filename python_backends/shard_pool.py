@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +10,17 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import output_tensor
+from .errors import RequestError, ShardDownError, ShardFailedError
+from .runtime import runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .denoising import UNetCall
 
-
 SIGNS_OF_A_DEAD_SHARD = ("not healthy", "unknown model", "no available versions")
 """In the errors of a shard whose process died, was stopped or was unloaded. A Python exception in a shard that lives on
 and the refusals of a server that is shutting down have none of them: reloading would not help."""
-
-
-class ShardError(RuntimeError):
-    """A shard that gives no answer, by name, even after it was reloaded."""
 
 
 class ShardPool:
@@ -36,10 +33,9 @@ class ShardPool:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._threads = ThreadPoolExecutor(max_workers=4 * len(self.names), thread_name_prefix="shard-call")
-        self._reloading = {name: threading.Lock() for name in self.names}
-        self._loads = dict.fromkeys(self.names, 0)
+        self._locks = runtime_directory()
 
-    def evaluate(self, calls: Sequence[tuple[int, UNetCall]]) -> list[torch.Tensor | ShardError]:
+    def evaluate(self, calls: Sequence[tuple[int, UNetCall]]) -> list[torch.Tensor | RequestError]:
         """Noise predictions [B, C, h, w] of every (shard index, call), all calls at once.
 
         A shard that stays down gives its error in place of its predictions: other requests of the step go on.
@@ -49,39 +45,37 @@ class ShardPool:
         others = self._threads.map(self._evaluate_one, calls[1:])  # starts them; this thread makes the first call
         return [self._evaluate_one(calls[0]), *others]
 
-    def _evaluate_one(self, placed: tuple[int, UNetCall]) -> torch.Tensor | ShardError:
-        shard, call = placed
-        name = self.names[shard]
-        loads = self._loads[name]
-        response = self._exec(name, call)
-        if response.has_error():
-            message = response.error().message()
-            if not any(sign in message for sign in SIGNS_OF_A_DEAD_SHARD):
-                return ShardError(f"{name} failed: {message}")
-            pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {message}")
+    def _evaluate_one(self, placed: tuple[int, UNetCall]) -> torch.Tensor | RequestError:
+        name, call = self.names[placed[0]], placed[1]
+        response = _exec(name, call)
+        if response.has_error() and _is_dead(response):
             try:
-                self._reload(name, loads)
+                response = self._revive(name, call)
             except pb_utils.TritonModelException as error:
-                return ShardError(f"{name} is down and does not load again: {error}")
-            response = self._exec(name, call)
-            if response.has_error():
-                return ShardError(f"{name} fails, also after a reload: {response.error().message()}")
-        return _tensor(response)
+                return ShardDownError(f"{name} is down and does not load again: {error}")
+        if response.has_error():
+            message = f"{name} failed: {response.error().message()}"
+            return ShardDownError(message) if _is_dead(response) else ShardFailedError(message)
+        prediction = pb_utils.get_output_tensor_by_name(response, "NOISE_PRED")
+        return torch.from_dlpack(prediction.to_dlpack()).clone()  # the response's memory goes with it
 
-    @staticmethod
-    def _exec(name: str, call: UNetCall) -> Any:
-        inputs = [output_tensor(tensor_name, tensor) for tensor_name, tensor in call.tensors.items()]
-        request = pb_utils.InferenceRequest(model_name=name, requested_output_names=["NOISE_PRED"], inputs=inputs)
-        return request.exec()
-
-    def _reload(self, name: str, loads_seen: int) -> None:
-        with self._reloading[name]:
-            if self._loads[name] == loads_seen:
+    def _revive(self, name: str, call: UNetCall) -> Any:
+        """Asks again; reloads the shard if it is dead still. One denoiser at a time: the next finds it alive."""
+        with (self._locks / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            response = _exec(name, call)
+            if response.has_error() and _is_dead(response):
+                pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
                 pb_utils.unload_model(name)
                 pb_utils.load_model(name)
-                self._loads[name] += 1
+                response = _exec(name, call)
+            return response
 
 
-def _tensor(response: Any) -> torch.Tensor:
-    prediction = pb_utils.get_output_tensor_by_name(response, "NOISE_PRED")
-    return torch.from_dlpack(prediction.to_dlpack()).clone()  # the response's memory goes with it
+def _exec(name: str, call: UNetCall) -> Any:
+    inputs = [output_tensor(tensor_name, tensor) for tensor_name, tensor in call.tensors.items()]
+    return pb_utils.InferenceRequest(model_name=name, requested_output_names=["NOISE_PRED"], inputs=inputs).exec()
+
+
+def _is_dead(response: Any) -> bool:
+    return any(sign in response.error().message() for sign in SIGNS_OF_A_DEAD_SHARD)

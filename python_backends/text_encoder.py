@@ -10,9 +10,10 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, output_tensor
+from .completed_request import CompletedRequest
+from .errors import InvalidRequestError
 from .prompt_encoding import Embedding, PromptEncoder
-from .request import GenerationRequest
-from .settings import ModelSettings, input_text, text_tensor
+from .settings import ModelSettings, error_response, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,15 +30,15 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""
         start = time.perf_counter()
-        parsed = [GenerationRequest.from_json(input_text(request, "REQUEST")) for request in requests]
-        pairs = [
-            (self._encoder.negative(request.negative_prompt) if request.guidance_scale > 1 else None, request.prompt)
-            for request in parsed
-        ]
-        embeddings, encoded = self._encoder.encode([text for pair in pairs for text in pair if text is not None])
+        pairs = [self._texts(request) for request in requests]
+        wanted = [text for pair in pairs if isinstance(pair, tuple) for text in pair if text is not None]
+        embeddings, encoded = self._encoder.encode(wanted)
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for pair in pairs:
+            if isinstance(pair, InvalidRequestError):
+                responses.append(error_response(pair))
+                continue
             negative, positive = (self._encoder.zeros if text is None else embeddings[text] for text in pair)
             report = {
                 "ms": milliseconds,
@@ -46,6 +47,14 @@ class TritonPythonModel:
             }
             responses.append(pb_utils.InferenceResponse(self._tensors(negative, positive, report)))
         return responses
+
+    def _texts(self, request: Any) -> tuple[str | None, str] | InvalidRequestError:
+        """Negative prompt and prompt; None for a negative prompt that is not used or stands for zeros."""
+        try:
+            parsed = CompletedRequest.from_json(input_text(request, "REQUEST"))
+        except InvalidRequestError as error:
+            return error
+        return (self._encoder.negative(parsed.negative_prompt) if parsed.guidance_scale > 1 else None, parsed.prompt)
 
     @staticmethod
     def _tensors(negative: Embedding, positive: Embedding, report: dict[str, Any]) -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, input_tensor, output_tensor
+from .errors import from_report
 from .latent_decoding import decode_latents
 from .settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
 
@@ -34,13 +35,14 @@ class TritonPythonModel:
         start = time.perf_counter()
         final = [not input_arrays(request, ["PREVIEW"])["PREVIEW"].any() for request in requests]
         latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]
-        images = iter(decode_latents(self._vae, torch.cat(latents)).split(1) if latents else ())
+        rows = [len(tensor) for tensor in latents]
+        images = iter(decode_latents(self._vae, torch.cat(latents)).split(rows) if latents else ())
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for request, last in zip(requests, final, strict=True):
             info = json.loads(input_text(request, "INFO"))
             if "error" in info:
-                responses.append(error_response(info["error"], info["code"]))
+                responses.append(error_response(from_report(info["error"])))
                 continue
             tensors = []
             if last:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+import wire
 from wire import generate
 
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
@@ -68,8 +71,6 @@ def test_a_violation_names_its_field(tiny: Any, case: str, protocol: str) -> Non
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("field", ["STEPS", "SEED", "GUIDANCE_SCALE", "PROMPT"])
 def test_a_wrong_type_names_its_field(tiny: Any, field: str, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wire
-
     monkeypatch.setitem(wire.TYPES, field, "FP32" if field != "GUIDANCE_SCALE" else "INT32")
     with pytest.raises(InferenceServerException, match=field) as caught:
         generate(tiny, tiny.model, protocol, **(GOOD | {field: 1}))
@@ -79,5 +80,48 @@ def test_a_wrong_type_names_its_field(tiny: Any, field: str, protocol: str, monk
 
 
 def test_a_missing_prompt_is_named(tiny: Any) -> None:
-    with pytest.raises(InferenceServerException, match="PROMPT"):
+    with pytest.raises(InferenceServerException, match="PROMPT is missing") as caught:
         generate(tiny, tiny.model, SEED=1)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("request_json", ["{}", '{"steps": "x"}', "[[["])
+def test_a_call_of_an_inner_model_harms_nobody(tiny: Any, request_json: str) -> None:
+    """Somebody who bypasses `preprocess` is refused while another's request runs in the same batch."""
+    expected = generate(tiny, tiny.model, **(GOOD | {"STEPS": 60}))
+    with (
+        ThreadPoolExecutor(1) as threads,
+        grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client,
+    ):
+        running = threads.submit(generate, tiny, tiny.model, **(GOOD | {"STEPS": 60}))
+        for model in ("denoiser", "text_encoder"):
+            tensors = []
+            for entry in client.get_model_metadata(model).inputs:
+                shape = [1, *entry.shape[1:]]
+                is_text = entry.datatype == "BYTES"
+                text = request_json if entry.name == "REQUEST" else "not JSON"
+                data = np.full(shape, text.encode(), dtype=object) if is_text else np.zeros(shape, np.float32)
+                tensor = grpc.InferInput(entry.name, shape, entry.datatype)
+                tensor.set_data_from_numpy(data)
+                tensors.append(tensor)
+            with pytest.raises(InferenceServerException, match="REQUEST is not what `preprocess` writes"):
+                client.infer(model, tensors)
+        assert running.result().distance(expected) <= 1.0
+
+
+def test_equal_sequence_ids_do_not_mix_requests(tiny: Any) -> None:
+    """A client may set a sequence id; another client's request with the same id stays its own."""
+    expected = [generate(tiny, tiny.model, **(GOOD | {"SEED": seed, "STEPS": 30})) for seed in range(4)]
+
+    def infer(seed: int) -> np.ndarray | None:
+        with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client:
+            tensors = wire.inputs(grpc, GOOD | {"SEED": seed, "STEPS": 30})
+            try:
+                return client.infer(tiny.model, tensors, sequence_id=5).as_numpy("IMAGE")[0]
+            except InferenceServerException:
+                return None  # Triton refuses a sequence that was not started, which is fair
+
+    with ThreadPoolExecutor(4) as threads:
+        pictures = list(threads.map(infer, range(4)))
+    for picture, own in zip(pictures, expected, strict=True):
+        assert picture is None or own.distance(picture) <= 1.0

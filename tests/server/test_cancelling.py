@@ -46,6 +46,31 @@ def test_a_cancelled_request_ends_and_another_goes_on(tiny: Any) -> None:
     generate(tiny, tiny.model, PROMPT="a cat", REQUEST_ID="x y/z", STEPS=2)
 
 
+def test_a_request_that_waits_for_a_place_is_cancelled(tiny: Any) -> None:
+    """Eight others run; the ninth is flagged while it waits and ends when it gets its place."""
+    with ThreadPoolExecutor(9) as threads:
+        for index in range(8):
+            threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=index, STEPS=60)
+        time.sleep(0.2)
+        waiting = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", STEPS=150, REQUEST_ID="waiting")
+        time.sleep(0.2)
+        cancel(tiny, "waiting")
+        with pytest.raises(InferenceServerException, match='"waiting" was cancelled after step'):
+            waiting.result()
+
+
+@pytest.mark.parametrize("request_id", [b"", b"\xff", b"x" * 5000])
+def test_a_bad_id_is_refused(tiny: Any, request_id: bytes) -> None:
+    tensor = grpc.InferInput("REQUEST_ID", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[request_id]], dtype=object))
+    with (
+        grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client,
+        pytest.raises(InferenceServerException, match="REQUEST_ID") as caught,
+    ):
+        client.infer("cancel", [tensor])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 def test_an_unknown_id_cancels_nothing(tiny: Any) -> None:
     assert not cancel(tiny, "nobody")
     assert not cancel(tiny, "../../etc/passwd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -81,6 +82,17 @@ def test_sizes_and_negative_prompts(
     picture = generate(tiny, tiny.model, protocol, **fields)
     assert picture.image.shape == (*size, 3)
     assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE
+
+
+def test_the_oracle_tells_schedulers_and_negative_prompts_apart(pipeline: DiffusionPipeline) -> None:
+    """Otherwise equal pictures would prove nothing about them."""
+    fields = {"PROMPT": "a red circle", "SEED": 7, "STEPS": 6, "GUIDANCE_SCALE": 5.0}
+    pictures = [reference(pipeline, **fields, SCHEDULER=name) for name in SCHEDULERS if name]
+    if pipeline.config.get("force_zeros_for_empty_prompt"):
+        pictures += [reference(pipeline, **fields), reference(pipeline, **fields, NEGATIVE_PROMPT="")]
+        pictures.pop(0)  # the checkpoint's own scheduler is one of the others
+    for first, second in itertools.combinations(pictures, 2):
+        assert np.abs(first.astype(np.float64) - second).mean() > TOLERANCE
 
 
 def test_the_oracle_would_notice(tiny: Any) -> None:

@@ -10,17 +10,17 @@ from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PN
 
 import checkpoints
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.completed_request import CompletedRequest
 from swiftdiffusion.python_backends.denoising import Denoising, LatentGeometry, unet_calls
 from swiftdiffusion.python_backends.latent_decoding import decode_latents
 from swiftdiffusion.python_backends.prompt_encoding import PromptEncoder
-from swiftdiffusion.python_backends.request import GenerationRequest
 from swiftdiffusion.python_backends.unet import UNet
 
 CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def denoise(checkpoint: Checkpoint, request: GenerationRequest) -> Denoising:
+def denoise(checkpoint: Checkpoint, request: CompletedRequest) -> Denoising:
     """All steps of one request, its halves one by one."""
     encoder = PromptEncoder(checkpoint, CPU, torch.float32)
     negative = encoder.negative(request.negative_prompt)
@@ -52,7 +52,7 @@ def denoise(checkpoint: Checkpoint, request: GenerationRequest) -> Denoising:
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
 def test_samplers_with_more_evaluations_than_steps(tmp_path: Path, family: str, scheduler: type) -> None:
     made = getattr(checkpoints, family)(tmp_path, scheduler(beta_schedule="scaled_linear"))
-    request = GenerationRequest("a cat", "blurry", 5, 4, 5.0, 64, 96, None)
+    request = CompletedRequest("run", "a cat", "blurry", 5, 4, 5.0, 64, 96, None)
     denoising = denoise(Checkpoint(made), request)
     assert denoising.steps > request.steps
     assert compare(made, denoising) <= 1e-4
@@ -60,21 +60,24 @@ def test_samplers_with_more_evaluations_than_steps(tmp_path: Path, family: str, 
 
 def test_a_guidance_distilled_unet(tmp_path: Path) -> None:
     made = checkpoints.sdxl(tmp_path, LCMScheduler(), time_cond_proj_dim=32)
-    denoising = denoise(Checkpoint(made), GenerationRequest("a cat", None, 5, 4, 8.0, 64, 64, None))
+    denoising = denoise(Checkpoint(made), CompletedRequest("run", "a cat", None, 5, 4, 8.0, 64, 64, None))
     assert denoising.halves == (1,)
     assert compare(made, denoising) <= 1e-4
 
 
 def test_zeros_for_an_absent_negative_prompt_only_where_the_checkpoint_says_so(tmp_path: Path) -> None:
     made = checkpoints.sdxl(tmp_path, force_zeros_for_empty_prompt=False)
-    assert compare(made, denoise(Checkpoint(made), GenerationRequest("a cat", None, 5, 3, 8.0, 64, 64, None))) <= 1e-4
+    assert (
+        compare(made, denoise(Checkpoint(made), CompletedRequest("run", "a cat", None, 5, 3, 8.0, 64, 64, None)))
+        <= 1e-4
+    )
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])
 def test_a_checkpoint_with_weights_of_the_fp16_variant_only(tmp_path: Path, family: str) -> None:
     made = getattr(checkpoints, family)(tmp_path / "plain")
     DiffusionPipeline.from_pretrained(made, dtype=torch.float32).save_pretrained(tmp_path / "fp16", variant="fp16")
-    request = GenerationRequest("a cat", "blurry", 5, 3, 8.0, 64, 64, None)
+    request = CompletedRequest("run", "a cat", "blurry", 5, 3, 8.0, 64, 64, None)
     plain, variant = (denoise(Checkpoint(tmp_path / name), request) for name in ("plain", "fp16"))
     assert Checkpoint(tmp_path / "fp16").variant == "fp16"
     assert torch.equal(plain.latents, variant.latents)

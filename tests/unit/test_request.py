@@ -12,18 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.request import (
-    GenerationRequest,
-    InvalidRequestError,
-    RequestRules,
-    parse_request,
-)
+from swiftdiffusion.python_backends.completed_request import CompletedRequest
+from swiftdiffusion.python_backends.errors import InvalidRequestError
+from swiftdiffusion.python_backends.request_parsing import RequestRules, parse_request
 from wire import TYPES, array
 
 RULES = RequestRules(steps=20, guidance_scale=5.0, height=128, width=64, size_multiple=16, max_size=256)
 
 
-def parse(**fields: Any) -> GenerationRequest:
+def parse(**fields: Any) -> CompletedRequest:
     """Parses values as the server hands them over: without the batch dimension."""
     arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
     return parse_request({name: tensor[0] for name, tensor in arrays.items()}, RULES)
@@ -47,8 +44,19 @@ def test_a_timeout_becomes_a_deadline() -> None:
 
 @given(st.text(max_size=200), st.none() | st.text(max_size=50), st.integers(0, 2**63 - 1), st.integers(1, 200))
 def test_json_carries_a_request_unchanged(prompt: str, negative: str | None, seed: int, steps: int) -> None:
-    request = GenerationRequest(prompt, negative, seed, steps, 1.5, 64, 64, "ddim", "id", 1.25)
-    assert GenerationRequest.from_json(request.to_json()) == request
+    request = CompletedRequest("run", prompt, negative, seed, steps, 1.5, 64, 64, "ddim", "id", 1.25)
+    assert CompletedRequest.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": "x"}, {"steps": 0}, {"height": 10**8}, {"guidance_scale": None}, {"more": 1}, {"prompt": 3}]
+)
+def test_json_of_somebody_else_is_refused(change: dict[str, Any]) -> None:
+    good = json.loads(parse(PROMPT="a cat").to_json())
+    with pytest.raises(InvalidRequestError, match="REQUEST is not what `preprocess` writes"):
+        CompletedRequest.from_json(json.dumps(good | change))
+    with pytest.raises(InvalidRequestError, match="REQUEST is not what `preprocess` writes"):
+        CompletedRequest.from_json("[" * 100_000)
 
 
 INTEGER_LIMITS = {

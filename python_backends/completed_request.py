@@ -1,0 +1,70 @@
+"""A request with every value filled in, as it travels from `preprocess` to the other models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from .errors import InvalidRequestError
+
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+
+
+@dataclass(frozen=True)
+class CompletedRequest:
+    """A request whose values `preprocess` has checked against the checkpoint's rules.
+
+    Attributes:
+        run_id: Random; what a denoiser knows the run by (a client chooses its sequence id, never this).
+        prompt: The prompt.
+        negative_prompt: None where the client sent none: then diffusers' rule for an absent one applies.
+        seed: Seed of the request's own CPU generator.
+        steps: Inference steps as diffusers counts them.
+        guidance_scale: Classifier-free guidance; at most 1 means none.
+        height: Pixels.
+        width: Pixels.
+        scheduler: A name of the contract, or None for the checkpoint's own.
+        request_id: Handle for cancelling, or None.
+        deadline: Unix time in seconds after which the request is given up, or None.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    run_id: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    steps: Annotated[int, Field(ge=1, le=10_000)]
+    guidance_scale: float
+    height: Pixels
+    width: Pixels
+    scheduler: str | None
+    request_id: str | None = None
+    deadline: float | None = None
+
+    def to_json(self) -> str:
+        """The request as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CompletedRequest:
+        """The request that `to_json` wrote.
+
+        Raises:
+            InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+        """
+        try:
+            return _validator().validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {place} {first['msg']}") from None
+
+
+@cache
+def _validator() -> TypeAdapter[CompletedRequest]:
+    return TypeAdapter(CompletedRequest)

@@ -1,0 +1,56 @@
+"""Why a request ends without a picture: one type per cause, with the message that its client reads."""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """A request that ends without a picture.
+
+    Attributes:
+        code: Name of the code of `pb_utils.TritonError` that the client is sent.
+    """
+
+    code = "INTERNAL"
+
+
+class InvalidRequestError(RequestError):
+    """The client's mistake; the message names the field, what was given and what is allowed."""
+
+    code = "INVALID_ARG"
+
+
+class RequestCancelledError(RequestError):
+    """The model `cancel` was asked to end it."""
+
+    code = "CANCELLED"
+
+
+class RequestTimeoutError(RequestError):
+    """Its TIMEOUT_MS passed."""
+
+    code = "UNAVAILABLE"
+
+
+class ShardDownError(RequestError):
+    """A shard that gives no answer even after it was reloaded; the message has its name."""
+
+    code = "UNAVAILABLE"
+
+
+class ShardFailedError(RequestError):
+    """A shard that lives and raised an exception."""
+
+
+class UnexpectedError(RequestError):
+    """Whatever no other type stands for; the server's log has the traceback."""
+
+
+def to_report(error: RequestError) -> dict[str, str]:
+    """An error as JSON values, to travel from one model to the next."""
+    return {"type": type(error).__name__, "message": str(error)}
+
+
+def from_report(report: dict[str, str]) -> RequestError:
+    """The error that `to_report` described."""
+    types = {error_type.__name__: error_type for error_type in RequestError.__subclasses__()}
+    return types.get(report["type"], UnexpectedError)(report["message"])

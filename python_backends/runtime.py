@@ -1,0 +1,32 @@
+"""A private directory that the models of one server share: they are processes of their own."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+VARIABLE = "SWIFTDIFFUSION_RUNTIME_DIRECTORY"
+"""Environment variable with the directory; `swiftdiffusion serve` sets it and removes the directory at the end."""
+
+
+def runtime_directory() -> Path:
+    """The directory, made if need be.
+
+    Without the launcher it is named after the server, which is the parent of every model's process.
+
+    Raises:
+        PermissionError: If that name exists and is not a directory of this user alone.
+    """
+    given = os.environ.get(VARIABLE)
+    if given:
+        directory = Path(given)
+    else:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        directory = Path(tempfile.gettempdir()) / f"swiftdiffusion-{os.getuid()}-{namespace}-{os.getppid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{directory} is not a directory of this user alone; remove it or set {VARIABLE}")
+    return directory
