@@ -43,7 +43,7 @@ def export(
             max_size=max(512, 2 * max(served.default_size)) if max_size is None else max_size,
         )
         models = write_repository(served, repository, options)
-    except (CheckpointError, RepositoryError) as error:
+    except (CheckpointError, RepositoryError, ValueError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{repository}: {', '.join(models)}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
+
+from ..python_backends.request_parsing import RequestRules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,22 @@ class ServingOptions:
     steps: int
     guidance_scale: float
     max_size: int
+
+    def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
+        """Defaults and limits of requests.
+
+        Raises:
+            ValueError: If a default is beyond the limits.
+        """
+        height, width = checkpoint.default_size
+        return RequestRules(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=height,
+            width=width,
+            size_multiple=checkpoint.size_multiple,
+            max_size=self.max_size,
+        )
 
 
 Tensor = tuple[str, str, tuple[int, ...]]
@@ -121,7 +139,7 @@ def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: Serving
             for index, name in enumerate(shard_names)
         ),
         _batched(_python("vae_decoder", progress, [*image, *info], compute, options, gpu=0), 0),
-        _python("cancel", [("REQUEST_ID", "STRING", (1,))], [("CANCELLED", "BOOL", (1,))], {}, options),
+        _single(_python("cancel", [("REQUEST_ID", "STRING", (1,))], [("CANCELLED", "BOOL", (1,))], {}, options)),
     ]
     embedding_names = [name for name, _, _ in (*embeddings, *encoding)]
     for suffix in ("", "_stream"):
@@ -158,18 +176,15 @@ def _batched(config: pb.ModelConfig, rows_per_request: int) -> pb.ModelConfig:
     return config
 
 
+def _single(config: pb.ModelConfig) -> pb.ModelConfig:
+    """A model of the wire contract's batch-1 requests."""
+    config.max_batch_size = 1
+    return config
+
+
 def _preprocess(checkpoint: Checkpoint, options: ServingOptions) -> pb.ModelConfig:
-    height, width = checkpoint.default_size
-    rules = {
-        "steps": options.steps,
-        "guidance_scale": options.guidance_scale,
-        "height": height,
-        "width": width,
-        "size_multiple": checkpoint.size_multiple,
-        "max_size": options.max_size,
-    }
-    parameters = {key: str(value) for key, value in rules.items()}
-    config = _python("preprocess", [], [("REQUEST", "STRING", (1,))], parameters, options)
+    parameters = {key: str(value) for key, value in asdict(options.request_rules(checkpoint)).items()}
+    config = _single(_python("preprocess", [], [("REQUEST", "STRING", (1,))], parameters, options))
     config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
     return config
 

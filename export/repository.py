@@ -41,19 +41,20 @@ def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingO
         Names of the models.
 
     Raises:
-        RepositoryError: If the directory holds anything else.
+        RepositoryError: If the directory holds anything else, or cannot be written.
     """
     repository = repository.resolve()
     _check_replaceable(repository)
-    repository.parent.mkdir(parents=True, exist_ok=True)
     configs = model_configs(checkpoint, _reference(checkpoint.path.resolve(), repository), options)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=repository.parent) as directory:
-        written = Path(directory) / "repository"
-        for config in configs:
-            _write_model(written / config.name, config)
-        if repository.exists():
-            repository.rename(Path(directory) / "replaced")
-        written.rename(repository)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as directory:
+            written = Path(directory)
+            for config in configs:
+                _write_model(written / config.name, config)
+            _replace_models(repository, written)
+    except OSError as error:
+        raise RepositoryError(f"{repository} cannot be written: {error}") from error
     return [config.name for config in configs]
 
 
@@ -74,6 +75,18 @@ def _check_replaceable(repository: Path) -> None:
             raise RepositoryError(
                 f"{repository} holds {entry.name}, which this command did not write; wanted: a new or empty directory"
             )
+
+
+def _replace_models(repository: Path, written: Path) -> None:
+    """Moves the written models in, one by one: the directory itself may be a mount and stays."""
+    replaced = written / ".replaced"
+    replaced.mkdir()
+    for model in repository.iterdir():
+        if model != written:
+            model.rename(replaced / model.name)
+    for model in written.iterdir():
+        if model != replaced:
+            model.rename(repository / model.name)
 
 
 def _write_model(directory: Path, config: pb.ModelConfig) -> None:

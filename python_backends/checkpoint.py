@@ -39,7 +39,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} holds a {self.pipeline_class_name}; served are {', '.join(sorted(FAMILIES))}"
             )
-        if not any((self.path / "unet").glob("diffusion_pytorch_model*")):
+        if not any((self.path / "unet").glob("diffusion_pytorch_model*.safetensors")):
             raise CheckpointError(f"{self.path}/unet holds no weights (diffusion_pytorch_model.safetensors)")
         taken, given = self.unet_config["in_channels"], self.vae_config["latent_channels"]
         if taken != given:
@@ -78,7 +78,7 @@ class Checkpoint:
     @cached_property
     def variant(self) -> str | None:
         """`fp16` where the UNet's weights exist only under that name (`….fp16.safetensors`), else None."""
-        names = [file.name for file in (self.path / "unet").glob("diffusion_pytorch_model*")]
+        names = [file.name for file in (self.path / "unet").glob("diffusion_pytorch_model*.safetensors")]
         of_variant = [name for name in names if ".fp16." in name or ".fp16-" in name]
         return "fp16" if len(of_variant) == len(names) else None
 
@@ -146,20 +146,24 @@ class Checkpoint:
         """The UNet in evaluation mode."""
         from diffusers import UNet2DConditionModel
 
-        unet = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", dtype=dtype, variant=self.variant)
+        unet = UNet2DConditionModel.from_pretrained(
+            self.path, subfolder="unet", dtype=dtype, variant=self.variant, use_safetensors=True
+        )
         return unet.to(device).requires_grad_(False).eval()
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
         """The autoencoder in evaluation mode."""
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_pretrained(self.path, subfolder="vae", dtype=dtype, variant=self.variant)
+        vae = AutoencoderKL.from_pretrained(
+            self.path, subfolder="vae", dtype=dtype, variant=self.variant, use_safetensors=True
+        )
         return vae.to(device).requires_grad_(False).eval()
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
         """A pipeline of tokenisers and text encoders only: its `encode_prompt` is the reference."""
         parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-        return self._load_pipeline(parts, dtype=dtype, variant=self.variant).to(device)
+        return self._load_pipeline(parts, dtype=dtype, variant=self.variant, use_safetensors=True).to(device)
 
     def load_scheduler(self) -> SchedulerMixin:
         """The checkpoint's own scheduler as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""

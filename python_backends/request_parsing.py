@@ -70,6 +70,17 @@ class RequestRules:
     max_json_bytes: int = 16384
     max_timeout_ms: int = 3_600_000
 
+    def __post_init__(self) -> None:
+        """Refuses defaults beyond the limits with a ValueError."""
+        for name, value, low, high in (
+            ("steps", self.steps, 1, self.max_steps),
+            ("guidance_scale", self.guidance_scale, 0, self.max_guidance_scale),
+            ("height", self.height, self.size_multiple, self.max_size),
+            ("width", self.width, self.size_multiple, self.max_size),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"the default of {name} is {value:g}; allowed: {low:g} to {high:g}")
+
 
 def parse_request(tensors: Mapping[str, np.ndarray], rules: RequestRules) -> CompletedRequest:
     """Checks and completes one client request.
