@@ -131,18 +131,17 @@ class TritonPythonModel:
 
     def _respond(self, request: Any, run: Denoising | RequestError) -> Any:
         """The request's response, or None; what is not done is rescheduled."""
-        error = run.failure if isinstance(run, Denoising) else run
-        ended = error is not None or run.done
-        if error is not None:
-            response = self._stopped(error) if self._decoupled else error_response(error)
-        else:
-            response = self._progress(run) if ended or self._decoupled else None
-        if isinstance(run, Denoising):
-            run.touched = time.monotonic()
-            if ended:
-                self._leave(run.request.run_id)
-        if not ended:
-            request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+        if isinstance(run, RequestError):
+            return self._send(request, self._stopped(run), ended=True)
+        run.touched = time.monotonic()
+        if run.failure is not None or run.done:
+            self._leave(run.request.run_id)
+            response = self._progress(run) if run.failure is None else self._stopped(run.failure)
+            return self._send(request, response, ended=True)
+        request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+        return self._send(request, self._progress(run), ended=False) if self._decoupled else None
+
+    def _send(self, request: Any, response: Any, ended: bool) -> Any:
         if self._decoupled:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if ended else 0
             request.get_response_sender().send(response, flags=flags)
@@ -154,11 +153,13 @@ class TritonPythonModel:
         return _latents_response(denoising.latents, True, {"step": denoising.step, "of": denoising.steps})
 
     def _stopped(self, error: RequestError) -> Any:
-        """The end of a stream without a picture, as a response like the others: `vae_decoder` makes it the error.
+        """The end without a picture: an error; in a stream a response like the others, which `vae_decoder` makes one.
 
-        An error sent from here overtakes progress that is still in `vae_decoder`; Triton 2.51 then never ends the
+        An error in a stream would overtake progress that is still in `vae_decoder`; Triton 2.51 then never ends the
         ensemble's request.
         """
+        if not self._decoupled:
+            return error_response(error)
         return _latents_response(torch.zeros(1, self._geometry.channels, 1, 1), True, {"error": to_report(error)})
 
     def _leave(self, run_id: str) -> None:
