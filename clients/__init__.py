@@ -9,6 +9,7 @@ from .errors import (
     RequestTimeout,
     ServerFailure,
     ServerUnavailable,
+    ServerUnreachable,
     StreamingUnsupported,
     SwiftDiffusionError,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "RequestTimeout",
     "ServerFailure",
     "ServerUnavailable",
+    "ServerUnreachable",
     "StreamingUnsupported",
     "SwiftDiffusionError",
 ]

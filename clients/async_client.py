@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, SwiftDiffusionError
+from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, ServerUnreachable, SwiftDiffusionError
 from .request import GenerationRequest, cancel_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
 from .transport import Answer, Transport, open_transport
@@ -155,7 +155,7 @@ class AsyncClient:
         """State of the server and of each model.
 
         Raises:
-            ServerUnavailable: nobody answers.
+            ServerUnreachable: nobody answers.
         """
         transport = self._open()
         version, ready, index = await self._within_health_time(
@@ -201,15 +201,15 @@ class AsyncClient:
     async def _within_health_time(self, call: Awaitable[T]) -> T:
         try:
             return await asyncio.wait_for(call, _HEALTH_SECONDS)
-        except asyncio.TimeoutError as error:
-            raise ServerUnavailable(f"the server at {self.url} does not answer within {_HEALTH_SECONDS:g} s") from error
+        except TimeoutError as error:
+            raise ServerUnreachable(f"the server at {self.url} does not answer within {_HEALTH_SECONDS:g} s") from error
 
     @asynccontextmanager
     async def _cancelled_on_server(self, request: GenerationRequest) -> AsyncIterator[None]:
         """Frees the server of a request that nobody waits for any more: a step in an ensemble does not see that."""
         try:
             yield
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             await self._try_to_cancel(request)
             raise RequestTimeout(f"no picture within {self.timeout:g} s") from error
         except (asyncio.CancelledError, GeneratorExit):
@@ -222,5 +222,5 @@ class AsyncClient:
         try:
             while not await self.cancel(request.request_id or "") and time.monotonic() < deadline:
                 await asyncio.sleep(_POLL_SECONDS / 5)
-        except (SwiftDiffusionError, asyncio.TimeoutError) as error:
+        except (TimeoutError, SwiftDiffusionError) as error:
             logger.warning("request %s could not be cancelled on the server: %s", request.request_id, error)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -87,15 +86,29 @@ class Client:
         self.close()
 
 
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
+class _BackgroundLoop:
     """One loop for all clients of the process: gRPC's asyncio API polls for one loop only without noise."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="swiftdiffusion-client", daemon=True).start()
-    return loop
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        """The loop, started by the first call."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="swiftdiffusion-client", daemon=True).start()
+            return self._loop
+
+    def forget(self) -> None:
+        """Drops the loop, and the lock that another thread may have held: a fork carries no threads along."""
+        self._lock, self._loop = threading.Lock(), None
 
 
-os.register_at_fork(after_in_child=_loop.cache_clear)  # a fork does not carry the thread along
+_background = _BackgroundLoop()
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_background.forget)
 
 
 def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -108,7 +121,7 @@ def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(tracked(), _loop())
+    future = asyncio.run_coroutine_threadsafe(tracked(), _background.get())
     try:
         return future.result()
     except KeyboardInterrupt:

@@ -19,7 +19,11 @@ class ModelNotFound(SwiftDiffusionError):  # noqa: N818
 
 
 class ServerUnavailable(SwiftDiffusionError):  # noqa: N818
-    """Nobody answers, or the server, or a part of it that the request needs, cannot take requests now."""
+    """The server, or a part of it that the request needs, cannot take requests now."""
+
+
+class ServerUnreachable(ServerUnavailable):
+    """Nobody answers at the URL."""
 
 
 class RequestCancelled(SwiftDiffusionError):  # noqa: N818
@@ -72,6 +76,6 @@ def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffus
     return kind(message)
 
 
-def unreachable(url: str, reason: object) -> ServerUnavailable:
+def unreachable(url: str, reason: object) -> ServerUnreachable:
     """Nobody answers at a URL."""
-    return ServerUnavailable(f"no server answers at {url} ({reason})")
+    return ServerUnreachable(f"no server answers at {url} ({reason})")

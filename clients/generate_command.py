@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from .async_client import DEFAULT_URL, AsyncClient
 from .contact_sheet import contact_sheet
-from .errors import ServerFailure, ServerUnavailable, SwiftDiffusionError
+from .errors import ServerFailure, ServerUnreachable, SwiftDiffusionError
 from .request import ControlNet, GenerationRequest, Lora
 from .result import GenerationResult
 
@@ -71,7 +71,7 @@ def generate(
     try:
         results = asyncio.run(run())
         _save(out, requests, results)
-    except ServerUnavailable as error:
+    except ServerUnreachable as error:
         _fail(console, f"{error}\nStart one with `swiftdiffusion serve`, or name another with --url.", error)
     except (SwiftDiffusionError, ValueError, OSError) as error:
         _fail(console, str(error), error)

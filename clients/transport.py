@@ -44,10 +44,6 @@ class Transport(ABC):
     def stream(self, model: str, tensors: Sequence[Tensor]) -> AsyncGenerator[Answer, None]:
         """Answers of a decoupled model, one by one."""
 
-    async def server_live(self) -> bool:
-        """Whether the server answers."""
-        return bool(await self._translated(self._client.is_server_live()))
-
     async def server_ready(self) -> bool:
         """Whether the server and all its models are ready."""
         return bool(await self._translated(self._client.is_server_ready()))

@@ -22,6 +22,7 @@ from .load import Latency, Load, measure, read_requests
 from .statistics import ModelWork, read_statistics
 from .tool import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer
 
+DEFAULT_URLS = (DEFAULT_URL, "http://127.0.0.1:8000")
 PLAIN_REQUESTS = Path(__file__).with_name("plain.json")
 
 
@@ -35,7 +36,7 @@ class Level:
 
 
 def perf(
-    url: Annotated[list[str] | None, typer.Option(help="grpc://HOST:PORT, http://HOST:PORT; both to compare.")] = None,
+    url: Annotated[list[str] | None, typer.Option(help=f"Repeatable. Default: {' and '.join(DEFAULT_URLS)}.")] = None,
     concurrency: Annotated[str, typer.Option(help="Requests in flight, such as 1,2,4,8.")] = "1,2,4,8",
     requests: Annotated[int, typer.Option(min=1, help="Requests in each of three windows per concurrency.")] = 10,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the input data's.")] = None,
@@ -54,7 +55,7 @@ def perf(
     try:
         with console.status("getting perf_analyzer"):
             tool = find_perf_analyzer(cache)
-        for address in url or [DEFAULT_URL]:
+        for address in url or DEFAULT_URLS:
             with Client(address, model) as client:
                 load = Load(address, client.model(), entries, requests)
                 version = client.health().version

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ServerBinaryNotFoundError
-
-PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-STUB = "triton_python_backend_stub"
+from .errors import PythonVersionError, ServerBinaryNotFoundError
+from .python_stub import PYTHON_VERSION, STUB, check_stub
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,35 @@ class ServerBinary:
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         environment.setdefault("PYTHONUNBUFFERED", "1")
-        if self.wheel is None:
-            return environment
         # The stub finds its packages through the first `python3` of PATH, and must load the libpython of that very
         # interpreter: with another one extension modules such as `_ssl` miss symbols.
         environment["PATH"] = _joined(str(Path(sys.executable).parent), inherited.get("PATH"))
-        libraries = [str(sysconfig.get_config_var("LIBDIR")), str(self.wheel.parents[1] / "nvidia_pytriton.libs")]
-        environment["LD_LIBRARY_PATH"] = _joined(*libraries, inherited.get("LD_LIBRARY_PATH"))
+        known, libpython = inherited.get("LD_LIBRARY_PATH"), str(sysconfig.get_config_var("LIBDIR"))
+        if self.wheel is not None:
+            libraries = str(self.wheel.parents[1] / "nvidia_pytriton.libs")
+            environment["LD_LIBRARY_PATH"] = _joined(libpython, libraries, known)
+        elif sys.base_prefix != "/usr":  # the system's is found anyway, and its directory could hide CUDA's libraries
+            environment["LD_LIBRARY_PATH"] = _joined(known, libpython)
         return environment
+
+    def check(self, inherited: Mapping[str, str]) -> None:
+        """Does nothing if the server's Python backend can run this interpreter's packages.
+
+        Args:
+            inherited: the environment that `environment` adds to.
+
+        Raises:
+            PythonVersionError: it is for other Python versions.
+            MissingLibraryError: it lacks a shared library, such as libpython.
+        """
+        stub = self.stub()
+        if stub is not None:
+            check_stub(stub, self.environment(inherited))
+        elif self.wheel is not None:
+            available = ", ".join(sorted(path.name for path in (self.wheel / "python_backend_stubs").iterdir()))
+            raise PythonVersionError(
+                f"nvidia-pytriton has no Python backend stub for Python {PYTHON_VERSION}; it has: {available}"
+            )
 
     def assemble_backends(self, directory: Path) -> Path | None:
         """Makes the backend directory: Python backend plus the stub of the running Python version.
@@ -58,18 +77,10 @@ class ServerBinary:
 
         Returns:
             Value for `--backend-directory`; None if the server knows its own.
-
-        Raises:
-            ServerBinaryNotFoundError: the wheel has no stub for this Python version.
         """
-        if self.wheel is None:
-            return None
         stub = self.stub()
-        if stub is None:
-            available = ", ".join(sorted(path.name for path in (self.wheel / "python_backend_stubs").iterdir()))
-            raise ServerBinaryNotFoundError(
-                f"nvidia-pytriton has no Python backend stub for Python {PYTHON_VERSION}; it has: {available}"
-            )
+        if self.wheel is None or stub is None:
+            return None
         python = directory / "backends" / "python"
         python.mkdir(parents=True)
         for source in (self.wheel / "backends" / "python").iterdir():
@@ -79,7 +90,7 @@ class ServerBinary:
         return python.parent
 
     def stub(self) -> Path | None:
-        """The Python backend's stub for the running Python version, None if the wheel lacks it."""
+        """The Python backend's stub for the running Python version, None if it is not there."""
         if self.wheel is None:
             installed = self.path.parents[1] / "backends" / "python" / STUB
             return installed if installed.exists() else None

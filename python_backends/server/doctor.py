@@ -1,6 +1,7 @@
 """What a server needs from the machine, checked one by one."""
 
 import importlib.metadata
+import os
 import platform
 import re
 import shutil
@@ -11,15 +12,17 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .binary import PYTHON_VERSION, ServerBinary, find_server_binary
-from .checkpoints import check_checkpoints
+from .binary import ServerBinary, find_server_binary
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
 from .ports import check_ports
+from .python_stub import PYTHON_VERSION
+from .repository_weights import check_weights
 from .shared_memory import SHARED_MEMORY
 
 MIB = 1 << 20
 SHARED_MEMORY_NEEDED = 64 * MIB  # a dozen instances at their start, and tensors of a few pictures
 WHEEL_GLIBC = (2, 35)
+PYTHON_VERSIONS = ("3.11", "3.12")  # diffusers needs the first; numpy < 2 has no wheels after the last
 DEFAULT_PORTS = {"--http-port": 8000, "--grpc-port": 8001, "--metrics-port": 8002}
 _PACKAGE = "swiftdiffusion"
 
@@ -48,16 +51,23 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
     Args:
         repository: model repository whose checkpoints are looked for; None leaves them out.
     """
-    yield Check("Python", Status.OK, f"{platform.python_version()} ({sys.executable})")
+    yield _python()
     yield from _server()
     yield _gpu()
     yield _shared_memory()
     yield from _packages()
     if repository is not None:
-        for checkpoint in check_checkpoints(repository):
+        for checkpoint in check_weights(repository):
             status = Status.OK if checkpoint.problem is None else Status.MISSING
             yield Check(f"checkpoint of {checkpoint.models}", status, checkpoint.found, checkpoint.problem or "")
     yield from _ports()
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} ({sys.executable})"
+    if PYTHON_VERSION in PYTHON_VERSIONS:
+        return Check("Python", Status.OK, found)
+    return Check("Python", Status.MISSING, found, f"make the venv with Python {' or '.join(PYTHON_VERSIONS)}")
 
 
 def _server() -> Iterator[Check]:
@@ -74,12 +84,13 @@ def _server() -> Iterator[Check]:
 
 def _stub(binary: ServerBinary) -> Check:
     subject = "Python backend stub"
-    stub = binary.stub()
-    if stub is not None:
-        return Check(subject, Status.OK, f"for Python {PYTHON_VERSION}" if binary.wheel else str(stub))
-    if binary.wheel is None:
+    if binary.wheel is None and binary.stub() is None:
         return Check(subject, Status.WARNING, "not beside the server", "pass --backend-directory to tritonserver")
-    return Check(subject, Status.MISSING, f"none for Python {PYTHON_VERSION}", "make the venv with Python 3.10 to 3.12")
+    try:
+        binary.check(os.environ)
+    except (LauncherError, OSError) as error:
+        return Check(subject, Status.MISSING, "cannot be used", str(error))
+    return Check(subject, Status.OK, f"for Python {PYTHON_VERSION}, its libraries are there")
 
 
 def _glibc() -> Check:

@@ -12,6 +12,14 @@ class ServerBinaryNotFoundError(LauncherError):
     """There is no tritonserver that could be started."""
 
 
+class PythonVersionError(LauncherError):
+    """The server's Python backend is not for the running Python version."""
+
+
+class MissingLibraryError(LauncherError):
+    """The server's Python backend lacks a shared library of the system's."""
+
+
 class InvalidRepositoryError(LauncherError):
     """The model repository directory is missing or holds no model."""
 

@@ -26,11 +26,23 @@ def pid_namespace() -> int:
 
 
 def command_line(pid: int) -> str:
-    """The process's arguments joined by spaces, "" if it is gone or a zombie."""
+    """The process's arguments joined by spaces, "" if it is gone, a zombie or hidden from this user."""
     try:
         return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return ""
+
+
+def any_has_variable(name: str, value: str) -> bool:
+    """Whether a process that this user may look into was started with an environment variable."""
+    wanted = os.fsencode(f"{name}={value}")
+    for pid in processes():
+        try:
+            if wanted in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
+                return True
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return False
 
 
 def processes() -> Iterator[int]:
@@ -44,7 +56,7 @@ def group_members(group: int) -> list[int]:
     for pid in processes():
         try:
             stat = (PROC / str(pid) / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         state, _parent, process_group = stat.rpartition(")")[2].split()[:3]  # the name before may hold anything
         if int(process_group) == group and state != "Z":

@@ -9,14 +9,15 @@ import logging
 import os
 import re
 import signal
+import stat
 from pathlib import Path
 
+from .ownership import is_own
 from .processes import command_line, pid_namespace, processes
 
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-PREFIX_VARIABLE = "SWIFTDIFFUSION_SHM_PREFIX"  # for backends that make regions of their own
 _NAME = re.compile(r"(?P<prefix>swiftdiffusion_(?P<namespace>\d+)_(?P<pid>\d+)_)")
 
 
@@ -26,24 +27,30 @@ def region_prefix(pid: int | str) -> str:
 
 
 def remove_regions(prefix: str) -> list[str]:
-    """Removes all regions whose names start with `prefix`; returns their names."""
+    """Removes this user's regions whose names start with `prefix`; returns their names."""
     removed = []
     for path in sorted(SHARED_MEMORY.glob(f"{prefix}*")):
-        path.unlink(missing_ok=True)
-        removed.append(path.name)
+        if not is_own(path, stat.S_ISREG):
+            continue
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s stays: %s", path, error)
+        else:
+            removed.append(path.name)
     return removed
 
 
 def remove_stale_regions() -> list[str]:
     """Removes what servers that are dead left behind: regions, and stub processes that were stopped when they died.
 
-    Regions of living servers, of servers in other pid namespaces and of anybody else are not touched.
+    Regions of living servers, of servers in other pid namespaces and of other users are not touched.
 
     Returns:
         The names of the removed regions.
     """
     removed = []
-    matches = (_NAME.match(path.name) for path in SHARED_MEMORY.iterdir())
+    matches = (_NAME.match(path.name) for path in SHARED_MEMORY.iterdir() if is_own(path, stat.S_ISREG))
     prefixes = {match["prefix"]: match for match in matches if match is not None}
     for prefix, match in prefixes.items():
         if int(match["namespace"]) != pid_namespace() or prefix in command_line(int(match["pid"])):
@@ -61,6 +68,6 @@ def _kill_stubs(prefix: str) -> None:
         if prefix in arguments and "triton_python_backend_stub" in arguments.partition(" ")[0]:
             try:
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):  # gone, or another user's: not one of this server
                 continue
             logger.warning("killed process %d, a stub of a server that is gone", pid)

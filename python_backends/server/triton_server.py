@@ -7,26 +7,26 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from .binary import ServerBinary, find_server_binary
-from .directories import backends_directory, make_private_directory, remove_stale_directories
+from .directories import RUNTIME_VARIABLE, make_private_directory, make_runtime_directory, remove_stale_directories
 from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
 from .loading import check_loaded, repository_index
 from .log import tail
 from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports
 from .processes import kill_group, signal_group, terminate_with_parent
-from .shared_memory import PREFIX_VARIABLE, region_prefix, remove_regions, remove_stale_regions
+from .shared_memory import region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 # The shell's pid becomes the server's by exec: so the prefix can hold a pid that is known before the server exists.
-_EXEC = 'export {variable}="{prefix}"; exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
+_EXEC = 'exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,9 @@ class TritonServer:
             raise LauncherError("the server was started already")
         self._check_repository()
         binary = self._binary or find_server_binary()
+        inherited = os.environ | self._environment
+        if not any(argument.startswith("--backend-directory") for argument in self.options.extra_arguments):
+            binary.check(inherited)
         self._choose_ports()
         remove_stale_regions()
         remove_stale_directories()
@@ -147,17 +150,15 @@ class TritonServer:
         try:
             arguments = [str(binary.path), *self._arguments(binary, self._directory)]
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            self._process = self._spawn(arguments, binary.environment(os.environ | self._environment))
+            runtime = {RUNTIME_VARIABLE: str(make_runtime_directory(self._directory))}
+            self._process = self._spawn(arguments, binary.environment(inherited) | runtime)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
         logger.info("started %s (%s), pid %d", binary.path, binary.source, self._process.pid)
 
-    def wait_ready(self, still_wanted: Callable[[], bool] = lambda: True) -> None:
+    def wait_ready(self) -> None:
         """Waits until the server and every model of the repository are ready.
-
-        Args:
-            still_wanted: asked all the time; waiting ends when it says no.
 
         Raises:
             ModelLoadError: models failed; the message has each one's name and its own error.
@@ -165,7 +166,7 @@ class TritonServer:
             StartupTimeoutError: it took longer than `options.startup_timeout_seconds`.
         """
         deadline = time.monotonic() + self.options.startup_timeout_seconds
-        while still_wanted():
+        while True:
             self.check_alive()
             index = repository_index(self.http_url, self.log_path)
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
@@ -205,7 +206,6 @@ class TritonServer:
             kill_group(process.pid)
             process.wait()
             remove_regions(region_prefix(process.pid))
-            shutil.rmtree(backends_directory(process.pid), ignore_errors=True)
             shutil.rmtree(directory, ignore_errors=True)
             self._directory = None
 
@@ -257,7 +257,7 @@ class TritonServer:
         return arguments + self.options.arguments(binary)
 
     def _spawn(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        script = _EXEC.format(variable=PREFIX_VARIABLE, prefix=region_prefix("$$"))
+        script = _EXEC.format(prefix=region_prefix("$$"))
         in_main_thread = threading.current_thread() is threading.main_thread()
         with self.log_path.open("ab") as log:
             return subprocess.Popen(

@@ -99,6 +99,14 @@ def ready_pid(process: "subprocess.Popen[str]") -> int:
     raise AssertionError(f"not ready: exit status {process.wait()}")
 
 
+def rest_of_messages(process: "subprocess.Popen[str]") -> str:
+    """What it writes after `ready_pid` until it ends; `communicate` would miss what was read ahead."""
+    assert process.stderr is not None
+    messages = process.stderr.read()
+    process.wait(60)
+    return messages
+
+
 def regions(pid: int) -> list[Path]:
     return list(SHARED_MEMORY.glob(f"{region_prefix(pid)}*"))
 
@@ -106,6 +114,10 @@ def regions(pid: int) -> list[Path]:
 def assert_nothing_left(pid: int) -> None:
     assert group_members(pid) == []
     assert regions(pid) == []
+
+
+def environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
 
 
 def stub_of(pid: int) -> int:
@@ -132,6 +144,10 @@ def test_ready_inside_and_nothing_left_after(fine: Path, tmp_path: Path) -> None
                 assert response.status == 200
         assert regions(server.pid)
         pid, directory = server.pid, server._directory
+        for process in group_members(pid):
+            (runtime,) = re.findall(rb"SWIFTDIFFUSION_RUNTIME_DIRECTORY=([^\0]+)", environment(process))
+            assert Path(os.fsdecode(runtime)).parent == directory
+            assert Path(os.fsdecode(runtime)).stat().st_mode & 0o777 == 0o700
         os.kill(stub_of(pid), signal.SIGSTOP)  # does not keep it from ending in time
         start = time.monotonic()
     assert time.monotonic() - start < 20
@@ -204,7 +220,7 @@ def test_sigterm_stops_everything(fine: Path, serve: Callable[..., "subprocess.P
     process = serve(fine)
     pid = ready_pid(process)
     process.terminate()
-    _out, messages = process.communicate(timeout=60)
+    messages = rest_of_messages(process)
     assert process.returncode == 0
     assert "Started HTTPService" in messages  # the log is streamed
     assert_nothing_left(pid)
@@ -215,7 +231,7 @@ def test_command_ends_when_the_server_dies(fine: Path, serve: Callable[..., "sub
     pid = ready_pid(process)
     os.kill(stub_of(pid), signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
-    _out, messages = process.communicate(timeout=60)
+    messages = rest_of_messages(process)
     assert process.returncode == 1
     assert "ended by itself (signal SIGKILL)" in messages
     assert_nothing_left(pid)

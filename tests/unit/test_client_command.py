@@ -1,8 +1,12 @@
 """`swiftdiffusion generate` before it reaches a server, and the composition of the command."""
 
+import json
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -49,3 +53,38 @@ def test_no_server_is_explained(tmp_path: Path) -> None:
     assert f"no server answers at {url}" in result.output
     assert "swiftdiffusion serve" in result.output
     assert not (tmp_path / "x.png").exists()
+
+
+class ShardDown(BaseHTTPRequestHandler):
+    """Triton's HTTP API where every model is ready and every request fails."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(200, b"")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(503, json.dumps({"error": "unet_shard0 and unet_shard1 are down"}).encode())
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def url_of_a_server_without_shards() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), ShardDown) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_answers_need_not_be_started(url_of_a_server_without_shards: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "x.png")
+    result = runner.invoke(app, ["generate", "x", "--url", url_of_a_server_without_shards, "--out", out])
+    assert result.exit_code == 1
+    assert "unet_shard0 and unet_shard1 are down" in result.output
+    assert "swiftdiffusion serve" not in result.output

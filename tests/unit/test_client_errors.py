@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,7 +17,9 @@ from swiftdiffusion.clients import (
     RequestTimeout,
     ServerFailure,
     ServerUnavailable,
+    ServerUnreachable,
 )
+from swiftdiffusion.clients.client import _BackgroundLoop
 from swiftdiffusion.clients.errors import error_from_status
 
 
@@ -56,7 +59,7 @@ def test_nobody_there(scheme: str, closed_port: int) -> None:
     url = f"{scheme}://127.0.0.1:{closed_port}"
     with Client(url) as client:
         assert not client.is_ready()
-        with pytest.raises(ServerUnavailable, match=f"no server answers at {url}"):
+        with pytest.raises(ServerUnreachable, match=f"no server answers at {url}"):
             client.generate(GenerationRequest("x"))
         with pytest.raises(ServerUnavailable, match="not ready within"):
             client.wait_until_ready(0.3)
@@ -68,6 +71,18 @@ def test_unusable_url(url: str) -> None:
         client.generate(GenerationRequest("x"))
 
 
+def test_threads_share_one_background_loop() -> None:
+    background = _BackgroundLoop()
+    with ThreadPoolExecutor(8) as pool:
+        loops = {id(future.result()) for future in [pool.submit(background.get) for _ in range(64)]}
+    first = background.get()
+    assert loops == {id(first)}
+    background.forget()  # as after a fork
+    assert background.get() is not first
+    for loop in (first, background.get()):
+        loop.call_soon_threadsafe(loop.stop)
+
+
 def test_clients_work_in_threads_and_beside_a_running_loop(closed_port: int) -> None:
     url = f"grpc://127.0.0.1:{closed_port}"
     seen: list[type[Exception]] = []
@@ -75,14 +90,14 @@ def test_clients_work_in_threads_and_beside_a_running_loop(closed_port: int) -> 
     def ask(client: Client) -> None:
         try:
             client.health()
-        except ServerUnavailable as error:
+        except ServerUnreachable as error:
             seen.append(type(error))
 
     async def beside() -> None:
         with Client(url) as client:
             ask(client)
         async with AsyncClient(url) as client:
-            with pytest.raises(ServerUnavailable):
+            with pytest.raises(ServerUnreachable):
                 await client.health()
 
     with Client(url) as client:
@@ -92,4 +107,4 @@ def test_clients_work_in_threads_and_beside_a_running_loop(closed_port: int) -> 
         for thread in threads:
             thread.join()
     asyncio.run(beside())
-    assert seen == [ServerUnavailable] * 5
+    assert seen == [ServerUnreachable] * 5

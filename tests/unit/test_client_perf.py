@@ -80,6 +80,11 @@ def test_work_is_the_difference_of_counters() -> None:
     assert work.queue_ms == work.transfer_ms == 0.0
 
 
+def test_both_apis_are_the_default() -> None:
+    result = CliRunner().invoke(app, ["perf", "--help"], env={"COLUMNS": "200"})
+    assert "grpc://127.0.0.1:8001 and http://127.0.0.1:8000" in result.output
+
+
 def test_bad_concurrency_is_explained() -> None:
     result = CliRunner().invoke(app, ["perf", "--concurrency", "1,many"], env={"COLUMNS": "200"})
     assert result.exit_code == 2

@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.python_backends.server.checkpoints import CheckpointState, check_checkpoints
 from swiftdiffusion.python_backends.server.doctor import Status, run_checks
+from swiftdiffusion.python_backends.server.python_stub import STUB
+from swiftdiffusion.python_backends.server.repository_weights import CheckpointState, check_weights
 
 CONFIG = 'name: "{name}"\nbackend: "python"\nparameters {{ key: "checkpoint" value {{ string_value: "{path}" }} }}\n'
 
@@ -23,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def state(repository: Path) -> CheckpointState:
-    (found,) = check_checkpoints(repository)  # absolute and relative paths lead to the same one
+    (found,) = check_weights(repository)  # absolute and relative paths lead to the same one
     assert found.models == "unet_shard0, vae_decoder"
     return found
 
@@ -57,6 +58,18 @@ def test_this_machine_can_serve(repository: Path) -> None:
     assert not any(subject.startswith("checkpoint") for subject in checks)
     assert [check for check in checks.values() if check.status is Status.MISSING] == []
     assert all(check.advice for check in checks.values() if check.status is not Status.OK)
+
+
+def test_server_for_another_python_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, stub = tmp_path / "bin" / "tritonserver", tmp_path / "backends" / "python" / STUB
+    for file in (server, stub):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"\x7fELF\0libpython3.9.so.1.0\0")
+        file.chmod(0o755)
+    monkeypatch.setenv("TRITONSERVER", str(server))
+    checks = {check.subject: check for check in run_checks(None)}
+    assert checks["Python backend stub"].status is Status.MISSING
+    assert "virtual environment of Python 3.9" in checks["Python backend stub"].advice
 
 
 def test_command_fails_for_what_is_missing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

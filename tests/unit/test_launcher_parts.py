@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from swiftdiffusion.python_backends.server.binary import ServerBinary, find_server_binary
 from swiftdiffusion.python_backends.server.errors import (
     InvalidRepositoryError,
+    MissingLibraryError,
     PortBusyError,
+    PythonVersionError,
     ServerBinaryNotFoundError,
     UnsupportedOptionError,
 )
@@ -23,6 +26,7 @@ from swiftdiffusion.python_backends.server.log import (
 )
 from swiftdiffusion.python_backends.server.options import ServerOptions, models_of
 from swiftdiffusion.python_backends.server.ports import check_ports, free_ports
+from swiftdiffusion.python_backends.server.python_stub import PYTHON_VERSION, STUB, check_stub, embedded_python
 from swiftdiffusion.python_backends.server.triton_server import TritonServer
 
 LOG = """\
@@ -137,16 +141,54 @@ def test_configured_binary_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
         find_server_binary()
 
 
-def test_wheel_gets_the_interpreters_libraries_and_an_installed_server_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stubs_find_this_interpreter_and_the_wheels_server_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITONSERVER", raising=False)
     wheel = Path("/site/pytriton/tritonserver")
     environment = ServerBinary(wheel / "bin/tritonserver", wheel).environment(
         {"PATH": "/bin", "OMP_WAIT_POLICY": "active"}
     )
     assert environment["LD_LIBRARY_PATH"].endswith("/site/nvidia_pytriton.libs")
-    assert environment["PATH"].endswith(f"{os.pathsep}/bin")
+    assert environment["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/bin"
     assert environment["OMP_WAIT_POLICY"] == "active"
-    installed = ServerBinary(Path("/opt/tritonserver/bin/tritonserver")).environment({"PATH": "/bin"})
-    assert "LD_LIBRARY_PATH" not in installed
-    assert installed["PATH"] == "/bin"
+    binary = ServerBinary(Path("/opt/tritonserver/bin/tritonserver"))
+    installed = binary.environment({"PATH": "/bin", "LD_LIBRARY_PATH": "/opt/cuda"})
+    assert installed["PATH"] == environment["PATH"]
+    assert installed["LD_LIBRARY_PATH"].startswith("/opt/cuda")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    assert "LD_LIBRARY_PATH" not in binary.environment({"PATH": "/bin"})
     assert installed["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_server_for_another_python_is_refused_with_both_versions(fine: Path) -> None:
+    server, stub = fine / "bin" / "tritonserver", fine / "backends" / "python" / STUB
+    for file in (server, stub):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"\x7fELF\0libpython3.9.so.1.0\0")
+    with pytest.raises(PythonVersionError, match=rf"runs Python 3\.9, but this is Python {PYTHON_VERSION}"):
+        TritonServer(fine, binary=ServerBinary(server)).start()
+
+
+def test_wheel_without_a_stub_for_this_python_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    (tmp_path / "python_backend_stubs" / "3.8").mkdir(parents=True)
+    with pytest.raises(PythonVersionError, match=r"it has: 3\.8"):
+        ServerBinary(tmp_path / "bin" / "tritonserver", tmp_path).check({})
+
+
+def test_missing_libpython_is_explained(tmp_path: Path) -> None:
+    binary = find_server_binary()
+    binary.check(os.environ)
+    stub = binary.stub()
+    assert stub is not None
+    assert embedded_python(stub) == PYTHON_VERSION
+    other = tmp_path / STUB
+    other.write_bytes(stub.read_bytes().replace(b".so.1.0", b".so.9.9"))
+    other.chmod(0o755)
+    with pytest.raises(MissingLibraryError, match=rf"libpython{PYTHON_VERSION}\.so\.9\.9.*apt install libpython"):
+        check_stub(other, binary.environment(os.environ))
+
+
+@pytest.fixture
+def fine(tmp_path: Path) -> Path:
+    """A repository of one model that nobody starts."""
+    (tmp_path / "calm" / "1").mkdir(parents=True)
+    return tmp_path

@@ -23,7 +23,7 @@ class CheckpointState:
     problem: str | None
 
 
-def check_checkpoints(repository: Path) -> Iterator[CheckpointState]:
+def check_weights(repository: Path) -> Iterator[CheckpointState]:
     """The checkpoints named by the parameter `checkpoint` of the models' configurations."""
     if not repository.is_dir():
         yield CheckpointState("the repository", str(repository), "no such directory: `swiftdiffusion export` makes one")
