@@ -1,4 +1,4 @@
-"""The model `cancel`: REQUEST_ID in, whether such a request was running out."""
+"""The model `cancel`: REQUEST_ID in, whether such a request ran or waited out."""
 
 from __future__ import annotations
 

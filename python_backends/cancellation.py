@@ -19,21 +19,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORGOTTEN_AFTER_S = 3600.0
-"""Flags for which no request came are removed after so long."""
+"""Files of requests that never came to a denoiser are removed after so long."""
 
 
 class RequestRegistry:
-    """Requests that have a REQUEST_ID: which run, and in which process; which are cancelled."""
+    """Requests that have a REQUEST_ID: which wait, which run and in which process, which are cancelled."""
 
     def __init__(self, directory: Path | None = None) -> None:
         """Opens the registry in a directory; None for that of the server."""
         directory = runtime_directory() if directory is None else directory
-        self._running, self._cancelled = directory / "running", directory / "cancelled"
-        for folder in (self._running, self._cancelled):
+        self._waiting, self._running = directory / "waiting", directory / "running"
+        self._cancelled = directory / "cancelled"
+        for folder in (self._waiting, self._running, self._cancelled):
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def accept(self, request_id: str) -> None:
-        """Notes a new request: a flag from before it does not concern it."""
+        """Notes a new request, which has no place in a denoiser yet; a flag from before does not concern it."""
+        _remove_old(self._waiting)
+        (self._waiting / _file_name(request_id)).touch()
         (self._cancelled / _file_name(request_id)).unlink(missing_ok=True)
 
     def enter(self, request_id: str) -> None:
@@ -48,6 +51,7 @@ class RequestRegistry:
                 f'REQUEST_ID is "{request_id}", which a running request has; allowed: an id of its own'
             )
         file.write_text(str(os.getpid()), "ascii")
+        (self._waiting / _file_name(request_id)).unlink(missing_ok=True)
 
     def leave(self, request_id: str) -> None:
         """Forgets a request that ended."""
@@ -59,15 +63,20 @@ class RequestRegistry:
         return (self._cancelled / _file_name(request_id)).exists()
 
     def cancel(self, request_id: str) -> bool:
-        """Flags a request; whether it was running (it may also be waiting, or unknown)."""
-        for flag in self._cancelled.iterdir():
-            try:
-                if time.time() - flag.stat().st_mtime > FORGOTTEN_AFTER_S:
-                    flag.unlink(missing_ok=True)
-            except FileNotFoundError:  # its request ended meanwhile
-                continue
+        """Flags a request; whether it runs or waits for its place."""
+        _remove_old(self._cancelled)
         (self._cancelled / _file_name(request_id)).touch()
-        return (self._running / _file_name(request_id)).exists()
+        return any((folder / _file_name(request_id)).exists() for folder in (self._waiting, self._running))
+
+
+def _remove_old(folder: Path) -> None:
+    """Removes what no request came for: an unknown id was cancelled, or a request ended before its denoiser."""
+    for file in folder.iterdir():
+        try:
+            if time.time() - file.stat().st_mtime > FORGOTTEN_AFTER_S:
+                file.unlink(missing_ok=True)
+        except FileNotFoundError:  # its request ended meanwhile
+            continue
 
 
 def _file_name(request_id: str) -> str:

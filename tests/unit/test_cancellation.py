@@ -32,8 +32,9 @@ def test_a_running_request_is_cancelled_and_forgotten(registry: RequestRegistry,
 
 
 def test_a_waiting_request_is_cancelled_too(registry: RequestRegistry) -> None:
-    registry.accept("a")
     assert not registry.cancel("a")
+    registry.accept("a")
+    assert registry.cancel("a")
     registry.enter("a")
     assert registry.is_cancelled("a")
 
