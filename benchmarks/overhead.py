@@ -23,10 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from swiftdiffusion.clients import Client, GenerationRequest
+from swiftdiffusion.clients.perf.statistics import ModelWork, read_statistics
 from swiftdiffusion.export.model_configs import ServingOptions
 from swiftdiffusion.export.repository import write_repository
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.server import TritonServer
+
+WARM_UP = 2
+"""Rounds that are not counted."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,7 +88,9 @@ def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, consol
     with tempfile.TemporaryDirectory() as directory:
         write_repository(checkpoint, Path(directory) / "repository", options)
         with TritonServer(Path(directory) / "repository") as server, Client(server.grpc_url) as client:
-            for index in range(rounds + 2):
+            for index in range(rounds + WARM_UP):
+                if index == WARM_UP:
+                    before = read_statistics(server.grpc_url)
                 prompt = f"a red circle above a blue square {index}"  # new each time: no embedding is remembered
                 request = GenerationRequest(prompt=prompt, seed=index)
                 info = {}
@@ -100,7 +106,8 @@ def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, consol
                 console.print(index, {name: f"{1000 * value:.0f} ms" for name, value in seconds.items()})
                 for name, value in seconds.items():
                     times[name].append(value)
-    kept = {name: values[2:] for name, values in times.items()}
+            work = read_statistics(server.grpc_url).work_since(before)
+    kept = {name: values[WARM_UP:] for name, values in times.items()}
     median = {name: statistics.median(values) for name, values in kept.items()}
     ratios = [server / raw for server, raw in zip(kept["server"], kept["modules"], strict=True)]
     return {
@@ -113,12 +120,21 @@ def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, consol
         "server_over_modules_quartiles": statistics.quantiles(ratios, n=4),
         "server_over_diffusers": median["server"] / median["diffusers"],
         "modules_median_ms": {
-            name: 1000 * statistics.median(part[name] for part in parts[2:]) for name in ("text_encoder", "unet", "vae")
+            name: 1000 * statistics.median(part[name] for part in parts[WARM_UP:])
+            for name in ("text_encoder", "unet", "vae")
         },
+        "per_request_in_the_server": [_per_request(model, rounds) for model in work],
         "server_reported_median_ms": {
-            name: statistics.median(part[name] for part in reported[2:]) for name in reported[0]
+            name: statistics.median(part[name] for part in reported[WARM_UP:]) for name in reported[0]
         },
     }
+
+
+def _per_request(model: ModelWork, requests: int) -> dict[str, object]:
+    """Where a model's time goes, from Triton's counters: mean milliseconds of one request, all its calls together."""
+    calls = model.calls / requests
+    stages = {"queue_ms": model.queue_ms, "transfer_ms": model.transfer_ms, "compute_ms": model.compute_ms}
+    return {"model": model.model, "calls": calls, **{name: round(calls * ms, 3) for name, ms in stages.items()}}
 
 
 def main(
