@@ -36,11 +36,11 @@ class Recipe:
         seed: of everything.
     """
 
-    text_steps: int = 2000
-    vae_steps: int = 6000
-    decoder_steps: int = 1500
+    text_steps: int = 1163
+    vae_steps: int = 2816
+    decoder_steps: int = 1298
     pictures: int = 20_000
-    unet_steps: int = 10_000
+    unet_steps: int = 7204
     minutes: dict[str, float] | None = None
     seed: int = 0
 
