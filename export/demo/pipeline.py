@@ -59,9 +59,12 @@ def assemble(work: Path, out: Path, unet: UNet2DConditionModel | None = None) ->
         add_watermarker=False,
     )
     pipeline.save_pretrained(out)
-    for name in ("text_encoder", "text_encoder_2"):
-        path = out / name / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for path in out.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
     for name in ("tokenizer", "tokenizer_2"):
         for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
             (out / name / file).write_bytes((work / name / file).read_bytes())
