@@ -20,12 +20,12 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     Returns:
         [B, H, W, 3] uint8 on the CPU.
     """
-    latents = latents.to(vae.device, vae.dtype)
+    weight = next(vae.parameters())  # diffusers' `device` and `dtype` walk over all modules
+    latents = latents.to(weight.device, weight.dtype)
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and std is not None:
-        as_channels = {"device": vae.device, "dtype": vae.dtype}
-        scaled = latents * torch.tensor(std, **as_channels).view(1, -1, 1, 1) / vae.config.scaling_factor
-        latents = scaled + torch.tensor(mean, **as_channels).view(1, -1, 1, 1)
+        scaled = latents * latents.new_tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor
+        latents = scaled + latents.new_tensor(mean).view(1, -1, 1, 1)
     else:
         latents = latents / vae.config.scaling_factor
     pixels = vae.decode(latents, return_dict=False)[0].float()

@@ -17,6 +17,7 @@ class UNet:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._unet = checkpoint.load_unet(device, dtype)
+        self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._checkpoint = checkpoint
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -31,15 +32,15 @@ class UNet:
         Returns:
             [B, C, h, w] float32 on the CPU, where the denoisers keep latents and samplers.
         """
-        placed = {name: tensor.to(self._unet.device, self._unet.dtype) for name, tensor in tensors.items()}
+        placed = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
         added = None
         if "TEXT_EMBEDS" in placed:
-            added = {"text_embeds": placed["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"].to(self._unet.device)}
+            added = {"text_embeds": placed["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"].to(self._device)}
         with torch.inference_mode():
             return (
                 self._unet(
                     placed["LATENTS"],
-                    tensors["TIMESTEPS"].reshape(-1).to(self._unet.device),
+                    tensors["TIMESTEPS"].reshape(-1).to(self._device),
                     encoder_hidden_states=placed["ENCODER_HIDDEN_STATES"],
                     timestep_cond=placed.get("TIMESTEP_COND"),
                     added_cond_kwargs=added,
