@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from .settings import ModelSettings
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt(3)."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,18 @@ def prepare_torch(settings: ModelSettings) -> None:
     from diffusers.utils import logging
 
     torch.set_num_threads(int(settings.parameters["threads"]))
+    _keep_freed_memory()
     torch.set_grad_enabled(False)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse the memory of activations, where it would return it and fault it in again at every call."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(option, 2**30)
 
 
 def input_tensor(request: Any, name: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,14 +12,29 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
 
+WARM_UP_ROWS = (1, 2)
+"""Rows of the calls that a single request makes: one half of its guidance, or both."""
+
 
 class UNet:
-    """diffusers' `UNet2DConditionModel`, called with named tensors, float32 in and out."""
+    """diffusers' `UNet2DConditionModel`, called with named tensors, float32 in and out.
+
+    On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
+    the same parameters, bit for bit, without the Python between them. Every other call runs the module itself.
+    Parameters are not frozen into the graphs; patching them in place takes effect.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self._unet = checkpoint.load_unet(device, dtype)
+        """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS."""
+        self._module = _PositionalUNet(checkpoint, device, dtype).eval()
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
-        self._checkpoint = checkpoint
+        self._traced: dict[torch.Size, torch.nn.Module] = {}
+        for rows in WARM_UP_ROWS:
+            example = _example(checkpoint, rows)
+            if device.type == "cpu":
+                self._traced[example["LATENTS"].shape] = _trace(self._module, self._place(example))
+            for _ in range(3):  # the first calls of a graph optimise it
+                self(example)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Noise predictions.
@@ -32,35 +48,66 @@ class UNet:
         Returns:
             [B, C, h, w] float32 on the CPU, where the denoisers keep latents and samplers.
         """
-        placed = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
-        added = None
-        if "TEXT_EMBEDS" in placed:
-            added = {"text_embeds": placed["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"].to(self._device)}
+        module = self._traced.get(tensors["LATENTS"].shape, self._module)
         with torch.inference_mode():
-            return (
-                self._unet(
-                    placed["LATENTS"],
-                    tensors["TIMESTEPS"].reshape(-1).to(self._device),
-                    encoder_hidden_states=placed["ENCODER_HIDDEN_STATES"],
-                    timestep_cond=placed.get("TIMESTEP_COND"),
-                    added_cond_kwargs=added,
-                    return_dict=False,
-                )[0]
-                .float()
-                .cpu()
-            )
+            return module(*self._place(tensors)).float().cpu()
 
-    def example(self, rows: int) -> dict[str, torch.Tensor]:
-        """Inputs of the default size, for warming up."""
-        checkpoint = self._checkpoint
-        height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
-        tensors = {
-            "LATENTS": torch.zeros(rows, checkpoint.latent_channels, height, width),
-            "TIMESTEPS": torch.zeros(rows, 1),
-            "ENCODER_HIDDEN_STATES": torch.zeros(rows, *checkpoint.text_embedding_shape),
-        }
-        if checkpoint.pooled_width is not None:
-            tensors |= {"TEXT_EMBEDS": torch.zeros(rows, checkpoint.pooled_width), "TIME_IDS": torch.zeros(rows, 6)}
-        if checkpoint.guidance_embedding_width is not None:
-            tensors["TIMESTEP_COND"] = torch.zeros(rows, checkpoint.guidance_embedding_width)
-        return tensors
+    def _place(self, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The arguments of `_PositionalUNet.forward` on its device; absent optional ones are empty."""
+        none = torch.empty(0)
+        return (
+            tensors["LATENTS"].to(self._device, self._dtype),
+            tensors["TIMESTEPS"].reshape(-1).to(self._device),
+            tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype),
+            tensors.get("TEXT_EMBEDS", none).to(self._device, self._dtype),
+            tensors.get("TIME_IDS", none).to(self._device),
+            tensors.get("TIMESTEP_COND", none).to(self._device, self._dtype),
+        )
+
+
+class _PositionalUNet(torch.nn.Module):
+    """The UNet with tensors for arguments, as tracing wants them."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.unet = checkpoint.load_unet(device, dtype)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+        timestep_cond: torch.Tensor,
+    ) -> torch.Tensor:
+        added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
+        return self.unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep_cond=timestep_cond if timestep_cond.numel() else None,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+
+def _trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed
+        return torch.jit.trace(module, arguments, check_trace=False)
+
+
+def _example(checkpoint: Checkpoint, rows: int) -> dict[str, torch.Tensor]:
+    """Inputs of the default size."""
+    height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
+    tensors = {
+        "LATENTS": torch.zeros(rows, checkpoint.latent_channels, height, width),
+        "TIMESTEPS": torch.zeros(rows, 1),
+        "ENCODER_HIDDEN_STATES": torch.zeros(rows, *checkpoint.text_embedding_shape),
+    }
+    if checkpoint.pooled_width is not None:
+        tensors |= {"TEXT_EMBEDS": torch.zeros(rows, checkpoint.pooled_width), "TIME_IDS": torch.zeros(rows, 6)}
+    if checkpoint.guidance_embedding_width is not None:
+        tensors["TIMESTEP_COND"] = torch.zeros(rows, checkpoint.guidance_embedding_width)
+    return tensors

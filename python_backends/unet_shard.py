@@ -19,13 +19,11 @@ class TritonPythonModel:
     """One UNet on one device. Shards are models of their own, so that a denoiser chooses among them by name."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Loads the UNet and evaluates it once per half and once for both at the default size."""
+        """Loads the UNet, which warms itself up."""
         settings = ModelSettings.from_triton(args)
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
-        for rows in (1, 2):
-            self._unet(self._unet.example(rows))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """NOISE_PRED for every request; the requests that Triton batched are evaluated in one call."""

@@ -1,0 +1,57 @@
+"""The shard's UNet: traced calls equal the module bit for bit and see parameters that change in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoints
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.unet import UNet
+
+CPU = torch.device("cpu")
+
+
+def arguments(checkpoint: Checkpoint, rows: int, side: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tensors = {
+        "LATENTS": noise(rows, 4, side, side),
+        "TIMESTEPS": torch.arange(rows).float()[:, None] * 100 + 7,
+        "ENCODER_HIDDEN_STATES": noise(rows, *checkpoint.text_embedding_shape),
+    }
+    if checkpoint.pooled_width is not None:
+        tensors |= {"TEXT_EMBEDS": noise(rows, checkpoint.pooled_width), "TIME_IDS": torch.full((rows, 6), 64.0)}
+    return tensors
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+@pytest.mark.parametrize(("rows", "side"), [(1, 16), (2, 16), (3, 16), (2, 24)])
+def test_every_call_equals_the_module(tmp_path: Path, family: str, rows: int, side: int) -> None:
+    checkpoint = Checkpoint(getattr(checkpoints, family)(tmp_path))
+    unet, module = UNet(checkpoint, CPU, torch.float32), checkpoint.load_unet(CPU, torch.float32)
+    tensors = arguments(checkpoint, rows, side)
+
+    def expected() -> torch.Tensor:
+        added = {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]} if family == "sdxl" else None
+        with torch.inference_mode():
+            return module(
+                tensors["LATENTS"],
+                tensors["TIMESTEPS"][:, 0],
+                tensors["ENCODER_HIDDEN_STATES"],
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0]
+
+    assert torch.equal(unet(tensors), expected())
+    before = unet(tensors)
+    for own, other in zip(unet._module.parameters(), module.parameters(), strict=True):
+        own.mul_(1.01)
+        other.mul_(1.01)
+    assert torch.equal(unet(tensors), expected())
+    assert not torch.equal(unet(tensors), before)
