@@ -38,6 +38,7 @@ from swiftdiffusion.python_backends.server import TritonServer
 PROMPT = "a red circle above a blue square on a white background"
 REQUEST = GenerationRequest(PROMPT, seed=7, steps=3, height=128, width=128)
 LONG = 200  # steps: more than any of these tests waits for
+ONE_STEP = 0.3  # seconds in which a cancelled request meets its next step and ends, and a running one goes on
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -158,6 +159,7 @@ def test_a_cancelled_task_frees_the_server(url: str) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            await asyncio.sleep(ONE_STEP)
             return await client.cancel("abandoned")
 
     assert not asyncio.run(run())
@@ -186,6 +188,7 @@ def test_leaving_a_stream_frees_the_server(server: TritonServer) -> None:
                 if event.step == 2:
                     break
             await events.aclose()
+            await asyncio.sleep(ONE_STEP)
             return await client.cancel("left")
 
     assert not asyncio.run(run(AsyncClient(server.grpc_url)))
@@ -193,6 +196,7 @@ def test_leaving_a_stream_frees_the_server(server: TritonServer) -> None:
         for event in client.stream(long_request("left-too")):
             assert isinstance(event, Progress)
             break
+        time.sleep(ONE_STEP)
         assert not client.cancel("left-too")
 
 
@@ -202,6 +206,7 @@ def test_timeouts(url: str, of_server: bool) -> None:
     with Client(url, timeout=None if of_server else 0.5) as client:
         with pytest.raises(RequestTimeout, match="TIMEOUT_MS" if of_server else "within 0.5 s"):
             client.generate(request)
+        time.sleep(ONE_STEP)
         assert not client.cancel("late")
 
 
@@ -220,7 +225,13 @@ def test_many_at_a_time_each_get_their_own(url: str) -> None:
 def generate(url: str) -> Callable[..., "subprocess.Popen[str]"]:
     def run(*arguments: str) -> subprocess.Popen[str]:
         command = [str(Path(sys.executable).with_name("swiftdiffusion")), "generate", "--url", url, *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        )
 
     return run
 
