@@ -2,16 +2,20 @@
 
 Rounds alternate between a request to the server, the modules called directly (text encoders, UNet once per step on both
 halves of guidance, VAE) and diffusers' pipeline, so that whatever else the machine does meets all three. Two settings:
-one shard against one thread, and two shards against two threads.
+one shard against one thread, and two shards against two threads. With two shards the modules are also called as the
+server calls them: each half of guidance in a process of its own with one thread, both at once, everything else on one.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +55,18 @@ class RawModules:
         if checkpoint.pooled_width is not None:
             self._added = {"text_embeds": torch.randn(2, checkpoint.pooled_width), "time_ids": torch.ones(2, 6)}
 
+    def unet_step(self, step: int) -> None:
+        """One UNet call on both halves of guidance."""
+        both = self._latents.repeat(2, 1, 1, 1)
+        self._unet(both, 999 - step, self._embeddings, added_cond_kwargs=self._added, return_dict=False)
+
+    def half_step(self, step: int) -> None:
+        """One UNet call on one half."""
+        added = None if self._added is None else {name: tensor[:1] for name, tensor in self._added.items()}
+        self._unet(self._latents, 999 - step, self._embeddings[:1], added_cond_kwargs=added, return_dict=False)
+
     @torch.inference_mode()
-    def run(self, prompt: str) -> dict[str, float]:
+    def run(self, prompt: str, unet_step: Callable[[int], None]) -> dict[str, float]:
         """Seconds per kind of module."""
         seconds = {}
         start = time.perf_counter()
@@ -65,14 +79,52 @@ class RawModules:
                 module(ids, output_hidden_states=True)
         seconds["text_encoder"] = time.perf_counter() - start
         start = time.perf_counter()
-        both = self._latents.repeat(2, 1, 1, 1)
         for step in range(self._steps):
-            self._unet(both, 999 - step, self._embeddings, added_cond_kwargs=self._added, return_dict=False)
+            unet_step(step)
         seconds["unet"] = time.perf_counter() - start
         start = time.perf_counter()
         self._vae.decode(self._latents, return_dict=False)
         seconds["vae"] = time.perf_counter() - start
         return seconds
+
+
+class SplitModules:
+    """Processes of one thread that each evaluate one half of guidance, as shards do; a context manager."""
+
+    def __init__(self, checkpoint: Checkpoint, halves: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(halves)]
+        self._connections = [ours for ours, _ in pipes]
+        self._processes = [
+            context.Process(target=_evaluate_half, args=(checkpoint.path, theirs)) for _, theirs in pipes
+        ]
+
+    def __enter__(self) -> SplitModules:
+        for process in self._processes:
+            process.start()
+        self.unet_step(0)
+        return self
+
+    def unet_step(self, step: int) -> None:
+        """One UNet call in every process, at once."""
+        for connection in self._connections:
+            connection.send(step)
+        for connection in self._connections:
+            connection.recv()
+
+    def __exit__(self, *error: object) -> None:
+        for connection, process in zip(self._connections, self._processes, strict=True):
+            connection.send(None)
+            process.join()
+
+
+def _evaluate_half(path: Path, connection: Connection) -> None:
+    torch.set_num_threads(1)
+    modules = RawModules(Checkpoint(path), 1)
+    with torch.inference_mode():
+        while (step := connection.recv()) is not None:
+            modules.half_step(step)
+            connection.send(step)
 
 
 def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, console: Console) -> dict[str, object]:
@@ -82,19 +134,27 @@ def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, consol
     modules = RawModules(checkpoint, steps)
     pipeline = DiffusionPipeline.from_pretrained(checkpoint.path, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    times: dict[str, list[float]] = {"server": [], "modules": [], "diffusers": []}
+    times: dict[str, list[float]] = defaultdict(list)
     parts: list[dict[str, float]] = []
     reported: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as directory:
         write_repository(checkpoint, Path(directory) / "repository", options)
-        with TritonServer(Path(directory) / "repository") as server, Client(server.grpc_url) as client:
+        with (
+            TritonServer(Path(directory) / "repository") as server,
+            Client(server.grpc_url) as client,
+            SplitModules(checkpoint, shards) as split,
+        ):
             for index in range(rounds + WARM_UP):
                 if index == WARM_UP:
                     before = read_statistics(server.grpc_url)
                 prompt = f"a red circle above a blue square {index}"  # new each time: no embedding is remembered
                 request = GenerationRequest(prompt=prompt, seed=index)
                 info = {}
-                parts.append(modules.run(prompt))
+                parts.append(modules.run(prompt, modules.unet_step))
+                if shards > 1:
+                    torch.set_num_threads(1)
+                    times["modules_split"].append(sum(modules.run(prompt, split.unet_step).values()))
+                    torch.set_num_threads(shards)
                 seconds = {
                     "server": _timed(lambda r=request, i=info: i.update(client.generate(r).info.timings_ms)),
                     "modules": sum(parts[-1].values()),
@@ -117,6 +177,7 @@ def measure(checkpoint: Checkpoint, shards: int, steps: int, rounds: int, consol
         "rounds": rounds,
         "median_s": median,
         "server_over_modules": statistics.median(ratios),
+        "server_over_modules_split": median["server"] / median["modules_split"] if shards > 1 else None,
         "server_over_modules_quartiles": statistics.quantiles(ratios, n=4),
         "server_over_diffusers": median["server"] / median["diffusers"],
         "modules_median_ms": {
@@ -152,13 +213,15 @@ def main(
     command = f"python benchmarks/overhead.py --steps {steps} --rounds {rounds}"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}, indent=2) + "\n", "utf-8")
-    table = Table("shards × threads", "server", "modules", "diffusers", "server ÷ modules", "server ÷ diffusers")
+    columns = ("server", "modules", "modules_split", "diffusers")
+    table = Table("shards × threads", *columns, "server ÷ modules", "÷ modules_split", "÷ diffusers")
     for setting in settings:
         medians = setting["median_s"]
         table.add_row(
             f"{setting['shards']} × 1",
-            *(f"{1000 * medians[name]:.0f} ms" for name in ("server", "modules", "diffusers")),  # type: ignore[index]
+            *(f"{1000 * medians[name]:.0f} ms" if name in medians else "" for name in columns),  # type: ignore[index]
             f"{setting['server_over_modules']:.3f}",
+            f"{split:.3f}" if (split := setting["server_over_modules_split"]) else "",
             f"{setting['server_over_diffusers']:.3f}",
         )
     Console().print(table)
