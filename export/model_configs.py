@@ -119,7 +119,7 @@ def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: Serving
     shard_names = [f"unet_shard{index}" for index in range(options.unet_shards)]
     configs = [
         _preprocess(checkpoint, options),
-        _batched(_python("text_encoder", request, [*embeddings, *encoding], compute, options, gpu=0), 0),
+        _batched(_python("text_encoder", request, [*embeddings, *encoding], compute, options, gpu=0)),
         *(
             _denoiser(name, [*request, *embeddings, *encoding], progress, sampling, shard_names, options)
             for name in ("denoiser", "denoiser_stream")
@@ -138,7 +138,7 @@ def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: Serving
             )
             for index, name in enumerate(shard_names)
         ),
-        _batched(_python("vae_decoder", progress, [*image, *info], compute, options, gpu=0), 0),
+        _batched(_python("vae_decoder", progress, [*image, *info], compute, options, gpu=0)),
         _single(_python("cancel", [("REQUEST_ID", "STRING", (1,))], [("CANCELLED", "BOOL", (1,))], {}, options)),
     ]
     embedding_names = [name for name, _, _ in (*embeddings, *encoding)]
@@ -169,10 +169,10 @@ def _python(
     return config
 
 
-def _batched(config: pb.ModelConfig, rows_per_request: int) -> pb.ModelConfig:
+def _batched(config: pb.ModelConfig, rows_per_request: int = 1) -> pb.ModelConfig:
     """Lets Triton batch requests that wait; a model called with several rows a request takes so many times more."""
     config.dynamic_batching.SetInParent()
-    config.max_batch_size *= max(rows_per_request, 1)
+    config.max_batch_size *= rows_per_request
     return config
 
 

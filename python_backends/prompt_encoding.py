@@ -35,7 +35,11 @@ class Embedding:
 
 
 class PromptEncoder:
-    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts."""
+    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts.
+
+    Attributes:
+        zeros: The embedding of zeros.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cache_bytes: int = 256 * 2**20
@@ -45,7 +49,7 @@ class PromptEncoder:
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
         self._cache: LRUCache[str, Embedding] = LRUCache(cache_bytes, getsizeof=lambda embedding: embedding.nbytes)
         empty = self._encode([""])[0]
-        self._zeros = Embedding(
+        self.zeros = Embedding(
             torch.zeros_like(empty.tokens), None if empty.pooled is None else torch.zeros_like(empty.pooled)
         )
 
@@ -66,11 +70,6 @@ class PromptEncoder:
     def negative(self, text: str | None) -> str | None:
         """The text to encode for a negative prompt; None where diffusers takes zeros (an absent one on SDXL)."""
         return text if text is not None or self._zero_when_absent else ""
-
-    @property
-    def zeros(self) -> Embedding:
-        """The embedding of zeros."""
-        return self._zeros
 
     def _encode(self, texts: list[str]) -> list[Embedding]:
         if not texts:

@@ -40,13 +40,14 @@ class TritonPythonModel:
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for request, last in zip(requests, final, strict=True):
+            image = next(images) if last else None
             info = json.loads(input_text(request, "INFO"))
             if "error" in info:
                 responses.append(error_response(from_report(info["error"])))
                 continue
             tensors = []
-            if last:
+            if image is not None:
                 info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
-                tensors.append(output_tensor("IMAGE", next(images)))
+                tensors.append(output_tensor("IMAGE", image))
             responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", json.dumps(info))]))
         return responses
