@@ -1,0 +1,1 @@
+"""LoRA files: found by name, fetched, checked, made canonical, and patched into the weights."""
