@@ -165,6 +165,25 @@ class Checkpoint:
         parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
         return self._load_pipeline(parts, dtype=dtype, variant=self.variant, use_safetensors=True).to(device)
 
+    def empty_parts(self) -> dict[str, torch.nn.Module]:
+        """The UNet and the text encoders by name, without weights (on the meta device): their modules and shapes."""
+        import transformers
+        from accelerate import init_empty_weights
+        from diffusers import UNet2DConditionModel
+
+        with init_empty_weights():
+            parts = {"unet": UNet2DConditionModel.from_config(self.unet_config)}
+            for encoder in self._text_encoders:
+                model_class = getattr(transformers, self._index[encoder][1])
+                parts[encoder] = model_class(self._text_config(encoder))
+        return parts
+
+    def weight_files(self, part: str) -> list[Path]:
+        """The safetensors files of a part such as `unet`."""
+        files = sorted((self.path / part).glob("*.safetensors"))
+        of_variant = [file for file in files if f".{self.variant}" in file.name]
+        return of_variant if self.variant else [file for file in files if ".fp16" not in file.name]
+
     def load_scheduler(self) -> SchedulerMixin:
         """The checkpoint's own scheduler as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
         return self._load_pipeline(("scheduler",)).scheduler
