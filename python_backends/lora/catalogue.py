@@ -1,0 +1,275 @@
+"""Which LoRAs a server has: files of the operator's directory, and what its `catalogue.json` says. Needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from ..errors import InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+INDEX, SUFFIX, PROFILE_SUFFIX = "catalogue.json", ".safetensors", ".profile.json"
+MAX_INDEX_BYTES, MAX_PROFILE_BYTES = 16 * 2**20, 2**20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SETTLED_AFTER_NS = 2_000_000_000
+"""Two changes within a file system's clock tick have one mtime; one older than this cannot hide another."""
+
+
+class CatalogueError(Exception):
+    """A catalogue that cannot be read; the message names the file and the field."""
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One LoRA of the catalogue.
+
+    Attributes:
+        name: What requests call it.
+        location: Absolute path of a local file, or the fsspec URL of a remote one.
+        sha256: What the file must hash to, in lower-case hexadecimal; None where the operator does not say.
+        bound: Default bound of its asynchronous loading, in steps; None for the server's.
+        description: For people.
+        identity: Changes when the local file's size, mtime or inode, or the location or sha256 changes: what was learnt
+            about an entry with one identity holds for every entry with it.
+    """
+
+    name: str
+    location: str
+    sha256: str | None
+    bound: int | None
+    description: str
+    identity: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it has to be fetched."""
+        return is_remote(self.location)
+
+
+class _Annotation(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    location: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    description: Annotated[str, StringConstraints(max_length=10_000)] = ""
+
+
+_Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
+
+
+class _Index(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    loras: dict[_Name, _Annotation]
+
+
+class _Profile(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
+
+
+_INDEX, _PROFILE = TypeAdapter(_Index), TypeAdapter(_Profile)
+_Signature = tuple[int, ...]
+
+
+class Catalogue:
+    """The LoRAs of one server, by name; what the operator adds, edits or removes shows at the next lookup.
+
+    Invariant: `_entries` is what the directory and the index last held in a readable state; it is replaced as a whole.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        """Reads the catalogue.
+
+        Args:
+            directory: The operator's directory; None for a server without LoRAs.
+
+        Raises:
+            CatalogueError: If the directory is none, or its `catalogue.json` is not what it should be.
+        """
+        self._directory = None if directory is None else directory.resolve()
+        self._entries: dict[str, CatalogueEntry] = {}
+        self._warned: set[str] = set()
+        self._signature: _Signature = ()
+        self._settled = True
+        self._profiles: dict[str, tuple[_Signature, int | None]] = {}
+        if self._directory is not None:
+            if not self._directory.is_dir():
+                raise CatalogueError(f"the LoRA catalogue {directory} is not a directory")
+            self._rescan(self._directory, self._current_signature(self._directory))
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self._refresh()
+        return sorted(self._entries)
+
+    def entry(self, name: str) -> CatalogueEntry:
+        """The LoRA of that name.
+
+        Raises:
+            InvalidRequestError: If there is none; the message has the nearest names.
+        """
+        self._refresh()
+        entries = self._entries
+        found = entries.get(name)
+        if found is None:
+            raise InvalidRequestError(f"LORAS names {_shown(name)}; allowed: {_allowed(name, list(entries))}")
+        return CatalogueEntry(
+            name=name,
+            location=found.location,
+            sha256=found.sha256,
+            bound=self._profile_bound(name) if found.bound is None else found.bound,
+            description=found.description,
+            identity=_identity(found.location, found.sha256),
+        )
+
+    def _refresh(self) -> None:
+        if self._directory is None:
+            return
+        signature = self._current_signature(self._directory)
+        if signature == self._signature and self._settled:
+            return
+        try:
+            self._rescan(self._directory, signature)
+        except (CatalogueError, OSError) as error:
+            self._signature, self._settled = signature, True
+            logger.error("the LoRA catalogue stays as it was: %s", error)
+
+    def _current_signature(self, directory: Path) -> _Signature:
+        return _signature(directory) + _signature(directory / INDEX)
+
+    def _rescan(self, directory: Path, signature: _Signature) -> None:
+        """Reads directory and index; `signature` is from before, so that a change meanwhile is seen next time."""
+        newest = max((signature[1:2] + signature[4:5]), default=0)
+        settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
+        entries = {path.name.removesuffix(SUFFIX): str(path) for path in self._files(directory)}
+        annotations = _read_index(directory / INDEX)
+        found = {name: CatalogueEntry(name, location, None, None, "", "") for name, location in entries.items()}
+        for name, annotation in annotations.items():
+            location = entries.get(name) if annotation.location is None else _resolve(annotation.location, directory)
+            if location is None:
+                self._warn_once(f"{directory / INDEX} describes {name!r}, of which there is no file {name}{SUFFIX}")
+                continue
+            sha256 = None if annotation.sha256 is None else annotation.sha256.lower()
+            found[name] = CatalogueEntry(name, location, sha256, annotation.bound, annotation.description, "")
+        self._entries, self._signature, self._settled = found, signature, settled
+
+    def _files(self, directory: Path) -> list[Path]:
+        files = []
+        for path in directory.iterdir():
+            if not path.name.endswith(SUFFIX):
+                continue
+            if not NAME.fullmatch(path.name.removesuffix(SUFFIX)):
+                self._warn_once(f"{path} is left out: names match {NAME.pattern}")
+            elif not path.resolve().is_relative_to(directory):
+                self._warn_once(f"{path} is left out: it links to a place outside its directory")
+            elif not path.is_file():
+                self._warn_once(f"{path} is left out: it is not a file")
+            else:
+                files.append(path)
+        return files
+
+    def _profile_bound(self, name: str) -> int | None:
+        """The bound of `NAME.profile.json`, read again when it changes; None without one."""
+        assert self._directory is not None
+        path = self._directory / f"{name}{PROFILE_SUFFIX}"
+        signature = _signature(path)
+        if not signature:
+            return None
+        known = self._profiles.get(name)
+        if known is None or known[0] != signature or abs(time.time_ns() - signature[1]) < SETTLED_AFTER_NS:
+            bound = None
+            try:
+                bound = _PROFILE.validate_json(_read(path, MAX_PROFILE_BYTES)).bound
+            except (CatalogueError, OSError, ValidationError) as error:
+                self._warn_once(f"{path} is left out: {_first(error) if isinstance(error, ValidationError) else error}")
+            self._profiles[name] = known = (signature, bound)
+        return known[1]
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            logger.warning("%s", sentence)
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL rather than a path."""
+    return "://" in location
+
+
+def _read_index(path: Path) -> dict[str, _Annotation]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(_INDEX.validate_json(_read(path, MAX_INDEX_BYTES)).loras)
+    except ValidationError as error:
+        raise CatalogueError(f"{path}: {_first(error)}") from None
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise CatalogueError(f"{path} has more than {most} bytes")
+    return content
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing wrong with a JSON text, as a sentence that names the field."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "extra_forbidden":
+        known = _Index if len(first["loc"]) == 1 else _Annotation
+        return f"{field} is not known; allowed: {', '.join(known.model_fields)}"
+    if first["type"] == "json_invalid" or not field:
+        return first["msg"]
+    return f"{field} is {_shown(first.get('input'))}: {first['msg']}"
+
+
+def _resolve(location: str, directory: Path) -> str:
+    """An absolute path, or the URL itself."""
+    if location.startswith("file://"):
+        return str(directory / unquote(urlsplit(location).path))
+    return location if is_remote(location) else str(directory / location)
+
+
+def _identity(location: str, sha256: str | None) -> str:
+    state = "" if is_remote(location) else ",".join(str(part) for part in _signature(Path(location)))
+    return "|".join((location, sha256 or "", state))
+
+
+def _signature(path: Path) -> _Signature:
+    """Size, mtime and inode of what a path leads to; empty if that is nothing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _allowed(name: str, names: list[str]) -> str:
+    if not names:
+        return "this server has no LoRAs"
+    by_lower_case = {known.lower(): known for known in sorted(names)}
+    near = difflib.get_close_matches(name[:128].lower(), by_lower_case, n=3, cutoff=0.6)
+    if near:
+        return f"names of the catalogue, the nearest: {', '.join(by_lower_case[each] for each in near)}"
+    some = sorted(names)[:3]
+    return f"names of the catalogue, among them: {', '.join(some)}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 150 else f"{text[:149]}…"

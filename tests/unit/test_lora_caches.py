@@ -1,0 +1,354 @@
+"""The host cache and the disk cache: their bounds, what they evict, and what processes do to them."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swiftdiffusion.python_backends import runtime
+from swiftdiffusion.python_backends.lora import host_directory
+from swiftdiffusion.python_backends.lora.host_cache import (
+    EvictedError,
+    HostCache,
+    HostCacheFullError,
+    Lease,
+    host_cache_directory,
+)
+from swiftdiffusion.python_backends.lora.host_directory import remove_host_cache, remove_stale_host_caches
+
+
+def publish(cache: HostCache, key: str, size: int, expected: int | None = None) -> Path:
+    with cache.reserve(size if expected is None else expected) as reservation:
+        reservation.path.write_bytes(b"x" * size)
+        return reservation.publish(key)
+
+
+def keys(cache: HostCache) -> set[str]:
+    return {path.stem for path in cache.directory.glob("*.safetensors")}
+
+
+@contextmanager
+def other_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs `code`, has said that it did, and waits."""
+    script = f"import sys\nfrom pathlib import Path\n{code}\nprint('in', flush=True)\nsys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"in\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+
+
+LEASE = (
+    "from swiftdiffusion.python_backends.lora.host_cache import Lease\nleases = [Lease(Path(p)) for p in sys.argv[1:]]"
+)
+
+
+def test_a_published_file_is_found_and_leased(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 100)
+    path = publish(cache, "a", 10)
+    assert cache.find("a") == path
+    assert cache.find("b") is None
+    with cache.open(path) as lease:
+        assert lease.path.read_bytes() == b"x" * 10
+    assert cache.bytes_used() == 10
+    cache.drop("a")
+    with pytest.raises(EvictedError, match="no longer in the host cache"):
+        cache.open(path)
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    evicted: list[int] = []
+    cache = HostCache(tmp_path, 30, on_eviction=evicted.append)
+    for key in "abc":
+        publish(cache, key, 10)
+    cache.find("a")
+    publish(cache, "d", 10)
+    assert keys(cache) == {"a", "c", "d"}
+    with cache.open(tmp_path / "c.safetensors"):
+        pass
+    publish(cache, "e", 20)
+    assert keys(cache) == {"c", "e"}
+    assert evicted == [10, 10, 10]
+
+
+def test_leased_files_stay(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 30, wait_s=0.1)
+    with cache.open(publish(cache, "a", 20)):
+        with pytest.raises(HostCacheFullError, match=r"it takes 0.0 MiB; .* were in use for 0.1 s") as error:
+            publish(cache, "b", 20)
+        assert not error.value.for_ever
+        assert keys(cache) == {"a"}
+        publish(cache, "c", 10)
+    publish(cache, "b", 20)
+    assert keys(cache) == {"b", "c"}
+    assert cache.bytes_used() == 30
+
+
+def test_room_in_use_is_waited_for(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 30, wait_s=10)
+    lease = cache.open(publish(cache, "a", 20))
+    threading.Timer(0.2, lease.close).start()
+    publish(cache, "b", 20)
+    assert keys(cache) == {"b"}
+
+
+def test_what_is_larger_than_the_cache_is_refused_at_once(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 2**20, wait_s=60)
+    publish(cache, "a", 10)
+    with pytest.raises(HostCacheFullError, match=r"takes 2.0 MiB, more than the whole host cache of 1.0 MiB") as error:
+        publish(cache, "b", 2**21)
+    assert error.value.for_ever
+    with pytest.raises(HostCacheFullError, match="more than the whole host cache"):
+        publish(cache, "b", 2**21, expected=1)
+    assert keys(cache) == {"a"}
+    assert cache.bytes_used() == 10
+
+
+def test_nothing_remains_of_what_was_not_published(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 100)
+    with pytest.raises(RuntimeError), cache.reserve(50) as reservation:
+        reservation.path.write_bytes(b"x" * 60)
+        assert cache.bytes_used() == 60
+        raise RuntimeError
+    assert cache.bytes_used() == 0
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_reservation_counts_before_anything_is_written(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 100, wait_s=0)
+    with cache.reserve(60):
+        assert cache.bytes_used() == 60
+        with pytest.raises(HostCacheFullError):
+            publish(cache, "a", 50)
+    publish(cache, "a", 50)
+
+
+def test_a_key_is_published_once(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 100)
+    path = publish(cache, "a", 10)
+    with cache.open(path):
+        inode = path.stat().st_ino
+        publish(cache, "a", 10)
+        assert path.stat().st_ino == inode
+    assert cache.bytes_used() == 10
+
+
+def test_a_lease_of_another_process_counts_until_it_is_killed(tmp_path: Path) -> None:
+    cache = HostCache(tmp_path, 10, wait_s=0.05)
+    path = publish(cache, "a", 10)
+    with other_process(LEASE, str(path)) as holder:
+        with pytest.raises(HostCacheFullError):
+            publish(cache, "b", 10)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        publish(cache, "b", 10)
+    assert keys(cache) == {"b"}
+
+
+def test_a_lease_meets_the_evictor(tmp_path: Path) -> None:
+    """Whoever leases while files come and go has the file, or is told that it went."""
+    cache = HostCache(tmp_path, 20, wait_s=10)
+    stop, wrong = threading.Event(), []
+
+    def lease() -> None:
+        while not stop.is_set():
+            for key in "abcd":
+                try:
+                    with Lease(tmp_path / f"{key}.safetensors") as lease:
+                        if not lease.path.exists():
+                            wrong.append(key)
+                except EvictedError:
+                    pass
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=lease) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for index in range(150):
+            publish(cache, "abcd"[index % 4], 10)
+            assert cache.bytes_used() <= 20
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_half_written_files_of_a_killed_writer_go(tmp_path: Path) -> None:
+    code = (
+        "from swiftdiffusion.python_backends.lora.host_cache import HostCache\n"
+        "room = HostCache(Path(sys.argv[1]), 100).reserve(10); room.__enter__().path.write_bytes(b'x' * 10)"
+    )
+    with other_process(code, str(tmp_path)):
+        assert HostCache(tmp_path, 100).bytes_used() == 10
+    assert HostCache(tmp_path, 100).bytes_used() == 0
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["publish", "find", "lease", "release", "drop"]), st.sampled_from("abcdef")), max_size=40
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(operations=OPERATIONS, bound=st.integers(20, 80))
+def test_whatever_happens_the_bound_holds_and_leased_files_stay(operations: list[tuple[str, str]], bound: int) -> None:
+    """Against a model: an ordered dict of the keys by last use."""
+    sizes = {key: 5 + 4 * index for index, key in enumerate("abcdef")}
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as leases:
+        cache = HostCache(Path(directory), bound, wait_s=0)
+        used: dict[str, None] = {}  # keys from least to most recently used
+        leased: dict[str, Lease] = {}
+        for operation, key in operations:
+            path = Path(directory) / f"{key}.safetensors"
+            if operation == "publish":
+                if key in used:  # a publisher makes room before it sees that somebody was faster
+                    continue
+                used = _after_publishing(cache, key, sizes, used, set(leased))
+            elif operation == "find":
+                assert (cache.find(key) is not None) == (key in used)
+                _move_to_end(used, key)
+            elif operation == "lease" and key in used and key not in leased:
+                leased[key] = leases.enter_context(cache.open(path))
+                _move_to_end(used, key)
+            elif operation == "release" and key in leased:
+                leased.pop(key).close()
+            elif operation == "drop" and key not in leased:
+                cache.drop(key)
+                used.pop(key, None)
+            assert keys(cache) == set(used)
+            assert cache.bytes_used() == sum(sizes[each] for each in used) <= bound
+
+
+def _after_publishing(
+    cache: HostCache, key: str, sizes: dict[str, int], used: dict[str, None], leased: set[str]
+) -> dict[str, None]:
+    """What publishing a new key is to leave in the cache, having published it if there is to be room."""
+    kept = dict(used)
+    for old in used if sizes[key] <= cache.max_bytes else ():
+        if sum(sizes[each] for each in kept) + sizes[key] > cache.max_bytes and old not in leased:
+            del kept[old]
+    if sum(sizes[each] for each in kept) + sizes[key] <= cache.max_bytes:
+        publish(cache, key, sizes[key])
+        return {**kept, key: None}
+    with pytest.raises(HostCacheFullError):
+        publish(cache, key, sizes[key])
+    return kept
+
+
+def _move_to_end(used: dict[str, None], key: str) -> None:
+    if key in used:
+        del used[key]
+        used[key] = None
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shared memory of the test's own, and a server's runtime directory."""
+    path = tmp_path / "shm"
+    path.mkdir()
+    monkeypatch.setattr(host_directory, "SHARED_MEMORY", path)
+    monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "runtime"))
+    return path
+
+
+def test_all_processes_of_a_server_have_one_directory(shared: Path, tmp_path: Path) -> None:
+    directory = host_cache_directory()
+    assert directory.parent == shared
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert host_cache_directory(tmp_path / "runtime") == directory
+    assert host_cache_directory(tmp_path / "other") != directory
+
+
+def test_without_shared_memory_it_is_in_the_runtime_directory(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_directory, "SHARED_MEMORY", tmp_path / "nowhere")
+    directory = host_cache_directory()
+    assert directory == tmp_path / "runtime" / "loras"
+    assert directory.is_dir()
+    remove_stale_host_caches()
+
+
+def test_somebody_elses_directory_is_refused(shared: Path) -> None:
+    directory = host_cache_directory()
+    directory.chmod(0o755)
+    with pytest.raises(PermissionError, match="not a directory of this user alone"):
+        host_cache_directory()
+    shutil.rmtree(directory)
+    directory.symlink_to(shared)
+    with pytest.raises(PermissionError):
+        host_cache_directory()
+
+
+def test_a_host_cache_goes_when_its_server_has_gone(shared: Path, tmp_path: Path) -> None:
+    code = (
+        "from swiftdiffusion.python_backends.lora import host_directory\n"
+        "host_directory.SHARED_MEMORY = Path(sys.argv[1]); host_directory.host_cache_directory(Path(sys.argv[2]))"
+    )
+    mine = host_cache_directory()
+    with other_process(code, str(shared), str(tmp_path / "other")) as server:
+        [other] = set(shared.iterdir()) - {mine}
+        (other / "a.safetensors").write_bytes(b"x")
+        remove_stale_host_caches()
+        assert other.is_dir()
+        server.kill()
+        server.wait()
+        remove_stale_host_caches()
+        assert not other.exists()
+    assert mine.is_dir()
+    remove_host_cache(tmp_path / "runtime")
+    assert not mine.exists()
+    assert host_cache_directory() == mine
+    assert mine.is_dir()
+
+
+def test_what_is_no_host_cache_stays(shared: Path, tmp_path: Path) -> None:
+    link, file = shared / f"{host_directory.PREFIX}link", shared / f"{host_directory.PREFIX}file"
+    link.symlink_to(tmp_path)
+    file.touch()
+    remove_stale_host_caches()
+    assert link.is_symlink()
+    assert file.exists()
+
+
+def test_the_owner_of_a_directory_that_goes_makes_it_again(shared: Path) -> None:
+    """Processes that start while a launcher removes left-overs all end with a directory that exists."""
+    stop = threading.Event()
+
+    def remove() -> None:
+        while not stop.is_set():
+            remove_stale_host_caches()
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    code = (
+        "import os\nfrom swiftdiffusion.python_backends.lora import host_directory\n"
+        "host_directory.SHARED_MEMORY = Path(sys.argv[1])\n"
+        "for index in range(200):\n"
+        "    found = host_directory.host_cache_directory(Path(sys.argv[1]).parent / str(index))\n"
+        "    (found / 'x').touch()"
+    )
+    with other_process(code, str(shared)):
+        stop.set()
+        thread.join()
+        assert len(list(shared.glob("*/x"))) == 200

@@ -1,0 +1,269 @@
+"""Which LoRAs a server has, and what happens while its operator edits them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swiftdiffusion.python_backends.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.catalogue import NAME, Catalogue, CatalogueError
+
+SHA256 = "ab" * 32
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "loras"
+    path.mkdir()
+    return path
+
+
+def add(directory: Path, name: str, content: bytes = b"x") -> Path:
+    path = directory / f"{name}.safetensors"
+    path.write_bytes(content)
+    return path
+
+
+def index(directory: Path, loras: object) -> None:
+    (directory / "catalogue.json").write_text(json.dumps({"loras": loras}), "utf-8")
+
+
+def settle(directory: Path) -> None:
+    """Gives everything an mtime that cannot hide a change."""
+    past = time.time() - 60
+    for path in (*directory.iterdir(), directory):
+        os.utime(path, (past, past))
+
+
+def test_files_are_loras(directory: Path) -> None:
+    path = add(directory, "papercut")
+    (directory / "notes.txt").write_text("x")
+    catalogue = Catalogue(directory)
+    assert catalogue.names() == ["papercut"]
+    entry = catalogue.entry("papercut")
+    assert (entry.location, entry.sha256, entry.bound, entry.is_remote) == (str(path), None, None, False)
+
+
+def test_the_index_annotates_files_and_adds_others(directory: Path, tmp_path: Path) -> None:
+    add(directory, "papercut")
+    index(
+        directory,
+        {
+            "papercut": {"sha256": SHA256.upper(), "bound": 4, "description": "cut"},
+            "near": {"location": "sub/near.safetensors"},
+            "absolute": {"location": str(tmp_path / "absolute.safetensors")},
+            "url": {"location": "file:///some%20where/x.safetensors"},
+            "remote": {"location": "https://host/x.safetensors?token=1"},
+            "bucket": {"location": "s3://bucket/x.safetensors"},
+        },
+    )
+    catalogue = Catalogue(directory)
+    papercut = catalogue.entry("papercut")
+    assert (papercut.sha256, papercut.bound, papercut.description) == (SHA256, 4, "cut")
+    assert catalogue.entry("near").location == str(directory / "sub/near.safetensors")
+    assert catalogue.entry("absolute").location == str(tmp_path / "absolute.safetensors")
+    assert catalogue.entry("url").location == "/some where/x.safetensors"
+    assert catalogue.entry("remote").location == "https://host/x.safetensors?token=1"
+    assert [name for name in catalogue.names() if catalogue.entry(name).is_remote] == ["bucket", "remote"]
+
+
+def test_an_unknown_name_gets_the_nearest(directory: Path) -> None:
+    add(directory, "Papercut")
+    add(directory, "watercolour")
+    catalogue = Catalogue(directory)
+    with pytest.raises(InvalidRequestError) as error:
+        catalogue.entry("papercutt")
+    assert str(error.value) == 'LORAS names "papercutt"; allowed: names of the catalogue, the nearest: Papercut'
+    with pytest.raises(InvalidRequestError, match="among them: Papercut, watercolour"):
+        catalogue.entry("zzz")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "x" * 10_000, 'a"b', "\ud800", "\0"])
+def test_any_unknown_name_is_answered_with_a_sentence(directory: Path, name: str) -> None:
+    add(directory, "papercut")
+    with pytest.raises(InvalidRequestError) as error:
+        Catalogue(directory).entry(name)
+    assert len(str(error.value)) < 400
+
+
+def test_a_server_may_have_none(directory: Path) -> None:
+    for catalogue in (Catalogue(None), Catalogue(directory)):
+        assert catalogue.names() == []
+        with pytest.raises(InvalidRequestError, match='LORAS names "x"; allowed: this server has no LoRAs'):
+            catalogue.entry("x")
+
+
+def test_a_catalogue_that_is_no_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="is not a directory"):
+        Catalogue(tmp_path / "nowhere")
+
+
+def test_unusable_files_are_left_out_with_one_warning_each(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = add(tmp_path, "secret")
+    add(directory, "-dash")
+    add(directory, "a b")
+    add(directory, "good")
+    (directory / "out.safetensors").symlink_to(secret)
+    (directory / "in.safetensors").symlink_to("good.safetensors")
+    (directory / "folder.safetensors").mkdir()
+    os.mkfifo(directory / "pipe.safetensors")
+    (directory / "dangling.safetensors").symlink_to("nothing")
+    with caplog.at_level(logging.WARNING):
+        catalogue = Catalogue(directory)
+        for _ in range(3):
+            assert catalogue.names() == ["good", "in"]
+    assert len(caplog.records) == 6
+
+
+def test_changes_show_without_a_restart(directory: Path) -> None:
+    add(directory, "first")
+    catalogue = Catalogue(directory)
+    add(directory, "second")
+    assert catalogue.names() == ["first", "second"]
+    index(directory, {"first": {"bound": 3}})
+    assert catalogue.entry("first").bound == 3
+    index(directory, {"first": {"bound": 4}})
+    assert catalogue.entry("first").bound == 4
+    (directory / "second.safetensors").unlink()
+    assert catalogue.names() == ["first"]
+    (directory / "catalogue.json").unlink()
+    assert catalogue.entry("first").bound is None
+
+
+def test_changes_show_after_a_quiet_time_too(directory: Path) -> None:
+    add(directory, "first")
+    index(directory, {})
+    settle(directory)
+    catalogue = Catalogue(directory)
+    catalogue.names()
+    add(directory, "second")
+    assert catalogue.names() == ["first", "second"]
+    settle(directory)
+    catalogue.names()
+    index(directory, {"first": {"bound": 3}})
+    assert catalogue.entry("first").bound == 3
+
+
+def test_a_broken_edit_leaves_the_last_good_state(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(directory, "papercut")
+    index(directory, {"papercut": {"bound": 3}})
+    settle(directory)
+    catalogue = Catalogue(directory)
+    (directory / "catalogue.json").write_text('{"loras": {"papercut"')
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            assert catalogue.entry("papercut").bound == 3
+    assert len(caplog.records) == 1
+    assert "catalogue.json" in caplog.text
+    index(directory, {"papercut": {"bound": 5}})
+    assert catalogue.entry("papercut").bound == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "catalogue.json: "),
+        ("{", "catalogue.json: Invalid JSON"),
+        ("{}", "loras"),
+        ('{"loras": {}, "lora": {}}', "lora is not known; allowed: loras"),
+        ('{"loras": {"x": {"bond": 1}}}', "loras.x.bond is not known; allowed: location, sha256, bound, description"),
+        ('{"loras": {"x": {"location": "x", "bound": -1}}}', "loras.x.bound is -1: "),
+        ('{"loras": {"x": {"location": "x", "bound": "1"}}}', 'loras.x.bound is "1": '),
+        ('{"loras": {"x": {"location": "x", "sha256": "abc"}}}', 'loras.x.sha256 is "abc": '),
+        ('{"loras": {"../x": {"location": "x"}}}', r"loras.\.\./x"),
+        ('{"loras": {"x\\n": {"location": "x"}}}', "loras.x"),
+    ],
+)
+def test_a_broken_index_names_the_field_at_start(directory: Path, content: str, sentence: str) -> None:
+    (directory / "catalogue.json").write_text(content)
+    with pytest.raises(CatalogueError, match=sentence):
+        Catalogue(directory)
+
+
+def test_an_annotation_without_a_file_is_left_out(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index(directory, {"gone": {"bound": 1}})
+    catalogue = Catalogue(directory)
+    assert catalogue.names() == []
+    assert "no file gone.safetensors" in caplog.text
+    add(directory, "gone")
+    assert catalogue.entry("gone").bound == 1
+
+
+def test_the_profile_gives_the_bound_unless_the_index_does(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(directory, "papercut")
+    catalogue = Catalogue(directory)
+    profile = directory / "papercut.profile.json"
+    profile.write_text('{"bound": 7, "cosines": [1, 0.9]}')
+    assert catalogue.entry("papercut").bound == 7
+    profile.write_text('{"bound": 8}')
+    assert catalogue.entry("papercut").bound == 8
+    index(directory, {"papercut": {"bound": 0}})
+    assert catalogue.entry("papercut").bound == 0
+    index(directory, {"papercut": {}})
+    profile.write_text('{"bound": "many"}')
+    with caplog.at_level(logging.WARNING):
+        assert [catalogue.entry("papercut").bound for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1
+
+
+def test_the_identity_follows_the_file_and_the_index(directory: Path) -> None:
+    path = add(directory, "papercut", b"one")
+    catalogue = Catalogue(directory)
+    seen = [catalogue.entry("papercut").identity]
+    assert catalogue.entry("papercut").identity == seen[0]
+    path.write_bytes(b"three")
+    seen.append(catalogue.entry("papercut").identity)
+    os.utime(path, ns=(1, 1))
+    seen.append(catalogue.entry("papercut").identity)
+    index(directory, {"papercut": {"sha256": SHA256}})
+    seen.append(catalogue.entry("papercut").identity)
+    index(directory, {"papercut": {"sha256": SHA256, "location": "https://host/x"}})
+    seen.append(catalogue.entry("papercut").identity)
+    index(directory, {"papercut": {"location": "https://host/x"}})
+    seen.append(catalogue.entry("papercut").identity)
+    assert len(set(seen)) == len(seen)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "location": st.text(max_size=8) | JSON,
+        "sha256": st.just(SHA256) | JSON,
+        "bound": st.integers(-1, 3) | JSON,
+        "description": st.text(max_size=8) | JSON,
+        "other": JSON,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.dictionaries(st.text(max_size=4) | st.sampled_from(["a", "b"]), ENTRY | JSON, max_size=3) | JSON)
+def test_any_index_is_read_or_refused_with_its_name(directory: Path, content: Any) -> None:
+    add(directory, "a")
+    index(directory, content)
+    try:
+        catalogue = Catalogue(directory)
+    except CatalogueError as error:
+        assert "catalogue.json" in str(error)
+        return
+    for name in catalogue.names():
+        entry = catalogue.entry(name)
+        assert NAME.fullmatch(name)
+        assert entry.bound is None or 0 <= entry.bound <= 10_000
+        assert entry.sha256 in (None, SHA256)
+        assert entry.is_remote or Path(entry.location).is_absolute()
