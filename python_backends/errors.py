@@ -41,6 +41,12 @@ class ShardFailedError(RequestError):
     """A shard that lives and raised an exception."""
 
 
+class LoraUnavailableError(RequestError):
+    """A LoRA of the catalogue that its store does not give, or not in time; the message has its name."""
+
+    code = "UNAVAILABLE"
+
+
 class UnexpectedError(RequestError):
     """Whatever no other type stands for; the server's log has the traceback."""
 
