@@ -18,6 +18,14 @@ def export(
     max_batch_size: Annotated[int, typer.Option(min=1, max=64, help="Requests that denoise together.")] = 8,
     steps: Annotated[int | None, typer.Option(min=1, help="Default steps; else the pipeline's own.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Default guidance; else the own.")] = None,
+    loras: Annotated[
+        Path | None, typer.Option(help="Directory of LoRA files, and of catalogue.json for those elsewhere.")
+    ] = None,
+    lora_bound: Annotated[
+        int, typer.Option(min=0, help="Default k of bounded asynchronous LoRA loading; 0 waits and is exact.")
+    ] = 0,
+    lora_host_mib: Annotated[int, typer.Option(min=1, help="LoRAs kept ready in shared memory, MiB.")] = 4096,
+    lora_disk_mib: Annotated[int, typer.Option(min=1, help="Fetched LoRA files kept on disk, MiB.")] = 65536,
     max_size: Annotated[
         int | None,
         typer.Option(min=8, help="Largest height and width in pixels; else twice the checkpoint's, at least 512."),
@@ -41,6 +49,10 @@ def export(
             steps=pipeline_steps if steps is None else steps,
             guidance_scale=pipeline_guidance if guidance_scale is None else guidance_scale,
             max_size=max(512, 2 * max(served.default_size)) if max_size is None else max_size,
+            loras=_catalogue(loras),
+            lora_bound=lora_bound,
+            lora_host_bytes=lora_host_mib * 2**20,
+            lora_disk_bytes=lora_disk_mib * 2**20,
         )
         models = write_repository(served, repository, options)
     except (CheckpointError, RepositoryError, ValueError) as error:
@@ -50,6 +62,17 @@ def export(
     if served.has_safety_checker:
         typer.secho("note: the checkpoint's safety checker is not run by this server", fg="yellow", err=True)
     typer.echo(f"serve it: swiftdiffusion serve --repository {repository}")
+
+
+def _catalogue(directory: Path | None) -> Path | None:
+    """The LoRA catalogue's directory, once it is seen to be readable."""
+    from ..python_backends.lora.catalogue import Catalogue, CatalogueError
+
+    try:
+        Catalogue(directory)
+    except CatalogueError as error:
+        raise ValueError(str(error)) from error
+    return directory
 
 
 def _gpu_list(text: str) -> tuple[int, ...]:

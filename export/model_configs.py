@@ -11,7 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from ..python_backends.request_parsing import RequestRules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from ..python_backends.checkpoint import Checkpoint
 
@@ -51,6 +52,10 @@ class ServingOptions:
         steps: Default steps.
         guidance_scale: Default guidance.
         max_size: Largest height and width, in pixels.
+        loras: Directory of the LoRA catalogue; None for a server without LoRAs.
+        lora_bound: Default k of bounded asynchronous loading; 0 is exact.
+        lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
+        lora_disk_bytes: Most bytes of fetched LoRA files on disk.
     """
 
     unet_shards: int
@@ -61,6 +66,10 @@ class ServingOptions:
     steps: int
     guidance_scale: float
     max_size: int
+    loras: Path | None = None
+    lora_bound: int = 0
+    lora_host_bytes: int = 4 * 2**30
+    lora_disk_bytes: int = 64 * 2**30
 
     def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
         """Defaults and limits of requests.
@@ -76,20 +85,25 @@ class ServingOptions:
             width=width,
             size_multiple=checkpoint.size_multiple,
             max_size=self.max_size,
+            lora_bound=self.lora_bound,
         )
 
 
 Tensor = tuple[str, str, tuple[int, ...]]
 
 
-def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: ServingOptions) -> list[pb.ModelConfig]:
+def model_configs(
+    checkpoint: Checkpoint, options: ServingOptions, reference: Callable[[Path], str]
+) -> list[pb.ModelConfig]:
     """Configurations of every model of the repository.
 
     Args:
         checkpoint: The served checkpoint.
-        checkpoint_path: Its path as the backends find it: absolute, or relative to the repository's directory.
         options: How it is served.
+        reference: A path as the backends find it: absolute, or relative to the repository's directory.
     """
+    checkpoint_path = reference(checkpoint.path)
+    catalogue = {"loras": "" if options.loras is None else reference(options.loras)}
     compute = {"checkpoint": checkpoint_path, "dtype": options.dtype, "threads": str(options.threads)}
     geometry = {
         "channels": checkpoint.latent_channels,
@@ -112,24 +126,33 @@ def model_configs(checkpoint: Checkpoint, checkpoint_path: str, options: Serving
     request: list[Tensor] = [("REQUEST", "STRING", (1,))]
     encoding: list[Tensor] = [("ENCODING", "STRING", (1,))]
     info: list[Tensor] = [("INFO", "STRING", (1,))]
+    tickets: list[Tensor] = [("TICKETS", "STRING", (1,))]
+    store = {
+        **catalogue,
+        "checkpoint": checkpoint_path,
+        "lora_host_bytes": str(options.lora_host_bytes),
+        "lora_disk_bytes": str(options.lora_disk_bytes),
+    }
     latents: list[Tensor] = [("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1))]
     progress: list[Tensor] = [*latents, ("PREVIEW", "BOOL", (1,)), *info]
+    lora_set: list[Tensor] = [("LORA_SET", "STRING", (1,))]
     image: list[Tensor] = [("IMAGE", "UINT8", (-1, -1, 3))]
 
     shard_names = [f"unet_shard{index}" for index in range(options.unet_shards)]
     configs = [
-        _preprocess(checkpoint, options),
-        _batched(_python("text_encoder", request, [*embeddings, *encoding], compute, options, gpu=0)),
+        _preprocess(checkpoint, options, catalogue),
+        _text_encoder(request, [*embeddings, *encoding], compute, options),
+        _python("lora_store", request, tickets, store, options),
         *(
-            _denoiser(name, [*request, *embeddings, *encoding], progress, sampling, shard_names, options)
+            _denoiser(name, [*request, *embeddings, *encoding, *tickets], progress, sampling, shard_names, options)
             for name in ("denoiser", "denoiser_stream")
         ),
         *(
             _batched(
                 _python(
                     name,
-                    [*latents, ("TIMESTEPS", "FP32", (1,)), *conditioning],
-                    [("NOISE_PRED", "FP32", latents[0][2])],
+                    [*latents, ("TIMESTEPS", "FP32", (1,)), *conditioning, *lora_set],
+                    [("NOISE_PRED", "FP32", latents[0][2]), ("PATCH_MS", "FP32", (1,))],
                     compute,
                     options,
                     gpu=index,
@@ -182,8 +205,18 @@ def _single(config: pb.ModelConfig) -> pb.ModelConfig:
     return config
 
 
-def _preprocess(checkpoint: Checkpoint, options: ServingOptions) -> pb.ModelConfig:
-    parameters = {key: str(value) for key, value in asdict(options.request_rules(checkpoint)).items()}
+def _text_encoder(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], compute: dict[str, str], options: ServingOptions
+) -> pb.ModelConfig:
+    """Ensembles call it without LORA_SET; a denoiser with it, once a LoRA's text parts are ready."""
+    config = _batched(_python("text_encoder", inputs, outputs, compute, options, gpu=0))
+    config.input.append(_input("LORA_SET", "STRING", (1,), optional=True))
+    return config
+
+
+def _preprocess(checkpoint: Checkpoint, options: ServingOptions, catalogue: dict[str, str]) -> pb.ModelConfig:
+    rules = {key: str(value) for key, value in asdict(options.request_rules(checkpoint)).items()}
+    parameters = {**rules, **catalogue}
     config = _single(_python("preprocess", [], [("REQUEST", "STRING", (1,))], parameters, options))
     config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
     return config
@@ -216,7 +249,8 @@ def _ensemble(name: str, denoiser: str, embedding_names: Sequence[str], outputs:
     steps: list[tuple[str, dict[str, str], dict[str, str]]] = [
         ("preprocess", {field[0]: field[0] for field in CLIENT_INPUTS}, {"REQUEST": "request"}),
         ("text_encoder", {"REQUEST": "request"}, embeddings),
-        (denoiser, {"REQUEST": "request", **embeddings}, latents),
+        ("lora_store", {"REQUEST": "request"}, {"TICKETS": "tickets"}),
+        (denoiser, {"REQUEST": "request", **embeddings, "TICKETS": "tickets"}, latents),
         ("vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
     ]
     for model, inputs, results in steps:

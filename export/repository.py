@@ -30,7 +30,7 @@ def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingO
     """Writes the repository, replacing one that was written before.
 
     The models refer to the checkpoint by path and hold no weights: Triton copies what lies in a model's directory at
-    every load. A checkpoint below the repository's parent directory is referred to relatively, so that both can move.
+    every load. What lies below the repository's parent directory is referred to relatively, so that both can move.
 
     Args:
         checkpoint: What to serve.
@@ -45,7 +45,7 @@ def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingO
     """
     repository = repository.resolve()
     _check_replaceable(repository)
-    configs = model_configs(checkpoint, _reference(checkpoint.path.resolve(), repository), options)
+    configs = model_configs(checkpoint, options, lambda path: _reference(path.resolve(), repository))
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as directory:
@@ -58,10 +58,10 @@ def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingO
     return [config.name for config in configs]
 
 
-def _reference(checkpoint: Path, repository: Path) -> str:
-    if checkpoint.is_relative_to(repository.parent) and repository.parent != Path(repository.anchor):
-        return Path(os.path.relpath(checkpoint, repository)).as_posix()
-    return checkpoint.as_posix()
+def _reference(path: Path, repository: Path) -> str:
+    if path.is_relative_to(repository.parent) and repository.parent != Path(repository.anchor):
+        return Path(os.path.relpath(path, repository)).as_posix()
+    return path.as_posix()
 
 
 def _check_replaceable(repository: Path) -> None:

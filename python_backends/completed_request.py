@@ -15,6 +15,25 @@ Pixels = Annotated[int, Field(ge=1, le=16384)]
 
 
 @dataclass(frozen=True)
+class LoraUse:
+    """One LoRA of a request.
+
+    Attributes:
+        name: In the catalogue.
+        scale: Multiplies its deltas.
+        bound: k: steps that may run before it is on; 0 is exact.
+        patch_step: The one step boundary at which it is to go on, or None.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    scale: float
+    bound: Annotated[int, Field(ge=0)]
+    patch_step: Annotated[int, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True)
 class CompletedRequest:
     """A request whose values `preprocess` has checked against the checkpoint's rules.
 
@@ -30,6 +49,7 @@ class CompletedRequest:
         scheduler: A name of the contract, or None for the checkpoint's own.
         request_id: Handle for cancelling, or None.
         deadline: Unix time in seconds after which the request is given up, or None.
+        loras: In the client's order.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -45,6 +65,7 @@ class CompletedRequest:
     scheduler: str | None
     request_id: str | None = None
     deadline: float | None = None
+    loras: Annotated[tuple[LoraUse, ...], Field(max_length=64)] = ()
 
     def to_json(self) -> str:
         """The request as JSON."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .adapter_services import AdapterServices
 from .backend import input_tensor, output_tensor, prepare_torch
 from .cancellation import RequestRegistry
 from .completed_request import CompletedRequest
@@ -30,6 +31,8 @@ from .shard_pool import ShardPool
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+WAITING_POLL_S = 0.003
+"""Pause between looks for LoRAs where every request of the batch waits for one."""
 ABANDONED_AFTER_S = 900.0
 """A request that the server has not handed over for this long is forgotten (its sequence ended without us)."""
 
@@ -47,13 +50,17 @@ class TritonPythonModel:
         self._has_pooled = any(tensor["name"] == "POOLED_PROMPT_EMBEDS" for tensor in settings.config["input"])
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
         self._registry = RequestRegistry()
+        self._adapters = AdapterServices(self._has_pooled)
         self._running: dict[str, Denoising] = {}
         self._warm_up(settings.config["input"])
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """One step for every request handed over; a response for those that are done (decoupled: for all)."""
         runs = [self._take_up(request) for request in requests]
-        self._step([run for run in runs if isinstance(run, Denoising)])
+        going = [run for run in runs if isinstance(run, Denoising) and not run.waiting]
+        self._step(going)
+        if not going and any(isinstance(run, Denoising) for run in runs):
+            time.sleep(WAITING_POLL_S)
         responses = [self._respond(request, run) for request, run in zip(requests, runs, strict=True)]
         return None if self._decoupled else responses
 
@@ -78,6 +85,7 @@ class TritonPythonModel:
             run_id = parsed.run_id
             denoising = self._running.get(run_id) or self._join(parsed, request)
             self._raise_if_stopped(denoising)
+            denoising.put_on_loras()
         except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
             if run_id is not None:
                 self._leave(run_id)
@@ -89,7 +97,8 @@ class TritonPythonModel:
         embeddings = input_tensor(request, "PROMPT_EMBEDS")[0].clone()
         pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         encoding = json.loads(input_text(request, "ENCODING"))
-        denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding)
+        loras = self._adapters.take_up(parsed, input_text(request, "TICKETS"))
+        denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras)
         if parsed.request_id is not None:
             self._registry.enter(parsed.request_id)
         self._running[parsed.run_id] = denoising
@@ -109,8 +118,8 @@ class TritonPythonModel:
         inputs = {denoising: denoising.model_input() for denoising in batch}
         placed = [
             (shard, call)
-            for shard, rows in enumerate(place(batch, len(self._shards.names)))
-            for call in unet_calls(rows, inputs)
+            for shard, rows in enumerate(place(batch, self._shards.resident))
+            for call in unet_calls(rows, inputs, self._shards.resident[shard])
         ]
         predictions: dict[Denoising, dict[int, torch.Tensor]] = {denoising: {} for denoising in batch}
         for (shard, call), result in zip(placed, self._shards.evaluate(placed), strict=True):
@@ -119,7 +128,8 @@ class TritonPythonModel:
                 if isinstance(result, RequestError):
                     denoising.failure = result
                 else:
-                    predictions[denoising][half] = result[row : row + 1]
+                    predictions[denoising][half] = result.prediction[row : row + 1]
+                    denoising.loras.note_patch(denoising.step, result.patch_ms)
         for denoising in batch:
             if denoising.failure is not None:
                 continue
@@ -134,6 +144,9 @@ class TritonPythonModel:
         if isinstance(run, RequestError):
             return self._send(request, self._stopped(run), ended=True)
         run.touched = time.monotonic()
+        if run.waiting:
+            request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+            return None
         if run.failure is not None or run.done:
             self._leave(run.request.run_id)
             response = self._progress(run) if run.failure is None else self._stopped(run.failure)
@@ -164,7 +177,10 @@ class TritonPythonModel:
 
     def _leave(self, run_id: str) -> None:
         denoising = self._running.pop(run_id, None)
-        if denoising is not None and denoising.request.request_id is not None:
+        if denoising is None:
+            return
+        denoising.loras.close()
+        if denoising.request.request_id is not None:
             self._registry.leave(denoising.request.request_id)
 
     def _forget_abandoned(self) -> None:

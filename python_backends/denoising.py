@@ -12,6 +12,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from .errors import InvalidRequestError, RequestError
+from .lora.lora_set import NO_LORAS, LoraSet
+from .lora.request_loras import RequestLoras
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ class Denoising:
         latents: [1, C, h, w].
         step: Number of steps done.
         report: What INFO will tell of the run.
+        loras: Which of its LoRAs are on.
+        waiting: Whether its next step waits for a LoRA.
         failure: Why it ends without a picture, once it does.
     """
 
@@ -80,6 +84,7 @@ class Denoising:
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None,
         encoding: Mapping[str, Any] | None = None,
+        loras: RequestLoras | None = None,
     ) -> None:
         """Draws the initial latents.
 
@@ -90,6 +95,7 @@ class Denoising:
             prompt_embeds: [2, tokens, width]: negative prompt, prompt.
             pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
             encoding: The text encoder's report.
+            loras: The request's LoRAs.
 
         Raises:
             InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation).
@@ -110,11 +116,12 @@ class Denoising:
         height, width = request.height // geometry.scale_factor, request.width // geometry.scale_factor
         noise = randn_tensor((1, geometry.channels, height, width), generator=generator, dtype=torch.float32)
         self.latents = noise * self._scheduler.init_noise_sigma
-        self.conditioning = {"ENCODER_HIDDEN_STATES": prompt_embeds}
+        self.conditioning: dict[str, torch.Tensor] = {}
+        self.set_embeddings(prompt_embeds, pooled_prompt_embeds)
         if pooled_prompt_embeds is not None:
             size = (request.height, request.width)
             time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
-            self.conditioning |= {"TEXT_EMBEDS": pooled_prompt_embeds, "TIME_IDS": time_ids.repeat(2, 1)}
+            self.conditioning["TIME_IDS"] = time_ids.repeat(2, 1)
         distilled = geometry.guidance_embedding_width
         if distilled is not None:
             from diffusers import StableDiffusionXLPipeline
@@ -124,9 +131,28 @@ class Denoising:
             self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
         self._guided = request.guidance_scale > 1 and distilled is None
         self.step = 0
+        self.loras = RequestLoras((), (), None) if loras is None else loras
+        self.waiting = False
         self.failure: RequestError | None = None
         self.report = RunReport(encoding or {})
         self.touched = self.report.started
+
+    def set_embeddings(self, prompt_embeds: torch.Tensor, pooled_prompt_embeds: torch.Tensor | None) -> None:
+        """Conditions the steps to come on these embeddings: [2, tokens, width], and [2, pooled width] for SDXL."""
+        self.conditioning["ENCODER_HIDDEN_STATES"] = prompt_embeds
+        if pooled_prompt_embeds is not None:
+            self.conditioning["TEXT_EMBEDS"] = pooled_prompt_embeds
+
+    def put_on_loras(self) -> None:
+        """At a step boundary: puts on the LoRAs that are ready, and says in `waiting` whether one is overdue.
+
+        Raises:
+            RequestError: If one cannot be loaded.
+        """
+        may_step, embeddings = self.loras.advance(self.step, self.steps)
+        self.waiting = not may_step
+        if embeddings is not None:
+            self.set_embeddings(*embeddings)
 
     @property
     def halves(self) -> tuple[int, ...]:
@@ -167,29 +193,38 @@ class Denoising:
 
 @dataclass(frozen=True)
 class UNetCall:
-    """One call of one shard: rows of several requests with latents of one shape.
+    """One call of one shard: rows of several requests with latents of one shape and one LoRA set.
 
     Attributes:
         rows: (request, half) of each batch row.
+        loras: The set that is to be resident.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
+    loras: LoraSet
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
 
 def unet_calls(
-    rows: Iterable[tuple[Denoising, int]], inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]]
+    rows: Iterable[tuple[Denoising, int]],
+    inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]],
+    resident: LoraSet = NO_LORAS,
 ) -> list[UNetCall]:
-    """The calls that evaluate the rows given to one shard: one per latent shape.
+    """The calls that evaluate the rows given to one shard: one per latent shape and LoRA set.
 
     Args:
         rows: (request, half) pairs.
         inputs: `model_input()` of every request among them.
+        resident: The shard's LoRA set; its calls come first.
     """
+
+    def kind(row: tuple[Denoising, int]) -> tuple[bool, LoraSet, torch.Size]:
+        loras = row[0].loras.current
+        return loras != resident, loras, row[0].latents.shape
+
     calls = []
-    by_shape = sorted(rows, key=lambda row: row[0].latents.shape)
-    for _, group in groupby(by_shape, key=lambda row: row[0].latents.shape):
+    for (_, loras, _), group in groupby(sorted(rows, key=kind), key=kind):
         members = tuple(group)
         tensors = {
             "LATENTS": _join([inputs[denoising][0] for denoising, _ in members]),
@@ -197,7 +232,7 @@ def unet_calls(
         }
         for name in members[0][0].conditioning:
             tensors[name] = _join([denoising.conditioning[name][half : half + 1] for denoising, half in members])
-        calls.append(UNetCall(members, tensors))
+        calls.append(UNetCall(members, loras, tensors))
     return calls
 
 

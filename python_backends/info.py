@@ -27,7 +27,7 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "width": request.width,
         "scheduler": scheduler_name(scheduler_config, request.scheduler),
         "prompt_truncated": report.encoding["prompt_truncated"],
-        "loras": [],
+        "loras": denoising.loras.report(),
         "controlnets": [],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,

@@ -9,8 +9,9 @@ import triton_python_backend_utils as pb_utils
 
 from .cancellation import RequestRegistry
 from .errors import InvalidRequestError
+from .lora.catalogue import Catalogue
 from .request_parsing import RequestRules, parse_request
-from .settings import ModelSettings, error_response, input_arrays, text_tensor
+from .settings import ModelSettings, catalogue_directory, error_response, input_arrays, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ class TritonPythonModel:
                 if field.name in settings.parameters
             }
         )
+        self._catalogue = Catalogue(catalogue_directory(settings))
         self._registry = RequestRegistry()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
@@ -39,7 +41,7 @@ class TritonPythonModel:
         for request in requests:
             given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
             try:
-                parsed = parse_request(given, self._rules)
+                parsed = parse_request(given, self._rules, self._catalogue)
             except InvalidRequestError as error:
                 responses.append(error_response(error))
                 continue

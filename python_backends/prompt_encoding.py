@@ -1,4 +1,4 @@
-"""Prompt → embeddings, through diffusers' own `encode_prompt`, remembered by text."""
+"""Prompt → embeddings, through diffusers' own `encode_prompt`, remembered by text and LoRA set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from cachetools import LRUCache
 
+from .lora.host_directory import host_cache_directory
+from .lora.lora_set import NO_LORAS, LoraSet
+from .lora.modules import TEXT_ENCODER, TEXT_ENCODER_2
+from .lora.patcher import Patcher
+from .lora.resident import ResidentLoras
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from .checkpoint import Checkpoint
 
@@ -42,29 +49,48 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cache_bytes: int = 256 * 2**20
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache_bytes: int = 256 * 2**20,
+        lora_directory: Path | None = None,
     ) -> None:
         self._pipeline = checkpoint.load_text_pipeline(device, dtype)
+        encoders = {name: getattr(self._pipeline, name, None) for name in (TEXT_ENCODER, TEXT_ENCODER_2)}
+        patcher = Patcher({name: encoder for name, encoder in encoders.items() if encoder is not None})
+        self._loras = ResidentLoras(patcher, lora_directory or host_cache_directory())
         self._device = device
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
-        self._cache: LRUCache[str, Embedding] = LRUCache(cache_bytes, getsizeof=lambda embedding: embedding.nbytes)
+        self._cache: LRUCache[tuple[str, LoraSet], Embedding] = LRUCache(
+            cache_bytes, getsizeof=lambda embedding: embedding.nbytes
+        )
         empty = self._encode([""])[0]
         self.zeros = Embedding(
             torch.zeros_like(empty.tokens), None if empty.pooled is None else torch.zeros_like(empty.pooled)
         )
 
-    def encode(self, texts: Sequence[str]) -> tuple[dict[str, Embedding], set[str]]:
+    def encode(self, texts: Sequence[str], loras: LoraSet = NO_LORAS) -> tuple[dict[str, Embedding], set[str]]:
         """Embeddings of all texts, those not remembered encoded in one batch.
+
+        Args:
+            texts: Any number.
+            loras: What is to be patched into the text encoders.
 
         Returns:
             Text → embedding, and the texts that had to be encoded.
+
+        Raises:
+            LoraUnavailableError: If a file of the set is gone.
         """
-        found = {text: self._cache[text] for text in texts if text in self._cache}
+        found = {text: self._cache[text, loras] for text in texts if (text, loras) in self._cache}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
+        if missing:
+            self._loras.ensure(loras)
         for text, embedding in zip(missing, self._encode(missing), strict=True):
             found[text] = embedding
             if embedding.nbytes <= self._cache.maxsize:
-                self._cache[text] = embedding
+                self._cache[text, loras] = embedding
         return found, set(missing)
 
     def negative(self, text: str | None) -> str | None:

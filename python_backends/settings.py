@@ -47,6 +47,12 @@ class ModelSettings:
         )
 
 
+def catalogue_directory(settings: ModelSettings) -> Path | None:
+    """The parameter `loras`: the LoRA catalogue's directory, relative to the repository's; None where it is empty."""
+    path = settings.parameters.get("loras")
+    return (settings.repository / path).resolve() if path else None
+
+
 def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Those of the named inputs that are present, as numpy: views of Triton's memory, valid during `execute`."""
     tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}

@@ -11,9 +11,10 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, output_tensor
 from .completed_request import CompletedRequest
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, LoraUnavailableError
+from .lora.lora_set import NO_LORAS, LoraSet, set_from_json
 from .prompt_encoding import Embedding, PromptEncoder
-from .settings import ModelSettings, error_response, input_text, text_tensor
+from .settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,16 +30,30 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""
+        by_set: dict[LoraSet, dict[int, tuple[str | None, str]]] = {}
+        responses: list[Any] = [None] * len(requests)
+        for number, request in enumerate(requests):
+            try:
+                by_set.setdefault(_lora_set(request), {})[number] = self._texts(request)
+            except InvalidRequestError as error:
+                responses[number] = error_response(error)
+        for loras, pairs in by_set.items():
+            for number, response in zip(pairs, self._encode(list(pairs.values()), loras), strict=True):
+                responses[number] = response
+        return responses
+
+    def _encode(self, pairs: list[tuple[str | None, str]], loras: LoraSet) -> list[Any]:
+        """Responses for pairs of texts under one LoRA set."""
         start = time.perf_counter()
-        pairs = [self._texts(request) for request in requests]
-        wanted = [text for pair in pairs if isinstance(pair, tuple) for text in pair if text is not None]
-        embeddings, encoded = self._encoder.encode(wanted)
+        try:
+            embeddings, encoded = self._encoder.encode(
+                [text for pair in pairs for text in pair if text is not None], loras
+            )
+        except LoraUnavailableError as error:
+            return [error_response(error) for _ in pairs]
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for pair in pairs:
-            if isinstance(pair, InvalidRequestError):
-                responses.append(error_response(pair))
-                continue
             negative, positive = (self._encoder.zeros if text is None else embeddings[text] for text in pair)
             report = {
                 "ms": milliseconds,
@@ -48,12 +63,9 @@ class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(self._tensors(negative, positive, report)))
         return responses
 
-    def _texts(self, request: Any) -> tuple[str | None, str] | InvalidRequestError:
+    def _texts(self, request: Any) -> tuple[str | None, str]:
         """Negative prompt and prompt; None for a negative prompt that is not used or stands for zeros."""
-        try:
-            parsed = CompletedRequest.from_json(input_text(request, "REQUEST"))
-        except InvalidRequestError as error:
-            return error
+        parsed = CompletedRequest.from_json(input_text(request, "REQUEST"))
         return (self._encoder.negative(parsed.negative_prompt) if parsed.guidance_scale > 1 else None, parsed.prompt)
 
     @staticmethod
@@ -65,3 +77,9 @@ class TritonPythonModel:
         if negative.pooled is not None and positive.pooled is not None:
             tensors.append(output_tensor("POOLED_PROMPT_EMBEDS", torch.stack([negative.pooled, positive.pooled])[None]))
         return tensors
+
+
+def _lora_set(request: Any) -> LoraSet:
+    """What a denoiser wants patched in; the ensemble's own call has none."""
+    given = input_arrays(request, ["LORA_SET"])
+    return set_from_json(input_text(request, "LORA_SET")) if given else NO_LORAS

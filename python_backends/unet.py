@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .lora.modules import UNET
+from .lora.patcher import Patcher
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,11 +25,15 @@ class UNet:
     On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
     the same parameters, bit for bit, without the Python between them. Every other call runs the module itself.
     Parameters are not frozen into the graphs; patching them in place takes effect.
+
+    Attributes:
+        patcher: Patches LoRAs into the weights.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS."""
         self._module = _PositionalUNet(checkpoint, device, dtype).eval()
+        self.patcher = Patcher({UNET: self._module.unet})  # moves the weights, and so comes before tracing
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[torch.Size, torch.nn.Module] = {}
         for rows in WARM_UP_ROWS:

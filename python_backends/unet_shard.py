@@ -8,7 +8,11 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, input_tensor, output_tensor
-from .settings import ModelSettings
+from .errors import RequestError
+from .lora.host_directory import host_cache_directory
+from .lora.lora_set import LoraSet, set_from_json
+from .lora.resident import ResidentLoras
+from .settings import ModelSettings, error_response, input_text
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -21,19 +25,40 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the UNet, which warms itself up."""
         settings = ModelSettings.from_triton(args)
-        self._input_names = [tensor["name"] for tensor in settings.config["input"]]
+        self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "LORA_SET"]
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
+        self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """NOISE_PRED for every request; the requests that Triton batched are evaluated in one call."""
+        """NOISE_PRED for every request; those that Triton batched are evaluated in one call per LoRA set."""
+        by_set: dict[LoraSet, list[int]] = {}
+        responses: list[Any] = [None] * len(requests)
+        for number, request in enumerate(requests):
+            try:
+                by_set.setdefault(set_from_json(input_text(request, "LORA_SET")), []).append(number)
+            except RequestError as error:
+                responses[number] = error_response(error)
+        for loras in sorted(by_set, key=lambda loras: loras != self._loras.current):
+            numbers = by_set[loras]
+            for number, response in zip(numbers, self._evaluate([requests[n] for n in numbers], loras), strict=True):
+                responses[number] = response
+        return responses
+
+    def _evaluate(self, requests: list[Any], loras: LoraSet) -> list[Any]:
+        try:
+            patch_ms = self._loras.ensure(loras).milliseconds
+        except RequestError as error:
+            return [error_response(error) for _ in requests]
         batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]
         if len(batch) == 1:
-            return [_response(self._unet(batch[0]))]
+            return [_response(self._unet(batch[0]), patch_ms)]
         joined = {name: torch.cat([tensors[name] for tensors in batch]) for name in self._input_names}
         rows = [len(tensors["LATENTS"]) for tensors in batch]
-        return [_response(prediction) for prediction in self._unet(joined).split(rows)]
+        return [_response(prediction, patch_ms) for prediction in self._unet(joined).split(rows)]
 
 
-def _response(prediction: torch.Tensor) -> Any:
-    return pb_utils.InferenceResponse([output_tensor("NOISE_PRED", prediction)])
+def _response(prediction: torch.Tensor, patch_ms: float) -> Any:
+    return pb_utils.InferenceResponse(
+        [output_tensor("NOISE_PRED", prediction), output_tensor("PATCH_MS", torch.full((len(prediction), 1), patch_ms))]
+    )

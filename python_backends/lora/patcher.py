@@ -54,13 +54,15 @@ class WeightStack:
         """Sets every weight that these terms or the last ones adapt."""
         pristine = self.pristine
         wanted = sorted({position for term in terms for position in term.index})
-        for start, end in _runs(sorted(self.touched.difference(wanted))):
+        left = sorted(self.touched.difference(wanted))
+        self.touched.update(wanted)
+        for start, end in _runs(left):
             self.weights[start:end].copy_(pristine[start:end])
-        self.touched = set(wanted)
         most = max(1, CHUNK_ELEMENTS // self.weights[0].numel())
         for start, end, active in _segments(wanted, terms):
             for low in range(start, end, most):
                 self._patch_run(low, min(low + most, end), active)
+        self.touched = set(wanted)
 
     def _patch_run(self, start: int, end: int, terms: Sequence[_StackedTerms]) -> None:
         """Patches neighbours that the same terms adapt; sums in float32 whatever the weights are."""

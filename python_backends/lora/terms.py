@@ -170,10 +170,10 @@ def _dora(
     merged = base + term.scale * delta(term.form, term.tensors)
     if by_input:
         kernel = columns // shape[1]
-        norm = merged.reshape(rows, shape[1], kernel).norm(dim=(0, 2))
+        norm = torch.linalg.vector_norm(merged.reshape(rows, shape[1], kernel), dim=(0, 2))
         gain = (magnitude.float() / norm).repeat_interleave(kernel)[None, :]
     else:
-        gain = (magnitude.float() / merged.norm(dim=1))[:, None]
+        gain = (magnitude.float() / torch.linalg.vector_norm(merged, dim=1))[:, None]
     if not torch.isfinite(gain).all():
         raise InvalidRequestError("its DoRA magnitude rescales a row or column of zeros")
     if term.form != "low_rank":

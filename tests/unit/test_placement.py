@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.denoising import unet_calls
+from swiftdiffusion.python_backends.lora.lora_set import LoraSet
 from swiftdiffusion.python_backends.placement import place
+
+
+@dataclass(frozen=True)
+class Loras:
+    """A request's current LoRA set."""
+
+    current: LoraSet = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +27,7 @@ class Work:
 
     halves: tuple[int, ...] = (0, 1)
     side: int = 8
+    loras: Loras = Loras()
     conditioning: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -28,7 +37,7 @@ class Work:
 
 def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
     """`place` over stand-ins."""
-    return cast(Any, place(cast(Any, batch), shards))
+    return cast(Any, place(cast(Any, batch), [()] * shards))
 
 
 def test_one_request_goes_to_two_shards() -> None:
@@ -79,3 +88,29 @@ def test_a_shard_is_called_once_per_latent_shape(batch: list[Work]) -> None:
     for call in calls:
         assert len(call.tensors["LATENTS"]) == len(call.tensors["TIMESTEPS"]) == len(call.rows)
     assert sum(len(call.rows) for call in calls) == len(rows)
+
+
+A, B = Loras((("a" * 16, 1.0),)), Loras((("b" * 16, 1.0),))
+
+
+def shard_of(placed: list[list[tuple[Work, int]]], work: Work) -> set[int]:
+    return {shard for shard, rows in enumerate(placed) for request, _ in rows if request is work}
+
+
+def test_requests_gather_where_their_lora_set_is_resident() -> None:
+    batch = [Work(loras=loras) for loras in (B, A, B, A)]
+    placed = cast(Any, place(cast(Any, batch), [A.current, B.current]))
+    assert [shard_of(placed, work) for work in batch] == [{1}, {0}, {1}, {0}]
+
+
+def test_a_swap_is_worth_it_where_one_shard_would_do_all_the_work() -> None:
+    batch = [Work(loras=A) for _ in range(6)]
+    placed = cast(Any, place(cast(Any, batch), [A.current, B.current]))
+    assert sorted(len(rows) for rows in placed) == [6, 6]
+
+
+def test_calls_of_the_resident_set_come_first_and_sets_are_not_mixed() -> None:
+    works = [Work(loras=loras) for loras in (B, A, B)]
+    inputs = {work: (torch.zeros(1, 4, 8, 8), torch.zeros(1, 1)) for work in works}
+    calls = unet_calls(cast(Any, [(work, 0) for work in works]), cast(Any, inputs), B.current)
+    assert [(call.loras, len(call.rows)) for call in calls] == [(B.current, 2), (A.current, 1)]

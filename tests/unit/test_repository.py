@@ -68,7 +68,7 @@ def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Pa
         repository = tmp_path / name
         assert export(checkpoint, repository)[0] == 0
         models = {entry.name for entry in repository.iterdir()}
-        shared = {"preprocess", "text_encoder", "denoiser", "denoiser_stream", "vae_decoder", "cancel"}
+        shared = {"preprocess", "text_encoder", "denoiser", "denoiser_stream", "vae_decoder", "cancel", "lora_store"}
         assert models == shared | {"unet_shard0", "unet_shard1", name, f"{name}_stream"}
         for model in models:
             assert config_of(repository, model).name == model

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.completed_request import CompletedRequest
 from swiftdiffusion.python_backends.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.catalogue import Catalogue
 from swiftdiffusion.python_backends.request_parsing import RequestRules, parse_request
 from wire import TYPES, array
 
@@ -23,7 +24,7 @@ RULES = RequestRules(steps=20, guidance_scale=5.0, height=128, width=64, size_mu
 def parse(**fields: Any) -> CompletedRequest:
     """Parses values as the server hands them over: without the batch dimension."""
     arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
-    return parse_request({name: tensor[0] for name, tensor in arrays.items()}, RULES)
+    return parse_request({name: tensor[0] for name, tensor in arrays.items()}, RULES, Catalogue(None))
 
 
 def test_defaults_fill_what_is_absent() -> None:
@@ -64,7 +65,7 @@ INTEGER_LIMITS = {
     "STEPS": (1, 200),
     "TIMEOUT_MS": (1, 3_600_000),
     "LORA_BOUND": (0, 200),
-    "LORA_PATCH_STEP": (0, 200),
+    "LORA_PATCH_STEP": (0, 19),
 }
 
 

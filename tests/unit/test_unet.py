@@ -35,6 +35,8 @@ def arguments(checkpoint: Checkpoint, rows: int, side: int) -> dict[str, torch.T
 def test_every_call_equals_the_module(tmp_path: Path, family: str, rows: int, side: int) -> None:
     checkpoint = Checkpoint(getattr(checkpoints, family)(tmp_path))
     unet, module = UNet(checkpoint, CPU, torch.float32), checkpoint.load_unet(CPU, torch.float32)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()  # mapped from the file it is unaligned, which changes the last bits
     tensors = arguments(checkpoint, rows, side)
 
     def expected() -> torch.Tensor:

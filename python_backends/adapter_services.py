@@ -1,0 +1,85 @@
+"""A denoiser's side of LoRA loading: tickets taken up, prompts encoded again, evicted files asked for again."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from .errors import InvalidRequestError, LoraUnavailableError
+from .lora.host_directory import host_cache_directory
+from .lora.lora_set import LoraSet, set_to_json
+from .lora.request_loras import Embeddings, RequestLoras
+from .lora.tickets import Outcomes, Ticket, tickets_from_json
+from .settings import text_tensor
+
+if TYPE_CHECKING:
+    from .completed_request import CompletedRequest
+
+THREADS = 8
+"""Calls of `text_encoder` and `lora_store` at once; steps go on meanwhile."""
+
+
+class AdapterServices:
+    """Makes the `RequestLoras` of the requests that come to one denoiser."""
+
+    def __init__(self, has_pooled: bool) -> None:
+        """`has_pooled`: whether the text encoder gives POOLED_PROMPT_EMBEDS."""
+        self.has_pooled = has_pooled
+        self.outcomes = Outcomes(host_cache_directory())
+        self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
+
+    def take_up(self, request: CompletedRequest, tickets: str) -> RequestLoras:
+        """The LoRAs of a request, with the tickets that `lora_store` wrote for it.
+
+        Raises:
+            InvalidRequestError: If the tickets are not the request's.
+        """
+        taken = tickets_from_json(tickets, self.outcomes)
+        if [ticket.name for ticket in taken] != [use.name for use in request.loras]:
+            raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
+        return RequestLoras(request.loras, taken, _Calls(self, request))
+
+
+class _Calls:
+    """BLS calls for one request; see `request_loras.Services`."""
+
+    def __init__(self, services: AdapterServices, request: CompletedRequest) -> None:
+        self._services, self._request = services, request
+
+    def encode(self, loras: LoraSet) -> Future[Embeddings]:
+        return self._services.threads.submit(self._encode, loras)
+
+    def load_again(self, position: int) -> Future[Ticket]:
+        return self._services.threads.submit(self._load_again, position)
+
+    def _encode(self, loras: LoraSet) -> Embeddings:
+        response = self._call(
+            "text_encoder",
+            ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])],
+            pb_utils.Tensor("LORA_SET", np.array([[set_to_json(loras).encode()]], dtype=object)),
+        )
+        pooled = _output(response, "POOLED_PROMPT_EMBEDS") if self._services.has_pooled else None
+        return _output(response, "PROMPT_EMBEDS"), pooled
+
+    def _load_again(self, position: int) -> Ticket:
+        response = self._call("lora_store", ["TICKETS"])
+        text = pb_utils.get_output_tensor_by_name(response, "TICKETS").as_numpy()[0, 0].decode()
+        return tickets_from_json(text, self._services.outcomes)[position]
+
+    def _call(self, model: str, outputs: list[str], *inputs: Any) -> Any:
+        request = text_tensor("REQUEST", self._request.to_json())
+        response = pb_utils.InferenceRequest(
+            model_name=model, requested_output_names=outputs, inputs=[request, *inputs]
+        ).exec()
+        if response.has_error():
+            raise LoraUnavailableError(f"LORAS: {model} failed: {response.error().message()}")
+        return response
+
+
+def _output(response: Any, name: str) -> torch.Tensor:
+    tensor = pb_utils.get_output_tensor_by_name(response, name)
+    return torch.from_dlpack(tensor.to_dlpack())[0].clone()  # the response's memory goes with it

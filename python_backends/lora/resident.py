@@ -1,0 +1,93 @@
+"""The LoRA set that is patched into the models of one process."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from ..errors import LoraUnavailableError
+from .canonical import CanonicalLora
+from .lora_set import NO_LORAS, LoraSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .patcher import Patcher
+
+KEPT_OPEN = 8
+"""LoRAs that stay mapped for the next swap, beside those of the resident set."""
+
+
+@dataclass(frozen=True)
+class PatchReport:
+    """What making a set resident took.
+
+    Attributes:
+        milliseconds: 0.0 if it was resident.
+        modules: Number of modules that the set adapts.
+    """
+
+    milliseconds: float
+    modules: int
+
+
+class ResidentLoras:
+    """Makes one LoRA set at a time resident in some models.
+
+    The caller holds leases on the set's files while it asks for them; what stays mapped here needs none.
+
+    Attributes:
+        current: The resident set.
+    """
+
+    def __init__(self, patcher: Patcher, directory: Path) -> None:
+        """Starts with no LoRAs.
+
+        Args:
+            patcher: Of the models.
+            directory: The host cache.
+        """
+        self._patcher = patcher
+        self._directory = directory
+        self._open: OrderedDict[str, CanonicalLora] = OrderedDict()
+        self.current: LoraSet = NO_LORAS
+        self._report = PatchReport(0.0, 0)
+        self._consistent = True
+
+    def ensure(self, wanted: LoraSet) -> PatchReport:
+        """Makes a set resident.
+
+        Raises:
+            LoraUnavailableError: If one of its files is gone; the models are as they were.
+        """
+        if wanted == self.current and self._consistent:
+            return self._report
+        start = time.perf_counter()
+        loras = [(self._lora(key), scale) for key, scale in wanted]
+        self._consistent = False
+        modules = self._patcher.apply(loras)
+        self.current, self._consistent = wanted, True
+        self._report = PatchReport(0.0, modules)
+        self._close_unused(wanted)
+        return PatchReport(1000 * (time.perf_counter() - start), modules)
+
+    def _lora(self, key: str) -> CanonicalLora:
+        if key not in self._open:
+            try:
+                self._open[key] = CanonicalLora.open(self._directory / f"{key}.safetensors")
+            except (OSError, SafetensorError) as error:
+                raise LoraUnavailableError(f"LORAS: {key} is not in the host cache: {error}") from None
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _close_unused(self, wanted: LoraSet) -> None:
+        """Unmaps the least recently used, and what was evicted meanwhile: its memory is free only then."""
+        used = {key for key, _ in wanted}
+        for key in list(self._open):
+            evicted = not (self._directory / f"{key}.safetensors").exists()
+            if key not in used and (evicted or len(self._open) > KEPT_OPEN + len(used)):
+                del self._open[key]

@@ -1,0 +1,79 @@
+"""LORAS, LORA_BOUND and LORA_PATCH_STEP: what they are completed to, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiftdiffusion.python_backends.completed_request import CompletedRequest, LoraUse
+from swiftdiffusion.python_backends.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.catalogue import Catalogue
+from swiftdiffusion.python_backends.request_parsing import RequestRules, parse_request
+from wire import array
+
+RULES = RequestRules(
+    steps=20, guidance_scale=5.0, height=64, width=64, size_multiple=16, max_size=256, lora_bound=3, max_loras=3
+)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    for name in ("papercut", "neon", "sketch", "night"):
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "catalogue.json").write_text(json.dumps({"loras": {"neon": {"bound": 7}}}))
+    return Catalogue(tmp_path)
+
+
+def parse(catalogue: Catalogue, loras: Any, **fields: Any) -> CompletedRequest:
+    text = loras if isinstance(loras, str) else json.dumps(loras)
+    tensors = {name: array(name, value)[0] for name, value in {"PROMPT": "x", "LORAS": text, **fields}.items()}
+    return parse_request(tensors, RULES, catalogue)
+
+
+def test_bounds_come_from_the_request_then_the_catalogue_then_the_server(catalogue: Catalogue) -> None:
+    asked = [{"name": "neon"}, {"name": "papercut", "scale": 0.5}]
+    assert parse(catalogue, asked).loras == (LoraUse("neon", 1.0, 7), LoraUse("papercut", 0.5, 3))
+    assert [use.bound for use in parse(catalogue, asked, LORA_BOUND=0).loras] == [0, 0]
+
+
+def test_patch_steps_replay_a_run(catalogue: Catalogue) -> None:
+    asked = [{"name": "neon", "patch_step": 2}, {"name": "papercut"}]
+    assert [use.patch_step for use in parse(catalogue, asked, LORA_PATCH_STEP=5).loras] == [2, 5]
+
+
+def test_loras_travel_as_json(catalogue: Catalogue) -> None:
+    request = parse(catalogue, [{"name": "neon", "scale": -0.25, "patch_step": 0}, {"name": "night"}])
+    assert CompletedRequest.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("loras", "message"),
+    [
+        ([{"name": "papercutt"}], 'LORAS names "papercutt"; allowed: names of the catalogue, the nearest: papercut'),
+        ([{"name": "../../etc/passwd"}], 'LORAS names "../../etc/passwd"; allowed'),
+        ([{"name": "https://host/x"}], 'LORAS names "https://host/x"; allowed'),
+        ([{"name": "neon"}, {"name": "neon"}], 'LORAS names "neon" twice'),
+        ([{"name": "neon", "scale": 11}], "LORAS[0].scale is 11"),
+        ([{"name": "neon", "path": "x"}], "LORAS[0].path"),
+        ([{"name": "neon", "patch_step": 20}], "LORAS has patch_step 20; allowed: 0 to 19"),
+        (
+            [{"name": name} for name in ("neon", "night", "papercut", "sketch")],
+            "LORAS has 4 entries; allowed: at most 3",
+        ),
+        ({"name": "neon"}, "LORAS is"),
+        ("[", "LORAS"),
+        ('[{"name": "neon", "scale": NaN}]', "LORAS"),
+    ],
+)
+def test_refusals_name_the_field(catalogue: Catalogue, loras: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(catalogue, loras)
+    assert message in str(caught.value)
+
+
+def test_without_a_catalogue_every_name_is_unknown() -> None:
+    with pytest.raises(InvalidRequestError, match="this server has no LoRAs"):
+        parse(Catalogue(None), [{"name": "neon"}])
