@@ -71,7 +71,7 @@ def test_a_published_file_is_found_and_leased(tmp_path: Path) -> None:
         assert lease.path.read_bytes() == b"x" * 10
     assert cache.bytes_used() == 10
     cache.drop("a")
-    with pytest.raises(EvictedError, match="no longer in the host cache"):
+    with pytest.raises(EvictedError, match="no longer in the cache"):
         cache.open(path)
 
 

@@ -1,0 +1,137 @@
+"""Files in a directory that are evicted by last use, but never while somebody uses them. Needs no torch.
+
+Who uses a file holds a shared lock on it (flock), and the evictor takes only what nobody has locked. So the kernel
+counts the references, and drops those of a process that is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+LOCK = "writer.lock"
+
+
+class EvictedError(Exception):
+    """The file has gone since its path was given out; loading the LoRA again brings it back."""
+
+
+class Lease:
+    """A file that stays while this is open; a context manager.
+
+    Attributes:
+        path: The file, to be read or mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Takes the lease and notes the use.
+
+        Raises:
+            EvictedError: If the file has gone.
+        """
+        self.path = path
+        try:
+            self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise EvictedError(f"{path.name} is no longer in the cache") from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            if os.fstat(self._descriptor).st_nlink == 0:  # evicted between open and lock
+                raise EvictedError(f"{path.name} is no longer in the cache")
+            # An explicit time, because the kernel's own clock ticks every few milliseconds.
+            os.utime(self._descriptor, ns=(time.time_ns(),) * 2)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives the file up; may be called again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LeasedFiles:
+    """A directory of files that can be leased, evicted and renamed into."""
+
+    def __init__(self, directory: Path, suffix: str, on_eviction: Callable[[int], None]) -> None:
+        """Opens the directory, made if need be.
+
+        Args:
+            directory: Where the files are.
+            suffix: What their names end in; other files are somebody else's.
+            on_eviction: Called with the size of each file that goes.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory, self._suffix, self._on_eviction = directory, suffix, on_eviction
+        self.mutex = threading.RLock()
+
+    def path(self, key: str) -> Path:
+        """Where the file of a key is, if it is there."""
+        return self._directory / f"{key}{self._suffix}"
+
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of each file, least recently used first."""
+        found = []
+        for path in self._directory.iterdir():
+            if path.name.endswith(self._suffix):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                found.append((status.st_mtime_ns, path, status.st_size))
+        return {path: size for _, path, size in sorted(found)}
+
+    def evict(self, excess: int) -> bool:
+        """Removes the least recently used files until `excess` bytes are free; whether it came to that."""
+        if excess > 0:
+            for path, size in self.sizes().items():
+                if _remove_unleased(path):
+                    self._on_eviction(size)
+                    excess -= size
+                    if excess <= 0:
+                        break
+        return excess <= 0
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writer at a time, among threads and processes; only they evict."""
+        with self.mutex:
+            descriptor = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+
+
+def _remove_unleased(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
