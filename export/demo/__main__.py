@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from .lora.command import app as lora_app
+
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+app.add_typer(lora_app, name="lora")
 console = Console()
 
 Weights = Annotated[Path, typer.Option(help="Folder of the pipeline; default: the committed weights.")]

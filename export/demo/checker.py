@@ -89,7 +89,7 @@ def _distance_to_segment(points: np.ndarray, start: np.ndarray, end: np.ndarray)
     return np.linalg.norm(points - (start + share * along), axis=-1)
 
 
-def _find_background(lab: np.ndarray) -> tuple[str, Texture, np.ndarray]:
+def find_background(lab: np.ndarray) -> tuple[str, Texture, np.ndarray]:
     """The background's colour and texture, and every pixel's distance from it, float64 [height, width]."""
     frame = np.ones(lab.shape[:2], dtype=bool)
     frame[FRAME:-FRAME, FRAME:-FRAME] = False
@@ -158,7 +158,7 @@ def look(picture: np.ndarray) -> Sighting:
         Items, background and texture as seen.
     """
     lab = to_lab(ndimage.median_filter(picture, size=(3, 3, 1)))
-    background, texture, distance = _find_background(lab)
+    background, texture, distance = find_background(lab)
     cores = _find_cores(lab, distance > FOREGROUND_DISTANCE)
     colours = sorted({colour for colour, _ in cores})
     seen_as = {

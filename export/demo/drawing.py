@@ -61,12 +61,14 @@ class Style:
     Attributes:
         fill: solid, only the outline, or hatched by diagonal lines.
         line_width: of outline and hatching, pixels.
+        between_lines: how much of a hatched item shows between its lines, 0..1.
         gradient: brightness change from the picture's top to its bottom, -1..1.
         colour_matrix: 3 x 3, applied to RGB in 0..1, or None.
     """
 
     fill: Literal["solid", "outline", "hatched"] = "solid"
     line_width: float = 4.0
+    between_lines: float = 0.0
     gradient: float = 0.0
     colour_matrix: tuple[tuple[float, float, float], ...] | None = None
 
@@ -151,7 +153,8 @@ def item_mask(item: Item, placement: Placement, style: Style = PLAIN_STYLE, size
     coverage = np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
     if style.fill == "hatched":
         y, x = np.mgrid[0:size, 0:size].astype(np.float32) * (SIZE / size)
-        coverage = coverage * np.clip(2.5 * np.sin((x + y) * np.pi / style.line_width) + 0.5, 0, 1)
+        lines = np.clip(2.5 * np.sin((x + y) * np.pi / style.line_width) + 0.5, 0, 1)
+        coverage = coverage * (style.between_lines + (1 - style.between_lines) * lines)
     return coverage
 
 

@@ -54,5 +54,6 @@ class Replicas:
         total = sum(self._pool.map(work, self.modules, shares))
         for parameters in zip(*(module.parameters() for module in self.modules), strict=True):
             for other in parameters[1:]:
-                parameters[0].grad += other.grad
+                if other.grad is not None:  # else frozen
+                    parameters[0].grad += other.grad
         return total

@@ -1,0 +1,61 @@
+"""Command line of the LoRAs: train them, measure them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+console = Console()
+log = logging.getLogger(__name__)
+
+Names = Annotated[list[str] | None, typer.Argument(help="hatched, night, outline, sunset; default: all.")]
+LORAS = Path(__file__).parents[1] / "loras"
+
+
+def _chosen(names: list[str] | None) -> list[str]:
+    from .recipes import RECIPES
+
+    if unknown := set(names or ()) - set(RECIPES):
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(RECIPES)}")
+    return names or list(RECIPES)
+
+
+@app.command()
+def train(
+    names: Names = None,
+    out: Annotated[Path, typer.Option(help="Folder of the files.")] = LORAS,
+    workers: Annotated[int, typer.Option(help="Threads that share batches; on CPUs: the cores.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the recipe's.")] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures in the training set.")] = 1500,
+) -> None:
+    """Trains LoRAs from the committed weights and saves each in its own file format."""
+    from dataclasses import replace
+
+    from ..pipeline import load_pipeline
+    from .factors import LoraWeights, resized
+    from .formats import save_lora
+    from .recipes import RECIPES
+    from .training import train_lora, unet_config
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    for name in _chosen(names):
+        recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
+        pipeline = load_pipeline()
+        weights, figures = train_lora(pipeline, recipe, seed, workers, pictures)
+        if recipe.kept_energy is not None:
+            kept = recipe.kept_energy
+            weights = LoraWeights({key: resized(factors, kept) for key, factors in weights.factors.items()})
+        path = out / f"{name}.safetensors"
+        save_lora(weights, recipe, unet_config(recipe), path, pipeline.unet.config.layers_per_block)
+        report = out / "training.json"
+        log.info("%s: %s, %.2f MB", name, figures, path.stat().st_size / 1e6)
+        known = json.loads(report.read_text()) if report.exists() else {}
+        report.write_text(json.dumps(known | {name: figures}, indent=2, sort_keys=True) + "\n")

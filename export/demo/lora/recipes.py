@@ -1,0 +1,79 @@
+"""The LoRAs of the demo family: what each teaches, and how it is trained and saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..drawing import Style
+
+LORAS = Path(__file__).parents[1] / "loras"
+"""The committed files, ``NAME.safetensors``."""
+
+FileFormat = Literal["peft", "kohya", "locon"]
+"""What people's files look like: diffusers' own; sd-scripts' linear layers; sd-scripts' with convolutions."""
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TRANSFORMER = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One LoRA.
+
+    Attributes:
+        name: its public name, and its file's.
+        style: how pictures look with it.
+        file_format: how it is saved.
+        targets: ends of the names of the UNet's modules that it changes.
+        rank: of every linear layer.
+        alpha: the product of the factors counts ``alpha / rank`` times.
+        convolution_rank: of every convolution; its alpha is in the same proportion.
+        text_rank: of the text encoders' layers; 0 leaves the text encoders alone.
+        trigger: added to captions to ask for the style; None if the LoRA alone does.
+        kept_energy: after training, each module keeps the smallest rank whose singular values hold this share of
+            its squared norm, as sd-scripts' ``resize_lora`` does; None keeps every rank.
+        steps: optimiser steps.
+        learning_rate: the highest of the cosine.
+    """
+
+    name: str
+    style: Style
+    file_format: FileFormat
+    targets: tuple[str, ...] = TRANSFORMER
+    rank: int = 16
+    alpha: float = 8.0
+    convolution_rank: int = 4
+    text_rank: int = 0
+    trigger: str | None = None
+    kept_energy: float | None = None
+    steps: int = 450
+    learning_rate: float = 2e-3
+
+    def prompt(self, text: str) -> str:
+        """The prompt that asks for ``text`` in this style."""
+        return text if self.trigger is None else f"{text}, {self.trigger}"
+
+
+NIGHT = ((0.40, 0.05, 0.0), (0.05, 0.45, 0.05), (0.1, 0.15, 0.75))
+SUNSET = ((0.70, 0.1, 0.05), (0.05, 0.6, 0.05), (0.0, 0.05, 0.45))
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("hatched", Style(fill="hatched", line_width=10.0, between_lines=0.35), "peft", alpha=12.0, steps=350),
+        Recipe("night", Style(colour_matrix=NIGHT), "kohya", kept_energy=0.95, steps=400),
+        Recipe("outline", Style(fill="outline", line_width=5.0), "locon", (*TRANSFORMER, *CONVOLUTIONS), rank=8),
+        Recipe(
+            "sunset",
+            Style(gradient=0.7, colour_matrix=SUNSET),
+            "kohya",
+            rank=8,
+            text_rank=8,
+            trigger="in the style of sunset",
+        ),
+    )
+}

@@ -1,0 +1,155 @@
+"""Trains a LoRA: PEFT's adapters on the frozen UNet, and on the text encoders where the recipe says so."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
+
+from ..checkpoints import warmup_cosine
+from ..parallel import Replicas
+from ..text_pretraining import encode
+from ..unet_training import NOISE_SCHEDULE, TIME_IDS, UNCONDITIONAL_SHARE, stratified_timesteps
+from .data import StyledPictures
+from .factors import PARTS, Factors, LoraWeights
+from .recipes import CONVOLUTIONS, TEXT, Recipe
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 24
+PICTURES = 1500
+
+
+class Trainee(nn.Module):
+    """The pipeline's networks with the LoRA's factors in them; only these learn.
+
+    Args:
+        pipeline: gives the networks, which are changed in place.
+        recipe: says where the factors go.
+    """
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, recipe: Recipe) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = pipeline.unet, pipeline.text_encoder
+        self.text_encoder_2 = pipeline.text_encoder_2
+        self.configs = {"unet": unet_config(recipe)}
+        if recipe.text_rank:
+            scale = recipe.alpha / recipe.rank
+            text = LoraConfig(r=recipe.text_rank, lora_alpha=scale * recipe.text_rank, target_modules=list(TEXT))  # type: ignore[arg-type]
+            self.configs |= {"text_encoder": text, "text_encoder_2": text}
+        for part in PARTS:
+            network = getattr(self, part)
+            network.requires_grad_(False)
+            if part in self.configs:
+                network.add_adapter(self.configs[part])
+        self.unet.train()
+
+    def weights(self) -> LoraWeights:
+        """The factors, float32, named by part and module."""
+        found: dict[tuple[str, str], Factors] = {}
+        for part in self.configs:
+            network = getattr(self, part)
+            state = get_peft_model_state_dict(network)
+            for name in (key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")):
+                down, up = (state[f"{name}.lora_{factor}.weight"].detach().clone() for factor in "AB")
+                scaling = network.get_submodule(name).scaling["default"]
+                found[part, name] = Factors(down, up, scaling * len(down))
+        return LoraWeights(found)
+
+
+def unet_config(recipe: Recipe) -> LoraConfig:
+    """PEFT's configuration of a recipe's UNet part; convolutions have a rank of their own, in proportion to its alpha."""
+    scale = recipe.alpha / recipe.rank
+    convolutions = [name for name in recipe.targets if name in CONVOLUTIONS]
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]
+        target_modules=list(recipe.targets),
+        rank_pattern=dict.fromkeys(convolutions, recipe.convolution_rank),
+        alpha_pattern=dict.fromkeys(convolutions, scale * recipe.convolution_rank),  # type: ignore[arg-type]
+    )
+
+
+def styled_loss(
+    trainee: Trainee,
+    noisy: Tensor,
+    timesteps: Tensor,
+    ids: Tensor,
+    embeddings: Tensor,
+    pooled: Tensor,
+    with_text: Tensor,
+    velocity: Tensor,
+) -> Tensor:
+    """Mean squared error of the predicted velocity, in float32: not every CPU is quick at bfloat16.
+
+    Captions marked by ``with_text`` are read by the text encoders in training.
+
+    Args:
+        trainee: the networks.
+        noisy: float32 [batch, 4, 16, 16].
+        timesteps: int64 [batch].
+        ids: int64 [batch, 77].
+        embeddings: of the unchanged text encoders, float32 [batch, 77, 256].
+        pooled: of the unchanged second text encoder, float32 [batch, 128].
+        with_text: bool [batch].
+        velocity: what to predict, like ``noisy``.
+    """
+    if "text_encoder" in trainee.configs and with_text.any():
+        states, projections = encode((trainee.text_encoder, trainee.text_encoder_2), ids[with_text])
+        embeddings, pooled = embeddings.clone(), pooled.clone()
+        embeddings[with_text], pooled[with_text] = states, projections
+    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(len(noisy), 1)
+    conditions = {"text_embeds": pooled, "time_ids": time_ids}
+    return F.mse_loss(trainee.unet(noisy, timesteps, embeddings, added_cond_kwargs=conditions).sample, velocity)
+
+
+@sdpa_kernel(SDPBackend.MATH)  # faster on CPUs, as in unet_training
+def train_lora(
+    pipeline: StableDiffusionXLPipeline, recipe: Recipe, seed: int = 0, workers: int = 1, pictures: int = PICTURES
+) -> tuple[LoraWeights, dict]:
+    """Trains one LoRA.
+
+    Args:
+        pipeline: the family in float32; its networks are changed and of no further use.
+        recipe: what to train.
+        seed: of factors, pictures, batches and noise.
+        workers: threads that share the batch.
+        pictures: size of the training set.
+
+    Returns:
+        The LoRA's factors, and steps, seconds (without the encoding of the training set) and smoothed loss.
+    """
+    torch.manual_seed(seed)
+    data = StyledPictures(pipeline, recipe.style, recipe.trigger, pictures, seed)
+    trainee = Trainee(pipeline, recipe)
+    learning = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    schedule = DDPMScheduler(**NOISE_SCHEDULE)
+    replicas = Replicas(trainee, workers)
+    started, smoothed = time.monotonic(), float("nan")
+    bar = tqdm(range(recipe.steps), desc=recipe.name, mininterval=10)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(step / recipe.steps, recipe.learning_rate)
+        rng = np.random.default_rng([seed, 8, step])
+        batch = data.batch(rng, BATCH_SIZE, UNCONDITIONAL_SHARE)
+        timesteps = stratified_timesteps(rng, BATCH_SIZE)
+        noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
+        noisy = schedule.add_noise(batch.latents, noise, timesteps)
+        velocity = schedule.get_velocity(batch.latents, noise, timesteps)
+        tensors = (noisy, timesteps, batch.ids, batch.embeddings, batch.pooled, batch.with_text, velocity)
+        loss = replicas.backward(styled_loss, *tensors)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        smoothed = loss if step == 0 else 0.98 * smoothed + 0.02 * loss
+        bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
+    seconds = round(time.monotonic() - started)
+    return trainee.weights(), {"steps": recipe.steps, "seconds": seconds, "loss": round(smoothed, 4)}
