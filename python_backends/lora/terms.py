@@ -81,13 +81,11 @@ def make_term(
     factors = {role: tensor for role, tensor in tensors.items() if role not in ("dora_scale", "magnitude")}
     roles = frozenset(factors)
     for form in _FORMS:
-        if form.required <= roles <= form.required | form.optional:
+        if roles and form.required <= roles <= form.required | form.optional:
             term = form.read(factors, shape, alpha, max_rank)
             break
     else:
-        raise InvalidRequestError(
-            f"its tensors {', '.join(sorted(roles)) or 'without factors'} are not a factorisation"
-        )
+        raise InvalidRequestError(f"its tensors ({', '.join(sorted(roles))}) are not one complete factorisation")
     if "magnitude" in tensors:  # PEFT: per output
         return _dora(term, tensors["magnitude"].flatten(), shape, False, base_weight())
     if "dora_scale" in tensors:  # LyCORIS: [out, 1 …], or in its first versions [1, in …]
