@@ -1,0 +1,222 @@
+"""Bounded asynchronous loading: when a request's LoRAs go on, when it waits, what it reports."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swiftdiffusion.python_backends.completed_request import LoraUse
+from swiftdiffusion.python_backends.errors import LoraUnavailableError, RequestError
+from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
+from swiftdiffusion.python_backends.lora.host_cache import HostCache
+from swiftdiffusion.python_backends.lora.lora_set import LoraSet
+from swiftdiffusion.python_backends.lora.request_loras import Embeddings, RequestLoras
+from swiftdiffusion.python_backends.lora.tickets import LoadedLora, Outcome, Outcomes, Ticket
+
+STEPS = 10
+KEYS = {"unet": "a" * 64, "text": "b" * 64}
+
+
+class Store:
+    """A host cache with two LoRAs, one of them for the text encoder too, and outcomes to be written by hand."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self.cache = HostCache(directory / "host", 2**20)
+        (directory / "loads").mkdir(exist_ok=True)
+        self.outcomes = Outcomes(self.cache.directory, directory / "loads")
+        self.write()
+
+    def write(self) -> None:
+        for name, key in KEYS.items():
+            components = ("unet", "text_encoder") if name == "text" else ("unet",)
+            groups = tuple(
+                Group(part, "low_rank", ("m",), (1.0,), {"up": torch.ones(1, 4, 2), "down": torch.ones(1, 2, 4)})
+                for part in components
+            )
+            with self.cache.reserve(1000) as reservation:
+                CanonicalLora(groups).save(reservation.path)
+                reservation.publish(key)
+
+    def loaded(self, name: str, source: str = "disk") -> LoadedLora:
+        return LoadedLora(self.cache.directory / f"{KEYS[name]}.safetensors", source, 12.5)
+
+    def pending(self, name: str) -> tuple[Ticket, Outcome]:
+        outcome = self.outcomes.expect()
+        return Ticket(name, pending=outcome), outcome
+
+
+class Models:
+    """The other models, answering when told to."""
+
+    def __init__(self) -> None:
+        self.encodings: list[tuple[LoraSet, Future[Embeddings]]] = []
+        self.reloads: list[Future[Ticket]] = []
+
+    def encode(self, loras: LoraSet) -> Future[Embeddings]:
+        self.encodings.append((loras, Future()))
+        return self.encodings[-1][1]
+
+    def load_again(self, position: int) -> Future[Ticket]:
+        self.reloads.append(Future())
+        return self.reloads[-1]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def use(name: str = "unet", bound: int = 0, patch_step: int | None = None, scale: float = 1.0) -> LoraUse:
+    return LoraUse(name, scale, bound, patch_step)
+
+
+def entry(report: list[dict[str, Any]]) -> dict[str, Any]:
+    (only,) = report
+    return only
+
+
+def test_a_lora_that_is_there_goes_on_at_once_and_is_exact(store: Store) -> None:
+    loras = RequestLoras([use(bound=5)], [Ticket("unet", result=store.loaded("unet", "host"))], Models())
+    assert loras.advance(0, STEPS) == (True, None)
+    assert loras.current == ((KEYS["unet"], 1.0),)
+    loras.note_patch(0, 3.0)
+    report = entry(loras.report())
+    assert (report["patched_at_step"], report["source"], report["patch_ms"], report["modules"]) == (0, "host", 3.0, 1)
+    loras.close()
+
+
+def test_one_that_is_resident_came_from_the_gpu(store: Store) -> None:
+    loras = RequestLoras([use()], [Ticket("unet", result=store.loaded("unet", "host"))], Models())
+    loras.advance(0, STEPS)
+    loras.note_patch(0, 0.0)
+    assert entry(loras.report())["source"] == "gpu"
+
+
+@given(bound=st.integers(0, STEPS + 5), ready_at=st.integers(0, 3 * STEPS))
+@settings(max_examples=60, deadline=None)
+def test_it_goes_on_as_soon_as_it_is_ready_and_never_after_its_bound(
+    tmp_path_factory: pytest.TempPathFactory, bound: int, ready_at: int
+) -> None:
+    """`ready_at` counts step boundaries, those at which the request waits included."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    ticket, outcome = store.pending("unet")
+    loras = RequestLoras([use(bound=bound)], [ticket], Models())
+    step = boundary = 0
+    ran_without = []
+    while step < STEPS:
+        if boundary == ready_at:
+            outcome.put(store.loaded("unet"))
+        may_step, _ = loras.advance(step, STEPS)
+        if may_step:
+            ran_without.append(not loras.current)
+            step += 1
+        boundary += 1
+        assert boundary <= STEPS + ready_at + 1
+    limit = min(bound, STEPS - 1)
+    assert ran_without == [number < min(limit, ready_at) for number in range(STEPS)]
+    assert entry(loras.report())["patched_at_step"] == min(limit, ready_at)
+    loras.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_patch_step_is_kept_whether_the_lora_is_early_or_late(store: Store, late: bool) -> None:
+    ticket, outcome = store.pending("unet")
+    loras = RequestLoras([use(bound=0, patch_step=3)], [ticket], Models())
+    if not late:
+        outcome.put(store.loaded("unet"))
+    assert [loras.advance(step, STEPS)[0] for step in range(3)] == [True] * 3
+    assert loras.current == ()
+    if late:
+        assert not loras.advance(3, STEPS)[0]
+        outcome.put(store.loaded("unet"))
+    assert loras.advance(3, STEPS)[0] and loras.current
+    assert entry(loras.report())["patched_at_step"] == 3
+
+
+def test_text_parts_go_on_once_the_prompt_is_encoded_with_them(store: Store) -> None:
+    models = Models()
+    tickets = [Ticket(name, result=store.loaded(name)) for name in ("unet", "text")]
+    loras = RequestLoras([use("unet", bound=4), use("text", bound=2, scale=0.5)], tickets, models)
+    assert loras.advance(0, STEPS) == (True, None)
+    assert loras.current == ((KEYS["unet"], 1.0),)
+    assert loras.advance(1, STEPS)[0]
+    assert not loras.advance(2, STEPS)[0]
+    ((asked, future),) = models.encodings
+    assert asked == ((KEYS["text"], 0.5),)
+    embeddings = (torch.ones(2, 3), None)
+    future.set_result(embeddings)
+    assert loras.advance(2, STEPS) == (True, embeddings)
+    assert loras.current == ((KEYS["unet"], 1.0), (KEYS["text"], 0.5))
+    assert loras.advance(3, STEPS) == (True, None)
+
+
+def test_a_failed_load_ends_the_request_before_its_bound(store: Store) -> None:
+    ticket, outcome = store.pending("unet")
+    loras = RequestLoras([use(bound=9)], [ticket], Models())
+    assert loras.advance(0, STEPS)[0]
+    outcome.put(LoraUnavailableError('LORAS names "unet": 404'))
+    with pytest.raises(LoraUnavailableError, match="404"):
+        loras.advance(1, STEPS)
+
+
+def test_waiting_has_an_end(store: Store) -> None:
+    now = [0.0]
+    ticket, _ = store.pending("unet")
+    loras = RequestLoras([use()], [ticket], Models(), timeout_s=30, clock=lambda: now[0])
+    for now[0] in (0.0, 10.0, 29.0):
+        assert not loras.advance(0, STEPS)[0]
+    now[0] = 31.0
+    with pytest.raises(RequestError, match='"unet", not loaded within 30 s'):
+        loras.advance(0, STEPS)
+
+
+def test_waiting_is_counted_only_at_the_bound(store: Store) -> None:
+    now = [0.0]
+    ticket, outcome = store.pending("unet")
+    loras = RequestLoras([use(bound=1)], [ticket], Models(), clock=lambda: now[0])
+    loras.advance(0, STEPS)
+    now[0] = 5.0
+    assert not loras.advance(1, STEPS)[0]
+    now[0] = 7.0
+    outcome.put(store.loaded("unet"))
+    assert loras.advance(1, STEPS)[0]
+    assert entry(loras.report())["waited_ms"] == 2000.0
+
+
+def test_a_lora_evicted_before_its_lease_is_loaded_again(store: Store) -> None:
+    models = Models()
+    loras = RequestLoras([use()], [Ticket("unet", result=store.loaded("unet", "host"))], models)
+    store.cache.drop(KEYS["unet"])
+    assert not loras.advance(0, STEPS)[0]
+    assert not loras.advance(0, STEPS)[0]
+    (reload,) = models.reloads
+    store.write()
+    reload.set_result(Ticket("unet", result=store.loaded("unet", "disk")))
+    assert loras.advance(0, STEPS)[0]
+    assert entry(loras.report())["source"] == "disk"
+
+
+def test_running_requests_keep_their_loras_in_the_cache(store: Store) -> None:
+    loras = RequestLoras([use()], [Ticket("unet", result=store.loaded("unet"))], Models())
+    loras.advance(0, STEPS)
+    small = HostCache(store.cache.directory, 3000, wait_s=0.0)
+    with small.reserve(2000):
+        assert store.loaded("unet").path.exists()
+        assert not store.loaded("text").path.exists()
+    loras.close()
+    with small.reserve(2900):
+        assert not store.loaded("unet").path.exists()
+
+
+def test_one_content_under_two_names_counts_twice(store: Store) -> None:
+    tickets = [Ticket(name, result=store.loaded("unet")) for name in ("one", "two")]
+    loras = RequestLoras([use("one", scale=0.5), use("two", scale=0.25)], tickets, Models())
+    loras.advance(0, STEPS)
+    assert loras.current == ((KEYS["unet"], 0.75),)
