@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy import ndimage
 
-from ..checker import FOREGROUND_DISTANCE, Verdict, check
+from ..checker import Verdict, check
 from ..drawing import PLAIN_STYLE, Style
 from ..scenes import Scene
 from .looking import distance_from_background, foreground, without_palette
 
+FAINT_DISTANCE = 9.0
+"""CIELAB distance from the background beyond which a pixel belongs to an item, or to what shows between its lines."""
 STRONGEST = 60
 """The colour of a stroke is the median of its pixels above this percentile of the distance from the background."""
 
@@ -46,7 +46,7 @@ def in_plain_style(picture: np.ndarray, style: Style) -> np.ndarray:
     if style.fill == "outline":
         return _fill_outlines(picture, style.line_width)
     if style.fill == "hatched":
-        return _fill_hatching(picture, math.ceil(style.line_width / 4))
+        return _fill_hatching(picture)
     return picture
 
 
@@ -68,22 +68,13 @@ def _fill_outlines(picture: np.ndarray, line_width: float) -> np.ndarray:
     return filled
 
 
-def _fill_hatching(picture: np.ndarray, reach: int) -> np.ndarray:
-    """Closes gaps of up to ``2 * reach`` steps across diagonal lines: each pixel there takes a neighbour's colour."""
-    distance, filled = distance_from_background(picture), picture
-    for sign in (1, -1):  # dilation, then erosion, ordered by the distance from the background
-        steps = range(-reach, reach + 1)
-        distances = np.stack([_shifted(distance, step) for step in steps])
-        pictures = np.stack([_shifted(filled, step) for step in steps])
-        choice = (sign * distances).argmax(axis=0)[None]
-        distance = np.take_along_axis(distances, choice, axis=0)[0]
-        filled = np.take_along_axis(pictures, choice[..., None], axis=0)[0]
-    return np.where((distance > FOREGROUND_DISTANCE)[..., None], filled, picture)
-
-
-def _shifted(array: np.ndarray, step: int) -> np.ndarray:
-    """The array moved along the main diagonal, its edge repeated."""
-    size = abs(step)
-    padding = [(size, size), (size, size)] + [(0, 0)] * (array.ndim - 2)
-    padded = np.pad(array, padding, mode="edge")
-    return padded[size + step : size + step + len(array), size + step : size + step + array.shape[1]]
+def _fill_hatching(picture: np.ndarray) -> np.ndarray:
+    """Paints each item, lines and what shows between them, in the colour of its lines."""
+    distance = distance_from_background(picture)
+    labels, count = ndimage.label(foreground(distance, FAINT_DISTANCE), np.ones((3, 3)))
+    filled = picture.copy()
+    for number in range(1, count + 1):
+        item = labels == number
+        strong = item & (distance >= np.percentile(distance[item], STRONGEST))
+        filled[item] = np.median(picture[strong], axis=0)
+    return filled

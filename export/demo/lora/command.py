@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 console = Console()
@@ -59,3 +61,30 @@ def train(
         log.info("%s: %s, %.2f MB", name, figures, path.stat().st_size / 1e6)
         known = json.loads(report.read_text()) if report.exists() else {}
         report.write_text(json.dumps(known | {name: figures}, indent=2, sort_keys=True) + "\n")
+
+
+@app.command()
+def evaluate(
+    names: Names = None,
+    prompts: Annotated[int, typer.Option(help="How many held-out prompts.")] = 100,
+    comparisons: Annotated[int, typer.Option(help="How many of them for comparisons, such as diffusers' loader.")] = 50,
+    folder: Annotated[Path, typer.Option(help="Folder of the files.")] = LORAS,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="PNG: 8 prompts without LoRA, below them with each.")] = None,
+) -> None:
+    """Measures style and obedience on held-out prompts, with and without each LoRA."""
+    from ..evaluate import contact_sheet
+    from .evaluate import evaluate as run
+
+    figures, pictures = run(_chosen(names), prompts, comparisons, folder)
+    figures["command"] = " ".join(["python -m swiftdiffusion.export.demo", *sys.argv[1:]])
+    table = Table("LoRA", "applied", "style score", "lowest tenth", "everything right")
+    for name, ways in figures["loras"].items():
+        for way, found in ways.items():
+            scores = (f"{found[key]:.3f}" for key in ("style_score", "lowest_style_scores"))
+            table.add_row(name, way, *scores, f"{found['right']['everything']:.1%}")
+    console.print(table)
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+    if sheet is not None:
+        contact_sheet(pictures).save(sheet)

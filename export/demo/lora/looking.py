@@ -15,9 +15,9 @@ def distance_from_background(picture: np.ndarray) -> np.ndarray:
     return find_background(to_lab(picture))[2]
 
 
-def foreground(distance: np.ndarray) -> np.ndarray:
-    """Pixels that are not background, specks left out; bool [128, 128]."""
-    return ndimage.binary_opening(distance > FOREGROUND_DISTANCE, np.ones((2, 2)))
+def foreground(distance: np.ndarray, least: float = FOREGROUND_DISTANCE) -> np.ndarray:
+    """Pixels at least so far from the background, specks left out; bool [128, 128]."""
+    return ndimage.binary_opening(distance > least, np.ones((2, 2)))
 
 
 def brightness_of_rows(style: Style, size: int = SIZE) -> np.ndarray:
@@ -54,12 +54,13 @@ def territory(item: Item, alone: bool) -> np.ndarray:
     return half
 
 
-def solid_masks(distance: np.ndarray, scene: Scene) -> list[np.ndarray]:
+def solid_masks(distance: np.ndarray, scene: Scene, overhang: float = 0.0) -> list[np.ndarray]:
     """Where a scene's items would be if they were solid, from the box of whatever is seen in their place.
 
     Args:
         distance: from the background, [128, 128].
         scene: which shapes to expect.
+        overhang: by how much the items may be drawn larger than they are, pixels: half the width of an outline.
 
     Returns:
         bool [128, 128] per item of which anything is seen.
@@ -73,7 +74,7 @@ def solid_masks(distance: np.ndarray, scene: Scene) -> list[np.ndarray]:
         rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
         low, high = shape_outline(item.shape, 1.0).min(axis=0), shape_outline(item.shape, 1.0).max(axis=0)
         box = np.array([columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1])
-        radius = float((box / (high - low)).mean())
+        radius = float(((box - 2 * overhang) / (high - low)).mean())
         x, y = np.array([columns[0], rows[0]]) + box / 2 - radius * (low + high) / 2
         masks.append(item_mask(item, Placement(x, y, radius)) > 0.5)
     return masks

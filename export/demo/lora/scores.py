@@ -14,10 +14,10 @@ from ..scenes import RGB, Scene
 from .looking import brightness_of_rows, distance_from_background, solid_masks
 from .recipes import RECIPES
 
-INNER_DEPTH = 4.5
-"""Pixels from an item's edge beyond which an outline leaves the background free."""
+CLEARANCE = 1.5
+"""Pixels from an outline's inner border beyond which the background should show."""
 BLENDS = np.linspace(0, 1, 41)
-STRIDE = 2
+STRIDE = 4
 """Colours are compared at one pixel in so many, both ways."""
 FARTHEST = 60.0
 """RGB distance at which a pixel is explained by none of a scene's colours; it counts no more than that."""
@@ -49,20 +49,20 @@ def style_score(picture: np.ndarray, scene: Scene, style: Style) -> float:
         0..1.
     """
     if style.fill == "outline":
-        return outline_score(picture, scene)
+        return outline_score(picture, scene, style)
     if style.fill == "hatched":
         return hatching_score(picture, scene, style)
     return palette_score(picture, scene, style)
 
 
-def outline_score(picture: np.ndarray, scene: Scene) -> float:
+def outline_score(picture: np.ndarray, scene: Scene, style: Style) -> float:
     """How much of the background shows inside the items, against their edges; 0..1."""
     distance = distance_from_background(picture)
     scores = []
-    for mask in solid_masks(distance, scene):
+    for mask in solid_masks(distance, scene, style.line_width / 2):
         depth = ndimage.distance_transform_edt(mask)
-        inner = depth >= min(INNER_DEPTH, 0.9 * depth.max())
-        ink = np.percentile(distance[ndimage.binary_dilation(mask, iterations=2)], 85)
+        inner = depth >= min(style.line_width / 2 + CLEARANCE, 0.9 * depth.max())
+        ink = np.percentile(distance[ndimage.binary_dilation(mask, iterations=3)], 85)
         scores.append(1 - float(np.median(distance[inner])) / max(ink, 1e-6))
     return float(np.clip(np.mean(scores), 0, 1)) if scores else 0.0
 

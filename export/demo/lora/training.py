@@ -66,7 +66,7 @@ class Trainee(nn.Module):
 
 
 def unet_config(recipe: Recipe) -> LoraConfig:
-    """PEFT's configuration of a recipe's UNet part; convolutions have a rank of their own, in proportion to its alpha."""
+    """PEFT's configuration of a recipe's UNet part; convolutions have a rank of their own, alpha in proportion."""
     scale = recipe.alpha / recipe.rank
     convolutions = [name for name in recipe.targets if name in CONVOLUTIONS]
     return LoraConfig(
@@ -74,7 +74,7 @@ def unet_config(recipe: Recipe) -> LoraConfig:
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]
         target_modules=list(recipe.targets),
         rank_pattern=dict.fromkeys(convolutions, recipe.convolution_rank),
-        alpha_pattern=dict.fromkeys(convolutions, scale * recipe.convolution_rank),  # type: ignore[arg-type]
+        alpha_pattern=dict.fromkeys(convolutions, scale * recipe.convolution_rank),
     )
 
 
