@@ -6,6 +6,7 @@ Command modules import what is heavy inside their functions, so that the client 
 import typer
 
 from ..export.command import export
+from ..export.profile_command import profile_lora
 from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
 from .generate_command import generate
@@ -22,4 +23,5 @@ app.command()(serve)
 app.command()(generate)
 app.command()(perf)
 app.command()(export)
+app.command()(profile_lora)
 app.command()(doctor)
