@@ -9,6 +9,9 @@ from ..checker import FOREGROUND_DISTANCE, find_background, to_lab
 from ..drawing import CENTRES, SIZE, Placement, Style, item_mask, shape_outline
 from ..scenes import Item, Scene
 
+SMALLEST_RADIUS = 8.0
+"""Items with a smaller one, pixels, are taken for specks."""
+
 
 def distance_from_background(picture: np.ndarray) -> np.ndarray:
     """CIELAB distance of every pixel, uint8 [128, 128, 3], from what the frame shows; float64 [128, 128]."""
@@ -75,6 +78,8 @@ def solid_masks(distance: np.ndarray, scene: Scene, overhang: float = 0.0) -> li
         low, high = shape_outline(item.shape, 1.0).min(axis=0), shape_outline(item.shape, 1.0).max(axis=0)
         box = np.array([columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1])
         radius = float(((box - 2 * overhang) / (high - low)).mean())
+        if radius < SMALLEST_RADIUS:
+            continue
         x, y = np.array([columns[0], rows[0]]) + box / 2 - radius * (low + high) / 2
         masks.append(item_mask(item, Placement(x, y, radius)) > 0.5)
     return masks

@@ -81,7 +81,7 @@ def hatching_score(picture: np.ndarray, scene: Scene, style: Style) -> float:
         wave = distance[inside]
         angle = np.angle(np.sum((wave - wave.mean()) * phase.conj()))
         ripple = np.real(phase * np.exp(1j * angle))
-        on, off = wave[ripple > 0.6].mean(), wave[ripple < -0.6].mean()
+        on, off = (float(np.mean(wave[part])) if part.any() else 0.0 for part in (ripple > 0.6, ripple < -0.6))
         scores.append((1 - off / max(on, 1e-6)) / (1 - style.between_lines))
     return float(np.clip(np.mean(scores), 0, 1)) if scores else 0.0
 
@@ -89,21 +89,25 @@ def hatching_score(picture: np.ndarray, scene: Scene, style: Style) -> float:
 def palette_score(picture: np.ndarray, scene: Scene, style: Style) -> float:
     """The blend of plain and styled colours of the scene that explains the pixels best; 0..1."""
     pixels = picture[::STRIDE, ::STRIDE].astype(np.float32)
-    errors = []
-    names = [(np.array(RGB[item.colour], dtype=np.float32),) * 2 for item in scene.items]
     ground = np.array(RGB[scene.background], dtype=np.float32)
-    names.append((ground, stripe_colour(scene.background) if scene.texture == "striped" else ground))
+    ranges = [(ground, stripe_colour(scene.background) if scene.texture == "striped" else ground)]
+    ranges += [(colour, colour) for colour in (np.array(RGB[item.colour], dtype=np.float32) for item in scene.items)]
     rows = brightness_of_rows(style)[::STRIDE, None]
     matrix = np.eye(3, dtype=np.float32) if style.colour_matrix is None else np.array(style.colour_matrix, np.float32)
-    for blend in BLENDS:
+
+    def unexplained(blend: float) -> float:
         distances = []
-        for ends in names:
-            first, second = (
-                ((1 - blend) * end + blend * np.clip((rows * end) @ matrix.T, 0, 255))[:, None] for end in ends
-            )
-            along = second - first
-            share = ((pixels - first) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-6)
-            nearest = first + np.clip(share, 0, 1)[..., None] * along
-            distances.append(np.linalg.norm(pixels - nearest, axis=-1))
-        errors.append(np.minimum(np.min(distances, axis=0), FARTHEST).mean())
-    return float(BLENDS[int(np.argmin(errors))])
+        for ends in ranges:
+            styled = (np.clip((rows * end) @ matrix.T, 0, 255) for end in ends)
+            first, second = ((1 - blend) * end + blend * new for end, new in zip(ends, styled, strict=True))
+            distances.append(_distance_to_segments(pixels, first[:, None], second[:, None]))
+        return float(np.minimum(np.min(distances, axis=0), FARTHEST).mean())
+
+    return float(min(BLENDS, key=unexplained))
+
+
+def _distance_to_segments(points: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Distance of points, [rows, columns, 3], to their row's line between two colours, each [rows, 1, 3]."""
+    along = second - first
+    share = ((points - first) * along).sum(axis=-1) / np.maximum((along**2).sum(axis=-1), 1e-6)
+    return np.linalg.norm(points - first - np.clip(share, 0, 1)[..., None] * along, axis=-1)
