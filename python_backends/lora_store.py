@@ -1,0 +1,195 @@
+"""The model `lora_store`: REQUEST in, TICKETS out at once; the LoRAs it names load meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from .checkpoint import Checkpoint
+from .completed_request import CompletedRequest
+from .errors import InvalidRequestError, RequestError
+from .lora.canonical import Canonicaliser
+from .lora.catalogue import Catalogue
+from .lora.disk_cache import DiskCache
+from .lora.fetching import Fetcher, FetchLimits
+from .lora.host_cache import HostCache, host_cache_directory
+from .lora.host_directory import remove_stale_host_caches
+from .lora.store import LoraStore, StoreObserver
+from .lora.tickets import Outcomes, Ticket, tickets_to_json
+from .metrics import Counter, Gauge, Histogram
+from .runtime import runtime_directory
+from .settings import ModelSettings, error_response, input_text, text_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Future
+
+    from .lora.catalogue import CatalogueEntry
+    from .lora.tickets import LoadedLora
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+DEFAULTS = {
+    "loras": "",
+    "lora_disk_directory": "",
+    "lora_disk_bytes": str(64 * GIB),
+    "lora_host_bytes": str(4 * GIB),
+    "lora_max_file_bytes": str(4 * GIB),
+    "lora_fetch_timeout_s": "120",
+    "threads": "1",
+}
+"""Parameters of the model that its config may leave out."""
+
+SHARED_MEMORY_FRACTION = 0.8
+"""Most of the shared memory's free space that LoRAs may take: tensors between models are there too."""
+
+
+class TritonPythonModel:
+    """Resolves names in the catalogue and starts loads; never waits for one."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Opens catalogue and caches."""
+        settings = ModelSettings.from_triton(args)
+        parameters = {**DEFAULTS, **settings.parameters}
+        torch.set_num_threads(int(parameters["threads"]))
+        checkpoint = Checkpoint((settings.repository / parameters["checkpoint"]).resolve())
+        self._catalogue = Catalogue((settings.repository / parameters["loras"]) if parameters["loras"] else None)
+        remove_stale_host_caches()
+        directory = host_cache_directory()
+        self._metrics = LoraMetrics()
+        host = HostCache(
+            directory,
+            _affordable(directory, int(parameters["lora_host_bytes"])),
+            on_eviction=self._metrics.evicted("host"),
+        )
+        disk = DiskCache(
+            _disk_directory(parameters["lora_disk_directory"]),
+            int(parameters["lora_disk_bytes"]),
+            on_eviction=self._metrics.evicted("disk"),
+        )
+        self._metrics.watch(host, disk)
+        max_file_bytes = int(parameters["lora_max_file_bytes"])
+        limits = FetchLimits(max_bytes=max_file_bytes, timeout_s=float(parameters["lora_fetch_timeout_s"]))
+        self._store = LoraStore(
+            disk,
+            host,
+            Fetcher(limits, self._metrics.fetch_failed),
+            Canonicaliser(checkpoint),
+            max_file_bytes=max_file_bytes,
+            observer=self._metrics,
+        )
+        self._outcomes = Outcomes(directory)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """TICKETS for each request, with one ticket per LoRA in its order."""
+        return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Starts no more loads."""
+        self._store.close()
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            names = [use.name for use in CompletedRequest.from_json(input_text(request, "REQUEST")).loras]
+            tickets = [self._ticket(entry) for entry in [self._entry(name) for name in names]]
+            return pb_utils.InferenceResponse([text_tensor("TICKETS", tickets_to_json(tickets))])
+        except RequestError as error:
+            return error_response(error)
+
+    def _entry(self, name: str) -> CatalogueEntry:
+        try:
+            return self._catalogue.entry(name)
+        except InvalidRequestError:
+            self._metrics.refused("unknown")
+            raise
+
+    def _ticket(self, entry: CatalogueEntry) -> Ticket:
+        loading = self._store.load(entry)
+        if loading.done():
+            return Ticket(entry.name, result=loading.result())
+        outcome = self._outcomes.expect()
+
+        def put(done: Future[LoadedLora]) -> None:
+            error = done.exception()
+            outcome.put(error if isinstance(error, RequestError) else done.result())
+
+        loading.add_done_callback(put)
+        return Ticket(entry.name, pending=outcome)
+
+
+class LoraMetrics(StoreObserver):
+    """What happens to LoRAs, as Prometheus metrics."""
+
+    def __init__(self) -> None:
+        """Opens the families."""
+        self._loads = Counter("swiftdiffusion_lora_loads_total", "LoRAs given to requests, by the tier they came from")
+        self._seconds = Histogram(
+            "swiftdiffusion_lora_load_seconds", "Time from a request to its LoRA in the host cache"
+        )
+        self._refusals = Counter("swiftdiffusion_lora_refusals_total", "LoRAs not given to requests, by reason")
+        self._fetch_failures = Counter(
+            "swiftdiffusion_lora_fetch_failures_total", "Failed attempts to fetch, by reason"
+        )
+        self._evictions = Counter("swiftdiffusion_lora_evictions_total", "Files that made room for others, by cache")
+        self._bytes = Gauge("swiftdiffusion_lora_cache_bytes", "Bytes in use, by cache")
+        self._max_bytes = Gauge("swiftdiffusion_lora_cache_max_bytes", "Bytes that may be in use, by cache")
+        self._caches: dict[str, HostCache | DiskCache] = {}
+
+    def watch(self, host: HostCache, disk: DiskCache) -> None:
+        """Shows the sizes of the caches from now on."""
+        self._caches = {"host": host, "disk": disk}
+        for name, cache in self._caches.items():
+            self._max_bytes.set(cache.max_bytes, cache=name)
+        self._show_sizes()
+
+    def loaded(self, source: str, seconds: float) -> None:
+        """A request got its LoRA."""
+        self._loads.add(source=source)
+        self._seconds.observe(seconds, source=source)
+        if source != "host":
+            self._show_sizes()
+
+    def refused(self, reason: str) -> None:
+        """A request did not get its LoRA."""
+        self._refusals.add(reason=reason)
+
+    def fetch_failed(self, reason: str) -> None:
+        """An attempt at a remote store failed."""
+        self._fetch_failures.add(reason=reason)
+
+    def evicted(self, cache: str) -> Any:
+        """What a cache is to call with each eviction."""
+        return lambda _bytes: self._evictions.add(cache=cache)
+
+    def _show_sizes(self) -> None:
+        for name, cache in self._caches.items():
+            self._bytes.set(cache.bytes_used(), cache=name)
+
+
+def _affordable(directory: Path, wanted: int) -> int:
+    """As many bytes as the machine's shared memory can give: containers often have little."""
+    most = int(SHARED_MEMORY_FRACTION * shutil.disk_usage(directory).free)
+    if wanted > most:
+        logger.warning("the host cache is bounded to %d bytes, not %d: %s has no more", most, wanted, directory.parent)
+    return min(wanted, most)
+
+
+def _disk_directory(configured: str) -> Path:
+    """The disk cache's directory; the default one is this user's, or the server's own where a user has none."""
+    if configured:
+        return Path(configured).expanduser()
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = cache / "swiftdiffusion" / "loras"
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        logger.warning("fetched LoRAs do not survive this server: %s", error)
+        return runtime_directory() / "lora-disk"
+    return directory
