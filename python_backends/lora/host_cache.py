@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -67,7 +68,8 @@ class Reservation:
 class HostCache:
     """A byte-bounded directory of `KEY.safetensors` files; the least recently used go first, leased ones never.
 
-    Invariant: published files and reservations together stay within the bound; writers take turns to make room.
+    Invariant: published files and reservations together stay within the bound; writers take turns to make room. Where
+    the machine itself has less than the bound (containers often have little shared memory), that counts.
     """
 
     def __init__(
@@ -166,15 +168,16 @@ class HostCache:
         deadline = time.monotonic() + self._wait_s
         while True:
             with self._files.writing():
-                own = max(self._reserved.get(partial, 0), _size(partial))
-                others = self.bytes_used() - own
-                if self._files.evict(others + size - self.max_bytes):
+                written = _size(partial)
+                others = self.bytes_used() - max(self._reserved.get(partial, 0), written)
+                free = shutil.disk_usage(self.directory).free
+                if self._files.evict(max(others + size - self.max_bytes, size - written - free)):
                     self._reserved[partial] = size
                     return
             if time.monotonic() > deadline:
                 raise HostCacheFullError(
                     f"it takes {_mib(size)}; of the host cache's {_mib(self.max_bytes)}, {_mib(others)} were in use "
-                    f"for {self._wait_s:g} s",
+                    f"for {self._wait_s:g} s; the machine has {_mib(free)} free for it",
                     for_ever=False,
                 )
             time.sleep(POLL_S)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from ..lora.host_directory import remove_host_cache, remove_stale_host_caches
 from .binary import ServerBinary, find_server_binary
 from .directories import RUNTIME_VARIABLE, make_private_directory, make_runtime_directory, remove_stale_directories
 from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
@@ -87,6 +88,7 @@ class TritonServer:
         self._address: ServerAddress | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
+        self._runtime: Path | None = None
 
     @property
     def address(self) -> ServerAddress:
@@ -146,12 +148,14 @@ class TritonServer:
         self._choose_ports()
         remove_stale_regions()
         remove_stale_directories()
+        remove_stale_host_caches()
         self._directory = make_private_directory()
         try:
             arguments = [str(binary.path), *self._arguments(binary, self._directory)]
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            runtime = {RUNTIME_VARIABLE: str(make_runtime_directory(self._directory))}
-            self._process = self._spawn(arguments, binary.environment(inherited) | runtime)
+            self._runtime = make_runtime_directory(self._directory)
+            environment = binary.environment(inherited) | {RUNTIME_VARIABLE: str(self._runtime)}
+            self._process = self._spawn(arguments, environment)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
@@ -206,6 +210,8 @@ class TritonServer:
             kill_group(process.pid)
             process.wait()
             remove_regions(region_prefix(process.pid))
+            if self._runtime is not None:
+                remove_host_cache(self._runtime)
             shutil.rmtree(directory, ignore_errors=True)
             self._directory = None
 

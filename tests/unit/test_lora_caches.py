@@ -111,6 +111,19 @@ def test_room_in_use_is_waited_for(tmp_path: Path) -> None:
     assert keys(cache) == {"b"}
 
 
+def test_a_machine_with_little_shared_memory_bounds_the_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = HostCache(tmp_path, 100, wait_s=0)
+    publish(cache, "a", 20)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
+    publish(cache, "b", 10)
+    assert keys(cache) == {"a", "b"}
+    with pytest.raises(HostCacheFullError, match=r"the machine has 0\.0 MiB free for it"):
+        publish(cache, "c", 50)
+
+
 def test_what_is_larger_than_the_cache_is_refused_at_once(tmp_path: Path) -> None:
     cache = HostCache(tmp_path, 2**20, wait_s=60)
     publish(cache, "a", 10)

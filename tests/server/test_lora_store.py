@@ -1,0 +1,182 @@
+"""The model `lora_store` by itself, in a real server: tickets, errors, metrics, and what remains in shared memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lora_files
+import numpy as np
+import pytest
+import tritonclient.http as http
+from file_server import FileServer, file_server, wait_for
+from tritonclient.utils import InferenceServerException
+
+import checkpoints
+from swiftdiffusion.python_backends import runtime
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.completed_request import CompletedRequest, LoraUse
+from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnavailableError
+from swiftdiffusion.python_backends.lora.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.host_cache import Lease, host_cache_directory
+from swiftdiffusion.python_backends.lora.modules import BaseModules
+from swiftdiffusion.python_backends.lora.tickets import Outcomes, Ticket, tickets_from_json
+from swiftdiffusion.python_backends.server import TritonServer
+
+CONFIG = """
+backend: "python"
+max_batch_size: 1
+input {{ name: "REQUEST" data_type: TYPE_STRING dims: 1 }}
+output {{ name: "TICKETS" data_type: TYPE_STRING dims: 1 }}
+instance_group {{ count: 1 kind: KIND_CPU }}
+parameters {{ key: "checkpoint" value {{ string_value: "../checkpoint" }} }}
+parameters {{ key: "loras" value {{ string_value: "../loras" }} }}
+parameters {{ key: "lora_disk_directory" value {{ string_value: "{disk}" }} }}
+parameters {{ key: "lora_host_bytes" value {{ string_value: "33554432" }} }}
+"""
+REQUEST = CompletedRequest("0" * 32, "a cat", None, 1, 4, 5.0, 64, 64, None)
+
+
+class StoreServer:
+    """A server with `lora_store` alone, and its LoRA directory."""
+
+    def __init__(self, running: TritonServer, directory: Path, files: FileServer) -> None:
+        self.running, self.loras, self.files = running, directory / "loras", files
+        self.client = http.InferenceServerClient(running.http_url.removeprefix("http://"))
+        self.index: dict[str, object] = {}
+        environment = Path(f"/proc/{running.pid}/environ").read_bytes().split(b"\0")
+        [value] = [each for each in environment if each.startswith(runtime.VARIABLE.encode())]
+        shared = Path(value.partition(b"=")[2].decode())
+        self.outcomes = Outcomes(host_cache_directory(shared), shared / "lora-loads")
+
+    def add_remote(self, name: str, location: str) -> None:
+        self.index[name] = {"location": location}
+        (self.loras / "catalogue.json").write_text(json.dumps({"loras": self.index}))
+
+    def ask(self, *names: str) -> list[Ticket]:
+        return tickets_from_json(self.infer(_request(*names)), self.outcomes)
+
+    def infer(self, text: str) -> str:
+        tensor = http.InferInput("REQUEST", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
+        tickets = self.client.infer("lora_store", [tensor]).as_numpy("TICKETS")
+        return str(tickets[0, 0].decode())
+
+    def metrics(self) -> dict[str, float]:
+        with urllib.request.urlopen(self.running.metrics_url) as response:
+            lines = response.read().decode().splitlines()
+        pairs = [line.rpartition(" ") for line in lines if line.startswith("swiftdiffusion_")]
+        return {name: float(value) for name, _, value in pairs}
+
+
+def _request(*names: str) -> str:
+    return replace(REQUEST, loras=tuple(LoraUse(name, 1.0, 0) for name in names)).to_json()
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny checkpoint and a LoRA file for it."""
+    directory = tmp_path_factory.mktemp("store")
+    checkpoint = checkpoints.sdxl(directory / "checkpoint")
+    shapes = BaseModules.of(Checkpoint(checkpoint)).shapes
+    lora_files.peft(shapes).save(directory / "lora.safetensors")
+    return directory, directory / "lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def store(lora: tuple[Path, Path]) -> Iterator[StoreServer]:
+    directory, _file = lora
+    (directory / "loras").mkdir()
+    model = directory / "repository" / "lora_store"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text(CONFIG.format(disk=directory / "disk"))
+    (model / "1" / "model.py").write_text(
+        "from swiftdiffusion.python_backends.lora_store import TritonPythonModel\n__all__ = ['TritonPythonModel']\n"
+    )
+    with file_server() as files, TritonServer(directory / "repository") as running:
+        made = StoreServer(running, directory, files)
+        yield made
+    assert not made.outcomes.host_directory.exists()
+
+
+def wait(ticket: Ticket) -> Any:
+    wait_for(lambda: ticket.done, 30.0)
+    return ticket.poll()
+
+
+def test_tickets_of_local_and_remote_loras(store: StoreServer, lora: tuple[Path, Path]) -> None:
+    content = lora[1].read_bytes()
+    (store.loras / "near.safetensors").write_bytes(content)
+    store.add_remote("far", store.files.add("/far", content, delay_s=0.3))
+    near, far = store.ask("near", "far")
+    assert far.poll() is None
+    assert wait(near).source == "disk"
+    assert wait(far).path == near.poll().path  # type: ignore[union-attr]
+    with Lease(wait(near).path) as lease:
+        assert CanonicalLora.open(lease.path).modules
+    again = store.ask("far", "near")
+    assert [ticket.poll().source for ticket in again] == ["host", "host"]  # type: ignore[union-attr]
+    assert store.ask() == []
+
+
+def test_an_unknown_name_is_the_clients_mistake(store: StoreServer) -> None:
+    (store.loras / "papercut.safetensors").write_bytes(b"")
+    with pytest.raises(InferenceServerException, match=r'LORAS names "papercutt"; .* the nearest: papercut') as error:
+        store.ask("papercutt")
+    assert error.value.status() == "400"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"loras": "x"}'])
+def test_what_is_no_request_is_refused(store: StoreServer, text: str) -> None:
+    with pytest.raises(InferenceServerException, match="REQUEST is not what `preprocess` writes"):
+        store.infer(text)
+
+
+def test_a_refused_file_and_a_dead_store(store: StoreServer) -> None:
+    (store.loras / "broken.safetensors").write_bytes(b"nothing of use")
+    store.add_remote("gone", store.files.url("/gone"))
+    broken, gone = store.ask("broken", "gone")
+    with pytest.raises(InvalidRequestError, match='LORAS names "broken": '):
+        wait(broken)
+    with pytest.raises(LoraUnavailableError, match='LORAS names "gone": its store does not have the file'):
+        wait(gone)
+    with pytest.raises(InferenceServerException, match="its store does not have the file"):  # remembered
+        store.ask("gone")
+    with pytest.raises(InferenceServerException, match='LORAS names "broken": '):
+        store.ask("broken")
+
+
+def test_what_happened_is_in_the_metrics(store: StoreServer, lora: tuple[Path, Path]) -> None:
+    (store.loras / "counted.safetensors").write_bytes(lora[1].read_bytes())
+    before = store.metrics()
+    wait(store.ask("counted")[0])
+    store.ask("counted", "counted")
+    with pytest.raises(InferenceServerException):
+        store.ask("no such name")
+
+    def grew(name: str) -> float:
+        return store.metrics().get(name, 0.0) - before.get(name, 0.0)
+
+    wait_for(lambda: grew('swiftdiffusion_lora_loads_total{source="host"}') >= 2)
+    assert grew('swiftdiffusion_lora_refusals_total{reason="unknown"}') == 1
+    assert grew('swiftdiffusion_lora_load_seconds_count{source="host"}') >= 2
+    assert store.metrics()['swiftdiffusion_lora_cache_max_bytes{cache="host"}'] == 2**25
+    assert store.metrics()['swiftdiffusion_lora_cache_bytes{cache="host"}'] > 0
+    assert any(re.match(r"swiftdiffusion_lora_load_seconds_bucket\{.*le=\"\+Inf\"", name) for name in store.metrics())
+
+
+def test_many_loads_at_a_time(store: StoreServer, lora: tuple[Path, Path]) -> None:
+    """Metrics are counted from all worker threads while requests come in."""
+    content = lora[1].read_bytes()
+    for index in range(40):
+        store.files.add(f"/many{index}", content)
+        store.add_remote(f"many{index}", store.files.url(f"/many{index}"))
+    tickets = [store.ask(f"many{index}", f"many{39 - index}") for index in range(40)]
+    assert len({wait(ticket).path for pair in tickets for ticket in pair}) == 1
+    assert all(store.files.gets[f"/many{index}"] == 1 for index in range(40))
+    assert list(store.outcomes.directory.iterdir()) == []
