@@ -42,21 +42,17 @@ def train(
     from dataclasses import replace
 
     from ..pipeline import load_pipeline
-    from .factors import LoraWeights, resized
     from .formats import save_lora
     from .recipes import RECIPES
-    from .training import train_lora, unet_config
+    from .training import fresh_configs, train_lora
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     for name in _chosen(names):
         recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
         pipeline = load_pipeline()
         weights, figures = train_lora(pipeline, recipe, seed, workers, pictures)
-        if recipe.kept_energy is not None:
-            kept = recipe.kept_energy
-            weights = LoraWeights({key: resized(factors, kept) for key, factors in weights.factors.items()})
         path = out / f"{name}.safetensors"
-        save_lora(weights, recipe, unet_config(recipe), path, pipeline.unet.config.layers_per_block)
+        save_lora(weights, recipe, fresh_configs(recipe)["unet"], path, pipeline.unet.config.layers_per_block)
         report = out / "training.json"
         log.info("%s: %s, %.2f MB", name, figures, path.stat().st_size / 1e6)
         known = json.loads(report.read_text()) if report.exists() else {}

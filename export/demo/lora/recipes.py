@@ -36,6 +36,7 @@ class Recipe:
         trigger: added to captions to ask for the style; None if the LoRA alone does.
         kept_energy: after training, each module keeps the smallest rank whose singular values hold this share of
             its squared norm, as sd-scripts' ``resize_lora`` does; None keeps every rank.
+        settling_steps: optimiser steps after that, for the smaller factors to settle.
         steps: optimiser steps.
         learning_rate: the highest of the cosine.
     """
@@ -50,6 +51,7 @@ class Recipe:
     text_rank: int = 0
     trigger: str | None = None
     kept_energy: float | None = None
+    settling_steps: int = 150
     steps: int = 450
     learning_rate: float = 2e-3
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import time
 
 import numpy as np
@@ -19,37 +19,38 @@ from ..parallel import Replicas
 from ..text_pretraining import encode
 from ..unet_training import NOISE_SCHEDULE, TIME_IDS, UNCONDITIONAL_SHARE, stratified_timesteps
 from .data import StyledPictures
-from .factors import PARTS, Factors, LoraWeights
+from .factors import PARTS, Factors, LoraWeights, resized
 from .recipes import CONVOLUTIONS, TEXT, Recipe
-
-log = logging.getLogger(__name__)
 
 BATCH_SIZE = 24
 PICTURES = 1500
 
 
 class Trainee(nn.Module):
-    """The pipeline's networks with the LoRA's factors in them; only these learn.
+    """The pipeline's networks with a LoRA's factors in them; only these learn.
 
     Args:
         pipeline: gives the networks, which are changed in place.
-        recipe: says where the factors go.
+        configs: PEFT's configuration of each part that the LoRA changes.
+        start: factors to go on from; None for fresh ones, which change nothing yet.
     """
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline, recipe: Recipe) -> None:
+    def __init__(
+        self, pipeline: StableDiffusionXLPipeline, configs: dict[str, LoraConfig], start: LoraWeights | None = None
+    ) -> None:
         super().__init__()
         self.unet, self.text_encoder = pipeline.unet, pipeline.text_encoder
         self.text_encoder_2 = pipeline.text_encoder_2
-        self.configs = {"unet": unet_config(recipe)}
-        if recipe.text_rank:
-            scale = recipe.alpha / recipe.rank
-            text = LoraConfig(r=recipe.text_rank, lora_alpha=scale * recipe.text_rank, target_modules=list(TEXT))  # type: ignore[arg-type]
-            self.configs |= {"text_encoder": text, "text_encoder_2": text}
+        self.configs = configs
         for part in PARTS:
             network = getattr(self, part)
             network.requires_grad_(False)
-            if part in self.configs:
-                network.add_adapter(self.configs[part])
+            if part in configs:
+                network.add_adapter(configs[part])
+        for (part, module), factors in start.factors.items() if start else ():
+            layer = getattr(self, part).get_submodule(module)
+            layer.lora_A["default"].weight.data.copy_(factors.down)
+            layer.lora_B["default"].weight.data.copy_(factors.up)
         self.unet.train()
 
     def weights(self) -> LoraWeights:
@@ -65,17 +66,34 @@ class Trainee(nn.Module):
         return LoraWeights(found)
 
 
-def unet_config(recipe: Recipe) -> LoraConfig:
-    """PEFT's configuration of a recipe's UNet part; convolutions have a rank of their own, alpha in proportion."""
+def fresh_configs(recipe: Recipe) -> dict[str, LoraConfig]:
+    """PEFT's configurations of a recipe's parts; convolutions have a rank of their own, alpha in proportion."""
     scale = recipe.alpha / recipe.rank
     convolutions = [name for name in recipe.targets if name in CONVOLUTIONS]
-    return LoraConfig(
+    unet = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]
         target_modules=list(recipe.targets),
         rank_pattern=dict.fromkeys(convolutions, recipe.convolution_rank),
         alpha_pattern=dict.fromkeys(convolutions, scale * recipe.convolution_rank),
     )
+    if not recipe.text_rank:
+        return {"unet": unet}
+    text = LoraConfig(r=recipe.text_rank, lora_alpha=scale * recipe.text_rank, target_modules=list(TEXT))  # type: ignore[arg-type]
+    return {"unet": unet, "text_encoder": text, "text_encoder_2": text}
+
+
+def configs_of(weights: LoraWeights) -> dict[str, LoraConfig]:
+    """PEFT's configurations for factors that are there already, each module with its own rank and alpha."""
+    configs = {}
+    for part in sorted({part for part, _ in weights.factors}):
+        modules = {module: factors for (own, module), factors in weights.factors.items() if own == part}
+        configs[part] = LoraConfig(
+            target_modules=list(modules),
+            rank_pattern={module: factors.rank for module, factors in modules.items()},
+            alpha_pattern={module: factors.alpha for module, factors in modules.items()},  # type: ignore[misc]
+        )
+    return configs
 
 
 def styled_loss(
@@ -111,14 +129,13 @@ def styled_loss(
     return F.mse_loss(trainee.unet(noisy, timesteps, embeddings, added_cond_kwargs=conditions).sample, velocity)
 
 
-@sdpa_kernel(SDPBackend.MATH)  # faster on CPUs, as in unet_training
 def train_lora(
     pipeline: StableDiffusionXLPipeline, recipe: Recipe, seed: int = 0, workers: int = 1, pictures: int = PICTURES
 ) -> tuple[LoraWeights, dict]:
-    """Trains one LoRA.
+    """Trains one LoRA; a recipe that resizes it lets the smaller factors settle in a second, shorter training.
 
     Args:
-        pipeline: the family in float32; its networks are changed and of no further use.
+        pipeline: the family in float32, left as it was.
         recipe: what to train.
         seed: of factors, pictures, batches and noise.
         workers: threads that share the batch.
@@ -129,16 +146,50 @@ def train_lora(
     """
     torch.manual_seed(seed)
     data = StyledPictures(pipeline, recipe.style, recipe.trigger, pictures, seed)
-    trainee = Trainee(pipeline, recipe)
+    trainee = Trainee(_copied(pipeline), fresh_configs(recipe))
+    figures = fit(trainee, data, recipe.name, recipe.steps, recipe.learning_rate, seed, workers)
+    weights = trainee.weights()
+    if recipe.kept_energy is None:
+        return weights, figures
+    kept = recipe.kept_energy
+    weights = LoraWeights({key: resized(factors, kept) for key, factors in weights.factors.items()})
+    trainee = Trainee(_copied(pipeline), configs_of(weights), weights)
+    settled = fit(trainee, data, recipe.name, recipe.settling_steps, recipe.learning_rate / 2, seed + 1, workers)
+    return trainee.weights(), figures | {"after_resizing": settled}
+
+
+def _copied(pipeline: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
+    """A pipeline with networks of its own."""
+    return type(pipeline).from_pipe(pipeline, **{part: copy.deepcopy(getattr(pipeline, part)) for part in PARTS})
+
+
+@sdpa_kernel(SDPBackend.MATH)  # faster on CPUs, as in unet_training
+def fit(
+    trainee: Trainee, data: StyledPictures, name: str, steps: int, learning_rate: float, seed: int, workers: int
+) -> dict:
+    """Trains the factors in place.
+
+    Args:
+        trainee: the networks.
+        data: the training set.
+        name: shown beside the progress.
+        steps: optimiser steps.
+        learning_rate: the highest of the cosine.
+        seed: of batches and noise.
+        workers: threads that share the batch.
+
+    Returns:
+        Steps, seconds and smoothed loss.
+    """
     learning = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(learning, learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     schedule = DDPMScheduler(**NOISE_SCHEDULE)
     replicas = Replicas(trainee, workers)
     started, smoothed = time.monotonic(), float("nan")
-    bar = tqdm(range(recipe.steps), desc=recipe.name, mininterval=10)
+    bar = tqdm(range(steps), desc=name, mininterval=10)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step / recipe.steps, recipe.learning_rate)
+            group["lr"] = warmup_cosine(step / steps, learning_rate)
         rng = np.random.default_rng([seed, 8, step])
         batch = data.batch(rng, BATCH_SIZE, UNCONDITIONAL_SHARE)
         timesteps = stratified_timesteps(rng, BATCH_SIZE)
@@ -151,5 +202,4 @@ def train_lora(
         optimizer.step()
         smoothed = loss if step == 0 else 0.98 * smoothed + 0.02 * loss
         bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
-    seconds = round(time.monotonic() - started)
-    return trainee.weights(), {"steps": recipe.steps, "seconds": seconds, "loss": round(smoothed, 4)}
+    return {"steps": steps, "seconds": round(time.monotonic() - started), "loss": round(smoothed, 4)}
