@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import json
+import heapq
 import logging
-import re
+import os
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
-
 from ..errors import InvalidRequestError
+from .catalogue_index import NAME, CatalogueError, read_bound, read_index, shown
+
+__all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
 
 logger = logging.getLogger(__name__)
 
 INDEX, SUFFIX, PROFILE_SUFFIX = "catalogue.json", ".safetensors", ".profile.json"
-MAX_INDEX_BYTES, MAX_PROFILE_BYTES = 16 * 2**20, 2**20
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+COMPARED = 200
+"""Most names that an unknown one is compared with in earnest: comparing takes long."""
+
 SETTLED_AFTER_NS = 2_000_000_000
 """Two changes within a file system's clock tick have one mtime; one older than this cannot hide another."""
-
-
-class CatalogueError(Exception):
-    """A catalogue that cannot be read; the message names the file and the field."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +54,6 @@ class CatalogueEntry:
         return is_remote(self.location)
 
 
-class _Annotation(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    location: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
-    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")] | None = None
-    bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    description: Annotated[str, StringConstraints(max_length=10_000)] = ""
-
-
-_Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
-
-
-class _Index(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    loras: dict[_Name, _Annotation]
-
-
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
-
-
-_INDEX, _PROFILE = TypeAdapter(_Index), TypeAdapter(_Profile)
 _Signature = tuple[int, ...]
 
 
@@ -125,7 +98,7 @@ class Catalogue:
         entries = self._entries
         found = entries.get(name)
         if found is None:
-            raise InvalidRequestError(f"LORAS names {_shown(name)}; allowed: {_allowed(name, list(entries))}")
+            raise InvalidRequestError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
         return CatalogueEntry(
             name=name,
             location=found.location,
@@ -155,7 +128,7 @@ class Catalogue:
         newest = max((signature[1:2] + signature[4:5]), default=0)
         settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
         entries = {path.name.removesuffix(SUFFIX): str(path) for path in self._files(directory)}
-        annotations = _read_index(directory / INDEX)
+        annotations = read_index(directory / INDEX)
         found = {name: CatalogueEntry(name, location, None, None, "", "") for name, location in entries.items()}
         for name, annotation in annotations.items():
             location = entries.get(name) if annotation.location is None else _resolve(annotation.location, directory)
@@ -168,14 +141,15 @@ class Catalogue:
 
     def _files(self, directory: Path) -> list[Path]:
         files = []
-        for path in directory.iterdir():
-            if not path.name.endswith(SUFFIX):
+        for found in os.scandir(directory):
+            if not found.name.endswith(SUFFIX):
                 continue
-            if not NAME.fullmatch(path.name.removesuffix(SUFFIX)):
+            path = directory / found.name
+            if not NAME.fullmatch(found.name.removesuffix(SUFFIX)):
                 self._warn_once(f"{path} is left out: names match {NAME.pattern}")
-            elif not path.resolve().is_relative_to(directory):
+            elif found.is_symlink() and not path.resolve().is_relative_to(directory):
                 self._warn_once(f"{path} is left out: it links to a place outside its directory")
-            elif not path.is_file():
+            elif not found.is_file():
                 self._warn_once(f"{path} is left out: it is not a file")
             else:
                 files.append(path)
@@ -192,9 +166,9 @@ class Catalogue:
         if known is None or known[0] != signature or abs(time.time_ns() - signature[1]) < SETTLED_AFTER_NS:
             bound = None
             try:
-                bound = _PROFILE.validate_json(_read(path, MAX_PROFILE_BYTES)).bound
-            except (CatalogueError, OSError, ValidationError) as error:
-                self._warn_once(f"{path} is left out: {_first(error) if isinstance(error, ValidationError) else error}")
+                bound = read_bound(path)
+            except (CatalogueError, OSError) as error:
+                self._warn_once(f"a profile is left out: {error}")
             self._profiles[name] = known = (signature, bound)
         return known[1]
 
@@ -207,35 +181,6 @@ class Catalogue:
 def is_remote(location: str) -> bool:
     """Whether a location is a URL rather than a path."""
     return "://" in location
-
-
-def _read_index(path: Path) -> dict[str, _Annotation]:
-    if not path.exists():
-        return {}
-    try:
-        return dict(_INDEX.validate_json(_read(path, MAX_INDEX_BYTES)).loras)
-    except ValidationError as error:
-        raise CatalogueError(f"{path}: {_first(error)}") from None
-
-
-def _read(path: Path, most: int) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise CatalogueError(f"{path} has more than {most} bytes")
-    return content
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing wrong with a JSON text, as a sentence that names the field."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    if first["type"] == "extra_forbidden":
-        known = _Index if len(first["loc"]) == 1 else _Annotation
-        return f"{field} is not known; allowed: {', '.join(known.model_fields)}"
-    if first["type"] == "json_invalid" or not field:
-        return first["msg"]
-    return f"{field} is {_shown(first.get('input'))}: {first['msg']}"
 
 
 def _resolve(location: str, directory: Path) -> str:
@@ -263,13 +208,11 @@ def _allowed(name: str, names: list[str]) -> str:
     if not names:
         return "this server has no LoRAs"
     by_lower_case = {known.lower(): known for known in sorted(names)}
-    near = difflib.get_close_matches(name[:128].lower(), by_lower_case, n=3, cutoff=0.6)
+    wanted = name[:128].lower()
+    pairs = set(pairwise(wanted))  # of neighbouring letters: how many two names share is a quick measure of likeness
+    candidates = heapq.nlargest(COMPARED, by_lower_case, key=lambda known: len(pairs.intersection(pairwise(known))))
+    near = difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.6)
     if near:
         return f"names of the catalogue, the nearest: {', '.join(by_lower_case[each] for each in near)}"
     some = sorted(names)[:3]
     return f"names of the catalogue, among them: {', '.join(some)}"
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 150 else f"{text[:149]}…"

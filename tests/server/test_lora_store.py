@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lora_files
 import numpy as np
 import pytest
 import tritonclient.http as http
-from file_server import FileServer, file_server, wait_for
 from tritonclient.utils import InferenceServerException
 
 import checkpoints
+import lora_files
+from file_server import FileServer, file_server, wait_for
 from swiftdiffusion.python_backends import runtime
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.completed_request import CompletedRequest, LoraUse
@@ -101,6 +101,7 @@ def store(lora: tuple[Path, Path]) -> Iterator[StoreServer]:
     with file_server() as files, TritonServer(directory / "repository") as running:
         made = StoreServer(running, directory, files)
         yield made
+        made.client.close()  # the server would wait for it
     assert not made.outcomes.host_directory.exists()
 
 

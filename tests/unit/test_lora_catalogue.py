@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.errors import InvalidRequestError
-from swiftdiffusion.python_backends.lora.catalogue import NAME, Catalogue, CatalogueError
+from swiftdiffusion.python_backends.lora.catalogue import Catalogue, CatalogueError
+from swiftdiffusion.python_backends.lora.catalogue_index import NAME
 
 SHA256 = "ab" * 32
 
