@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("swiftdiffusion", "torch", "diffusers", "transformers", "nvidia-pytriton", "tritonclient", "numpy")
+PACKAGES = ("swiftdiffusion", "torch", "diffusers", "peft", "transformers", "nvidia-pytriton", "tritonclient", "numpy")
 
 
 def describe() -> dict[str, object]:

@@ -171,7 +171,7 @@ def peft(
     return made
 
 
-def loha(shapes: Shapes, tucker: bool = False, rank: int = 3, alpha: float = 1.5) -> MadeLora:
+def loha(shapes: Shapes, tucker: bool = False, rank: int = 3, alpha: float = 3.0) -> MadeLora:
     """LyCORIS LoHa: the elementwise product of two low-rank matrices."""
     make, made = Maker(9), MadeLora()
     for module, shape in shapes.items():
@@ -185,7 +185,8 @@ def loha(shapes: Shapes, tucker: bool = False, rank: int = 3, alpha: float = 1.5
                 made.tensors |= {f"{name}.hada_t{number}": core, a: wa, b: wb}
                 half = torch.einsum("ijhw,jc,io->ochw", core.double(), wb.double(), wa.double()).flatten(1)
             else:
-                wa, wb = make.tensor(shape[0], rank), make.tensor(rank, torch.Size(shape[1:]).numel())
+                wa = make.tensor(shape[0], rank, size=0.5)
+                wb = make.tensor(rank, torch.Size(shape[1:]).numel(), size=0.5)
                 made.tensors |= {a: wa, b: wb}
                 half = wa.double() @ wb.double()
             halves.append(half)
@@ -250,3 +251,15 @@ def dora(made: MadeLora, weights: Mapping[tuple[str, str], torch.Tensor], kind: 
             made.tensors[f"{kohya_name(component, module)}.dora_scale"] = magnitude
         made.deltas[component, module] = (magnitude.double() / norm * merged - base).flatten(1)
     return made
+
+
+def three(shapes: Mapping[str, Shapes]) -> dict[str, MadeLora]:
+    """`attention` (kohya, ranks and alphas of its own for each module), `everything` (text encoders too), `loha`."""
+    attention = {"unet": {name: shape for name, shape in shapes["unet"].items() if "attn" in name}}
+    return {
+        "attention": kohya(
+            attention, lambda number: number % 3 + 1, lambda number, rank: float(number % 4 + 1), seed=1
+        ),
+        "everything": kohya(shapes, seed=2),
+        "loha": loha(attention["unet"]),
+    }

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import checkpoints
+import lora_files
 from swiftdiffusion.export.model_configs import ServingOptions
 from swiftdiffusion.export.repository import write_repository
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.lora.modules import BaseModules
 from swiftdiffusion.python_backends.server import TritonServer
 
 if TYPE_CHECKING:
@@ -26,11 +28,18 @@ def server() -> Iterator[TritonServer]:
         yield running
 
 
+def write_loras(checkpoint: Checkpoint, directory: Path) -> None:
+    """A catalogue of three LoRAs."""
+    directory.mkdir()
+    for name, lora in lora_files.three(BaseModules.of(checkpoint).shapes).items():
+        lora.save(directory / f"{name}.safetensors")
+
+
 class TinyServer:
     """A server of a tiny random-weight checkpoint, with that checkpoint at hand for diffusers."""
 
-    def __init__(self, running: TritonServer, checkpoint: Path, model: str) -> None:
-        self.running, self.checkpoint, self.model = running, checkpoint, model
+    def __init__(self, running: TritonServer, checkpoint: Path, model: str, loras: Path) -> None:
+        self.running, self.checkpoint, self.model, self.loras = running, checkpoint, model, loras
         self.grpc_url, self.http_url, self.metrics_url = running.grpc_url, running.http_url, running.metrics_url
 
 
@@ -48,7 +57,9 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         steps=4,
         guidance_scale=5.0,
         max_size=128,
+        loras=directory / "loras",
     )
+    write_loras(checkpoint, directory / "loras")
     write_repository(checkpoint, directory / "repository", options)
     with TritonServer(directory / "repository") as running:
-        yield TinyServer(running, checkpoint.path, checkpoint.family)
+        yield TinyServer(running, checkpoint.path, checkpoint.family, directory / "loras")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lora_files
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from lora_files import MadeLora
 
 import checkpoints
+import lora_files
+from lora_files import MadeLora
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights

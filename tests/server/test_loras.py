@@ -1,0 +1,163 @@
+"""LoRAs over the server: the pictures are diffusers' with the same deltas fused, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from tritonclient.utils import InferenceServerException
+
+import lora_files
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
+from wire import Picture, generate
+
+if TYPE_CHECKING:
+    from conftest import TinyServer
+
+PROMPT = "a red circle above a blue square"
+Loras = list[tuple[str, float]]
+
+
+def request(server: TinyServer, loras: Loras, **fields: Any) -> Picture:
+    entries = [{"name": name, "scale": scale} for name, scale in loras]
+    given = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 4, **fields}
+    return generate(server, server.model, LORAS=json.dumps(entries), **given)
+
+
+class Oracle:
+    """diffusers' pipeline with dense deltas added to its weights, which are the tests' own."""
+
+    def __init__(self, server: TinyServer) -> None:
+        self._pipeline: Any = DiffusionPipeline.from_pretrained(server.checkpoint, dtype=torch.float32)
+        self._pipeline.set_progress_bar_config(disable=True)
+        made = lora_files.three(BaseModules.of(Checkpoint(server.checkpoint)).shapes)
+        self._deltas = {name: lora.deltas for name, lora in made.items()}
+        self._weights = {
+            (part, name): (weight, weight.detach().clone())
+            for part in ("unet", "text_encoder", "text_encoder_2")
+            if getattr(self._pipeline, part, None) is not None
+            for name, weight in adaptable_weights(getattr(self._pipeline, part)).items()
+        }
+
+    def picture(self, loras: Loras, switch_at: int = 0, steps: int = 4, **options: Any) -> np.ndarray:
+        """uint8 [H, W, 3]; the UNet's deltas are added before step `switch_at`, and with 0 the text encoders' too."""
+        self._fuse(loras if switch_at == 0 else [])
+
+        def switch(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step + 1 == switch_at:
+                self._fuse(loras)
+            return tensors
+
+        given = {"guidance_scale": 5.0, "generator": torch.Generator("cpu").manual_seed(7), **options}
+        picture = self._pipeline(
+            PROMPT, num_inference_steps=steps, output_type="np", callback_on_step_end=switch, **given
+        ).images[0]
+        self._fuse([])
+        return np.round(picture * 255)
+
+    @torch.no_grad()
+    def _fuse(self, loras: Loras) -> None:
+        for place, (weight, original) in self._weights.items():
+            total = original.double()
+            for name, scale in loras:
+                delta = self._deltas[name].get(place)
+                if delta is not None:
+                    total = total + scale * delta.reshape(total.shape)
+            weight.copy_(total)
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny: TinyServer) -> Oracle:
+    return Oracle(tiny)
+
+
+SETS: tuple[Loras, ...] = (
+    [("attention", 1.0)],
+    [("attention", -0.5)],
+    [("loha", 0.8)],
+    [("everything", 0.7)],
+    [("attention", 0.6), ("loha", 1.0)],
+    [("everything", 0.3), ("attention", 0.4), ("loha", -1.0)],
+)
+
+
+@pytest.mark.parametrize("loras", SETS, ids=str)
+def test_pictures_are_those_of_fused_weights(tiny: TinyServer, oracle: Oracle, loras: Loras) -> None:
+    picture = request(tiny, loras, LORA_BOUND=0)
+    assert picture.distance(oracle.picture(loras)) <= 0.5
+    assert picture.distance(oracle.picture([])) > 1
+    assert [(lora["name"], lora["scale"], lora["patched_at_step"]) for lora in picture.info["loras"]] == [
+        (name, scale, 0) for name, scale in loras
+    ]
+    assert all(lora["modules"] > 0 for lora in picture.info["loras"])
+
+
+def test_the_order_of_loras_does_not_matter(tiny: TinyServer) -> None:
+    loras: Loras = [("attention", 0.6), ("loha", 1.0), ("everything", 0.2)]
+    first, second = request(tiny, loras), request(tiny, loras[::-1])
+    assert (first.image == second.image).all()
+
+
+def test_without_loras_the_base_model_is_as_it_was(tiny: TinyServer, oracle: Oracle) -> None:
+    request(tiny, [("everything", 1.0)])
+    assert request(tiny, []).distance(oracle.picture([])) <= 0.5
+
+
+def test_a_patch_step_replays_a_run(tiny: TinyServer, oracle: Oracle) -> None:
+    loras: Loras = [("attention", 1.0)]
+    exact = request(tiny, loras)
+    for step in (0, 1, 3):
+        late = request(tiny, loras, LORA_PATCH_STEP=step)
+        assert late.info["loras"][0]["patched_at_step"] == step
+        assert late.distance(oracle.picture(loras, switch_at=step)) <= 0.5
+        assert (late.distance(exact) == 0) == (step == 0)
+
+
+def test_requests_with_different_sets_share_steps_and_not_loras(tiny: TinyServer) -> None:
+    sets: list[Loras] = [[], *SETS, [("attention", 1.0)]]
+    alone = [request(tiny, loras, STEPS=8, SEED=number) for number, loras in enumerate(sets)]
+    with ThreadPoolExecutor(len(sets)) as threads:
+        together = list(threads.map(lambda item: request(tiny, item[1], STEPS=8, SEED=item[0]), list(enumerate(sets))))
+    assert max(picture.info["largest_batch"] for picture in together) > 2
+    for solo, shared in zip(alone, together, strict=True):
+        assert shared.distance(solo) <= 0.5
+
+
+def test_resident_loras_say_so(tiny: TinyServer) -> None:
+    request(tiny, [("attention", 0.9)])
+    lora = request(tiny, [("attention", 0.9)]).info["loras"][0]
+    assert (lora["source"], lora["patch_ms"]) == ("gpu", 0.0)
+    lora = request(tiny, [("attention", 0.8)]).info["loras"][0]
+    assert lora["source"] == "host" and lora["patch_ms"] > 0
+
+
+def test_a_file_added_while_the_server_runs_is_served(tiny: TinyServer) -> None:
+    with pytest.raises(InferenceServerException, match="attentoin"):
+        request(tiny, [("attentoin", 1.0)])
+    (tiny.loras / "added.safetensors").write_bytes((tiny.loras / "attention.safetensors").read_bytes())
+    assert (request(tiny, [("added", 1.0)]).image == request(tiny, [("attention", 1.0)]).image).all()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_bad_loras_end_their_request_with_a_sentence_and_nothing_else(
+    tiny: TinyServer, oracle: Oracle, protocol: str, tmp_path: Path
+) -> None:
+    good = (tiny.loras / "attention.safetensors").read_bytes()
+    (tiny.loras / "truncated.safetensors").write_bytes(good[:-100])
+    (tiny.loras / "pickle.safetensors").write_bytes(b"\x80\x04}.")
+    for name, said in {
+        "truncated": 'LORAS names "truncated": .*safetensors',
+        "pickle": 'LORAS names "pickle": .*safetensors',
+        "nobody": 'LORAS names "nobody"; allowed',
+        "../attention": r'LORAS names "\.\./attention"; allowed',
+    }.items():
+        with pytest.raises(InferenceServerException, match=said):
+            generate(tiny, tiny.model, protocol, PROMPT=PROMPT, LORAS=json.dumps([{"name": name}]))
+    assert request(tiny, [("attention", 1.0)]).distance(oracle.picture([("attention", 1.0)])) <= 0.5
