@@ -1,29 +1,37 @@
 """Metrics of the models, beside the server's own on its Prometheus endpoint.
 
 A family belongs to the server: models and instances, each a process, that name the same family and labels count on the
-same value. Families of a name must be of one kind, the buckets of labels are those that were named first, and values
-outlive their models.
+same value. The buckets of labels are those that were named first, and values outlive their models.
+
+What the server refuses can crash it (Triton 2.51, for a known family with another kind or a bad label), and so do two
+threads of one process that use metrics at once. So operations take turns, what it would refuse is a ValueError here
+already, and a name's ending says its kind.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 import threading
 from bisect import bisect_left
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 logger = logging.getLogger(__name__)
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Buckets for times, upper bounds in seconds."""
 
-_mutex = threading.Lock()
-"""One use of metrics at a time: two threads of a process at once crash the whole server (Triton 2.51)."""
+NAME, LABEL = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z][a-z0-9_]*")
+COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_size")
+
+_mutex, _failed = threading.Lock(), threading.Event()
 
 
 class Counter:
@@ -33,13 +41,16 @@ class Counter:
         """Opens the family.
 
         Args:
-            name: As Prometheus wants it: `swiftdiffusion_…_total`.
+            name: `swiftdiffusion_…_total`.
             description: One line.
         """
+        _check(name, name.endswith(COUNTER_ENDINGS))
         self._family = _Family(name, description, "COUNTER")
 
     def add(self, amount: float = 1.0, **labels: str) -> None:
-        """Adds to the counter of these labels."""
+        """Adds to the counter of these labels, which must not shrink."""
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"counters grow by finite amounts, not by {amount}")
         self._family.use("increment", amount, labels)
 
 
@@ -50,9 +61,10 @@ class Gauge:
         """Opens the family.
 
         Args:
-            name: As Prometheus wants it: `swiftdiffusion_…` with its unit.
+            name: `swiftdiffusion_…` with its unit, unlike those of counters and histograms.
             description: One line.
         """
+        _check(name, not name.endswith((*COUNTER_ENDINGS, *HISTOGRAM_ENDINGS)))
         self._family = _Family(name, description, "GAUGE")
 
     def set(self, value: float, **labels: str) -> None:
@@ -70,56 +82,79 @@ class Histogram:
         """Opens the family.
 
         Args:
-            name: As Prometheus wants it: `swiftdiffusion_…` with its unit.
+            name: `swiftdiffusion_…_seconds` or `…_size`.
             description: One line.
             buckets: Upper bounds, ascending.
         """
+        _check(name, name.endswith(HISTOGRAM_ENDINGS))
         self._buckets = tuple(buckets)
-        self._parts: tuple[Counter, Counter, Counter] | None = None
+        if not self._buckets or any(low >= high for low, high in pairwise(self._buckets)):
+            raise ValueError(f"the buckets of {name} do not ascend: {self._buckets}")
+        self._parts: tuple[_Family, _Family, _Family] | None = None
         if hasattr(pb_utils.MetricFamily, "HISTOGRAM"):
             self._family = _Family(name, description, "HISTOGRAM", {"buckets": list(self._buckets)})
         else:
-            bucket, total, count = (Counter(f"{name}_{part}", description) for part in ("bucket", "sum", "count"))
+            bucket, total, count = (
+                _Family(f"{name}_{part}", description, "COUNTER") for part in ("bucket", "sum", "count")
+            )
             self._parts = bucket, total, count
 
     def observe(self, value: float, **labels: str) -> None:
-        """Counts a value for these labels."""
+        """Counts a value, zero or more, for these labels."""
+        if not 0 <= value < math.inf:
+            raise ValueError(f"histograms count finite values from 0 on, not {value}")
         if self._parts is None:
             self._family.use("observe", value, labels)
             return
         bucket, total, count = self._parts
         first = bisect_left(self._buckets, value)
-        for index, bound in enumerate((*self._buckets, float("inf"))):
-            bucket.add(float(index >= first), le=f"{bound:g}".replace("inf", "+Inf"), **labels)
-        total.add(value, **labels)
-        count.add(1.0, **labels)
+        for index, bound in enumerate((*self._buckets, math.inf)):
+            le = "+Inf" if bound == math.inf else f"{bound:g}"
+            bucket.use("increment", float(index >= first), {**labels, "le": le})
+        total.use("increment", value, labels)
+        count.use("increment", 1.0, labels)
+
+
+def _check(name: str, is_of_kind: bool) -> None:
+    if not is_of_kind:
+        raise ValueError(f"the ending of the metric {name} is that of another kind")
 
 
 class _Family:
     """A family of the server's registry; does nothing on a server without metrics."""
 
     def __init__(self, name: str, description: str, kind: str, options: dict[str, Any] | None = None) -> None:
-        self._name, self._options = name, options or {}
+        if not NAME.fullmatch(name):
+            raise ValueError(f"the metric {name!r} is not named {NAME.pattern}")
+        self._name, self._description, self._kind, self._options = name, description, kind, options or {}
         self._metrics: dict[tuple[tuple[str, str], ...], Any] = {}
         self._family: Any = None
-        try:
-            with _mutex:
-                self._family = pb_utils.MetricFamily(
-                    name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind)
-                )
-        except pb_utils.TritonModelException as error:
-            logger.warning("the metric %s is left out: %s", name, error)
+        _try(name, self._open)
 
     def use(self, operation: str, value: float, labels: dict[str, str]) -> None:
-        if self._family is None:
-            return
+        if not all(LABEL.fullmatch(label) for label in labels):
+            raise ValueError(f"labels of {self._name} are {sorted(labels)}; allowed: {LABEL.pattern}")
+        _try(self._name, lambda: self._use(operation, value, labels))
+
+    def _open(self) -> None:
+        families = pb_utils.MetricFamily
+        self._family = families(name=self._name, description=self._description, kind=getattr(families, self._kind))
+
+    def _use(self, operation: str, value: float, labels: dict[str, str]) -> None:
         key = tuple(sorted(labels.items()))
+        metric = self._metrics.get(key)
+        if metric is None:
+            metric = self._metrics[key] = self._family.Metric(labels=labels, **self._options)
+        getattr(metric, operation)(value)
+
+
+def _try(name: str, operation: Callable[[], None]) -> None:
+    """One operation on metrics; after one that failed, this process makes no more."""
+    with _mutex:
+        if _failed.is_set():
+            return
         try:
-            with _mutex:
-                metric = self._metrics.get(key)
-                if metric is None:
-                    metric = self._metrics[key] = self._family.Metric(labels=labels, **self._options)
-                getattr(metric, operation)(value)
+            operation()
         except pb_utils.TritonModelException as error:
-            self._family = None
-            logger.warning("the metric %s is left out from now on: %s", self._name, error)
+            _failed.set()
+            logger.warning("this model has no metrics from now on: %s: %s", name, error)
