@@ -12,8 +12,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from file_server import FileServer, file_server
 
+from file_server import FileServer, file_server
 from swiftdiffusion.python_backends.lora.fetching import FailureMemory, Fetcher, FetchError, FetchLimits
 
 CONTENT = bytes(range(256)) * 64

@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from file_server import FileServer, file_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from file_server import FileServer, file_server
 from swiftdiffusion.python_backends.errors import (
     InvalidRequestError,
     LoraUnavailableError,
