@@ -36,27 +36,32 @@ def train(
     workers: Annotated[int, typer.Option(help="Threads that share batches; on CPUs: the cores.")] = 1,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest; default: the recipe's.")] = None,
+    go_on: Annotated[bool, typer.Option(help="Start from the files in OUT, not from nothing.")] = False,
     pictures: Annotated[int, typer.Option(help="Pictures in the training set.")] = 1500,
 ) -> None:
     """Trains LoRAs from the committed weights and saves each in its own file format."""
     from dataclasses import replace
 
     from ..pipeline import load_pipeline
-    from .formats import save_lora
+    from .formats import read_lora, save_lora
     from .recipes import RECIPES
     from .training import fresh_configs, train_lora
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     for name in _chosen(names):
-        recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
+        recipe = RECIPES[name]
+        recipe = replace(recipe, steps=steps or recipe.steps, learning_rate=learning_rate or recipe.learning_rate)
         pipeline = load_pipeline()
-        weights, figures = train_lora(pipeline, recipe, seed, workers, pictures)
         path = out / f"{name}.safetensors"
+        start = read_lora(path, pipeline) if go_on else None
+        weights, figures = train_lora(pipeline, recipe, seed, workers, pictures, start)
         save_lora(weights, recipe, fresh_configs(recipe)["unet"], path, pipeline.unet.config.layers_per_block)
         report = out / "training.json"
         log.info("%s: %s, %.2f MB", name, figures, path.stat().st_size / 1e6)
         known = json.loads(report.read_text()) if report.exists() else {}
-        report.write_text(json.dumps(known | {name: figures}, indent=2, sort_keys=True) + "\n")
+        runs = [*known.get(name, []), figures] if go_on else [figures]
+        report.write_text(json.dumps(known | {name: runs}, indent=2, sort_keys=True) + "\n")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from .data import StyledPictures
 from .factors import PARTS, Factors, LoraWeights, resized
 from .recipes import CONVOLUTIONS, TEXT, Recipe
 
-BATCH_SIZE = 24
+BATCH_SIZE = 12
 PICTURES = 1500
 
 
@@ -130,7 +130,12 @@ def styled_loss(
 
 
 def train_lora(
-    pipeline: StableDiffusionXLPipeline, recipe: Recipe, seed: int = 0, workers: int = 1, pictures: int = PICTURES
+    pipeline: StableDiffusionXLPipeline,
+    recipe: Recipe,
+    seed: int = 0,
+    workers: int = 1,
+    pictures: int = PICTURES,
+    start: LoraWeights | None = None,
 ) -> tuple[LoraWeights, dict]:
     """Trains one LoRA; a recipe that resizes it lets the smaller factors settle in a second, shorter training.
 
@@ -140,16 +145,18 @@ def train_lora(
         seed: of factors, pictures, batches and noise.
         workers: threads that share the batch.
         pictures: size of the training set.
+        start: factors to go on from, with the ranks and alphas that they have, instead of fresh ones.
 
     Returns:
         The LoRA's factors, and steps, seconds (without the encoding of the training set) and smoothed loss.
     """
     torch.manual_seed(seed)
     data = StyledPictures(pipeline, recipe.style, recipe.trigger, pictures, seed)
-    trainee = Trainee(_copied(pipeline), fresh_configs(recipe))
+    configs = fresh_configs(recipe) if start is None else configs_of(start)
+    trainee = Trainee(_copied(pipeline), configs, start)
     figures = fit(trainee, data, recipe.name, recipe.steps, recipe.learning_rate, seed, workers)
     weights = trainee.weights()
-    if recipe.kept_energy is None:
+    if recipe.kept_energy is None or start is not None:
         return weights, figures
     kept = recipe.kept_energy
     weights = LoraWeights({key: resized(factors, kept) for key, factors in weights.factors.items()})
