@@ -14,11 +14,13 @@ from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_to_json
 from .lora.request_loras import Embeddings, RequestLoras
 from .lora.tickets import Outcomes, Ticket, tickets_from_json
+from .metrics import Histogram
 from .settings import text_tensor
 
 if TYPE_CHECKING:
     from .completed_request import CompletedRequest
 
+STEP_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 THREADS = 8
 """Calls of `text_encoder` and `lora_store` at once; steps go on meanwhile."""
 
@@ -31,6 +33,12 @@ class AdapterServices:
         self.has_pooled = has_pooled
         self.outcomes = Outcomes(host_cache_directory())
         self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
+        self._delays = Histogram(
+            "swiftdiffusion_lora_delay_steps", "Denoising steps that ran before a LoRA went on", STEP_BUCKETS
+        )
+        self._waits = Histogram(
+            "swiftdiffusion_lora_wait_seconds", "Time that requests waited for a LoRA at its bound, where they did"
+        )
 
     def take_up(self, request: CompletedRequest, tickets: str) -> RequestLoras:
         """The LoRAs of a request, with the tickets that `lora_store` wrote for it.
@@ -42,6 +50,14 @@ class AdapterServices:
         if [ticket.name for ticket in taken] != [use.name for use in request.loras]:
             raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
         return RequestLoras(request.loras, taken, _Calls(self, request))
+
+    def count(self, loras: RequestLoras) -> None:
+        """Adds a request that has ended to the metrics."""
+        for run in loras.runs:
+            if run.patched_at_step is not None:
+                self._delays.observe(run.patched_at_step)
+            if run.waited_ms:
+                self._waits.observe(run.waited_ms / 1000)
 
 
 class _Calls:

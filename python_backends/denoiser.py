@@ -180,6 +180,7 @@ class TritonPythonModel:
         if denoising is None:
             return
         denoising.loras.close()
+        self._adapters.count(denoising.loras)
         if denoising.request.request_id is not None:
             self._registry.leave(denoising.request.request_id)
 

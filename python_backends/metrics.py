@@ -29,7 +29,7 @@ SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Buckets for times, upper bounds in seconds."""
 
 NAME, LABEL = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z][a-z0-9_]*")
-COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_size")
+COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size")
 
 _mutex, _failed = threading.Lock(), threading.Event()
 
@@ -82,7 +82,7 @@ class Histogram:
         """Opens the family.
 
         Args:
-            name: `swiftdiffusion_…_seconds` or `…_size`.
+            name: `swiftdiffusion_…_seconds`, `…_steps` or `…_size`.
             description: One line.
             buckets: Upper bounds, ascending.
         """

@@ -12,6 +12,7 @@ from .errors import RequestError
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_from_json
 from .lora.resident import ResidentLoras
+from .metrics import Histogram
 from .settings import ModelSettings, error_response, input_text
 from .unet import UNet
 
@@ -29,6 +30,10 @@ class TritonPythonModel:
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
+        self._name = settings.name
+        self._patch_seconds = Histogram(
+            "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """NOISE_PRED for every request; those that Triton batched are evaluated in one call per LoRA set."""
@@ -50,6 +55,8 @@ class TritonPythonModel:
             patch_ms = self._loras.ensure(loras).milliseconds
         except RequestError as error:
             return [error_response(error) for _ in requests]
+        if patch_ms:
+            self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
         batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]
         if len(batch) == 1:
             return [_response(self._unet(batch[0]), patch_ms)]

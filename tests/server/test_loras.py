@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +16,14 @@ from diffusers import DiffusionPipeline
 from tritonclient.utils import InferenceServerException
 
 import lora_files
+from file_server import FileServer, file_server
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
 from wire import Picture, generate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import TinyServer
 
 PROMPT = "a red circle above a blue square"
@@ -161,3 +166,82 @@ def test_bad_loras_end_their_request_with_a_sentence_and_nothing_else(
         with pytest.raises(InferenceServerException, match=said):
             generate(tiny, tiny.model, protocol, PROMPT=PROMPT, LORAS=json.dumps([{"name": name}]))
     assert request(tiny, [("attention", 1.0)]).distance(oracle.picture([("attention", 1.0)])) <= 0.5
+
+
+@pytest.fixture
+def remote(tiny: TinyServer) -> Iterator[FileServer]:
+    """A store over HTTP with `attention` as `far`, `farther` …, of which the server learns while it runs."""
+    with file_server() as files:
+        yield files
+    (tiny.loras / "catalogue.json").unlink(missing_ok=True)
+
+
+def publish(tiny: TinyServer, files: FileServer, name: str, **how: Any) -> str:
+    """A new name at the store; its own content, so that no cache knows it."""
+    made = lora_files.kohya(
+        {"unet": dict(list(BaseModules.of(Checkpoint(tiny.checkpoint)).shapes["unet"].items())[:40])},
+        seed=secrets.randbelow(2**31),
+    )
+    content = made.save(tiny.loras.parent / f"{name}.made").read_bytes()
+    location = files.add(f"/{name}.safetensors", content, **how)
+    (tiny.loras / "catalogue.json").write_text(json.dumps({"loras": {name: {"location": location}}}))
+    return name
+
+
+def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, remote: FileServer) -> None:
+    name = publish(tiny, remote, "far", delay_s=1.0)
+    waiting = request(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
+    assert (waiting["patched_at_step"], waiting["source"]) == (2, "remote")
+    assert waiting["load_ms"] > 1000 and waiting["waited_ms"] > 500
+    again = request(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
+    assert (again["patched_at_step"], again["waited_ms"]) == (0, 0.0)
+    assert remote.gets[f"/{name}.safetensors"] == 1
+
+
+def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinyServer, remote: FileServer) -> None:
+    name = publish(tiny, remote, "farther", delay_s=0.7)
+    first = request(tiny, [(name, 1.0)], LORA_BOUND=150, STEPS=150)
+    step = first.info["loras"][0]["patched_at_step"]
+    assert 0 < step < 149
+    replayed = request(tiny, [(name, 1.0)], LORA_PATCH_STEP=step, STEPS=150)
+    assert (first.image == replayed.image).all()
+
+
+def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer) -> None:
+    name = publish(tiny, remote, "slow", delay_s=3.0)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(request, tiny, [(name, 1.0)])
+        others = [request(tiny, loras) for loras in ([], [("attention", 1.0)]) for _ in range(3)]
+        assert not waiting.done()
+        assert all(other.info["largest_batch"] == 1 for other in others)
+        assert waiting.result().info["loras"][0]["patched_at_step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"failures": [404] * 9}, "404"), ({"cut_after": 500}, "far_"), ({"failures": [500] * 99}, "500")],
+    ids=["missing", "cut off", "broken"],
+)
+def test_a_store_that_fails_ends_its_request_only(
+    tiny: TinyServer, remote: FileServer, how: dict[str, Any], said: str
+) -> None:
+    name = publish(tiny, remote, f"far_{secrets.token_hex(4)}", **how)
+    with pytest.raises(InferenceServerException, match=said) as caught:
+        request(tiny, [(name, 1.0)], LORA_BOUND=2)
+    assert f'LORAS names "{name}"' in str(caught.value)
+    assert request(tiny, [("attention", 1.0)]).info["loras"][0]["patched_at_step"] == 0
+
+
+def test_metrics_tell_of_loads_and_patches(tiny: TinyServer) -> None:
+    request(tiny, [("attention", 0.123)])
+    with urllib.request.urlopen(tiny.metrics_url) as answer:
+        text = answer.read().decode()
+    for name in (
+        'swiftdiffusion_lora_loads_total{source="disk"}',
+        'swiftdiffusion_lora_load_seconds_count{source="host"}',
+        'swiftdiffusion_lora_patch_seconds_count{shard="unet_shard0"}',
+        "swiftdiffusion_lora_delay_steps_count",
+        'swiftdiffusion_lora_cache_bytes{cache="host"}',
+    ):
+        (line,) = [line for line in text.splitlines() if line.startswith(name)]
+        assert float(line.split()[-1]) > 0

@@ -56,10 +56,11 @@ def test_the_committed_repository_is_what_the_exporter_writes(tmp_path: Path) ->
     repository = tmp_path / "model_repository"
     (tmp_path / "export").symlink_to(ROOT / "export")
     options[options.index("--repository") + 1] = str(repository)
-    options[options.index("--checkpoint") + 1] = str(ROOT / "export/demo/weights")
+    for option, path in (("--checkpoint", "export/demo/weights"), ("--loras", "export/demo/loras")):
+        options[options.index(option) + 1] = str(ROOT / path)
     assert CliRunner().invoke(app, ["export", *options]).exit_code == 0
     written, committed = tree(repository), tree(ROOT / "model_repository")
-    absolute, relative = str(ROOT / "export/demo/weights").encode(), b"../export/demo/weights"
+    absolute, relative = str(ROOT / "export/demo").encode(), b"../export/demo"
     assert {name: text.replace(absolute, relative) for name, text in written.items()} == committed
 
 
