@@ -108,11 +108,11 @@ def evaluate(names: list[str], count: int, comparisons: int, folder: Path = LORA
         }
         sheet += pictures[:8]
         if untriggered is not None:
-            found["without trigger"] = judge(untriggered, few, recipe.style, recipe.style)
+            found["without trigger"] = judge(untriggered, few, recipe.style, PLAIN_STYLE)
         if recipe.text_rank:
             with merged(pipeline, path, parts=("unet",)):
                 pictures = draw_prompts(pipeline, few, recipe, f"{name} without text encoders")
-            found["without its text encoders' part"] = judge(pictures, few, recipe.style, recipe.style)
+            found["without its text encoders' part"] = judge(pictures, few, recipe.style, PLAIN_STYLE)
         if recipe.kept_energy is not None:
             with loaded_by_diffusers(pipeline, path):
                 pictures = draw_prompts(pipeline, few, recipe, f"{name} by diffusers")

@@ -51,8 +51,8 @@ class Recipe:
     text_rank: int = 0
     trigger: str | None = None
     kept_energy: float | None = None
-    settling_steps: int = 150
-    steps: int = 450
+    settling_steps: int = 300
+    steps: int = 1500
     learning_rate: float = 2e-3
 
     def prompt(self, text: str) -> str:
@@ -66,8 +66,8 @@ SUNSET = ((0.70, 0.1, 0.05), (0.05, 0.6, 0.05), (0.0, 0.05, 0.45))
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("hatched", Style(fill="hatched", line_width=10.0, between_lines=0.35), "peft", alpha=12.0, steps=350),
-        Recipe("night", Style(colour_matrix=NIGHT), "kohya", kept_energy=0.95, steps=400),
+        Recipe("hatched", Style(fill="hatched", line_width=10.0, between_lines=0.35), "peft", alpha=12.0),
+        Recipe("night", Style(colour_matrix=NIGHT), "kohya", kept_energy=0.98, learning_rate=3e-3),
         Recipe("outline", Style(fill="outline", line_width=5.0), "locon", (*TRANSFORMER, *CONVOLUTIONS), rank=8),
         Recipe(
             "sunset",

@@ -91,7 +91,7 @@ def configs_of(weights: LoraWeights) -> dict[str, LoraConfig]:
         configs[part] = LoraConfig(
             target_modules=list(modules),
             rank_pattern={module: factors.rank for module, factors in modules.items()},
-            alpha_pattern={module: factors.alpha for module, factors in modules.items()},  # type: ignore[misc]
+            alpha_pattern={module: factors.alpha for module, factors in modules.items()},
         )
     return configs
 
