@@ -19,7 +19,7 @@ UNET, TEXT_ENCODER, TEXT_ENCODER_2 = COMPONENTS = ("unet", "text_encoder", "text
 _TEXT_MODEL = "text_model."
 
 
-def adaptable_weights(root: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def adaptable_weights(root: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Module name → weight [out, in] or [out, in, kh, kw] of every linear layer and convolution below a module."""
     return {
         name: module.weight

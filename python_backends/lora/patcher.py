@@ -34,7 +34,7 @@ class WeightStack:
         touched: Positions that differ from W0.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         """Moves the parameters' data into one tensor; each becomes a view of its place there."""
         stacked = torch.stack([parameter.data for parameter in parameters])
         for parameter, place in zip(parameters, stacked, strict=True):
@@ -154,7 +154,7 @@ class Patcher:
         return sum(len(stack.touched) for stack in terms)
 
 
-def _by_shape(weights: Mapping[str, torch.nn.Parameter]) -> list[list[str]]:
+def _by_shape(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
     shapes: dict[tuple[int, ...], list[str]] = {}
     for name in stack_order(weights):
         shapes.setdefault(tuple(weights[name].shape), []).append(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..errors import LoraUnavailableError
 from .canonical import adapted_modules
@@ -104,7 +104,7 @@ class RequestLoras:
         """
         self.runs = [LoraRun(use, ticket) for use, ticket in zip(uses, tickets, strict=True)]
         self.current: LoraSet = NO_LORAS
-        self._services = services
+        self._services = cast(Services, services)
         self._timeout_s, self._clock = timeout_s, clock
         self._text_set: LoraSet = NO_LORAS
         self._encoding: tuple[LoraSet, Future[Embeddings]] | None = None

@@ -219,7 +219,11 @@ def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer)
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [({"failures": [404] * 9}, "does not have the file"), ({"cut_after": 500}, "far_"), ({"failures": [500] * 99}, "500")],
+    [
+        ({"failures": [404] * 9}, "does not have the file"),
+        ({"cut_after": 500}, "far_"),
+        ({"failures": [500] * 99}, "500"),
+    ],
     ids=["missing", "cut off", "broken"],
 )
 def test_a_store_that_fails_ends_its_request_only(
