@@ -4,6 +4,7 @@ from .async_client import DEFAULT_URL, AsyncClient, Health, ModelState
 from .client import Client
 from .errors import (
     InvalidRequest,
+    LoraUnavailable,
     ModelNotFound,
     RequestCancelled,
     RequestTimeout,
@@ -29,6 +30,7 @@ __all__ = [
     "InvalidRequest",
     "Lora",
     "LoraReport",
+    "LoraUnavailable",
     "ModelNotFound",
     "ModelState",
     "Progress",

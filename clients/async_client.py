@@ -82,7 +82,7 @@ class AsyncClient:
         start = time.monotonic()
         async with self._cancelled_on_server(request):
             outputs = await asyncio.wait_for(self._open().infer(model, tensors), self.timeout)
-        return parse_result(outputs, request.request_id or "", time.monotonic() - start)
+        return parse_result(outputs, request, time.monotonic() - start)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Progress | GenerationResult, None]:
         """Progress after each step, then the picture. gRPC only.
@@ -110,7 +110,7 @@ class AsyncClient:
                     last = answer
                 elif (progress := parse_progress(answer)) is not None:
                     yield progress
-        yield parse_result(last, request.request_id or "", time.monotonic() - start)
+        yield parse_result(last, request, time.monotonic() - start)
 
     async def cancel(self, request_id: str) -> bool:
         """Cancels a request; its caller gets `RequestCancelled`.

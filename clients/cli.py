@@ -11,6 +11,7 @@ from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
 from .generate_command import generate
 from .perf.command import perf
+from .perf.lora_mix import lora_mix
 
 app = typer.Typer(
     name="swiftdiffusion",
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(perf)
+app.command()(lora_mix)
 app.command()(export)
 app.command()(profile_lora)
 app.command()(doctor)

@@ -2,6 +2,7 @@
 
 import re
 
+_LORA = re.compile(r'\bLORAS(?: names "|: )')
 _CANCELLED = re.compile(r'REQUEST_ID ".*" was cancelled', re.DOTALL)
 _UNREACHABLE = ("failed to connect", "DNS resolution failed", "Socket closed", "Connection reset", "recvmsg:")
 
@@ -24,6 +25,13 @@ class ServerUnavailable(SwiftDiffusionError):  # noqa: N818
 
 class ServerUnreachable(ServerUnavailable):
     """Nobody answers at the URL."""
+
+
+class LoraUnavailable(ServerUnavailable):
+    """A LoRA that the server has in its catalogue cannot be had now, such as from a store that is down.
+
+    The message names it; requests without it are served.
+    """
 
 
 class RequestCancelled(SwiftDiffusionError):  # noqa: N818
@@ -69,8 +77,10 @@ def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffus
     kind = _BY_STATUS.get(code, ServerFailure)
     if kind is ServerUnavailable and message.startswith(_UNREACHABLE):
         return unreachable(url, message)
-    if kind in (ServerUnavailable, RequestCancelled) and "TIMEOUT_MS" in message:
+    if kind in (ServerUnavailable, RequestCancelled) and "TIMEOUT_MS passed" in message:
         kind = RequestTimeout  # gRPC's own code for that is not among those a Triton model can return
+    if kind is ServerUnavailable and _LORA.search(message):
+        kind = LoraUnavailable
     if kind is InvalidRequest and _CANCELLED.search(message):
         kind = RequestCancelled  # Triton's HTTP API answers 400 to what its gRPC API calls CANCELLED
     return kind(message)

@@ -17,7 +17,7 @@ from .async_client import DEFAULT_URL, AsyncClient
 from .contact_sheet import contact_sheet
 from .errors import ServerFailure, ServerUnreachable, SwiftDiffusionError
 from .request import ControlNet, GenerationRequest, Lora
-from .result import GenerationResult
+from .result import GenerationResult, LoraReport
 
 
 def generate(
@@ -36,6 +36,12 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="In pixels.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="euler, euler_a, ddim, dpmpp_2m or lcm.")] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:SCALE]", help="Repeatable.")] = None,
+    lora_bound: Annotated[
+        int | None, typer.Option(min=0, help="Steps that may run before the LoRAs are loaded; 0 waits for them.")
+    ] = None,
+    lora_patch_step: Annotated[
+        int | None, typer.Option(min=0, help="Put the LoRAs on at exactly this step, as an earlier run reported.")
+    ] = None,
     control: Annotated[list[str] | None, typer.Option(metavar="NAME[:SCALE]=IMAGE", help="Repeatable.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     url: Annotated[
@@ -59,6 +65,8 @@ def generate(
         width=width,
         scheduler=scheduler,
         loras=tuple(_parse_lora(text) for text in lora or ()),
+        lora_bound=lora_bound,
+        lora_patch_step=lora_patch_step,
         controlnets=tuple(entry for entry, _ in controls),
         control_images=tuple(path for _, path in controls),
     )
@@ -79,6 +87,8 @@ def generate(
         console.print(
             f"seed {result.info.seed}  {result.seconds:.2f} s  {request.prompt}", highlight=False, markup=False
         )
+        for report in result.info.loras:
+            console.print(f"  {describe_lora(report)}", style="dim", highlight=False, markup=False, soft_wrap=True)
     typer.echo(out)
 
 
@@ -127,6 +137,17 @@ class _Display:
                 raise ServerFailure("the stream ended without a picture")
             finally:
                 self.progress.remove_task(line)
+
+
+def describe_lora(lora: LoraReport) -> str:
+    """When a LoRA went on, from where, and how long that took; what the server does not say is left out."""
+    scale = "" if lora.scale is None else f":{lora.scale:g}"
+    when = "" if lora.patched_at_step is None else f" from step {lora.patched_at_step}"
+    told = [f"on{when}{'' if lora.modules is None else f' in {lora.modules} modules'}"]
+    told += [] if lora.source is None else ["resident" if lora.source == "gpu" else f"from {lora.source}"]
+    times = (("loaded in", lora.load_ms), ("patched in", lora.patch_ms), ("waited", lora.waited_ms or None))
+    told += [f"{verb} {milliseconds:.1f} ms" for verb, milliseconds in times if milliseconds is not None]
+    return f"{lora.name}{scale}: {', '.join(told)}"
 
 
 def _requests(base: GenerationRequest, prompts: Sequence[str], count: int, seed: int | None) -> list[GenerationRequest]:

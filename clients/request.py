@@ -11,15 +11,25 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+SCHEDULERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
+"""The samplers that can be asked for; a checkpoint's own may be another one."""
+
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | Path
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA of the server's catalogue; `scale` None is the server's default."""
+    """A LoRA of the server's catalogue.
+
+    Attributes:
+        name: in the catalogue.
+        scale: its weight; None is the server's default.
+        patch_step: apply it at exactly this step, to repeat an earlier result; None leaves it to when it is loaded.
+    """
 
     name: str
     scale: float | None = None
+    patch_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class GenerationRequest:
         scheduler: name of the sampler, such as `euler`, `ddim`, `dpmpp_2m`.
         loras: adapters, in any order.
         lora_bound: steps that may run before the LoRAs are on; 0 waits for them.
-        lora_patch_step: apply the LoRAs at exactly this step, to repeat an earlier result.
+        lora_patch_step: apply the LoRAs that have no `patch_step` of their own at exactly this step.
         controlnets: ControlNets, in the order of `control_images`.
         control_images: one picture per ControlNet, all of the same size: PIL, uint8 array [H, W, 3] or a file.
         request_id: handle for `cancel`; the client makes one up otherwise.

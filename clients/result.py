@@ -1,7 +1,7 @@
 """What comes back: the picture, the report on how it was made, progress (the wire contract's output side)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from .errors import ServerFailure
+from .request import SCHEDULERS, GenerationRequest, Lora
 
 
 class _Report(BaseModel):
@@ -20,14 +21,28 @@ class _Report(BaseModel):
 
 
 class LoraReport(_Report):
-    """How one LoRA was applied: at which step, from where (gpu, host, disk, remote), times in milliseconds."""
+    """How one LoRA was applied.
+
+    Attributes:
+        name: in the server's catalogue.
+        scale: its weight.
+        patched_at_step: the first step that ran with it; 0: the picture is exact.
+        bound: the step that would have waited for it.
+        source: where it was: `gpu` (in the UNet already), `host`, `disk` or `remote`.
+        load_ms: from the request's arrival until it was in the host's memory.
+        patch_ms: changing the UNet's weights.
+        waited_ms: how long the request stood still for it, at its bound.
+        modules: how many of the networks' modules it changes.
+    """
 
     name: str
     scale: float | None = None
     patched_at_step: int | None = None
+    bound: int | None = None
     source: str | None = None
     load_ms: float | None = None
     patch_ms: float | None = None
+    waited_ms: float | None = None
     modules: int | None = None
 
 
@@ -43,11 +58,36 @@ class GenerationInfo(_Report):
 
     seed: int
     steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
     scheduler: str | None = None
     loras: tuple[LoraReport, ...] = ()
     controlnets: tuple[ControlNetReport, ...] = ()
     shards: tuple[str, ...] = ()
     timings_ms: dict[str, float] = {}
+
+    def replay(self, request: GenerationRequest) -> GenerationRequest:
+        """The request that makes this picture again, whatever is loaded by then.
+
+        A picture depends on the steps at which its LoRAs went on, which is a matter of what was loaded when; the
+        request that is returned names them, and all that the server chose or drew.
+
+        Args:
+            request: what this picture was made of; its texts and ControlNets are kept.
+
+        Raises:
+            ValueError: the report lacks a LoRA's step.
+        """
+        reported = {
+            name: value
+            for name in ("seed", "steps", "guidance_scale", "height", "width")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.scheduler in SCHEDULERS:
+            reported["scheduler"] = self.scheduler
+        loras = tuple(_replayed(lora) for lora in self.loras)
+        return replace(request, **reported, loras=loras, lora_bound=None, lora_patch_step=None, request_id=None)
 
 
 class Progress(_Report):
@@ -64,25 +104,34 @@ class GenerationResult:
     Attributes:
         pixels: uint8 [H, W, 3].
         info: how it was made.
-        request_id: the id the request was sent with.
+        request: what was sent, with its id.
         seconds: from sending to receiving, as this client saw it.
     """
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
     info: GenerationInfo
-    request_id: str
+    request: GenerationRequest
     seconds: float
+
+    @property
+    def request_id(self) -> str:
+        """The id the request was sent with."""
+        return self.request.request_id or ""
 
     @cached_property
     def image(self) -> Image.Image:
         """The picture as a PIL image, made at first use."""
         return Image.fromarray(self.pixels)
 
+    def replay(self) -> GenerationRequest:
+        """The request that makes this picture again; see `GenerationInfo.replay`."""
+        return self.info.replay(self.request)
+
 
 Outputs = Mapping[str, npt.NDArray[Any] | None]
 
 
-def parse_result(outputs: Outputs, request_id: str, seconds: float) -> GenerationResult:
+def parse_result(outputs: Outputs, request: GenerationRequest, seconds: float) -> GenerationResult:
     """A finished picture from the outputs IMAGE [1, H, W, 3] and INFO [1, 1].
 
     Raises:
@@ -91,13 +140,19 @@ def parse_result(outputs: Outputs, request_id: str, seconds: float) -> Generatio
     image, info = outputs.get("IMAGE"), outputs.get("INFO")
     if image is None or info is None:
         raise ServerFailure(f"the server's answer lacks {'IMAGE' if image is None else 'INFO'}")
-    return GenerationResult(image[0], GenerationInfo.model_validate_json(_text(info)), request_id, seconds)
+    return GenerationResult(image[0], GenerationInfo.model_validate_json(_text(info)), request, seconds)
 
 
 def parse_progress(outputs: Outputs) -> Progress | None:
     """Progress from a response without IMAGE; None if it says nothing of a step."""
     info = outputs.get("INFO")
     return None if info is None else Progress.model_validate_json(_text(info))
+
+
+def _replayed(lora: LoraReport) -> Lora:
+    if lora.patched_at_step is None:
+        raise ValueError(f"the report does not say at which step the LoRA {lora.name} went on")
+    return Lora(lora.name, lora.scale, lora.patched_at_step)
 
 
 def _text(tensor: npt.NDArray[Any]) -> bytes:

@@ -5,34 +5,25 @@ import os
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..async_client import DEFAULT_URL
 from ..client import Client
 from ..errors import SwiftDiffusionError
 from ..request import GenerationRequest
-from .load import Latency, Load, measure, read_requests
-from .statistics import ModelWork, read_statistics
+from .load import INPUTS, Load, Requests, measure, read_requests
+from .lora_metrics import LoraMetrics, metrics_url_of, read_lora_metrics
+from .report import Level, show
+from .statistics import read_statistics
 from .tool import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer
 
 DEFAULT_URLS = (DEFAULT_URL, "http://127.0.0.1:8000")
-PLAIN_REQUESTS = Path(__file__).with_name("plain.json")
-
-
-@dataclass(frozen=True)
-class Level:
-    """What was measured at one concurrency."""
-
-    concurrency: int
-    latency: Latency
-    models: tuple[ModelWork, ...]
 
 
 def perf(
@@ -40,9 +31,19 @@ def perf(
     concurrency: Annotated[str, typer.Option(help="Requests in flight, such as 1,2,4,8.")] = "1,2,4,8",
     requests: Annotated[int, typer.Option(min=1, help="Requests in each of three windows per concurrency.")] = 10,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the input data's.")] = None,
+    lora_bound: Annotated[
+        int | None, typer.Option(min=0, help="Steps that may run before LoRAs are loaded; 0 waits for them.")
+    ] = None,
     input_data: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Requests, in perf_analyzer's format.")
-    ] = PLAIN_REQUESTS,
+        str,
+        typer.Option(
+            metavar="[plain|loras|FILE]",
+            help="Requests: without LoRAs, with those of the demo family, or a file in perf_analyzer's format.",
+        ),
+    ] = "plain",
+    metrics_url: Annotated[
+        str | None, typer.Option(help="The server's metrics. Default: port 8002 of its host, if it answers there.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Entry model; default: sdxl or sd15, as the server has.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the numbers there, as JSON.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where perf_analyzer is kept. Default: the user's cache.")] = None,
@@ -50,21 +51,22 @@ def perf(
     """Measure a running server with perf_analyzer, which is fetched on first use."""
     console = Console()
     levels = _parse_levels(concurrency)
-    entries = read_requests(input_data, {"STEPS": steps})
-    runs = []
+    entries = read_requests(_input_file(input_data), {"STEPS": steps, "LORA_BOUND": lora_bound})
+    coming, runs = entries, []
     try:
         with console.status("getting perf_analyzer"):
             tool = find_perf_analyzer(cache)
         for address in url or DEFAULT_URLS:
             with Client(address, model) as client:
-                load = Load(address, client.model(), entries, requests)
+                load = Load(address, client.model(), coming, requests)
                 version = client.health().version
                 client.generate(GenerationRequest("warm up", steps=2))
-            measured = _measure(tool, load, levels, console)
-            _show(console, load, measured)
+            measured = _measure(tool, load, levels, metrics_url, console)
+            coming = _moved_on(coming, measured, load.model)
+            show(console, load, measured)
             about = {"url": address, "api": load.api, "model": load.model, "server_version": version}
             runs.append({**about, "levels": [asdict(level) for level in measured]})
-    except (PerfAnalyzerError, SwiftDiffusionError) as error:
+    except (PerfAnalyzerError, SwiftDiffusionError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     if out is not None:
@@ -75,9 +77,11 @@ def perf(
         console.print(f"written to {out}", highlight=False)
 
 
-def _measure(tool: PerfAnalyzer, load: Load, levels: Sequence[int], console: Console) -> list[Level]:
+def _measure(
+    tool: PerfAnalyzer, load: Load, levels: Sequence[int], metrics_url: str | None, console: Console
+) -> list[Level]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    measured = []
+    measured: list[Level] = []
     with (
         tempfile.TemporaryDirectory() as directory,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
@@ -85,34 +89,38 @@ def _measure(tool: PerfAnalyzer, load: Load, levels: Sequence[int], console: Con
         task = progress.add_task(load.url, total=len(levels))
         for level in levels:
             progress.update(task, description=f"{load.url}, {level} at a time")
-            before = read_statistics(load.url)
-            latency = measure(tool, load, level, Path(directory))
-            measured.append(Level(level, latency, tuple(read_statistics(load.url).work_since(before))))
+            metrics, before = _lora_metrics(load.url, metrics_url), read_statistics(load.url)
+            going_on = replace(load, requests=_moved_on(load.requests, measured, load.model))
+            latency = measure(tool, going_on, level, Path(directory))
+            models = tuple(read_statistics(load.url).work_since(before))
+            now = None if metrics is None else _lora_metrics(load.url, metrics_url)
+            loras = None if metrics is None or now is None else now.work_since(metrics)
+            measured.append(Level(level, latency, models, loras))
             progress.advance(task)
     return measured
 
 
-def _show(console: Console, load: Load, measured: Sequence[Level]) -> None:
-    table = Table(title=f"{load.model} at {load.url}, {load.api}", title_justify="left")
-    for heading in ("at a time", "pictures/s", "mean ms", "p50 ms", "p90 ms", "p95 ms", "p99 ms"):
-        table.add_column(heading, justify="right")
-    for level in measured:
-        latency = level.latency
-        numbers = [latency.mean_ms, *latency.percentiles_ms.values()]
-        table.add_row(str(level.concurrency), f"{latency.throughput:.2f}", *(f"{number:.0f}" for number in numbers))
-    console.print(table)
-    models = Table(title="the models' part in it, means per call", title_justify="left")
-    models.add_column("model")
-    for heading in ("at a time", "calls", "batch", "queue ms", "compute ms", "transfer ms"):
-        models.add_column(heading, justify="right")
-    for name in sorted({work.model for level in measured for work in level.models}):
-        for level in measured:
-            for work in (work for work in level.models if work.model == name):
-                times = (work.queue_ms, work.compute_ms, work.transfer_ms)
-                numbers_shown = [str(work.calls), f"{work.mean_batch:.2f}", *(f"{time:.2f}" for time in times)]
-                models.add_row(name, str(level.concurrency), *numbers_shown)
-        models.add_section()
-    console.print(models)
+def _lora_metrics(url: str, metrics_url: str | None) -> LoraMetrics | None:
+    """The counters at the URL given, or at the default one if somebody answers there."""
+    if metrics_url is not None:
+        return read_lora_metrics(metrics_url)
+    try:
+        return read_lora_metrics(metrics_url_of(url))
+    except OSError:
+        return None
+
+
+def _moved_on(requests: Requests, measured: Sequence[Level], model: str) -> Requests:
+    """The requests from where the last measurement ended: a LoRA's first request is the first one only once."""
+    sent = sum(work.calls for level in measured for work in level.models if work.model == model) % max(len(requests), 1)
+    return requests[sent:] + requests[:sent]
+
+
+def _input_file(text: str) -> Path:
+    file = INPUTS.get(text, Path(text))
+    if not file.is_file():
+        raise typer.BadParameter(f"--input-data is {text!r}; wanted: {', '.join(INPUTS)} or a file")
+    return file
 
 
 def _parse_levels(text: str) -> list[int]:

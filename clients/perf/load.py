@@ -6,10 +6,16 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from .tool import PerfAnalyzer, PerfAnalyzerError
+
+Requests: TypeAlias = tuple[Mapping[str, Any], ...]
+"""Entries of perf_analyzer's `data`: values by input."""
+
+INPUTS = {name: Path(__file__).with_name(f"{name}.json") for name in ("plain", "loras")}
+"""Input data that comes along: requests without LoRAs, and with those of the demo family."""
 
 _PERCENTILES = ("p50", "p90", "p95", "p99")
 
@@ -21,13 +27,13 @@ class Load:
     Attributes:
         url: `grpc://HOST:PORT` or `http://HOST:PORT`.
         model: the entry model.
-        requests: perf_analyzer's input data (the entries of `data`), sent round robin.
+        requests: perf_analyzer's input data, sent round robin.
         requests_per_window: at least so many in each of the three windows of a measurement.
     """
 
     url: str
     model: str
-    requests: tuple[Mapping[str, Any], ...]
+    requests: Requests
     requests_per_window: int = 10
 
     @property
@@ -45,7 +51,7 @@ class Latency:
     percentiles_ms: Mapping[str, float]
 
 
-def read_requests(file: Path, overrides: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def read_requests(file: Path, overrides: Mapping[str, Any]) -> Requests:
     """Requests of a perf_analyzer input file, with some inputs replaced.
 
     Args:

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from swiftdiffusion.clients import LoraReport
 from swiftdiffusion.clients.cli import app
+from swiftdiffusion.clients.generate_command import describe_lora
 
 runner = CliRunner()
 
 
-@pytest.mark.parametrize("command", ["serve", "doctor", "generate", "export", "perf"])
+@pytest.mark.parametrize("command", ["serve", "doctor", "generate", "export", "perf", "lora-mix"])
 def test_every_command_has_help(command: str) -> None:
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -42,6 +44,18 @@ def test_bad_arguments_are_explained(arguments: list[str], complaint: str) -> No
     result = runner.invoke(app, ["generate", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert complaint in result.output
+
+
+def test_a_line_says_how_a_lora_was_applied() -> None:
+    report = LoraReport(
+        name="ink", scale=0.8, patched_at_step=2, source="disk", load_ms=61.24, patch_ms=20, waited_ms=7, modules=84
+    )
+    assert describe_lora(report) == (
+        "ink:0.8: on from step 2 in 84 modules, from disk, loaded in 61.2 ms, patched in 20.0 ms, waited 7.0 ms"
+    )
+    resident = LoraReport(name="ink", patched_at_step=0, source="gpu", load_ms=0.1, patch_ms=0.0, waited_ms=0.0)
+    assert describe_lora(resident) == "ink: on from step 0, resident, loaded in 0.1 ms, patched in 0.0 ms"
+    assert describe_lora(LoraReport(name="ink")) == "ink: on"
 
 
 def test_no_server_is_explained(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """What comes back is parsed, and unknown things are kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from swiftdiffusion.clients import ServerFailure
+from swiftdiffusion.clients import ControlNet, GenerationInfo, GenerationRequest, Lora, ServerFailure
 from swiftdiffusion.clients.contact_sheet import contact_sheet
 from swiftdiffusion.clients.result import parse_progress, parse_result
 
+REQUEST = GenerationRequest("a red circle", negative_prompt="blur", request_id="mine", timeout_ms=900)
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(1, 4, 6, 3)
 
 
@@ -22,19 +26,74 @@ def test_result_is_typed_and_the_picture_lazy() -> None:
     report = info(
         seed=7, steps=4, scheduler="euler", loras=[lora], shards=["unet_shard0"], timings_ms={"denoiser": 1.5}
     )
-    result = parse_result({"IMAGE": PIXELS, "INFO": report}, "mine", 0.5)
+    result = parse_result({"IMAGE": PIXELS, "INFO": report}, REQUEST, 0.5)
     assert (result.info.seed, result.info.steps, result.info.scheduler) == (7, 4, "euler")
     assert result.info.loras[0].patched_at_step == 2
     assert result.info.loras[0].model_extra == {"format": "kohya"}
     assert result.info.timings_ms == {"denoiser": 1.5}
+    assert result.request_id == "mine"
     assert "image" not in vars(result)
     assert isinstance(result.image, Image.Image)
     assert result.image is result.image
     assert (np.asarray(result.image) == PIXELS[0]).all()
 
 
+REPORT = {
+    "seed": 7,
+    "steps": 9,
+    "guidance_scale": 1.5,
+    "height": 64,
+    "width": 96,
+    "scheduler": "ddim",
+    "loras": [
+        {"name": "ink", "scale": 0.8, "patched_at_step": 0, "bound": 4, "source": "gpu", "waited_ms": 0.0},
+        {"name": "papercut", "scale": 1.0, "patched_at_step": 3, "bound": 4, "source": "remote", "waited_ms": 1.0},
+    ],
+}
+
+
+def test_a_replay_asks_for_what_was_reported() -> None:
+    asked = replace(
+        REQUEST, loras=[Lora("papercut"), Lora("ink", 0.8)], lora_bound=4, controlnets=[ControlNet("canny")]
+    )
+    again = parse_result({"IMAGE": PIXELS, "INFO": info(**REPORT)}, asked, 0.5).replay()
+    assert again == GenerationRequest(
+        "a red circle",
+        negative_prompt="blur",
+        seed=7,
+        steps=9,
+        guidance_scale=1.5,
+        height=64,
+        width=96,
+        scheduler="ddim",
+        loras=(Lora("ink", 0.8, 0), Lora("papercut", 1.0, 3)),
+        controlnets=[ControlNet("canny")],
+        timeout_ms=900,
+    )
+
+
+def test_a_replay_leaves_a_checkpoints_own_scheduler_to_the_server() -> None:
+    report = GenerationInfo.model_validate({**REPORT, "scheduler": "PNDMScheduler"})
+    assert report.replay(REQUEST).scheduler is None
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 199)), max_size=5), st.integers(0, 200))
+def test_a_replay_names_the_step_of_every_lora(steps: list[tuple[float, int]], bound: int) -> None:
+    loras = [{"name": f"n{i}", "scale": scale, "patched_at_step": step} for i, (scale, step) in enumerate(steps)]
+    report = GenerationInfo.model_validate({"seed": 1, "loras": loras})
+    again = report.replay(replace(REQUEST, lora_bound=bound, lora_patch_step=bound))
+    assert [(lora.scale, lora.patch_step) for lora in again.loras] == steps
+    assert (again.lora_bound, again.lora_patch_step) == (None, None)
+
+
+def test_a_replay_without_a_step_is_refused() -> None:
+    report = GenerationInfo.model_validate({"seed": 1, "loras": [{"name": "ink"}]})
+    with pytest.raises(ValueError, match="the LoRA ink"):
+        report.replay(REQUEST)
+
+
 def test_unknown_keys_are_kept() -> None:
-    result = parse_result({"IMAGE": PIXELS, "INFO": info(seed=1, novelty={"a": [1]})}, "", 0.0)
+    result = parse_result({"IMAGE": PIXELS, "INFO": info(seed=1, novelty={"a": [1]})}, REQUEST, 0.0)
     assert result.info.model_extra == {"novelty": {"a": [1]}}
     assert json.loads(result.info.model_dump_json())["novelty"] == {"a": [1]}
 
@@ -42,7 +101,7 @@ def test_unknown_keys_are_kept() -> None:
 @pytest.mark.parametrize(("outputs", "missing"), [({"INFO": info(seed=1)}, "IMAGE"), ({"IMAGE": PIXELS}, "INFO")])
 def test_missing_output_is_the_servers_failure(outputs: dict[str, np.ndarray], missing: str) -> None:
     with pytest.raises(ServerFailure, match=missing):
-        parse_result(outputs, "", 0.0)
+        parse_result(outputs, REQUEST, 0.0)
 
 
 def test_progress() -> None:
