@@ -155,7 +155,7 @@ def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: Catalogue
         uses[lora.name] = LoraUse(
             name=lora.name,
             scale=lora.scale,
-            bound=_given(bound, _given(known.bound, rules.lora_bound)),
+            bound=_given(bound, _given(known.bound_for(steps), rules.lora_bound)),
             patch_step=_given(lora.patch_step, patch_step),
         )
     return tuple(uses.values())

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..errors import InvalidRequestError
-from .catalogue_index import NAME, CatalogueError, read_bound, read_index, shown
+from .catalogue_index import NAME, CatalogueError, read_index, read_profile, shown
 
 __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
 
@@ -36,6 +36,7 @@ class CatalogueEntry:
         location: Absolute path of a local file, or the fsspec URL of a remote one.
         sha256: What the file must hash to, in lower-case hexadecimal; None where the operator does not say.
         bound: Default bound of its asynchronous loading, in steps; None for the server's.
+        bound_of_steps: Length of the runs in which its profile found that bound; None for a bound of any run.
         description: For people.
         identity: Changes when the local file's size, mtime or inode, or the location or sha256 changes: what was learnt
             about an entry with one identity holds for every entry with it.
@@ -45,8 +46,15 @@ class CatalogueEntry:
     location: str
     sha256: str | None
     bound: int | None
+    bound_of_steps: int | None
     description: str
     identity: str
+
+    def bound_for(self, steps: int) -> int | None:
+        """The default bound of a run of so many steps: a profile's is scaled, and rounded down."""
+        if self.bound is None or self.bound_of_steps is None:
+            return self.bound
+        return self.bound * steps // self.bound_of_steps
 
     @property
     def is_remote(self) -> bool:
@@ -55,6 +63,7 @@ class CatalogueEntry:
 
 
 _Signature = tuple[int, ...]
+_Profiled = tuple[int | None, int | None]
 
 
 class Catalogue:
@@ -77,7 +86,7 @@ class Catalogue:
         self._warned: set[str] = set()
         self._signature: _Signature = ()
         self._settled = True
-        self._profiles: dict[str, tuple[_Signature, int | None]] = {}
+        self._profiles: dict[str, tuple[_Signature, _Profiled]] = {}
         if self._directory is not None:
             if not self._directory.is_dir():
                 raise CatalogueError(f"the LoRA catalogue {directory} is not a directory")
@@ -99,11 +108,13 @@ class Catalogue:
         found = entries.get(name)
         if found is None:
             raise InvalidRequestError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
+        bound, of_steps = self._profile(name) if found.bound is None else (found.bound, None)
         return CatalogueEntry(
             name=name,
             location=found.location,
             sha256=found.sha256,
-            bound=self._profile_bound(name) if found.bound is None else found.bound,
+            bound=bound,
+            bound_of_steps=of_steps,
             description=found.description,
             identity=_identity(found.location, found.sha256),
         )
@@ -129,14 +140,14 @@ class Catalogue:
         settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
         entries = {path.name.removesuffix(SUFFIX): str(path) for path in self._files(directory)}
         annotations = read_index(directory / INDEX)
-        found = {name: CatalogueEntry(name, location, None, None, "", "") for name, location in entries.items()}
+        found = {name: CatalogueEntry(name, location, None, None, None, "", "") for name, location in entries.items()}
         for name, annotation in annotations.items():
             location = entries.get(name) if annotation.location is None else _resolve(annotation.location, directory)
             if location is None:
                 self._warn_once(f"{directory / INDEX} describes {name!r}, of which there is no file {name}{SUFFIX}")
                 continue
             sha256 = None if annotation.sha256 is None else annotation.sha256.lower()
-            found[name] = CatalogueEntry(name, location, sha256, annotation.bound, annotation.description, "")
+            found[name] = CatalogueEntry(name, location, sha256, annotation.bound, None, annotation.description, "")
         self._entries, self._signature, self._settled = found, signature, settled
 
     def _files(self, directory: Path) -> list[Path]:
@@ -155,21 +166,21 @@ class Catalogue:
                 files.append(path)
         return files
 
-    def _profile_bound(self, name: str) -> int | None:
-        """The bound of `NAME.profile.json`, read again when it changes; None without one."""
+    def _profile(self, name: str) -> _Profiled:
+        """What `NAME.profile.json` says, read again when it changes; nothing without one."""
         assert self._directory is not None
         path = self._directory / f"{name}{PROFILE_SUFFIX}"
         signature = _signature(path)
         if not signature:
-            return None
+            return None, None
         known = self._profiles.get(name)
         if known is None or known[0] != signature or abs(time.time_ns() - signature[1]) < SETTLED_AFTER_NS:
-            bound = None
+            profile: _Profiled = (None, None)
             try:
-                bound = read_bound(path)
+                profile = read_profile(path)
             except (CatalogueError, OSError) as error:
                 self._warn_once(f"a profile is left out: {error}")
-            self._profiles[name] = known = (signature, bound)
+            self._profiles[name] = known = (signature, profile)
         return known[1]
 
     def _warn_once(self, sentence: str) -> None:

@@ -43,6 +43,7 @@ class _Profile(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
 _INDEX, _PROFILE = TypeAdapter(_Index), TypeAdapter(_Profile)
@@ -62,14 +63,15 @@ def read_index(path: Path) -> dict[str, Annotation]:
         raise CatalogueError(f"{path}: {_first(error)}") from None
 
 
-def read_bound(path: Path) -> int | None:
-    """The bound that a `NAME.profile.json` gives.
+def read_profile(path: Path) -> tuple[int | None, int | None]:
+    """The bound that a `NAME.profile.json` gives, and the number of steps of which it is one.
 
     Raises:
         CatalogueError: If it is not what it should be.
     """
     try:
-        return _PROFILE.validate_json(_read(path, MAX_PROFILE_BYTES)).bound
+        profile = _PROFILE.validate_json(_read(path, MAX_PROFILE_BYTES))
+        return profile.bound, profile.steps
     except ValidationError as error:
         raise CatalogueError(f"{path}: {_first(error)}") from None
 

@@ -39,6 +39,12 @@ def test_bounds_come_from_the_request_then_the_catalogue_then_the_server(catalog
     assert [use.bound for use in parse(catalogue, asked, LORA_BOUND=0).loras] == [0, 0]
 
 
+def test_a_profiles_bound_is_scaled_to_the_requests_steps(catalogue: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "night.profile.json").write_text(json.dumps({"bound": 5, "steps": 20}))
+    bounds = [parse(catalogue, [{"name": "night"}], STEPS=steps).loras[0].bound for steps in (20, 50, 7, 3)]
+    assert bounds == [5, 12, 1, 0]
+
+
 def test_patch_steps_replay_a_run(catalogue: Catalogue) -> None:
     asked = [{"name": "neon", "patch_step": 2}, {"name": "papercut"}]
     assert [use.patch_step for use in parse(catalogue, asked, LORA_PATCH_STEP=5).loras] == [2, 5]
