@@ -1,0 +1,88 @@
+"""`profile-lora`: the step at which a LoRA begins to matter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import checkpoints
+import lora_files
+from swiftdiffusion.clients.cli import app
+from swiftdiffusion.export.local_pipeline import LocalPipeline
+from swiftdiffusion.export.lora_profile import profile_lora
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.completed_request import CompletedRequest
+from swiftdiffusion.python_backends.lora.catalogue import Catalogue
+from swiftdiffusion.python_backends.lora.modules import BaseModules
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl")))
+
+
+@pytest.fixture(scope="module")
+def loras(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("loras")
+    lora_files.kohya(BaseModules.of(checkpoint).shapes, alpha=lambda number, rank: 20.0).save(
+        directory / "strong.safetensors"
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[CompletedRequest]:
+    return [
+        CompletedRequest("run", text, None, seed, STEPS, 3.0, 64, 64, None) for seed, text in enumerate(("a cat", ""))
+    ]
+
+
+def test_the_bound_is_the_first_step_after_which_latents_differ(
+    checkpoint: Checkpoint, loras: Path, requests: list[CompletedRequest]
+) -> None:
+    with LocalPipeline(checkpoint, torch.device("cpu"), torch.float32) as pipeline:
+        file = loras / "strong.safetensors"
+        strong = profile_lora(pipeline, file, requests)
+        assert strong.bound < STEPS - 1
+        assert strong.similarity[strong.bound] < 0.99
+        assert all(value >= 0.99 for value in strong.similarity[: strong.bound])
+        assert all(low <= mean for low, mean in zip(strong.lowest, strong.similarity, strict=True))
+        without = profile_lora(pipeline, file, requests, scale=0.0)
+        assert (without.bound, min(without.lowest)) == (STEPS - 1, pytest.approx(1.0))
+
+
+def test_runs_that_switch_before_step_0_are_runs_with_the_lora(
+    checkpoint: Checkpoint, loras: Path, requests: list[CompletedRequest]
+) -> None:
+    with LocalPipeline(checkpoint, torch.device("cpu"), torch.float32) as pipeline:
+        added = pipeline.add_lora(loras / "strong.safetensors")
+        base, direct = pipeline.start(requests), pipeline.start(requests, added)
+        switched = pipeline.switch(base, added)
+        for _ in range(STEPS):
+            for runs, resident in ((base, ()), (direct, added), (switched, added)):
+                pipeline.step(runs, resident)
+        assert torch.equal(pipeline.decode(switched), pipeline.decode(direct))
+        assert not torch.equal(pipeline.decode(base), pipeline.decode(direct))
+
+
+def test_the_command_writes_what_the_catalogue_reads(checkpoint: Checkpoint, loras: Path) -> None:
+    options = ["--checkpoint", str(checkpoint.path), "--loras", str(loras), "--steps", str(STEPS), "--prompt", "a cat"]
+    result = CliRunner().invoke(app, ["profile-lora", *options])
+    assert result.exit_code == 0, result.output
+    profile = json.loads((loras / "strong.profile.json").read_text())
+    assert Catalogue(loras).entry("strong").bound_for(STEPS) == profile["bound"]
+    assert Image.open(loras / "strong.profile.png").width > 300
+
+
+def test_the_command_says_what_is_wrong(checkpoint: Checkpoint, loras: Path) -> None:
+    options = ["--checkpoint", str(checkpoint.path), "--loras", str(loras)]
+    result = CliRunner().invoke(app, ["profile-lora", *options, "stronk"])
+    assert result.exit_code == 2
+    assert "nearest: strong" in " ".join(result.output.split())
