@@ -47,15 +47,18 @@ def resized(factors: Factors, kept_energy: float) -> Factors:
     """The smallest rank that keeps a share of the squared norm, as sd-scripts' ``resize_lora`` with ``sv_fro``.
 
     Args:
-        factors: of a linear module.
+        factors: of a linear module or a convolution.
         kept_energy: share of the squared Frobenius norm.
 
     Returns:
         New factors with the same proportion of alpha to rank, so alpha differs where the rank does.
     """
     scale = factors.alpha / factors.rank
-    u, s, v = torch.linalg.svd(factors.up.float() @ factors.down.float(), full_matrices=False)
+    product = factors.up.float().flatten(1) @ factors.down.float().flatten(1)
+    u, s, v = torch.linalg.svd(product, full_matrices=False)
     energy = torch.cumsum(s.square(), 0) / s.square().sum()
     rank = min(factors.rank, int((energy < kept_energy).sum()) + 1)
     root = s[:rank].sqrt()
-    return Factors(root[:, None] * v[:rank], u[:, :rank] * root, scale * rank)
+    down = (root[:, None] * v[:rank]).reshape(rank, *factors.down.shape[1:])
+    up = (u[:, :rank] * root).reshape(-1, rank, *factors.up.shape[2:])
+    return Factors(down, up, scale * rank)

@@ -11,8 +11,8 @@ from ..drawing import Style
 LORAS = Path(__file__).parents[1] / "loras"
 """The committed files, ``NAME.safetensors``."""
 
-FileFormat = Literal["peft", "kohya", "locon"]
-"""What people's files look like: diffusers' own; sd-scripts' linear layers; sd-scripts' with convolutions."""
+FileFormat = Literal["peft", "kohya"]
+"""What people's files look like: diffusers' own, or sd-scripts'."""
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TRANSFORMER = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
@@ -28,7 +28,8 @@ class Recipe:
         name: its public name, and its file's.
         style: how pictures look with it.
         file_format: how it is saved.
-        targets: ends of the names of the UNet's modules that it changes.
+        targets: ends of the names of the UNet's modules that it changes. Its upper level, which paints the details, has
+            no attention, so without convolutions no texture is learnt.
         rank: of every linear layer.
         alpha: the product of the factors counts ``alpha / rank`` times.
         convolution_rank: of every convolution; its alpha is in the same proportion.
@@ -44,15 +45,15 @@ class Recipe:
     name: str
     style: Style
     file_format: FileFormat
-    targets: tuple[str, ...] = TRANSFORMER
-    rank: int = 16
-    alpha: float = 8.0
+    targets: tuple[str, ...] = (*TRANSFORMER, *CONVOLUTIONS)
+    rank: int = 8
+    alpha: float = 4.0
     convolution_rank: int = 4
     text_rank: int = 0
     trigger: str | None = None
     kept_energy: float | None = None
     settling_steps: int = 300
-    steps: int = 1500
+    steps: int = 1000
     learning_rate: float = 2e-3
 
     def prompt(self, text: str) -> str:
@@ -66,14 +67,19 @@ SUNSET = ((0.70, 0.1, 0.05), (0.05, 0.6, 0.05), (0.0, 0.05, 0.45))
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("hatched", Style(fill="hatched", line_width=10.0, between_lines=0.35), "peft", alpha=12.0),
-        Recipe("night", Style(colour_matrix=NIGHT), "kohya", kept_energy=0.98, learning_rate=3e-3),
-        Recipe("outline", Style(fill="outline", line_width=5.0), "locon", (*TRANSFORMER, *CONVOLUTIONS), rank=8),
+        Recipe(
+            "hatched",
+            Style(fill="hatched", line_width=10.0, between_lines=0.35),
+            "peft",
+            alpha=6.0,
+            convolution_rank=8,
+        ),
+        Recipe("night", Style(colour_matrix=NIGHT), "kohya", rank=16, alpha=8.0, convolution_rank=8, kept_energy=0.98),
+        Recipe("outline", Style(fill="outline", line_width=5.0), "kohya"),
         Recipe(
             "sunset",
             Style(gradient=0.7, colour_matrix=SUNSET),
             "kohya",
-            rank=8,
             text_rank=8,
             trigger="in the style of sunset",
         ),
