@@ -26,8 +26,9 @@ def stub_of(tiny: Any, model: str) -> int:
     raise AssertionError(f"no process of {model}")
 
 
-def test_a_killed_shard_is_reloaded(tiny: Any) -> None:
-    fields = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0}
+@pytest.mark.parametrize("loras", ["[]", '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'])
+def test_a_killed_shard_is_reloaded(tiny: Any, loras: str) -> None:
+    fields = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0, "LORAS": loras, "LORA_BOUND": 0}
     expected = generate(tiny, tiny.model, **fields)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import lora_files
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import checkpoints
+import lora_files
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.canonical import Canonicaliser

@@ -7,13 +7,13 @@ import random
 import resource
 from pathlib import Path
 
-import lora_files
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
+import lora_files
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
