@@ -65,15 +65,31 @@ _BY_STATUS: dict[str, type[SwiftDiffusionError]] = {
 }
 
 
+_BY_SENTENCE: tuple[tuple[re.Pattern[str], str], ...] = (
+    (_CANCELLED, "CANCELLED"),
+    (re.compile("TIMEOUT_MS passed"), "DEADLINE_EXCEEDED"),
+    (
+        re.compile(r'\bLORAS(?:: | names "[^"]*"(?:, not loaded|: its (?:store|place|file)))|\b(?:is|are) down\b'),
+        "UNAVAILABLE",
+    ),
+    (re.compile("unknown model"), "NOT_FOUND"),
+    (re.compile(r'; (?:allowed|required|wanted)\b|\bLORAS names "'), "INVALID_ARGUMENT"),
+)
+"""What the failure of a stream, whose messages come without a status, has for one: the first that its sentence fits."""
+
+
 def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffusionError:
     """The exception for a status of the server.
 
     Args:
-        status: gRPC (`StatusCode.INVALID_ARGUMENT`) or HTTP (`400`) status, None if there is none.
+        status: gRPC (`StatusCode.INVALID_ARGUMENT`) or HTTP (`400`) status; None if there is none, as in a stream: then
+            the sentence tells the kind.
         message: the server's sentence.
         url: the server's URL.
     """
-    code = (status or "").removeprefix("StatusCode.")
+    if status is None:
+        status = next((code for sentence, code in _BY_SENTENCE if sentence.search(message)), "")
+    code = status.removeprefix("StatusCode.")
     kind = _BY_STATUS.get(code, ServerFailure)
     if kind is ServerUnavailable and message.startswith(_UNREACHABLE):
         return unreachable(url, message)

@@ -114,21 +114,25 @@ class GrpcTransport(Transport):
         async def request() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": model, "inputs": self._inputs(tensors)}
 
-        # The header makes a failure end the stream with its status, instead of a message without one.
-        responses = self._client.stream_infer(request(), headers={"triton_grpc_error": "true"})
+        # Without the header triton_grpc_error, which would give failures a status: with it, a stream that fails and
+        # whose connection is closed then can end tritonserver 2.51 with signal 11. The sentence tells the cause instead.
+        responses = self._client.stream_infer(request())
+        failure: InferenceServerException | None = None
         ended = False
         try:
             async for result, error in responses:
-                if error is not None:
-                    raise self._translate(error)
-                yield {name: result.as_numpy(name) for name in OUTPUTS}
-            ended = True
+                failure = failure or error
+                if failure is None:
+                    yield {name: result.as_numpy(name) for name in OUTPUTS}
+            ended = True  # after a failure too: the server closes the stream itself
         except RpcError as error:
             ended = True
             raise error_from_status(str(error.code()), error.details() or "", self.url) from error
         finally:
             if not ended:
                 responses.cancel()
+        if failure is not None:
+            raise self._translate(failure)
 
     def _as_json(self) -> dict[str, Any]:
         return {"as_json": True}

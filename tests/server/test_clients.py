@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ from swiftdiffusion.clients import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
-from swiftdiffusion.clients.perf.command import PLAIN_REQUESTS
-from swiftdiffusion.clients.perf.load import Load, measure, read_requests
+from swiftdiffusion.clients.perf.load import INPUTS, Load, measure, read_requests
+from swiftdiffusion.clients.perf.lora_metrics import read_lora_metrics
 from swiftdiffusion.clients.perf.statistics import read_statistics
 from swiftdiffusion.clients.perf.tool import PerfAnalyzerError, find_perf_analyzer
 from swiftdiffusion.python_backends.server import TritonServer
@@ -109,7 +110,7 @@ def test_stream_needs_grpc(server: TritonServer) -> None:
         ({"steps": -3}, "STEPS is -3; allowed"),
         ({"height": 65}, "HEIGHT is 65; allowed"),
         ({"scheduler": "nope"}, "SCHEDULER"),
-        ({"loras": [Lora("nope")]}, "LORAS"),
+        ({"loras": [Lora("nihgt")]}, 'LORAS names "nihgt"; allowed: .* the nearest: night'),
     ],
 )
 def test_bad_input_is_an_invalid_request_with_the_servers_sentence(
@@ -124,9 +125,34 @@ def test_bad_input_is_an_invalid_request_with_the_servers_sentence(
                 list(client.stream(request))
 
 
+def test_the_server_survives_streams_that_fail(server: TritonServer) -> None:
+    for _ in range(60):
+        with Client(server.grpc_url) as client, pytest.raises(InvalidRequest):
+            list(client.stream(replace(REQUEST, scheduler="nope")))
+    with Client(server.grpc_url) as client:
+        assert client.is_ready()
+
+
 def test_unknown_model(url: str) -> None:
     with Client(url, model="sd99") as client, pytest.raises(ModelNotFound, match="sd99"):
         client.generate(REQUEST)
+
+
+def test_a_replay_gives_the_same_picture(url: str) -> None:
+    loras = [Lora("night", 0.9), Lora("hatched", 0.7, patch_step=2)]  # as if this one had taken longer to load
+    request = replace(REQUEST, seed=None, loras=loras, lora_bound=2)
+    with Client(url) as client:
+        first = client.generate(request)
+        again = client.generate(first.replay())
+        exact = client.generate(replace(request, seed=first.info.seed, loras=loras[:1], lora_bound=0))
+    assert [(lora.name, lora.scale) for lora in first.info.loras] == [("night", 0.9), ("hatched", 0.7)]
+    assert first.info.loras[1].patched_at_step == 2
+    assert (first.pixels == again.pixels).all()
+    assert (first.pixels != exact.pixels).any()
+    for lora in again.info.loras:
+        assert lora.source in ("gpu", "host")
+        assert lora.modules is not None and lora.modules > 0
+        assert None not in (lora.bound, lora.load_ms, lora.patch_ms, lora.waited_ms)
 
 
 def test_cancel_by_id(url: str) -> None:
@@ -238,13 +264,16 @@ def generate(url: str) -> Callable[..., "subprocess.Popen[str]"]:
 
 def test_command_writes_a_picture(tmp_path: Path, url: str, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
     out = tmp_path / "new" / "x.png"
-    process = generate(PROMPT, "--seed", "7", "--steps", "3", "--size", "128x128", "--out", str(out))
+    lora = ("--lora", "night:0.8", "--lora-bound", "2", "--lora-patch-step", "1")
+    process = generate(PROMPT, "--seed", "7", "--steps", "3", "--size", "128x128", *lora, "--out", str(out))
     answer, messages = process.communicate(timeout=60)
     assert process.returncode == 0, messages
     assert answer.strip() == str(out)
     assert "seed 7" in messages
+    assert re.search(r"night:0\.8: on from step 1 in \d+ modules, .*, loaded in .* ms, patched in .* ms", messages)
     with Client(url) as client:
-        assert (np.asarray(Image.open(out)) == client.generate(REQUEST).pixels).all()
+        same = replace(REQUEST, loras=[Lora("night", 0.8, patch_step=1)])
+        assert (np.asarray(Image.open(out)) == client.generate(same).pixels).all()
 
 
 def test_command_makes_a_sheet_of_several(tmp_path: Path, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
@@ -267,17 +296,22 @@ def test_ctrl_c_cancels_on_the_server(url: str, generate: Callable[..., "subproc
     assert "cancel" in {work.model for work in read_statistics(url).work_since(before)}
 
 
-def test_perf_measures_the_server_and_its_models(tmp_path: Path, url: str) -> None:
+def test_perf_measures_the_server_and_its_models(tmp_path: Path, server: TritonServer, url: str) -> None:
     try:
         tool = find_perf_analyzer()
     except PerfAnalyzerError as error:
         pytest.skip(str(error))
-    load = Load(url, "sdxl", read_requests(PLAIN_REQUESTS, {"STEPS": 2}), requests_per_window=2)
-    before = read_statistics(url)
+    requests = read_requests(INPUTS["loras"], {"STEPS": 2})
+    load = Load(url, "sdxl", requests[1:], requests_per_window=2)  # the first one of all has no LoRA
+    before, loras_before = read_statistics(url), read_lora_metrics(server.metrics_url)
     latency = measure(tool, load, 2, tmp_path)
     works = {work.model: work for work in read_statistics(url).work_since(before)}
+    loras = read_lora_metrics(server.metrics_url).work_since(loras_before)
     assert latency.throughput > 0
     assert latency.percentiles_ms["p50"] <= latency.percentiles_ms["p99"]
     assert {"preprocess", "text_encoder", "denoiser", "vae_decoder", "unet_shard0"} <= set(works)
     assert works["denoiser"].compute_ms > 0
+    assert loras is not None
+    assert sum(load.count for load in loras.loads.values()) > 0
+    assert loras.patches.mean_ms > 0
     assert works["denoiser"].calls >= 2 * works["vae_decoder"].calls - 4  # two steps a picture; some are under way

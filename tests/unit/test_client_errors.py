@@ -44,6 +44,16 @@ from swiftdiffusion.clients.errors import error_from_status
         ("StatusCode.INTERNAL", "boom", ServerFailure),
         ("500", "boom", ServerFailure),
         (None, "boom", ServerFailure),
+        (None, "in ensemble 'sdxl_stream', STEPS is -3; allowed: 1 to 200", InvalidRequest),
+        (None, "PROMPT is missing; required: a text", InvalidRequest),
+        (None, 'LORAS names "ikn"; allowed: names of the catalogue, the nearest: ink', InvalidRequest),
+        (None, 'LORAS names "ink": the file is not valid safetensors: too short', InvalidRequest),
+        (None, 'LORAS names "ink": its store does not have the file', LoraUnavailable),
+        (None, 'LORAS names "ink", not loaded within 600 s', LoraUnavailable),
+        (None, "unet_shard0 is down and does not load again: boom", ServerUnavailable),
+        (None, "TIMEOUT_MS passed after step 9 of 200", RequestTimeout),
+        (None, 'REQUEST_ID "me" was cancelled after step 4', RequestCancelled),
+        (None, "Request for unknown model: 'sd99_stream' is not found", ModelNotFound),
     ],
 )
 def test_status_to_exception(status: str | None, message: str, kind: type[Exception]) -> None:
