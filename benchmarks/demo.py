@@ -1,4 +1,4 @@
-"""`make demo`: a real server on the committed repository, pictures with and without LoRAs, a contact sheet, latencies."""
+"""`make demo`: a real server on the committed repository, pictures with and without LoRAs, their latencies."""
 
 from __future__ import annotations
 

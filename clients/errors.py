@@ -69,7 +69,9 @@ _BY_SENTENCE: tuple[tuple[re.Pattern[str], str], ...] = (
     (_CANCELLED, "CANCELLED"),
     (re.compile("TIMEOUT_MS passed"), "DEADLINE_EXCEEDED"),
     (
-        re.compile(r'\bLORAS(?:: | names "[^"]*"(?:, not loaded|: its (?:store|place|file)))|\b(?:is|are) down\b'),
+        re.compile(
+            r'\bLORAS(?:: | names "[^"]*"(?:, not loaded|: its (?:store|place|file (?:hashes|changed|cannot))))|\b(?:is|are) down\b'
+        ),
         "UNAVAILABLE",
     ),
     (re.compile("unknown model"), "NOT_FOUND"),

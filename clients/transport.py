@@ -115,7 +115,7 @@ class GrpcTransport(Transport):
             yield {"model_name": model, "inputs": self._inputs(tensors)}
 
         # Without the header triton_grpc_error, which would give failures a status: with it, a stream that fails and
-        # whose connection is closed then can end tritonserver 2.51 with signal 11. The sentence tells the cause instead.
+        # whose connection is closed then can end tritonserver 2.51 with signal 11. The sentence tells the cause.
         responses = self._client.stream_infer(request())
         failure: InferenceServerException | None = None
         ended = False

@@ -49,6 +49,8 @@ from swiftdiffusion.clients.errors import error_from_status
         (None, 'LORAS names "ikn"; allowed: names of the catalogue, the nearest: ink', InvalidRequest),
         (None, 'LORAS names "ink": the file is not valid safetensors: too short', InvalidRequest),
         (None, 'LORAS names "ink": its store does not have the file', LoraUnavailable),
+        (None, 'LORAS names "ink": its file has 9.0 MiB; allowed: at most 8.0 MiB', InvalidRequest),
+        (None, 'LORAS names "ink": its file cannot be read', LoraUnavailable),
         (None, 'LORAS names "ink", not loaded within 600 s', LoraUnavailable),
         (None, "unet_shard0 is down and does not load again: boom", ServerUnavailable),
         (None, "TIMEOUT_MS passed after step 9 of 200", RequestTimeout),
