@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 import lora_files
 from file_server import FileServer, file_server
+from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Lora, Progress
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
 from wire import Picture, generate
@@ -205,6 +206,16 @@ def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinySe
     assert 0 < step < 149
     replayed = request(tiny, [(name, 1.0)], LORA_PATCH_STEP=step, STEPS=150)
     assert (first.image == replayed.image).all()
+
+
+def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> None:
+    name = publish(tiny, remote, "streamed", delay_s=1.0)
+    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=1, steps=4, seed=7)
+    with Client(tiny.grpc_url, timeout=60) as client:
+        *progress, result = list(client.stream(asked))
+    assert [event.step for event in progress if isinstance(event, Progress)] == [1, 2, 3]
+    assert isinstance(result, GenerationResult)
+    assert (result.info.loras[0].patched_at_step, result.info.loras[0].source) == (1, "remote")
 
 
 def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer) -> None:

@@ -43,12 +43,15 @@ def train(
     """Trains LoRAs from the committed weights and saves each in its own file format."""
     from dataclasses import replace
 
+    import torch
+
     from ..pipeline import load_pipeline
     from .formats import read_lora, save_lora
     from .recipes import RECIPES
     from .training import fresh_configs, train_lora
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    torch.set_num_threads(1)  # `workers` shares out the cores; operators of two threads each would wait for each other
     for name in _chosen(names):
         recipe = RECIPES[name]
         recipe = replace(recipe, steps=steps or recipe.steps, learning_rate=learning_rate or recipe.learning_rate)

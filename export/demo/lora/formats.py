@@ -25,6 +25,7 @@ _BLOCK = re.compile(
     r"(?P<side>down_blocks|mid_block|up_blocks)\.((?P<block>\d+)\.)?"
     r"(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<layer>\d+)\.(?P<rest>.+)"
 )
+_OUTSIDE_BLOCKS = {"conv_in": "input_blocks.0.0", "conv_out": "out.2"}
 _RESNET_NAMES = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -46,8 +47,10 @@ def stability_name(module: str, layers_per_block: int) -> str:
         Such as ``input_blocks.3.1.proj_in``.
 
     Raises:
-        ValueError: the module is outside the blocks.
+        ValueError: the module has no name there that is known here.
     """
+    if module in _OUTSIDE_BLOCKS:
+        return _OUTSIDE_BLOCKS[module]
     match = _BLOCK.fullmatch(module)
     if match is None:
         raise ValueError(f"{module!r} is in none of the UNet's blocks")
@@ -132,7 +135,8 @@ def read_lora(path: Path, pipeline: StableDiffusionXLPipeline) -> LoraWeights:
         kohya_name(part, module, pipeline.unet.config.layers_per_block): (part, module)
         for part in PARTS
         for module, layer in getattr(pipeline, part).named_modules()
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and (part != "unet" or _BLOCK.fullmatch(module))
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        and (part != "unet" or module in _OUTSIDE_BLOCKS or _BLOCK.fullmatch(module))
     }
     found: dict[tuple[str, str], Factors] = {}
     for key, down in tensors.items():

@@ -16,7 +16,7 @@ FileFormat = Literal["peft", "kohya"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TRANSFORMER = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
+CONVOLUTIONS = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv_out")
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -52,17 +52,17 @@ class Recipe:
     text_rank: int = 0
     trigger: str | None = None
     kept_energy: float | None = None
-    settling_steps: int = 300
-    steps: int = 1000
-    learning_rate: float = 2e-3
+    settling_steps: int = 150
+    steps: int = 600
+    learning_rate: float = 3e-3
 
     def prompt(self, text: str) -> str:
         """The prompt that asks for ``text`` in this style."""
         return text if self.trigger is None else f"{text}, {self.trigger}"
 
 
-NIGHT = ((0.40, 0.05, 0.0), (0.05, 0.45, 0.05), (0.1, 0.15, 0.75))
-SUNSET = ((0.70, 0.1, 0.05), (0.05, 0.6, 0.05), (0.0, 0.05, 0.45))
+NIGHT = ((0.5, 0.08, 0.02), (0.05, 0.55, 0.08), (0.1, 0.15, 0.85))
+SUNSET = ((0.95, 0.1, 0.05), (0.05, 0.7, 0.05), (0.0, 0.05, 0.5))
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("outline", Style(fill="outline", line_width=5.0), "kohya"),
         Recipe(
             "sunset",
-            Style(gradient=0.7, colour_matrix=SUNSET),
+            Style(gradient=0.5, colour_matrix=SUNSET),
             "kohya",
             text_rank=8,
             trigger="in the style of sunset",
