@@ -70,6 +70,7 @@ _BY_SENTENCE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile("TIMEOUT_MS passed"), "DEADLINE_EXCEEDED"),
     (re.compile(r'\bLORAS(?:: | names "[^"]*", not loaded)'), "UNAVAILABLE"),
     (re.compile(r'\bLORAS names "[^"]*": its (?:store|place|file (?:hashes|changed|cannot))'), "UNAVAILABLE"),
+    (re.compile(r'\bLORAS names "[^"]*": .* of the host cache\'s '), "UNAVAILABLE"),
     (re.compile(r"\b(?:is|are) down\b"), "UNAVAILABLE"),
     (re.compile("unknown model"), "NOT_FOUND"),
     (re.compile(r'; (?:allowed|required|wanted)\b|\bLORAS names "'), "INVALID_ARGUMENT"),

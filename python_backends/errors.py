@@ -19,6 +19,10 @@ class InvalidRequestError(RequestError):
     code = "INVALID_ARG"
 
 
+class UnknownLoraError(InvalidRequestError):
+    """A name that is not in the LoRA catalogue; the message has the nearest names."""
+
+
 class RequestCancelledError(RequestError):
     """The model `cancel` was asked to end it."""
 

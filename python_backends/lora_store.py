@@ -22,7 +22,7 @@ from .lora.host_cache import HostCache, host_cache_directory
 from .lora.host_directory import remove_stale_host_caches
 from .lora.store import LoraStore, StoreObserver
 from .lora.tickets import Outcomes, Ticket, tickets_to_json
-from .metrics import Counter, Gauge, Histogram
+from .metrics import LORA_REFUSALS, Counter, Gauge, Histogram
 from .runtime import runtime_directory
 from .settings import ModelSettings, error_response, input_text, text_tensor
 
@@ -133,7 +133,7 @@ class LoraMetrics(StoreObserver):
         self._seconds = Histogram(
             "swiftdiffusion_lora_load_seconds", "Time from a request to its LoRA in the host cache"
         )
-        self._refusals = Counter("swiftdiffusion_lora_refusals_total", "LoRAs not given to requests, by reason")
+        self._refusals = Counter(*LORA_REFUSALS)
         self._fetch_failures = Counter(
             "swiftdiffusion_lora_fetch_failures_total", "Failed attempts to fetch, by reason"
         )

@@ -29,6 +29,9 @@ SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Buckets for times, upper bounds in seconds."""
 
 NAME, LABEL = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z][a-z0-9_]*")
+LORA_REFUSALS = ("swiftdiffusion_lora_refusals_total", "LoRAs not given to requests, by reason")
+"""Counted in two models: `preprocess` refuses names, `lora_store` files."""
+
 COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size")
 
 _mutex, _failed = threading.Lock(), threading.Event()

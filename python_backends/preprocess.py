@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from .cancellation import RequestRegistry
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, UnknownLoraError
 from .lora.catalogue import Catalogue
+from .metrics import LORA_REFUSALS, Counter
 from .request_parsing import RequestRules, parse_request
 from .settings import ModelSettings, catalogue_directory, error_response, input_arrays, text_tensor
 
@@ -32,6 +33,7 @@ class TritonPythonModel:
             }
         )
         self._catalogue = Catalogue(catalogue_directory(settings))
+        self._refusals = Counter(*LORA_REFUSALS)
         self._registry = RequestRegistry()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
@@ -43,6 +45,8 @@ class TritonPythonModel:
             try:
                 parsed = parse_request(given, self._rules, self._catalogue)
             except InvalidRequestError as error:
+                if isinstance(error, UnknownLoraError):
+                    self._refusals.add(reason="unknown")
                 responses.append(error_response(error))
                 continue
             if parsed.request_id is not None:

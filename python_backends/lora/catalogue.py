@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..errors import InvalidRequestError
+from ..errors import UnknownLoraError
 from .catalogue_index import NAME, CatalogueError, read_index, read_profile, shown
 
 __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
@@ -101,13 +101,13 @@ class Catalogue:
         """The LoRA of that name.
 
         Raises:
-            InvalidRequestError: If there is none; the message has the nearest names.
+            UnknownLoraError: If there is none; the message has the nearest names.
         """
         self._refresh()
         entries = self._entries
         found = entries.get(name)
         if found is None:
-            raise InvalidRequestError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
+            raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
         bound, of_steps = self._profile(name) if found.bound is None else (found.bound, None)
         return CatalogueEntry(
             name=name,
