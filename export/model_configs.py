@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from ..python_backends.checkpoint import Checkpoint
 
+CANDIDATES_PER_PLACE = 8
+"""Requests that a denoiser holds per place in its running batch: one that waits for a LoRA takes no place."""
+
 CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("PROMPT", "STRING", (1,), True),
     ("NEGATIVE_PROMPT", "STRING", (1,), True),
@@ -230,11 +233,13 @@ def _denoiser(
     shard_names: Sequence[str],
     options: ServingOptions,
 ) -> pb.ModelConfig:
-    config = _python(name, inputs, outputs, {**settings, "unet_shards": ",".join(shard_names)}, options)
+    parameters = {**settings, "unet_shards": ",".join(shard_names), "places": str(options.max_batch_size)}
+    config = _python(name, inputs, outputs, parameters, options)
+    config.max_batch_size = CANDIDATES_PER_PLACE * options.max_batch_size
     batching = config.sequence_batching
     batching.iterative_sequence = True
     batching.max_sequence_idle_microseconds = 600_000_000  # a step of a large picture on a CPU takes its time
-    batching.oldest.max_candidate_sequences = options.max_batch_size  # the running batch; others wait for a place
+    batching.oldest.max_candidate_sequences = config.max_batch_size  # the denoiser itself keeps to its places
     batching.oldest.max_queue_delay_microseconds = 100  # a step's requests come back one by one: wait for the last
     config.model_transaction_policy.decoupled = name.endswith("_stream")
     return config

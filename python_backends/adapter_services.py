@@ -28,8 +28,14 @@ THREADS = 8
 class AdapterServices:
     """Makes the `RequestLoras` of the requests that come to one denoiser."""
 
-    def __init__(self, has_pooled: bool) -> None:
-        """`has_pooled`: whether the text encoder gives POOLED_PROMPT_EMBEDS."""
+    def __init__(self, has_pooled: bool, timeout_s: float = 300.0) -> None:
+        """Opens what the server's processes share.
+
+        Args:
+            has_pooled: Whether the text encoder gives POOLED_PROMPT_EMBEDS.
+            timeout_s: Longest wait of a request at a LoRA's bound.
+        """
+        self._timeout_s = timeout_s
         self.has_pooled = has_pooled
         self.outcomes = Outcomes(host_cache_directory())
         self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
@@ -49,7 +55,7 @@ class AdapterServices:
         taken = tickets_from_json(tickets, self.outcomes)
         if [ticket.name for ticket in taken] != [use.name for use in request.loras]:
             raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
-        return RequestLoras(request.loras, taken, _Calls(self, request))
+        return RequestLoras(request.loras, taken, _Calls(self, request), self._timeout_s)
 
     def count(self, loras: RequestLoras) -> None:
         """Adds a request that has ended to the metrics."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from .backend import input_tensor, output_tensor, prepare_torch
 from .cancellation import RequestRegistry
 from .completed_request import CompletedRequest
 from .denoising import Denoising, LatentGeometry, unet_calls
-from .errors import RequestCancelledError, RequestError, RequestTimeoutError, UnexpectedError, to_report
+from .errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
 from .info import final_info
 from .placement import place
 from .schedulers import SCHEDULERS
-from .settings import ModelSettings, error_response, input_text, text_tensor
+from .settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
 from .shard_pool import ShardPool
 
 if TYPE_CHECKING:
@@ -50,18 +49,23 @@ class TritonPythonModel:
         self._has_pooled = any(tensor["name"] == "POOLED_PROMPT_EMBEDS" for tensor in settings.config["input"])
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
         self._registry = RequestRegistry()
-        self._adapters = AdapterServices(self._has_pooled)
+        self._adapters = AdapterServices(self._has_pooled, float(settings.parameters.get("lora_timeout_s", 300)))
+        self._places = int(settings.parameters["places"])
         self._running: dict[str, Denoising] = {}
         self._warm_up(settings.config["input"])
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """One step for every request handed over; a response for those that are done (decoupled: for all)."""
         runs = [self._take_up(request) for request in requests]
-        going = [run for run in runs if isinstance(run, Denoising) and not run.waiting]
+        able = [run for run in runs if isinstance(run, Denoising) and not run.waiting]
+        going = sorted(able, key=lambda run: run.report.started)[: self._places]
         self._step(going)
         if not going and any(isinstance(run, Denoising) for run in runs):
             time.sleep(WAITING_POLL_S)
-        responses = [self._respond(request, run) for request, run in zip(requests, runs, strict=True)]
+        stepped = set(map(id, going))
+        responses = [
+            self._respond(request, run, id(run) in stepped) for request, run in zip(requests, runs, strict=True)
+        ]
         return None if self._decoupled else responses
 
     def _warm_up(self, inputs: list[dict[str, Any]]) -> None:
@@ -89,7 +93,7 @@ class TritonPythonModel:
         except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
             if run_id is not None:
                 self._leave(run_id)
-            return _as_request_error(error)
+            return as_request_error(error, "denoising")
         return denoising
 
     def _join(self, parsed: CompletedRequest, request: Any) -> Denoising:
@@ -98,9 +102,13 @@ class TritonPythonModel:
         pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         encoding = json.loads(input_text(request, "ENCODING"))
         loras = self._adapters.take_up(parsed, input_text(request, "TICKETS"))
-        denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras)
-        if parsed.request_id is not None:
-            self._registry.enter(parsed.request_id)
+        try:
+            denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras)
+            if parsed.request_id is not None:
+                self._registry.enter(parsed.request_id)
+        except Exception:
+            loras.close()
+            raise
         self._running[parsed.run_id] = denoising
         return denoising
 
@@ -137,14 +145,14 @@ class TritonPythonModel:
             try:
                 denoising.advance(predictions[denoising])
             except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
-                denoising.failure = _as_request_error(error)
+                denoising.failure = as_request_error(error, "denoising")
 
-    def _respond(self, request: Any, run: Denoising | RequestError) -> Any:
+    def _respond(self, request: Any, run: Denoising | RequestError, stepped: bool) -> Any:
         """The request's response, or None; what is not done is rescheduled."""
         if isinstance(run, RequestError):
             return self._send(request, self._stopped(run), ended=True)
         run.touched = time.monotonic()
-        if run.waiting:
+        if not stepped:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
             return None
         if run.failure is not None or run.done:
@@ -198,10 +206,3 @@ def _latents_response(latents: torch.Tensor, preview: bool, info: dict[str, Any]
             text_tensor("INFO", json.dumps(info)),
         ]
     )
-
-
-def _as_request_error(error: Exception) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    return UnexpectedError(f"denoising failed: {error!r}")

@@ -20,6 +20,7 @@ from .lora.disk_cache import DiskCache
 from .lora.fetching import Fetcher, FetchLimits
 from .lora.host_cache import HostCache, host_cache_directory
 from .lora.host_directory import remove_stale_host_caches
+from .lora.safetensors_file import FileLimits
 from .lora.store import LoraStore, StoreObserver
 from .lora.tickets import Outcomes, Ticket, tickets_to_json
 from .metrics import LORA_REFUSALS, Counter, Gauge, Histogram
@@ -81,7 +82,7 @@ class TritonPythonModel:
             disk,
             host,
             Fetcher(limits, self._metrics.fetch_failed),
-            Canonicaliser(checkpoint),
+            Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes),
             max_file_bytes=max_file_bytes,
             observer=self._metrics,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .errors import RequestError, UnexpectedError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from .errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ def input_text(request: Any, name: str) -> str:
 def text_tensor(name: str, text: str) -> Any:
     """A BYTES tensor of shape [1, 1]."""
     return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], dtype=object))
+
+
+def as_request_error(error: Exception, what: str) -> RequestError:
+    """An error that a client can read; one that nobody foresaw goes to the log with its traceback."""
+    if isinstance(error, RequestError):
+        return error
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return UnexpectedError(f"{what} failed: {error!r}")
 
 
 def error_response(error: RequestError) -> Any:

@@ -12,7 +12,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import output_tensor
-from .errors import RequestError, ShardDownError, ShardFailedError
+from .errors import RequestError, ShardDownError, ShardFailedError, UnexpectedError
 from .lora.lora_set import NO_LORAS, LoraSet, set_to_json
 from .runtime import runtime_directory
 
@@ -61,12 +61,23 @@ class ShardPool:
 
         A shard that stays down gives its error in place of its predictions: other requests of the step go on.
         """
-        if not calls:
-            return []
-        for shard, call in calls:
-            self.resident[shard] = call.loras
-        others = self._threads.map(self._evaluate_one, calls[1:])  # starts them; this thread makes the first call
-        return [self._evaluate_one(calls[0]), *others]
+        by_shard: dict[int, list[int]] = {}
+        for number, (shard, _) in enumerate(calls):
+            by_shard.setdefault(shard, []).append(number)
+        results: list[ShardResult | RequestError] = [UnexpectedError("not evaluated")] * len(calls)
+
+        def evaluate(numbers: list[int]) -> None:
+            """One shard's calls, in their order: sets are swapped as rarely as can be."""
+            for number in numbers:
+                results[number] = self._evaluate_one(calls[number])
+                self.resident[calls[number][0]] = calls[number][1].loras
+
+        first, *others = by_shard.values() or [[]]
+        futures = [self._threads.submit(evaluate, numbers) for numbers in others]
+        evaluate(first)  # in this thread
+        for future in futures:
+            future.result()
+        return results
 
     def _evaluate_one(self, placed: tuple[int, UNetCall]) -> ShardResult | RequestError:
         name, call = self.names[placed[0]], placed[1]

@@ -11,10 +11,10 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, output_tensor
 from .completed_request import CompletedRequest
-from .errors import InvalidRequestError, LoraUnavailableError
+from .errors import InvalidRequestError
 from .lora.lora_set import NO_LORAS, LoraSet, set_from_json
 from .prompt_encoding import Embedding, PromptEncoder
-from .settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
+from .settings import ModelSettings, as_request_error, error_response, input_arrays, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,19 +38,18 @@ class TritonPythonModel:
             except InvalidRequestError as error:
                 responses[number] = error_response(error)
         for loras, pairs in by_set.items():
-            for number, response in zip(pairs, self._encode(list(pairs.values()), loras), strict=True):
-                responses[number] = response
+            try:
+                answers = self._encode(list(pairs.values()), loras)
+            except Exception as error:  # noqa: BLE001  one set's failure must not be that of the others
+                answers = [error_response(as_request_error(error, "encoding")) for _ in pairs]
+            for number, answer in zip(pairs, answers, strict=True):
+                responses[number] = answer
         return responses
 
     def _encode(self, pairs: list[tuple[str | None, str]], loras: LoraSet) -> list[Any]:
         """Responses for pairs of texts under one LoRA set."""
         start = time.perf_counter()
-        try:
-            embeddings, encoded = self._encoder.encode(
-                [text for pair in pairs for text in pair if text is not None], loras
-            )
-        except LoraUnavailableError as error:
-            return [error_response(error) for _ in pairs]
+        embeddings, encoded = self._encoder.encode([text for pair in pairs for text in pair if text is not None], loras)
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for pair in pairs:

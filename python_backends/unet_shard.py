@@ -13,7 +13,7 @@ from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_from_json
 from .lora.resident import ResidentLoras
 from .metrics import Histogram
-from .settings import ModelSettings, error_response, input_text
+from .settings import ModelSettings, as_request_error, error_response, input_text
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -46,15 +46,16 @@ class TritonPythonModel:
                 responses[number] = error_response(error)
         for loras in sorted(by_set, key=lambda loras: loras != self._loras.current):
             numbers = by_set[loras]
-            for number, response in zip(numbers, self._evaluate([requests[n] for n in numbers], loras), strict=True):
-                responses[number] = response
+            try:
+                answers = self._evaluate([requests[number] for number in numbers], loras)
+            except Exception as error:  # noqa: BLE001  one set's failure must not be that of the others
+                answers = [error_response(as_request_error(error, "evaluation")) for _ in numbers]
+            for number, answer in zip(numbers, answers, strict=True):
+                responses[number] = answer
         return responses
 
     def _evaluate(self, requests: list[Any], loras: LoraSet) -> list[Any]:
-        try:
-            patch_ms = self._loras.ensure(loras).milliseconds
-        except RequestError as error:
-            return [error_response(error) for _ in requests]
+        patch_ms = self._loras.ensure(loras).milliseconds
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
         batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]

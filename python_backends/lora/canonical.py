@@ -100,10 +100,24 @@ def adapted_modules(path: Path) -> dict[str, int]:
 class Canonicaliser:
     """Turns LoRA files of any format into canonical ones for one checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, limits: FileLimits | None = None, max_rank: int = MAX_RANK) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        limits: FileLimits | None = None,
+        max_rank: int = MAX_RANK,
+        max_bytes: int = 16 * 2**30,
+    ) -> None:
+        """Reads the checkpoint's configurations.
+
+        Args:
+            checkpoint: What the LoRAs are to fit.
+            limits: Of the files.
+            max_rank: Highest rank of a module.
+            max_bytes: Largest canonical form: DoRA and Tucker cores grow when they are merged.
+        """
         self._base = BaseModules.of(checkpoint)
         self._limits = limits or FileLimits()
-        self._max_rank = max_rank
+        self._max_rank, self._max_bytes = max_rank, max_bytes
 
     def __call__(self, source: Path, target: Path) -> None:
         """Reads, checks and rewrites one file; writes nothing if it is refused.
@@ -121,10 +135,14 @@ class Canonicaliser:
         """
         file = read_lora_file(source, self._limits)
         alphas = _PeftAlphas.of(file)
-        terms = {
-            target: self._term(target, {role: file.tensors[name] for role, name in roles.items()}, alphas)
-            for target, roles in assign(file.tensors, self._base).items()
-        }
+        terms: dict[Target, Term] = {}
+        left = self._max_bytes
+        for target, roles in assign(file.tensors, self._base).items():
+            term = self._term(target, {role: file.tensors[name] for role, name in roles.items()}, alphas)
+            left -= sum(tensor.nbytes for tensor in term.tensors.values())
+            if left < 0:
+                raise InvalidRequestError(f"it takes more than {self._max_bytes} bytes in canonical form")
+            terms[target] = term
         return CanonicalLora(_grouped(terms, self._base))
 
     def _term(self, target: Target, tensors: dict[str, torch.Tensor], alphas: _PeftAlphas) -> Term:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from ..checkpoint import Checkpoint
 
@@ -74,13 +75,20 @@ class BaseModules:
 
     def weight(self, component: str, module: str) -> torch.Tensor:
         """A module's weight as the checkpoint's files hold it."""
-        wanted = alias(module)
-        for file in self.checkpoint.weight_files(component):
-            with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  not a dict
-                    if key.endswith(".weight") and alias(key.removesuffix(".weight")) == wanted:
-                        return tensors.get_tensor(key)
-        raise KeyError(f"{self.checkpoint.path}/{component} holds no weight of {module}")
+        file, key = self._places[component, alias(module)]
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(key)
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str], tuple[Path, str]]:
+        """Component and alias → file and key of the weight."""
+        places = {}
+        for component in self.shapes:
+            for file in self.checkpoint.weight_files(component):
+                with safe_open(file, "pt") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118  not a dict
+                        places[component, alias(key.removesuffix(".weight"))] = file, key
+        return places
 
 
 def alias(name: str) -> str:

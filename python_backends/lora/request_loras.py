@@ -129,7 +129,7 @@ class RequestLoras:
         self._count_waiting()
         ready = [run for run in self.runs if run.patched_at_step is not None or self._is_ready(run, step)]
         embeddings = self._put_on(ready, step)
-        self._late = [run for run in self.runs if run.patched_at_step is None and step >= run.latest_step(steps)]
+        self._late = [run for run in self.runs if run.patched_at_step is None and self._is_late(run, step, steps)]
         return not self._late, embeddings
 
     def close(self) -> None:
@@ -168,6 +168,11 @@ class RequestLoras:
         if run.lease is None:
             self._lease(run)
         return run.lease is not None and run.may_start(step)
+
+    def _is_late(self, run: LoraRun, step: int, steps: int) -> bool:
+        """Whether the next step waits: at the bound, and at step 0 for what is there but for its encoding."""
+        there = step == 0 and run.lease is not None and run.may_start(step)
+        return there or step >= run.latest_step(steps)
 
     def _lease(self, run: LoraRun) -> None:
         if run.reload is not None:

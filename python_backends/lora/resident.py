@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .patcher import Patcher
-
-KEPT_OPEN = 8
-"""LoRAs that stay mapped for the next swap, beside those of the resident set."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class PatchReport:
 class ResidentLoras:
     """Makes one LoRA set at a time resident in some models.
 
-    The caller holds leases on the set's files while it asks for them; what stays mapped here needs none.
+    The caller holds leases on the set's files while it asks for them; nothing stays mapped afterwards.
 
     Attributes:
         current: The resident set.
@@ -53,7 +49,6 @@ class ResidentLoras:
         """
         self._patcher = patcher
         self._directory = directory
-        self._open: OrderedDict[str, CanonicalLora] = OrderedDict()
         self.current: LoraSet = NO_LORAS
         self._report = PatchReport(0.0, 0)
         self._consistent = True
@@ -72,22 +67,10 @@ class ResidentLoras:
         modules = self._patcher.apply(loras)
         self.current, self._consistent = wanted, True
         self._report = PatchReport(0.0, modules)
-        self._close_unused(wanted)
         return PatchReport(1000 * (time.perf_counter() - start), modules)
 
     def _lora(self, key: str) -> CanonicalLora:
-        if key not in self._open:
-            try:
-                self._open[key] = CanonicalLora.open(self._directory / f"{key}.safetensors")
-            except (OSError, SafetensorError) as error:
-                raise LoraUnavailableError(f"LORAS: {key} is not in the host cache: {error}") from None
-        self._open.move_to_end(key)
-        return self._open[key]
-
-    def _close_unused(self, wanted: LoraSet) -> None:
-        """Unmaps the least recently used, and what was evicted meanwhile: its memory is free only then."""
-        used = {key for key, _ in wanted}
-        for key in list(self._open):
-            evicted = not (self._directory / f"{key}.safetensors").exists()
-            if key not in used and (evicted or len(self._open) > KEPT_OPEN + len(used)):
-                del self._open[key]
+        try:
+            return CanonicalLora.open(self._directory / f"{key}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise LoraUnavailableError(f"LORAS: {key} is not in the host cache: {error}") from None

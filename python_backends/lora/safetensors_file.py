@@ -39,7 +39,7 @@ class FileLimits:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The checked contents: floating-point tensors, all finite, and the header's metadata."""
+    """The checked contents: floating-point tensors of at most 32 bits, all finite, and the header's metadata."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
@@ -59,6 +59,8 @@ def read_lora_file(path: Path, limits: FileLimits | None = None) -> LoraFile:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise InvalidRequestError(f'tensor "{_short(name)}" is {tensor.dtype}; allowed: floating point')
+        if tensor.dtype == torch.float64:
+            tensor = tensors[name] = tensor.float()
         if not _is_finite(tensor):
             raise InvalidRequestError(f'tensor "{_short(name)}" holds NaN or infinite values; allowed: finite ones')
     return LoraFile(tensors, metadata)

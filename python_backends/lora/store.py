@@ -202,18 +202,21 @@ class LoraStore:
                 reason = f"its file hashes to {content}; the catalogue says {entry.sha256}"
                 raise self._remember(entry, _LoadError("hash_mismatch", reason, LoraUnavailableError))
             try:
-                return self._publish(path, content, "disk")
+                return self._publish(path, content, "disk", lambda: _state(before) == _state(path.stat()))
             finally:
-                self._learn(entry.identity, content)
-                if _state(before) != _state(path.stat()):  # what was read need not be what was hashed
-                    self._forget(entry.identity, content)
-                    raise _LoadError("changed", "its file changed while it was read; try again", LoraUnavailableError)
+                if _state(before) == _state(path.stat()):  # else what was read need not be what was hashed
+                    self._learn(entry.identity, content)
         except OSError as error:
             logger.warning("%s: %s", path, error)
             raise _LoadError("not_found", "its file cannot be read", LoraUnavailableError) from error
 
-    def _publish(self, source_file: Path, content: str, source: str) -> _Loaded:
-        """Makes a file canonical in the host cache, unless its content is there or is known to be bad."""
+    def _publish(
+        self, source_file: Path, content: str, source: str, is_unchanged: Callable[[], bool] = lambda: True
+    ) -> _Loaded:
+        """Makes a file canonical in the host cache, unless its content is there or is known to be bad.
+
+        `is_unchanged` tells whether what was read is what was hashed.
+        """
         with self._mutex:
             refusal = self._refusals.get(content)
         if refusal is not None:
@@ -224,8 +227,14 @@ class LoraStore:
         try:
             with self._host.reserve(min(source_file.stat().st_size, self._host.max_bytes)) as reservation:
                 self._canonicalise(source_file, reservation.path)
+                if not is_unchanged():
+                    raise _LoadError("changed", "its file changed while it was read; try again", LoraUnavailableError)
                 return _Loaded(reservation.publish(content), source)
         except RequestError as error:
+            if not is_unchanged():
+                raise _LoadError(
+                    "changed", "its file changed while it was read; try again", LoraUnavailableError
+                ) from error
             raise self._refuse(content, _LoadError("content", str(error), type(error))) from error
         except HostCacheFullError as error:
             if error.for_ever:
@@ -244,12 +253,6 @@ class LoraStore:
     def _learn(self, identity: str, content: str) -> None:
         with self._mutex:
             self._contents[identity] = content
-
-    def _forget(self, identity: str, content: str) -> None:
-        with self._mutex:
-            self._contents.pop(identity, None)
-            self._refusals.pop(content, None)
-        self._host.drop(content)
 
     def _remember(self, entry: CatalogueEntry, failed: _LoadError) -> _LoadError:
         self._failures.failed(entry.identity, failed.bare())

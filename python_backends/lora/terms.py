@@ -97,7 +97,7 @@ def make_term(
 def _lora(factors: Mapping[str, torch.Tensor], shape: tuple[int, ...], alpha: float | None, most: int) -> Term:
     up, down = factors["up"], factors["down"]
     if "mid" in factors:
-        up, down = _matrix(up, "lora_up"), _tucker(factors["mid"], _matrix(down, "lora_down"), "lora_mid", most)
+        down = _tucker(factors["mid"], _matrix(down, "lora_down"), shape, "lora_mid", most)
     up, down = _matrix(up, "lora_up"), _matrix(down, "lora_down")
     rank = _check_pair(up, down, shape, most)
     return Term("low_rank", {"up": up, "down": down}, _scale(alpha, rank))
@@ -110,7 +110,8 @@ def _loha(factors: Mapping[str, torch.Tensor], shape: tuple[int, ...], alpha: fl
         up, down = factors[f"hada_w{number}_a"], factors[f"hada_w{number}_b"]
         if f"hada_t{number}" in factors:  # rank [i, j, kh, kw] with w_a [i, out] and w_b [j, in]
             up = _matrix(up, f"hada_w{number}_a").T
-            down = _tucker(factors[f"hada_t{number}"], _matrix(down, f"hada_w{number}_b"), f"hada_t{number}", most)
+            core = f"hada_t{number}"
+            down = _tucker(factors[core], _matrix(down, f"hada_w{number}_b"), shape, core, most)
         up, down = _matrix(up, f"hada_w{number}_a"), _matrix(down, f"hada_w{number}_b")
         rank = _check_pair(up, down, shape, most)
         tensors |= {f"up{suffix}": up, f"down{suffix}": down}
@@ -118,8 +119,8 @@ def _loha(factors: Mapping[str, torch.Tensor], shape: tuple[int, ...], alpha: fl
 
 
 def _lokr(factors: Mapping[str, torch.Tensor], shape: tuple[int, ...], alpha: float | None, most: int) -> Term:
-    left, left_rank = _kronecker_factor(factors, "lokr_w1", most)
-    right, right_rank = _kronecker_factor(factors, "lokr_w2", most)
+    left, left_rank = _kronecker_factor(factors, "lokr_w1", shape, most)
+    right, right_rank = _kronecker_factor(factors, "lokr_w2", shape, most)
     rank = left_rank or right_rank
     rows, columns = left.shape[0] * right.shape[0], left.shape[1] * right.shape[1]
     if (rows, columns) != _flat(shape):
@@ -127,7 +128,9 @@ def _lokr(factors: Mapping[str, torch.Tensor], shape: tuple[int, ...], alpha: fl
     return Term("kronecker", {"left": left, "right": right}, 1.0 if rank is None else _scale(alpha, rank))
 
 
-def _kronecker_factor(factors: Mapping[str, torch.Tensor], name: str, most: int) -> tuple[torch.Tensor, int | None]:
+def _kronecker_factor(
+    factors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...], most: int
+) -> tuple[torch.Tensor, int | None]:
     """A factor as a matrix, and its rank if it is itself factorised."""
     whole, a, b = name, f"{name}_a", f"{name}_b"
     if whole in factors:
@@ -136,19 +139,20 @@ def _kronecker_factor(factors: Mapping[str, torch.Tensor], name: str, most: int)
         return _matrix(factors[whole], whole), None
     if a not in factors or b not in factors:
         raise InvalidRequestError(f"it lacks {whole}, or {a} and {b}")
-    left, right = _matrix(factors[a], a), factors[b]
+    left, right = _matrix(factors[a], a), _matrix(factors[b], b)
     rank = right.shape[0]
     if name == "lokr_w2" and "lokr_t2" in factors:
-        left, right = left.T, _tucker(factors["lokr_t2"], _matrix(right, b), "lokr_t2", most)
-    right = _matrix(right, b)
-    if left.shape[1] != right.shape[0] or not 1 <= rank <= most:
+        left, right = left.T, _tucker(factors["lokr_t2"], right, shape, "lokr_t2", most)
+    rows, columns = _flat(shape)
+    if left.shape[1] != len(right) or not 1 <= rank <= most or len(left) > rows or right.shape[1] > columns:
         raise InvalidRequestError(f"its {a} and {b} are {list(left.shape)} and {list(right.shape)}")
     return (left.float() @ right.float()), rank
 
 
-def _tucker(core: torch.Tensor, last: torch.Tensor, name: str, most: int) -> torch.Tensor:
+def _tucker(core: torch.Tensor, last: torch.Tensor, shape: tuple[int, ...], name: str, most: int) -> torch.Tensor:
     """Folds core [i, j, kh, kw] and last [j, in] into one factor [i, in·kh·kw], float32."""
-    if core.ndim != 4 or core.shape[1] != last.shape[0] or max(core.shape[:2]) > most:
+    fits = core.ndim == 4 and core.shape[2:] == shape[2:] and core.shape[1] == len(last) and last.shape[1] <= shape[1]
+    if not fits or max(core.shape[:2]) > most:
         raise InvalidRequestError(f"its {name} is {list(core.shape)} beside a factor of {list(last.shape)}")
     return torch.einsum("ijkl,jr->irkl", core.float(), last.float()).flatten(1)
 

@@ -144,17 +144,27 @@ def test_text_parts_go_on_once_the_prompt_is_encoded_with_them(store: Store) -> 
     models = Models()
     tickets = [Ticket(name, result=store.loaded(name)) for name in ("unet", "text")]
     loras = RequestLoras([use("unet", bound=4), use("text", bound=2, scale=0.5)], tickets, models)
-    assert loras.advance(0, STEPS) == (True, None)
+    assert loras.advance(0, STEPS) == (False, None), "it is there: exact, for any bound"
     assert loras.current == ((KEYS["unet"], 1.0),)
-    assert loras.advance(1, STEPS)[0]
-    assert not loras.advance(2, STEPS)[0]
     ((asked, future),) = models.encodings
     assert asked == ((KEYS["text"], 0.5),)
     embeddings = (torch.ones(2, 3), None)
     future.set_result(embeddings)
-    assert loras.advance(2, STEPS) == (True, embeddings)
+    assert loras.advance(0, STEPS) == (True, embeddings)
     assert loras.current == ((KEYS["unet"], 1.0), (KEYS["text"], 0.5))
-    assert loras.advance(3, STEPS) == (True, None)
+    assert loras.advance(1, STEPS) == (True, None)
+
+
+def test_text_parts_that_come_late_are_encoded_while_steps_run(store: Store) -> None:
+    models = Models()
+    ticket, outcome = store.pending("text")
+    loras = RequestLoras([use("text", bound=2)], [ticket], models)
+    assert loras.advance(0, STEPS) == (True, None)
+    outcome.put(store.loaded("text"))
+    assert loras.advance(1, STEPS) == (True, None)
+    assert loras.advance(2, STEPS) == (False, None)
+    models.encodings[0][1].set_result((torch.ones(2, 3), None))
+    assert loras.advance(2, STEPS)[0] and loras.current
 
 
 def test_a_failed_load_ends_the_request_before_its_bound(store: Store) -> None:

@@ -200,3 +200,32 @@ def test_names_of_any_kind_are_refused_in_a_sentence(
     tensors = {starts[i % len(starts)] + name + tails[i % len(tails)]: torch.ones(1, 1) for i, name in enumerate(names)}
     save_file(tensors, directory / "lora.safetensors")
     refused(canonicaliser, directory)
+
+
+BOMBS: dict[str, Tensors] = {
+    "LoKr": {f"{QUERY}.lokr_w1_a": torch.ones(10**5, 1), f"{QUERY}.lokr_w1_b": torch.ones(1, 10**5)}
+    | {f"{QUERY}.lokr_w2": torch.ones(2, 2)},
+    "LoKr without dimensions": {f"{QUERY}.lokr_w1_a": torch.tensor(1.0), f"{QUERY}.lokr_w1_b": torch.tensor(1.0)}
+    | {f"{QUERY}.lokr_w2": torch.ones(2, 2)},
+    "Tucker": {
+        f"{QUERY}.lora_up.weight": torch.ones(32, 1),
+        f"{QUERY}.lora_mid.weight": torch.ones(1, 1, 300, 300),
+        f"{QUERY}.lora_down.weight": torch.ones(1, 10**5),
+    },
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_small_files_that_would_grow(canonicaliser: Canonicaliser, tmp_path: Path, case: str) -> None:
+    save_file(BOMBS[case], tmp_path / "lora.safetensors")
+    refused(canonicaliser, tmp_path)
+
+
+def test_what_does_not_fit_into_float32(canonicaliser: Canonicaliser, tmp_path: Path) -> None:
+    save_file({**good(), f"{QUERY}.lora_up.weight": torch.ones(32, 2).double() * 1e300}, tmp_path / "lora.safetensors")
+    assert "infinite" in refused(canonicaliser, tmp_path)
+
+
+def test_a_canonical_form_that_is_too_large(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_file(good(), tmp_path / "lora.safetensors")
+    assert "more than 100 bytes" in refused(Canonicaliser(checkpoint, max_bytes=100), tmp_path)
