@@ -53,7 +53,7 @@ class Recipe:
     trigger: str | None = None
     kept_energy: float | None = None
     settling_steps: int = 150
-    steps: int = 600
+    steps: int = 1200
     learning_rate: float = 3e-3
 
     def prompt(self, text: str) -> str:
@@ -74,7 +74,16 @@ RECIPES: dict[str, Recipe] = {
             alpha=6.0,
             convolution_rank=8,
         ),
-        Recipe("night", Style(colour_matrix=NIGHT), "kohya", rank=16, alpha=8.0, convolution_rank=8, kept_energy=0.98),
+        Recipe(
+            "night",
+            Style(colour_matrix=NIGHT),
+            "kohya",
+            rank=16,
+            alpha=8.0,
+            convolution_rank=8,
+            kept_energy=0.98,
+            steps=550,
+        ),
         Recipe("outline", Style(fill="outline", line_width=5.0), "kohya"),
         Recipe(
             "sunset",
