@@ -100,15 +100,23 @@ class LeasedFiles:
         return {path: size for _, path, size in sorted(found)}
 
     def evict(self, excess: int) -> bool:
-        """Removes the least recently used files until `excess` bytes are free; whether it came to that."""
-        if excess > 0:
+        """Removes the least recently used files so that `excess` bytes come free; none if that cannot be reached."""
+        chosen: list[tuple[Path, int, int]] = []
+        try:
             for path, size in self.sizes().items():
-                if _remove_unleased(path):
-                    self._on_eviction(size)
-                    excess -= size
-                    if excess <= 0:
-                        break
-        return excess <= 0
+                if sum(size for _, size, _ in chosen) >= excess:
+                    break
+                descriptor = _lock_unleased(path)
+                if descriptor is not None:
+                    chosen.append((path, size, descriptor))
+            enough = sum(size for _, size, _ in chosen) >= excess
+            for path, size, _ in chosen if enough else ():
+                path.unlink(missing_ok=True)
+                self._on_eviction(size)
+        finally:
+            for _, _, descriptor in chosen:
+                os.close(descriptor)
+        return enough
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -122,16 +130,15 @@ class LeasedFiles:
                 os.close(descriptor)
 
 
-def _remove_unleased(path: Path) -> bool:
+def _lock_unleased(path: Path) -> int | None:
+    """A descriptor that holds the file's lock, so that nobody takes a lease; None if somebody has one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
     except BlockingIOError:
-        return False
-    finally:
         os.close(descriptor)
-    return True
+        return None
+    return descriptor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -226,6 +227,16 @@ def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer)
         assert not waiting.done()
         assert all(other.info["largest_batch"] == 1 for other in others)
         assert waiting.result().info["loras"][0]["patched_at_step"] == 0
+
+
+def test_requests_that_wait_take_no_place_from_others(tiny: TinyServer, remote: FileServer) -> None:
+    name = publish(tiny, remote, "stuck", delay_s=4.0)
+    with ThreadPoolExecutor(10) as threads:  # two more than the running batch has places
+        waiting = [threads.submit(request, tiny, [(name, 1.0)], SEED=seed) for seed in range(10)]
+        time.sleep(0.5)
+        assert request(tiny, [("attention", 1.0)]).info["largest_batch"] == 1
+        assert not any(one.done() for one in waiting)
+        assert {one.result().info["loras"][0]["patched_at_step"] for one in waiting} == {0}
 
 
 @pytest.mark.parametrize(
