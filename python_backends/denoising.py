@@ -98,7 +98,8 @@ class Denoising:
             loras: The request's LoRAs.
 
         Raises:
-            InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation).
+            InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation), or
+                a LoRA's patch step is beyond the run.
         """
         self.request = request
         self._scheduler = make_scheduler(scheduler_config, request.scheduler)
@@ -132,6 +133,7 @@ class Denoising:
         self._guided = request.guidance_scale > 1 and distilled is None
         self.step = 0
         self.loras = RequestLoras((), (), None) if loras is None else loras
+        self.loras.check_patch_steps(self.steps)
         self.waiting = False
         self.failure: RequestError | None = None
         self.report = RunReport(encoding or {})

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ..errors import LoraUnavailableError
+from ..errors import InvalidRequestError, LoraUnavailableError
 from .canonical import adapted_modules
 from .host_cache import EvictedError, Lease
 from .lora_set import NO_LORAS, LoraSet, make_set
@@ -110,6 +110,18 @@ class RequestLoras:
         self._encoding: tuple[LoraSet, Future[Embeddings]] | None = None
         self._late: list[LoraRun] = []
         self._asked_at = clock()
+
+    def check_patch_steps(self, steps: int) -> None:
+        """Refuses patch steps that a run of so many steps does not have.
+
+        Raises:
+            InvalidRequestError: With the step and what is allowed.
+        """
+        for run in self.runs:
+            if run.use.patch_step is not None and run.use.patch_step >= steps:
+                raise InvalidRequestError(
+                    f"LORA_PATCH_STEP, or patch_step in LORAS, is {run.use.patch_step}; allowed: 0 to {steps - 1}"
+                )
 
     def advance(self, step: int, steps: int) -> tuple[bool, Embeddings | None]:
         """At a step boundary: puts on what is ready.

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.completed_request import LoraUse
-from swiftdiffusion.python_backends.errors import LoraUnavailableError, RequestError
+from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnavailableError, RequestError
 from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
 from swiftdiffusion.python_backends.lora.host_cache import HostCache
 from swiftdiffusion.python_backends.lora.lora_set import LoraSet
@@ -138,6 +138,13 @@ def test_a_patch_step_is_kept_whether_the_lora_is_early_or_late(store: Store, la
         outcome.put(store.loaded("unet"))
     assert loras.advance(3, STEPS)[0] and loras.current
     assert entry(loras.report())["patched_at_step"] == 3
+
+
+def test_a_patch_step_beyond_the_run_is_refused(store: Store) -> None:
+    loras = RequestLoras([use(patch_step=STEPS)], [Ticket("unet", result=store.loaded("unet"))], Models())
+    with pytest.raises(InvalidRequestError, match=f"is {STEPS}; allowed: 0 to {STEPS - 1}"):
+        loras.check_patch_steps(STEPS)
+    loras.check_patch_steps(STEPS + 1)
 
 
 def test_text_parts_go_on_once_the_prompt_is_encoded_with_them(store: Store) -> None:

@@ -65,7 +65,7 @@ INTEGER_LIMITS = {
     "STEPS": (1, 200),
     "TIMEOUT_MS": (1, 3_600_000),
     "LORA_BOUND": (0, 200),
-    "LORA_PATCH_STEP": (0, 19),
+    "LORA_PATCH_STEP": (0, 400),
 }
 
 
