@@ -51,6 +51,8 @@ class TritonPythonModel:
         self._registry = RequestRegistry()
         self._adapters = AdapterServices(self._has_pooled, float(settings.parameters.get("lora_timeout_s", 300)))
         self._places = int(settings.parameters["places"])
+        self._handed_over: set[str] = set()
+        self._gathered = False
         self._running: dict[str, Denoising] = {}
         self._warm_up(settings.config["input"])
 
@@ -58,9 +60,10 @@ class TritonPythonModel:
         """One step for every request handed over; a response for those that are done (decoupled: for all)."""
         runs = [self._take_up(request) for request in requests]
         able = [run for run in runs if isinstance(run, Denoising) and not run.waiting]
-        going = sorted(able, key=lambda run: run.report.started)[: self._places]
+        gathers = self._gathers(runs)
+        going = [] if gathers else sorted(able, key=lambda run: run.report.started)[: self._places]
         self._step(going)
-        if not going and any(isinstance(run, Denoising) for run in runs):
+        if not able and any(isinstance(run, Denoising) for run in runs):
             time.sleep(WAITING_POLL_S)
         stepped = set(map(id, going))
         responses = [
@@ -118,6 +121,18 @@ class TritonPythonModel:
             raise RequestCancelledError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}')
         if request.deadline is not None and time.time() > request.deadline:
             raise RequestTimeoutError(f"TIMEOUT_MS passed {place_in_run}")
+
+    def _gathers(self, runs: list[Denoising | RequestError]) -> bool:
+        """Whether to take no step yet: requests come back from the last one singly, and those missing are waited for.
+
+        Only once per step, so that one that Triton dropped holds nobody up.
+        """
+        here = {run.request.run_id for run in runs if isinstance(run, Denoising)}
+        missing = {run_id for run_id in self._handed_over - here if run_id in self._running}
+        gathers = bool(missing) and bool(here) and not self._gathered
+        self._gathered = gathers
+        self._handed_over = here | missing if gathers else here
+        return gathers
 
     def _step(self, batch: list[Denoising]) -> None:
         """Advances every request by one step; one whose shard or sampler fails gets its `failure`."""

@@ -93,7 +93,7 @@ def test_equal_requests_share_their_steps(tiny: Any) -> None:
         pictures = list(threads.map(lambda seed: generate(tiny, tiny.model, **fields, SEED=seed), range(6)))
     requests_after, executions_after = executions(tiny, "denoiser")
     assert len({picture.image.tobytes() for picture in pictures}) == 6
-    assert requests_after - requests_before == 6 * 60
+    assert 6 * 60 <= requests_after - requests_before < 1.2 * 6 * 60  # some are handed over again to gather the others
     assert executions_after - executions_before < 2 * 60
 
 
