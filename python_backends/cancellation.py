@@ -63,10 +63,17 @@ class RequestRegistry:
         return (self._cancelled / _file_name(request_id)).exists()
 
     def cancel(self, request_id: str) -> bool:
-        """Flags a request; whether it runs or waits for its place."""
+        """Flags a request; whether it runs, or waits for its place and was not flagged yet.
+
+        Triton may drop a waiting request whose client has gone before a denoiser sees it: after the flag it counts as
+        gone.
+        """
         _remove_old(self._cancelled)
         (self._cancelled / _file_name(request_id)).touch()
-        return any((folder / _file_name(request_id)).exists() for folder in (self._waiting, self._running))
+        waiting = self._waiting / _file_name(request_id)
+        waits = waiting.exists()
+        waiting.unlink(missing_ok=True)
+        return waits or (self._running / _file_name(request_id)).exists()
 
 
 def _remove_old(folder: Path) -> None:
