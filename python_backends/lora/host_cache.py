@@ -94,14 +94,6 @@ class HostCache:
         self._count = 0
         self._remove_abandoned()
 
-    def open(self, path: Path) -> Lease:
-        """A lease on a file of the cache.
-
-        Raises:
-            EvictedError: If it has gone.
-        """
-        return Lease(path)
-
     def find(self, key: str) -> Path | None:
         """The file of that key, which counts as used now; None if there is none."""
         path = self._files.path(key)

@@ -7,25 +7,17 @@ import logging
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from file_server import FileServer, file_server
-from swiftdiffusion.python_backends.lora.fetching import FailureMemory, Fetcher, FetchError, FetchLimits
+from file_server import FileServer
+from swiftdiffusion.python_backends.lora.fetching import Fetcher, FetchError, FetchLimits
 
 CONTENT = bytes(range(256)) * 64
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 LIMITS = FetchLimits(max_bytes=2**20, timeout_s=5.0, read_timeout_s=2.0, attempts=3, first_wait_s=0.01)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with file_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -187,28 +179,3 @@ def test_several_threads_fetch_at_a_time(server: FileServer, tmp_path: Path) -> 
         thread.join()
     assert found == [SHA256] * 8
     assert time.monotonic() - start < 1.2
-
-
-def test_a_failure_counts_for_a_growing_time() -> None:
-    now = 100.0
-    memory, error = FailureMemory(2.0, 10.0, clock=lambda: now), ValueError("no")
-    assert memory.current("a") is None
-    for lasts in (2, 4, 8, 10, 10):
-        memory.failed("a", error)
-        now += lasts - 0.1
-        assert memory.current("a") is error
-        assert memory.current("b") is None
-        now += 0.2
-        assert memory.current("a") is None
-    memory.succeeded("a")
-    memory.failed("a", error)
-    now += 2.1
-    assert memory.current("a") is None
-
-
-def test_the_memory_of_failures_is_bounded() -> None:
-    memory = FailureMemory()
-    for index in range(5000):
-        memory.failed(str(index), ValueError())
-    assert memory.current("0") is None
-    assert memory.current("4999") is not None

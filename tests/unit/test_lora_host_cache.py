@@ -1,32 +1,21 @@
-"""The host cache and the disk cache: their bounds, what they evict, and what processes do to them."""
+"""The host cache: its bound, what it evicts, and what other processes do to it."""
 
 from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import other_process
 
-from swiftdiffusion.python_backends import runtime
-from swiftdiffusion.python_backends.lora import host_directory
-from swiftdiffusion.python_backends.lora.host_cache import (
-    EvictedError,
-    HostCache,
-    HostCacheFullError,
-    Lease,
-    host_cache_directory,
-)
-from swiftdiffusion.python_backends.lora.host_directory import remove_host_cache, remove_stale_host_caches
+from swiftdiffusion.python_backends.lora.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
 
 
 def publish(cache: HostCache, key: str, size: int, expected: int | None = None) -> Path:
@@ -39,24 +28,6 @@ def keys(cache: HostCache) -> set[str]:
     return {path.stem for path in cache.directory.glob("*.safetensors")}
 
 
-@contextmanager
-def other_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs `code`, has said that it did, and waits."""
-    script = f"import sys\nfrom pathlib import Path\n{code}\nprint('in', flush=True)\nsys.stdin.read()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"in\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.close()
-        process.stdout.close()
-
-
 LEASE = (
     "from swiftdiffusion.python_backends.lora.host_cache import Lease\nleases = [Lease(Path(p)) for p in sys.argv[1:]]"
 )
@@ -67,12 +38,12 @@ def test_a_published_file_is_found_and_leased(tmp_path: Path) -> None:
     path = publish(cache, "a", 10)
     assert cache.find("a") == path
     assert cache.find("b") is None
-    with cache.open(path) as lease:
+    with Lease(path) as lease:
         assert lease.path.read_bytes() == b"x" * 10
     assert cache.bytes_used() == 10
     cache.drop("a")
     with pytest.raises(EvictedError, match="no longer in the cache"):
-        cache.open(path)
+        Lease(path)
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
@@ -83,7 +54,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     cache.find("a")
     publish(cache, "d", 10)
     assert keys(cache) == {"a", "c", "d"}
-    with cache.open(tmp_path / "c.safetensors"):
+    with Lease(tmp_path / "c.safetensors"):
         pass
     publish(cache, "e", 20)
     assert keys(cache) == {"c", "e"}
@@ -92,7 +63,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 
 def test_leased_files_stay(tmp_path: Path) -> None:
     cache = HostCache(tmp_path, 30, wait_s=0.1)
-    with cache.open(publish(cache, "a", 20)):
+    with Lease(publish(cache, "a", 20)):
         with pytest.raises(HostCacheFullError, match=r"it takes 0.0 MiB; .* were in use for 0.1 s") as error:
             publish(cache, "b", 20)
         assert not error.value.for_ever
@@ -105,7 +76,7 @@ def test_leased_files_stay(tmp_path: Path) -> None:
 
 def test_room_in_use_is_waited_for(tmp_path: Path) -> None:
     cache = HostCache(tmp_path, 30, wait_s=10)
-    lease = cache.open(publish(cache, "a", 20))
+    lease = Lease(publish(cache, "a", 20))
     threading.Timer(0.2, lease.close).start()
     publish(cache, "b", 20)
     assert keys(cache) == {"b"}
@@ -158,7 +129,7 @@ def test_a_reservation_counts_before_anything_is_written(tmp_path: Path) -> None
 def test_a_key_is_published_once(tmp_path: Path) -> None:
     cache = HostCache(tmp_path, 100)
     path = publish(cache, "a", 10)
-    with cache.open(path):
+    with Lease(path):
         inode = path.stat().st_ino
         publish(cache, "a", 10)
         assert path.stat().st_ino == inode
@@ -241,7 +212,7 @@ def test_whatever_happens_the_bound_holds_and_leased_files_stay(operations: list
                 assert (cache.find(key) is not None) == (key in used)
                 _move_to_end(used, key)
             elif operation == "lease" and key in used and key not in leased:
-                leased[key] = leases.enter_context(cache.open(path))
+                leased[key] = leases.enter_context(Lease(path))
                 _move_to_end(used, key)
             elif operation == "release" and key in leased:
                 leased.pop(key).close()
@@ -272,96 +243,3 @@ def _move_to_end(used: dict[str, None], key: str) -> None:
     if key in used:
         del used[key]
         used[key] = None
-
-
-@pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A shared memory of the test's own, and a server's runtime directory."""
-    path = tmp_path / "shm"
-    path.mkdir()
-    monkeypatch.setattr(host_directory, "SHARED_MEMORY", path)
-    monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "runtime"))
-    return path
-
-
-def test_all_processes_of_a_server_have_one_directory(shared: Path, tmp_path: Path) -> None:
-    directory = host_cache_directory()
-    assert directory.parent == shared
-    assert directory.stat().st_mode & 0o777 == 0o700
-    assert host_cache_directory(tmp_path / "runtime") == directory
-    assert host_cache_directory(tmp_path / "other") != directory
-
-
-def test_without_shared_memory_it_is_in_the_runtime_directory(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(host_directory, "SHARED_MEMORY", tmp_path / "nowhere")
-    directory = host_cache_directory()
-    assert directory == tmp_path / "runtime" / "loras"
-    assert directory.is_dir()
-    remove_stale_host_caches()
-
-
-def test_somebody_elses_directory_is_refused(shared: Path) -> None:
-    directory = host_cache_directory()
-    directory.chmod(0o755)
-    with pytest.raises(PermissionError, match="not a directory of this user alone"):
-        host_cache_directory()
-    shutil.rmtree(directory)
-    directory.symlink_to(shared)
-    with pytest.raises(PermissionError):
-        host_cache_directory()
-
-
-def test_a_host_cache_goes_when_its_server_has_gone(shared: Path, tmp_path: Path) -> None:
-    code = (
-        "from swiftdiffusion.python_backends.lora import host_directory\n"
-        "host_directory.SHARED_MEMORY = Path(sys.argv[1]); host_directory.host_cache_directory(Path(sys.argv[2]))"
-    )
-    mine = host_cache_directory()
-    with other_process(code, str(shared), str(tmp_path / "other")) as server:
-        [other] = set(shared.iterdir()) - {mine}
-        (other / "a.safetensors").write_bytes(b"x")
-        remove_stale_host_caches()
-        assert other.is_dir()
-        server.kill()
-        server.wait()
-        remove_stale_host_caches()
-        assert not other.exists()
-    assert mine.is_dir()
-    remove_host_cache(tmp_path / "runtime")
-    assert not mine.exists()
-    assert host_cache_directory() == mine
-    assert mine.is_dir()
-
-
-def test_what_is_no_host_cache_stays(shared: Path, tmp_path: Path) -> None:
-    link, file = shared / f"{host_directory.PREFIX}link", shared / f"{host_directory.PREFIX}file"
-    link.symlink_to(tmp_path)
-    file.touch()
-    remove_stale_host_caches()
-    assert link.is_symlink()
-    assert file.exists()
-
-
-def test_the_owner_of_a_directory_that_goes_makes_it_again(shared: Path) -> None:
-    """Processes that start while a launcher removes left-overs all end with a directory that exists."""
-    stop = threading.Event()
-
-    def remove() -> None:
-        while not stop.is_set():
-            remove_stale_host_caches()
-
-    thread = threading.Thread(target=remove)
-    thread.start()
-    code = (
-        "import os\nfrom swiftdiffusion.python_backends.lora import host_directory\n"
-        "host_directory.SHARED_MEMORY = Path(sys.argv[1])\n"
-        "for index in range(200):\n"
-        "    found = host_directory.host_cache_directory(Path(sys.argv[1]).parent / str(index))\n"
-        "    (found / 'x').touch()"
-    )
-    with other_process(code, str(shared)):
-        stop.set()
-        thread.join()
-        assert len(list(shared.glob("*/x"))) == 200

@@ -1,0 +1,129 @@
+"""Fetched files on disk: they survive their process, servers share them, and the bound holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lora_stores import GOOD, OTHER
+
+from swiftdiffusion.python_backends.lora import disk_cache as disk_cache_module
+from swiftdiffusion.python_backends.lora.disk_cache import DiskCache, HeldFile
+
+
+def put(cache: DiskCache, identity: str, content: bytes) -> HeldFile:
+    with cache.partial() as partial:
+        partial.write_bytes(content)
+        return cache.add(identity, partial, hashlib.sha256(content).hexdigest())
+
+
+def test_fetched_files_survive_their_process(tmp_path: Path) -> None:
+    with put(DiskCache(tmp_path, 1000), "url", GOOD) as held:
+        assert held.path.read_bytes() == GOOD
+    found = DiskCache(tmp_path, 1000).find("url")
+    assert found is not None
+    with found:
+        assert (found.path.read_bytes(), found.sha256) == (GOOD, hashlib.sha256(GOOD).hexdigest())
+    assert DiskCache(tmp_path, 1000).find("another url") is None
+
+
+def test_a_corrupt_file_is_dropped_when_it_is_first_used(tmp_path: Path) -> None:
+    put(DiskCache(tmp_path, 1000), "url", GOOD).close()
+    [path] = (tmp_path / "content").glob("*.safetensors")
+    path.write_bytes(GOOD[:-1] + b"?")
+    cache = DiskCache(tmp_path, 1000)
+    assert cache.find("url") is None
+    assert cache.bytes_used() == 0
+    put(cache, "url", GOOD).close()
+    found = cache.find("url")
+    assert found is not None
+    found.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": "other", "sha256": "x"}', '{"identity": "url"}'])
+def test_a_corrupt_index_is_no_obstacle(tmp_path: Path, content: str) -> None:
+    cache = DiskCache(tmp_path, 1000)
+    put(cache, "url", GOOD).close()
+    [index] = (tmp_path / "index").iterdir()
+    index.write_text(content)
+    assert cache.find("url") is None
+    put(cache, "url", GOOD).close()
+    found = cache.find("url")
+    assert found is not None
+    found.close()
+
+
+def test_two_servers_share_a_directory(tmp_path: Path) -> None:
+    one, other = DiskCache(tmp_path, 500), DiskCache(tmp_path, 500)
+    with put(one, "a", GOOD):
+        put(other, "a", GOOD).close()
+        assert other.bytes_used() == len(GOOD)
+        with put(other, "b", OTHER) as apart:  # the other server holds what would have to go
+            assert apart.path.read_bytes() == OTHER
+        assert not apart.path.exists()
+        assert one.bytes_used() == len(GOOD)
+    put(other, "b", OTHER).close()
+    assert one.bytes_used() == len(OTHER)
+    assert one.find("a") is None
+
+
+def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
+    DiskCache(tmp_path, 1000)
+    old, new = tmp_path / "partial" / "old", tmp_path / "partial" / "new"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    past = time.time() - disk_cache_module.ABANDONED_AFTER_S - 1
+    os.utime(old, (past, past))
+    DiskCache(tmp_path, 1000)
+    assert not old.exists()
+    assert new.exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    operations=st.lists(st.tuples(st.sampled_from(["add", "find", "hold", "release"]), st.integers(0, 5)), max_size=30),
+    bound=st.integers(10, 120),
+)
+def test_the_disk_cache_stays_in_its_bound(operations: list[tuple[str, int]], bound: int) -> None:
+    contents = [bytes([index]) * (5 + 9 * index) for index in range(6)]
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        evicted: list[int] = []
+        cache = DiskCache(Path(directory), bound, evicted.append)
+        held: dict[int, HeldFile] = {}
+        for operation, index in operations:
+            if operation == "release" and index in held:
+                held.pop(index).close()
+            elif operation == "add":
+                with put(cache, str(index), contents[index]) as added:
+                    assert added.path.read_bytes() == contents[index]
+            elif operation in ("find", "hold"):
+                found = cache.find(str(index))
+                if found is not None:
+                    assert found.path.read_bytes() == contents[index]
+                    if operation == "hold" and index not in held:
+                        held[index] = stack.enter_context(found)
+                    else:
+                        found.close()
+            assert cache.bytes_used() <= bound
+            for each, file in held.items():
+                assert file.path.read_bytes() == contents[each]
+        assert not list((Path(directory) / "partial").iterdir())
+
+
+def test_the_least_recently_used_contents_go_first(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 1000)
+    for name in "ab":
+        put(cache, name, name.encode() * 400).close()
+    found = cache.find("a")
+    assert found is not None
+    found.close()
+    put(cache, "c", b"c" * 400).close()
+    assert cache.find("b") is None
+    assert cache.bytes_used() == 800
