@@ -33,8 +33,8 @@ from rich.progress import track
 from rich.table import Table
 
 from swiftdiffusion.clients import Client, GenerationRequest, Lora
-from swiftdiffusion.export.model_configs import ServingOptions
 from swiftdiffusion.export.repository import write_repository
+from swiftdiffusion.export.serving_options import ServingOptions
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.server import TritonServer
 

@@ -33,8 +33,8 @@ def export(
 ) -> None:
     """Write a Triton model repository that serves a checkpoint."""
     from ..python_backends.checkpoint import Checkpoint, CheckpointError
-    from .model_configs import ServingOptions
     from .repository import RepositoryError, write_repository
+    from .serving_options import ServingOptions
 
     try:
         served = Checkpoint(checkpoint.resolve())

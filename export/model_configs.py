@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
-
-from ..python_backends.request_parsing import RequestRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ..python_backends.checkpoint import Checkpoint
+    from .serving_options import ServingOptions
 
 CANDIDATES_PER_PLACE = 8
 """Requests that a denoiser holds per place in its running batch: one that waits for a LoRA takes no place."""
@@ -40,56 +39,6 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
 
 PROMPT is required all the same: of an ensemble whose required input is missing Triton says only "unexpected deadlock",
 `preprocess` says what is missing."""
-
-
-@dataclass(frozen=True)
-class ServingOptions:
-    """How a checkpoint is served.
-
-    Attributes:
-        unet_shards: Number of UNet shards.
-        gpus: GPU of each shard, cyclically; text encoders and VAE are on the first. Empty: everything on the CPU.
-        threads: OpenMP threads of each CPU backend.
-        dtype: `float32`, `float16` or `bfloat16`.
-        max_batch_size: Requests in one denoiser's running batch.
-        steps: Default steps.
-        guidance_scale: Default guidance.
-        max_size: Largest height and width, in pixels.
-        loras: Directory of the LoRA catalogue; None for a server without LoRAs.
-        lora_bound: Default k of bounded asynchronous loading; 0 is exact.
-        lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
-        lora_disk_bytes: Most bytes of fetched LoRA files on disk.
-    """
-
-    unet_shards: int
-    gpus: tuple[int, ...]
-    threads: int
-    dtype: str
-    max_batch_size: int
-    steps: int
-    guidance_scale: float
-    max_size: int
-    loras: Path | None = None
-    lora_bound: int = 0
-    lora_host_bytes: int = 4 * 2**30
-    lora_disk_bytes: int = 64 * 2**30
-
-    def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
-        """Defaults and limits of requests.
-
-        Raises:
-            ValueError: If a default is beyond the limits.
-        """
-        height, width = checkpoint.default_size
-        return RequestRules(
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            height=height,
-            width=width,
-            size_multiple=checkpoint.size_multiple,
-            max_size=self.max_size,
-            lora_bound=self.lora_bound,
-        )
 
 
 Tensor = tuple[str, str, tuple[int, ...]]
@@ -143,7 +92,7 @@ def model_configs(
 
     shard_names = [f"unet_shard{index}" for index in range(options.unet_shards)]
     configs = [
-        _preprocess(checkpoint, options, catalogue),
+        _preprocess([*request, *tickets], checkpoint, options, catalogue),
         _text_encoder(request, [*embeddings, *encoding], compute, options),
         _python("lora_store", request, tickets, store, options),
         *(
@@ -217,10 +166,12 @@ def _text_encoder(
     return config
 
 
-def _preprocess(checkpoint: Checkpoint, options: ServingOptions, catalogue: dict[str, str]) -> pb.ModelConfig:
+def _preprocess(
+    outputs: Sequence[Tensor], checkpoint: Checkpoint, options: ServingOptions, catalogue: dict[str, str]
+) -> pb.ModelConfig:
     rules = {key: str(value) for key, value in asdict(options.request_rules(checkpoint)).items()}
     parameters = {**rules, **catalogue}
-    config = _single(_python("preprocess", [], [("REQUEST", "STRING", (1,))], parameters, options))
+    config = _single(_python("preprocess", [], outputs, parameters, options))
     config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
     return config
 
@@ -252,9 +203,8 @@ def _ensemble(name: str, denoiser: str, embedding_names: Sequence[str], outputs:
     embeddings = {embedding: embedding.lower() for embedding in embedding_names}
     latents = {"LATENTS": "latents", "PREVIEW": "preview", "INFO": "denoiser_info"}
     steps: list[tuple[str, dict[str, str], dict[str, str]]] = [
-        ("preprocess", {field[0]: field[0] for field in CLIENT_INPUTS}, {"REQUEST": "request"}),
+        ("preprocess", {field[0]: field[0] for field in CLIENT_INPUTS}, {"REQUEST": "request", "TICKETS": "tickets"}),
         ("text_encoder", {"REQUEST": "request"}, embeddings),
-        ("lora_store", {"REQUEST": "request"}, {"TICKETS": "tickets"}),
         (denoiser, {"REQUEST": "request", **embeddings, "TICKETS": "tickets"}, latents),
         ("vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
     ]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from google.protobuf import text_format
 
 from ..python_backends.checkpoint import Checkpoint
-from .model_configs import ServingOptions, model_configs
+from .model_configs import model_configs
+from .serving_options import ServingOptions
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as pb

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .errors import InvalidRequestError, LoraUnavailableError
+from .errors import InvalidRequestError
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_to_json
 from .lora.request_loras import Embeddings, RequestLoras
 from .lora.tickets import Outcomes, Ticket, tickets_from_json
 from .metrics import Histogram
+from .model_calls import call_model, load_loras
 from .settings import text_tensor
 
 if TYPE_CHECKING:
@@ -79,27 +81,15 @@ class _Calls:
         return self._services.threads.submit(self._load_again, position)
 
     def _encode(self, loras: LoraSet) -> Embeddings:
-        response = self._call(
-            "text_encoder",
-            ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])],
-            pb_utils.Tensor("LORA_SET", np.array([[set_to_json(loras).encode()]], dtype=object)),
-        )
+        names = ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])]
+        lora_set = pb_utils.Tensor("LORA_SET", np.array([[set_to_json(loras).encode()]], dtype=object))
+        response = call_model("text_encoder", [text_tensor("REQUEST", self._request.to_json()), lora_set], names)
         pooled = _output(response, "POOLED_PROMPT_EMBEDS") if self._services.has_pooled else None
         return _output(response, "PROMPT_EMBEDS"), pooled
 
     def _load_again(self, position: int) -> Ticket:
-        response = self._call("lora_store", ["TICKETS"])
-        text = pb_utils.get_output_tensor_by_name(response, "TICKETS").as_numpy()[0, 0].decode()
-        return tickets_from_json(text, self._services.outcomes)[position]
-
-    def _call(self, model: str, outputs: list[str], *inputs: Any) -> Any:
-        request = text_tensor("REQUEST", self._request.to_json())
-        response = pb_utils.InferenceRequest(
-            model_name=model, requested_output_names=outputs, inputs=[request, *inputs]
-        ).exec()
-        if response.has_error():
-            raise LoraUnavailableError(f"LORAS: {model} failed: {response.error().message()}")
-        return response
+        alone = replace(self._request, loras=self._request.loras[position : position + 1])
+        return tickets_from_json(load_loras(alone), self._services.outcomes)[0]
 
 
 def _output(response: Any, name: str) -> torch.Tensor:

@@ -23,6 +23,10 @@ class UnknownLoraError(InvalidRequestError):
     """A name that is not in the LoRA catalogue; the message has the nearest names."""
 
 
+class UnusableFileError(InvalidRequestError):
+    """A LoRA file that no server can use, whatever its checkpoint: malformed, or of values that are none."""
+
+
 class RequestCancelledError(RequestError):
     """The model `cancel` was asked to end it."""
 
@@ -35,14 +39,14 @@ class RequestTimeoutError(RequestError):
     code = "UNAVAILABLE"
 
 
-class ShardDownError(RequestError):
-    """A shard that gives no answer even after it was reloaded; the message has its name."""
+class ModelDownError(RequestError):
+    """An inner model that gives no answer even after it was reloaded; the message has its name."""
 
     code = "UNAVAILABLE"
 
 
-class ShardFailedError(RequestError):
-    """A shard that lives and raised an exception."""
+class ModelFailedError(RequestError):
+    """An inner model that lives and answered with an error; the message has its name."""
 
 
 class LoraUnavailableError(RequestError):
@@ -62,5 +66,10 @@ def to_report(error: RequestError) -> dict[str, str]:
 
 def from_report(report: dict[str, str]) -> RequestError:
     """The error that `to_report` described."""
-    types = {error_type.__name__: error_type for error_type in RequestError.__subclasses__()}
+    types = {error_type.__name__: error_type for error_type in all_types()}
     return types.get(report["type"], UnexpectedError)(report["message"])
+
+
+def all_types(of: type[RequestError] = RequestError) -> list[type[RequestError]]:
+    """Every error type, subtypes of subtypes too."""
+    return [of, *(each for subtype in of.__subclasses__() for each in all_types(subtype))]

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from .checkpoint import Checkpoint
 from .completed_request import CompletedRequest
-from .errors import InvalidRequestError, RequestError
+from .errors import RequestError
 from .lora.canonical import Canonicaliser
 from .lora.catalogue import Catalogue
 from .lora.disk_cache import DiskCache
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from .lora.catalogue import CatalogueEntry
     from .lora.tickets import LoadedLora
 
 logger = logging.getLogger(__name__)
@@ -95,34 +94,31 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Starts no more loads."""
         self._store.close()
+        self._outcomes.close()
 
     def _answer(self, request: Any) -> Any:
         try:
-            names = [use.name for use in CompletedRequest.from_json(input_text(request, "REQUEST")).loras]
-            tickets = [self._ticket(entry) for entry in [self._entry(name) for name in names]]
-            return pb_utils.InferenceResponse([text_tensor("TICKETS", tickets_to_json(tickets))])
+            uses = CompletedRequest.from_json(input_text(request, "REQUEST")).loras
         except RequestError as error:
             return error_response(error)
+        tickets = [self._ticket(use.name) for use in uses]
+        return pb_utils.InferenceResponse([text_tensor("TICKETS", tickets_to_json(tickets))])
 
-    def _entry(self, name: str) -> CatalogueEntry:
+    def _ticket(self, name: str) -> Ticket:
         try:
-            return self._catalogue.entry(name)
-        except InvalidRequestError:
-            self._metrics.refused("unknown")
-            raise
-
-    def _ticket(self, entry: CatalogueEntry) -> Ticket:
-        loading = self._store.load(entry)
+            loading = self._store.load(self._catalogue.entry(name))
+        except RequestError as error:  # `preprocess` refuses and counts unknown names; this one went since
+            return Ticket(name, result=error)
         if loading.done():
-            return Ticket(entry.name, result=loading.result())
+            return Ticket(name, result=_result(loading))
         outcome = self._outcomes.expect()
+        loading.add_done_callback(lambda done: outcome.put(_result(done)))
+        return Ticket(name, pending=outcome)
 
-        def put(done: Future[LoadedLora]) -> None:
-            error = done.exception()
-            outcome.put(error if isinstance(error, RequestError) else done.result())
 
-        loading.add_done_callback(put)
-        return Ticket(entry.name, pending=outcome)
+def _result(loading: Future[LoadedLora]) -> LoadedLora | RequestError:
+    error = loading.exception()
+    return error if isinstance(error, RequestError) else loading.result()
 
 
 class LoraMetrics(StoreObserver):

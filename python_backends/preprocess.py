@@ -1,4 +1,7 @@
-"""The model `preprocess`: a client's inputs, most of them optional, become one complete request."""
+"""The model `preprocess`: a client's inputs, most of them optional, become one complete request.
+
+Its LoRAs begin to load here, before anything else is done for it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from .cancellation import RequestRegistry
-from .errors import InvalidRequestError, UnknownLoraError
+from .errors import RequestError, UnknownLoraError
 from .lora.catalogue import Catalogue
+from .lora.tickets import raise_failure
 from .metrics import LORA_REFUSALS, Counter
+from .model_calls import load_loras
 from .request_parsing import RequestRules, parse_request
 from .settings import ModelSettings, catalogue_directory, error_response, input_arrays, text_tensor
 
@@ -38,18 +43,20 @@ class TritonPythonModel:
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """REQUEST for each good request, INVALID_ARG for each other."""
-        responses = []
-        for request in requests:
-            given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
-            try:
-                parsed = parse_request(given, self._rules, self._catalogue)
-            except InvalidRequestError as error:
-                if isinstance(error, UnknownLoraError):
-                    self._refusals.add(reason="unknown")
-                responses.append(error_response(error))
-                continue
-            if parsed.request_id is not None:
-                self._registry.accept(parsed.request_id)
-            responses.append(pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json())]))
-        return responses
+        """REQUEST and TICKETS for each good request, an error for each other."""
+        return [self._complete(request) for request in requests]
+
+    def _complete(self, request: Any) -> Any:
+        given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
+        try:
+            parsed = parse_request(given, self._rules, self._catalogue)
+            tickets = load_loras(parsed) if parsed.loras else "[]"
+            raise_failure(tickets)
+        except UnknownLoraError as error:
+            self._refusals.add(reason="unknown")
+            return error_response(error)
+        except RequestError as error:
+            return error_response(error)
+        if parsed.request_id is not None:
+            self._registry.accept(parsed.request_id)
+        return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])

@@ -1,29 +1,24 @@
-"""The UNet shards as a denoiser sees them: called over BLS, and reloaded when they die."""
+"""The UNet shards as a denoiser sees them."""
 
 from __future__ import annotations
 
-import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import output_tensor
-from .errors import RequestError, ShardDownError, ShardFailedError, UnexpectedError
+from .errors import RequestError, UnexpectedError
 from .lora.lora_set import NO_LORAS, LoraSet, set_to_json
-from .runtime import runtime_directory
+from .model_calls import call_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .denoising import UNetCall
-
-SIGNS_OF_A_DEAD_SHARD = ("not healthy", "unknown model", "no available versions")
-"""In the errors of a shard whose process died, was stopped or was unloaded. A Python exception in a shard that lives on
-and the refusals of a server that is shutting down have none of them: reloading would not help."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +35,7 @@ class ShardResult:
 
 
 class ShardPool:
-    """Calls named shards in parallel. A call that meets a dead shard reloads it once and is repeated.
-
-    Triton 2.51 never restarts a Python backend's process that died: the model stays READY and fails every request,
-    until it is unloaded and loaded again. That works with explicit model control.
+    """Calls named shards in parallel.
 
     Attributes:
         names: Models.
@@ -54,7 +46,6 @@ class ShardPool:
         self.names = tuple(names)
         self.resident: list[LoraSet] = [NO_LORAS] * len(self.names)
         self._threads = ThreadPoolExecutor(max_workers=4 * len(self.names), thread_name_prefix="shard-call")
-        self._locks = runtime_directory()
 
     def evaluate(self, calls: Sequence[tuple[int, UNetCall]]) -> list[ShardResult | RequestError]:
         """The results of every (shard index, call), all calls at once.
@@ -69,7 +60,7 @@ class ShardPool:
         def evaluate(numbers: list[int]) -> None:
             """One shard's calls, in their order: sets are swapped as rarely as can be."""
             for number in numbers:
-                results[number] = self._evaluate_one(calls[number])
+                results[number] = self._evaluate_one(*calls[number])
                 self.resident[calls[number][0]] = calls[number][1].loras
 
         first, *others = by_shard.values() or [[]]
@@ -79,46 +70,17 @@ class ShardPool:
             future.result()
         return results
 
-    def _evaluate_one(self, placed: tuple[int, UNetCall]) -> ShardResult | RequestError:
-        name, call = self.names[placed[0]], placed[1]
-        response = _exec(name, call)
-        if response.has_error() and _is_dead(response):
-            try:
-                response = self._revive(name, call)
-            except pb_utils.TritonModelException as error:
-                return ShardDownError(f"{name} is down and does not load again: {error}")
-        if response.has_error():
-            message = f"{name} failed: {response.error().message()}"
-            return ShardDownError(message) if _is_dead(response) else ShardFailedError(message)
+    def _evaluate_one(self, shard: int, call: UNetCall) -> ShardResult | RequestError:
+        inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
+        loras = np.full((len(call.rows), 1), set_to_json(call.loras).encode(), dtype=object)
+        inputs.append(pb_utils.Tensor("LORA_SET", loras))
+        try:
+            response = call_model(self.names[shard], inputs, ["NOISE_PRED", "PATCH_MS"])
+        except RequestError as error:
+            return error
         prediction = pb_utils.get_output_tensor_by_name(response, "NOISE_PRED")
         patch_ms = pb_utils.get_output_tensor_by_name(response, "PATCH_MS").as_numpy()
         return ShardResult(
             torch.from_dlpack(prediction.to_dlpack()).clone(),  # the response's memory goes with it
             float(patch_ms.max()),
         )
-
-    def _revive(self, name: str, call: UNetCall) -> Any:
-        """Asks again; reloads the shard if it is dead still. One denoiser at a time: the next finds it alive."""
-        with (self._locks / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            response = _exec(name, call)
-            if response.has_error() and _is_dead(response):
-                pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
-                pb_utils.unload_model(name)
-                pb_utils.load_model(name)
-                response = _exec(name, call)
-            return response
-
-
-def _exec(name: str, call: UNetCall) -> Any:
-    inputs = [output_tensor(tensor_name, tensor) for tensor_name, tensor in call.tensors.items()]
-    loras = np.full((len(call.rows), 1), set_to_json(call.loras).encode(), dtype=object)
-    return pb_utils.InferenceRequest(
-        model_name=name,
-        requested_output_names=["NOISE_PRED", "PATCH_MS"],
-        inputs=[*inputs, pb_utils.Tensor("LORA_SET", loras)],
-    ).exec()
-
-
-def _is_dead(response: Any) -> bool:
-    return any(sign in response.error().message() for sign in SIGNS_OF_A_DEAD_SHARD)

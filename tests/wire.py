@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ TYPES = {
     "REQUEST_ID": "BYTES",
     "TIMEOUT_MS": "INT32",
 }
+PROMPT = "a red circle above a blue square"
+Loras = list[tuple[str, float]]
 NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
 
 
@@ -70,3 +73,20 @@ def generate(server: Any, model: str, protocol: str = "grpc", **fields: Any) -> 
         result = client.infer(model, inputs(module, fields))
     info = result.as_numpy("INFO")[0, 0]
     return Picture(result.as_numpy("IMAGE")[0], json.loads(info))
+
+
+def generate_with(server: Any, loras: Loras, **fields: Any) -> Picture:
+    """One small picture with LoRAs, each a name and a scale."""
+    entries = [{"name": name, "scale": scale} for name, scale in loras]
+    given = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 4, **fields}
+    return generate(server, server.model, LORAS=json.dumps(entries), **given)
+
+
+def stub_of(server: Any, model: str) -> int:
+    """Process id of a Python model of a server."""
+    listing = subprocess.check_output(["ps", "-e", "-ww", "-o", "pid=,ppid=,args="], text=True)
+    for line in listing.splitlines():
+        pid, parent, arguments = line.split(maxsplit=2)
+        if int(parent) == server.running.pid and f"/{model}/1/model.py" in arguments:
+            return int(pid)
+    raise AssertionError(f"no process of {model}")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ..completed_request import LoraUse
     from .tickets import LoadedLora, Ticket
 
+MAX_RELOADS = 2
+"""A LoRA that is lost more often ends its request."""
+
 Embeddings = tuple["torch.Tensor", "torch.Tensor | None"]
 """PROMPT_EMBEDS [2, tokens, width] and for SDXL POOLED_PROMPT_EMBEDS [2, pooled width]."""
 
@@ -36,7 +39,7 @@ class Services(Protocol):
         """Starts encoding the request's prompts with a set patched into the text encoders."""
 
     def load_again(self, position: int) -> Future[Ticket]:
-        """Starts loading the request's LoRA at a position once more: its file was evicted before its lease."""
+        """Starts loading the request's LoRA at a position once more: it was lost before its lease."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class LoraRun:
         use: What the request asks for.
         ticket: Where it is, or will be.
         reload: A ticket on its way in place of that one.
+        reloads: How many there were.
         loaded: The LoRA once it is ready and leased.
         lease: Keeps its file in the host cache.
         adapts_text: Whether it has parts for the text encoders.
@@ -59,6 +63,7 @@ class LoraRun:
     use: LoraUse
     ticket: Ticket
     reload: Future[Ticket] | None = None
+    reloads: int = 0
     loaded: LoadedLora | None = None
     lease: Lease | None = None
     adapts_text: bool = False
@@ -193,15 +198,23 @@ class RequestLoras:
             run.ticket, run.reload = run.reload.result(), None
         loaded = run.ticket.poll()
         if loaded is None:
+            if run.ticket.lost:
+                self._load_again(run, "the process that was loading it died")
             return
         try:
             run.lease = Lease(loaded.path)
         except EvictedError:
-            run.reload = self._services.load_again(self.runs.index(run))
+            self._load_again(run, "other LoRAs took its place before it could be used")
             return
         modules = adapted_modules(loaded.path)
         run.loaded, run.modules = loaded, sum(modules.values())
         run.adapts_text = any(component != UNET for component in modules)
+
+    def _load_again(self, run: LoraRun, reason: str) -> None:
+        if run.reloads == MAX_RELOADS:
+            raise LoraUnavailableError(f'LORAS names "{run.use.name}": {reason}, {1 + MAX_RELOADS} times')
+        run.reloads += 1
+        run.reload = self._services.load_again(self.runs.index(run))
 
     def _put_on(self, ready: list[LoraRun], step: int) -> Embeddings | None:
         """Makes the ready LoRAs the current set, once the prompt is encoded with their text encoders' parts."""

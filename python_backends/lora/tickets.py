@@ -5,13 +5,14 @@ A ticket says where a LoRA is, or the name of a file that will say so.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import secrets
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -23,6 +24,8 @@ FORGOTTEN_AFTER_S = 3600.0
 """Outcomes that no denoiser read, because their requests ended before, are removed after so long."""
 
 MAX_OUTCOME_BYTES = 2**20
+WRITER_SUFFIX = ".writer"
+"""Of a file that a writing process keeps locked for as long as it lives."""
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -66,6 +69,11 @@ class Ticket:
         return self._result
 
     @property
+    def lost(self) -> bool:
+        """Whether its load ended without a result, because the process that loaded it died."""
+        return not self.done and self._pending is not None and self._pending.abandoned and not self.done
+
+    @property
     def done(self) -> bool:
         """Whether `poll` gives a LoRA or raises."""
         if self._result is None and self._pending is not None:
@@ -73,17 +81,12 @@ class Ticket:
         return self._result is not None
 
     def to_entry(self) -> dict[str, object]:
-        """The ticket as JSON values.
-
-        Raises:
-            RequestError: If loading has failed: then there is nothing to hand on.
-        """
+        """The ticket as JSON values."""
         if isinstance(self._result, RequestError):
-            raise self._result
+            return {"name": self.name, "error": to_report(self._result)}
         if self._result is not None:
-            return {"name": self.name, **_values(self._result), "outcome": None}
-        outcome = None if self._pending is None else self._pending.path.name
-        return {"name": self.name, "path": None, "source": None, "load_ms": None, "outcome": outcome}
+            return {"name": self.name, **_values(self._result)}
+        return {"name": self.name, "outcome": None if self._pending is None else self._pending.path.name}
 
     def discard(self) -> None:
         """For a request that ends early: its outcome, if there is one already, need not be kept."""
@@ -104,11 +107,22 @@ class Outcomes:
         self.host_directory = host_directory
         self.directory = runtime_directory() / "lora-loads" if directory is None else directory
         self.directory.mkdir(mode=0o700, exist_ok=True)
+        self._writer: tuple[str, TextIO] | None = None
 
     def expect(self) -> Outcome:
-        """A new outcome that somebody will write."""
+        """A new outcome that this process will write, unless it dies: its name begins with the process's lock."""
         self._remove_old()
-        return self.named(secrets.token_hex(16))
+        if self._writer is None:
+            name = secrets.token_hex(8)
+            self._writer = name, (self.directory / f"{name}{WRITER_SUFFIX}").open("w")
+            fcntl.flock(self._writer[1], fcntl.LOCK_EX)
+        return self.named(self._writer[0] + secrets.token_hex(8))
+
+    def close(self) -> None:
+        """Gives up what `expect` promised and nobody wrote yet."""
+        if self._writer is not None:
+            self._writer[1].close()
+            self._writer = None
 
     def named(self, name: str) -> Outcome:
         """The outcome with a name that `expect` gave out."""
@@ -117,7 +131,7 @@ class Outcomes:
     def _remove_old(self) -> None:
         for file in self.directory.iterdir():
             try:
-                if time.time() - file.stat().st_mtime > FORGOTTEN_AFTER_S:
+                if file.suffix != WRITER_SUFFIX and time.time() - file.stat().st_mtime > FORGOTTEN_AFTER_S:
                     file.unlink(missing_ok=True)
             except FileNotFoundError:  # its request read it meanwhile
                 continue
@@ -134,6 +148,18 @@ class Outcome:
 
     path: Path
     host_directory: Path
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the process that was to write it is gone; what it wrote before is there still."""
+        try:
+            with self.path.with_name(self.path.name[:16] + WRITER_SUFFIX).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        return True
 
     def put(self, result: LoadedLora | RequestError) -> None:
         """Writes the result, all of it at once."""
@@ -156,18 +182,14 @@ class Outcome:
         try:
             written = _outcome_validator().validate_json(content)
             if isinstance(written, _Failed):
-                return from_report({"type": written.error.type, "message": written.error.message})
+                return written.error.as_error()
             return LoadedLora(_checked(Path(written.path), self.host_directory), written.source, written.load_ms)
         except (ValidationError, InvalidRequestError) as error:
             return UnexpectedError(f"the outcome of loading a LoRA is not readable: {error}")
 
 
 def tickets_to_json(tickets: list[Ticket]) -> str:
-    """The tickets of one request, as the text that travels to its denoiser.
-
-    Raises:
-        RequestError: If one of them has failed.
-    """
+    """The tickets of one request, as the text that travels to its denoiser."""
     return json.dumps([ticket.to_entry() for ticket in tickets])
 
 
@@ -177,20 +199,35 @@ def tickets_from_json(text: str, outcomes: Outcomes) -> list[Ticket]:
     Raises:
         InvalidRequestError: If the text is anything else (a client called an inner model by itself).
     """
+    return [_ticket(entry, outcomes) for entry in _entries(text)]
+
+
+def raise_failure(text: str) -> None:
+    """Raises the first failure among the tickets that `tickets_to_json` wrote; pending ones are left as they are."""
+    for entry in _entries(text):
+        if entry.error is not None:
+            raise entry.error.as_error()
+
+
+def _entries(text: str) -> list[_Entry]:
     try:
-        entries = _tickets_validator().validate_json(text)
+        return _tickets_validator().validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InvalidRequestError(f"TICKETS is not what `lora_store` writes: {place} {first['msg']}") from None
-    return [_ticket(entry, outcomes) for entry in entries]
 
 
 def _ticket(entry: _Entry, outcomes: Outcomes) -> Ticket:
-    if entry.outcome is not None and entry.path is None:
+    given = [entry.error is not None, entry.outcome is not None, entry.path is not None]
+    if sum(given) != 1:
+        raise InvalidRequestError("TICKETS is not what `lora_store` writes: needed is a path, an outcome or an error")
+    if entry.error is not None:
+        return Ticket(entry.name, result=entry.error.as_error())
+    if entry.outcome is not None:
         return Ticket(entry.name, pending=outcomes.named(entry.outcome))
-    if entry.outcome is not None or entry.path is None or entry.source is None or entry.load_ms is None:
-        raise InvalidRequestError("TICKETS is not what `lora_store` writes: needed is either a path or an outcome")
+    if entry.path is None or entry.source is None or entry.load_ms is None:
+        raise InvalidRequestError("TICKETS is not what `lora_store` writes: a path needs source and load_ms")
     path = _checked(Path(entry.path), outcomes.host_directory)
     return Ticket(entry.name, result=LoadedLora(path, entry.source, entry.load_ms))
 
@@ -211,12 +248,22 @@ _Milliseconds = Annotated[float, Field(ge=0)]
 
 
 @validated(frozen=True, config=_CONFIG)
+class _Report:
+    type: str
+    message: str
+
+    def as_error(self) -> RequestError:
+        return from_report({"type": self.type, "message": self.message})
+
+
+@validated(frozen=True, config=_CONFIG)
 class _Entry:
     name: Annotated[str, StringConstraints(min_length=1, max_length=128)]
-    path: str | None
-    source: _Source | None
-    load_ms: _Milliseconds | None
-    outcome: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None
+    path: str | None = None
+    source: _Source | None = None
+    load_ms: _Milliseconds | None = None
+    outcome: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
+    error: _Report | None = None
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -224,12 +271,6 @@ class _Loaded:
     path: str
     source: _Source
     load_ms: _Milliseconds
-
-
-@validated(frozen=True, config=_CONFIG)
-class _Report:
-    type: str
-    message: str
 
 
 @validated(frozen=True, config=_CONFIG)

@@ -9,8 +9,8 @@ import pytest
 
 import checkpoints
 import lora_files
-from swiftdiffusion.export.model_configs import ServingOptions
 from swiftdiffusion.export.repository import write_repository
+from swiftdiffusion.export.serving_options import ServingOptions
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.modules import BaseModules
 from swiftdiffusion.python_backends.server import TritonServer

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from wire import generate
+from wire import generate, stub_of
 
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
-
-
-def stub_of(tiny: Any, model: str) -> int:
-    """Process id of a Python model's stub."""
-    listing = subprocess.check_output(["ps", "-e", "-ww", "-o", "pid=,ppid=,args="], text=True)
-    for line in listing.splitlines():
-        pid, parent, arguments = line.split(maxsplit=2)
-        if int(parent) == tiny.running.pid and f"/{model}/1/model.py" in arguments:
-            return int(pid)
-    raise AssertionError(f"no process of {model}")
 
 
 @pytest.mark.parametrize("loras", ["[]", '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,25 +15,12 @@ from diffusers import DiffusionPipeline
 from tritonclient.utils import InferenceServerException
 
 import lora_files
-from file_server import FileServer, file_server
-from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Lora, Progress
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
-from wire import Picture, generate
+from wire import PROMPT, Loras, generate, generate_with
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from conftest import TinyServer
-
-PROMPT = "a red circle above a blue square"
-Loras = list[tuple[str, float]]
-
-
-def request(server: TinyServer, loras: Loras, **fields: Any) -> Picture:
-    entries = [{"name": name, "scale": scale} for name, scale in loras]
-    given = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 4, **fields}
-    return generate(server, server.model, LORAS=json.dumps(entries), **given)
 
 
 class Oracle:
@@ -97,7 +82,7 @@ SETS: tuple[Loras, ...] = (
 
 @pytest.mark.parametrize("loras", SETS, ids=str)
 def test_pictures_are_those_of_fused_weights(tiny: TinyServer, oracle: Oracle, loras: Loras) -> None:
-    picture = request(tiny, loras, LORA_BOUND=0)
+    picture = generate_with(tiny, loras, LORA_BOUND=0)
     assert picture.distance(oracle.picture(loras)) <= 0.5
     assert picture.distance(oracle.picture([])) > 1
     assert [(lora["name"], lora["scale"], lora["patched_at_step"]) for lora in picture.info["loras"]] == [
@@ -108,20 +93,20 @@ def test_pictures_are_those_of_fused_weights(tiny: TinyServer, oracle: Oracle, l
 
 def test_the_order_of_loras_does_not_matter(tiny: TinyServer) -> None:
     loras: Loras = [("attention", 0.6), ("loha", 1.0), ("everything", 0.2)]
-    first, second = request(tiny, loras), request(tiny, loras[::-1])
+    first, second = generate_with(tiny, loras), generate_with(tiny, loras[::-1])
     assert (first.image == second.image).all()
 
 
 def test_without_loras_the_base_model_is_as_it_was(tiny: TinyServer, oracle: Oracle) -> None:
-    request(tiny, [("everything", 1.0)])
-    assert request(tiny, []).distance(oracle.picture([])) <= 0.5
+    generate_with(tiny, [("everything", 1.0)])
+    assert generate_with(tiny, []).distance(oracle.picture([])) <= 0.5
 
 
 def test_a_patch_step_replays_a_run(tiny: TinyServer, oracle: Oracle) -> None:
     loras: Loras = [("attention", 1.0)]
-    exact = request(tiny, loras)
+    exact = generate_with(tiny, loras)
     for step in (0, 1, 3):
-        late = request(tiny, loras, LORA_PATCH_STEP=step)
+        late = generate_with(tiny, loras, LORA_PATCH_STEP=step)
         assert late.info["loras"][0]["patched_at_step"] == step
         assert late.distance(oracle.picture(loras, switch_at=step)) <= 0.5
         assert (late.distance(exact) == 0) == (step == 0)
@@ -129,27 +114,29 @@ def test_a_patch_step_replays_a_run(tiny: TinyServer, oracle: Oracle) -> None:
 
 def test_requests_with_different_sets_share_steps_and_not_loras(tiny: TinyServer) -> None:
     sets: list[Loras] = [[], *SETS, [("attention", 1.0)]]
-    alone = [request(tiny, loras, STEPS=8, SEED=number) for number, loras in enumerate(sets)]
+    alone = [generate_with(tiny, loras, STEPS=8, SEED=number) for number, loras in enumerate(sets)]
     with ThreadPoolExecutor(len(sets)) as threads:
-        together = list(threads.map(lambda item: request(tiny, item[1], STEPS=8, SEED=item[0]), list(enumerate(sets))))
+        together = list(
+            threads.map(lambda item: generate_with(tiny, item[1], STEPS=8, SEED=item[0]), list(enumerate(sets)))
+        )
     assert max(picture.info["largest_batch"] for picture in together) > 2
     for solo, shared in zip(alone, together, strict=True):
         assert shared.distance(solo) <= 0.5
 
 
 def test_resident_loras_say_so(tiny: TinyServer) -> None:
-    request(tiny, [("attention", 0.9)])
-    lora = request(tiny, [("attention", 0.9)]).info["loras"][0]
+    generate_with(tiny, [("attention", 0.9)])
+    lora = generate_with(tiny, [("attention", 0.9)]).info["loras"][0]
     assert (lora["source"], lora["patch_ms"]) == ("gpu", 0.0)
-    lora = request(tiny, [("attention", 0.8)]).info["loras"][0]
+    lora = generate_with(tiny, [("attention", 0.8)]).info["loras"][0]
     assert lora["source"] == "host" and lora["patch_ms"] > 0
 
 
 def test_a_file_added_while_the_server_runs_is_served(tiny: TinyServer) -> None:
     with pytest.raises(InferenceServerException, match="attentoin"):
-        request(tiny, [("attentoin", 1.0)])
+        generate_with(tiny, [("attentoin", 1.0)])
     (tiny.loras / "added.safetensors").write_bytes((tiny.loras / "attention.safetensors").read_bytes())
-    assert (request(tiny, [("added", 1.0)]).image == request(tiny, [("attention", 1.0)]).image).all()
+    assert (generate_with(tiny, [("added", 1.0)]).image == generate_with(tiny, [("attention", 1.0)]).image).all()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -167,100 +154,11 @@ def test_bad_loras_end_their_request_with_a_sentence_and_nothing_else(
     }.items():
         with pytest.raises(InferenceServerException, match=said):
             generate(tiny, tiny.model, protocol, PROMPT=PROMPT, LORAS=json.dumps([{"name": name}]))
-    assert request(tiny, [("attention", 1.0)]).distance(oracle.picture([("attention", 1.0)])) <= 0.5
-
-
-@pytest.fixture
-def remote(tiny: TinyServer) -> Iterator[FileServer]:
-    """A store over HTTP with `attention` as `far`, `farther` …, of which the server learns while it runs."""
-    with file_server() as files:
-        yield files
-    (tiny.loras / "catalogue.json").unlink(missing_ok=True)
-
-
-def publish(tiny: TinyServer, files: FileServer, name: str, **how: Any) -> str:
-    """A new name at the store; its own content, so that no cache knows it."""
-    made = lora_files.kohya(
-        {"unet": dict(list(BaseModules.of(Checkpoint(tiny.checkpoint)).shapes["unet"].items())[:40])},
-        seed=secrets.randbelow(2**31),
-    )
-    content = made.save(tiny.loras.parent / f"{name}.made").read_bytes()
-    location = files.add(f"/{name}.safetensors", content, **how)
-    (tiny.loras / "catalogue.json").write_text(json.dumps({"loras": {name: {"location": location}}}))
-    return name
-
-
-def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "far", delay_s=1.0)
-    waiting = request(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
-    assert (waiting["patched_at_step"], waiting["source"]) == (2, "remote")
-    assert waiting["load_ms"] > 1000 and waiting["waited_ms"] > 500
-    again = request(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
-    assert (again["patched_at_step"], again["waited_ms"]) == (0, 0.0)
-    assert remote.gets[f"/{name}.safetensors"] == 1
-
-
-def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "farther", delay_s=0.7)
-    first = request(tiny, [(name, 1.0)], LORA_BOUND=150, STEPS=150)
-    step = first.info["loras"][0]["patched_at_step"]
-    assert 0 < step < 149
-    replayed = request(tiny, [(name, 1.0)], LORA_PATCH_STEP=step, STEPS=150)
-    assert (first.image == replayed.image).all()
-
-
-def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "streamed", delay_s=1.0)
-    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=1, steps=4, seed=7)
-    with Client(tiny.grpc_url, timeout=60) as client:
-        *progress, result = list(client.stream(asked))
-    assert isinstance(result, GenerationResult)
-    steps = result.info.model_extra["unet_evaluations"]
-    assert [event.step for event in progress if isinstance(event, Progress)] == list(range(1, steps))
-    assert (result.info.loras[0].patched_at_step, result.info.loras[0].source) == (1, "remote")
-
-
-def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "slow", delay_s=3.0)
-    with ThreadPoolExecutor(2) as threads:
-        waiting = threads.submit(request, tiny, [(name, 1.0)])
-        others = [request(tiny, loras) for loras in ([], [("attention", 1.0)]) for _ in range(3)]
-        assert not waiting.done()
-        assert all(other.info["largest_batch"] == 1 for other in others)
-        assert waiting.result().info["loras"][0]["patched_at_step"] == 0
-
-
-def test_requests_that_wait_take_no_place_from_others(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "stuck", delay_s=4.0)
-    with ThreadPoolExecutor(10) as threads:  # two more than the running batch has places
-        waiting = [threads.submit(request, tiny, [(name, 1.0)], SEED=seed) for seed in range(10)]
-        time.sleep(0.5)
-        assert request(tiny, [("attention", 1.0)]).info["largest_batch"] == 1
-        assert not any(one.done() for one in waiting)
-        assert {one.result().info["loras"][0]["patched_at_step"] for one in waiting} == {0}
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({"failures": [404] * 9}, "does not have the file"),
-        ({"cut_after": 500}, "far_"),
-        ({"failures": [500] * 99}, "500"),
-    ],
-    ids=["missing", "cut off", "broken"],
-)
-def test_a_store_that_fails_ends_its_request_only(
-    tiny: TinyServer, remote: FileServer, how: dict[str, Any], said: str
-) -> None:
-    name = publish(tiny, remote, f"far_{secrets.token_hex(4)}", **how)
-    with pytest.raises(InferenceServerException, match=said) as caught:
-        request(tiny, [(name, 1.0)], LORA_BOUND=2)
-    assert f'LORAS names "{name}"' in str(caught.value)
-    assert request(tiny, [("attention", 1.0)]).info["loras"][0]["patched_at_step"] == 0
+    assert generate_with(tiny, [("attention", 1.0)]).distance(oracle.picture([("attention", 1.0)])) <= 0.5
 
 
 def test_metrics_tell_of_loads_and_patches(tiny: TinyServer) -> None:
-    request(tiny, [("attention", 0.123)])
+    generate_with(tiny, [("attention", 0.123)])
     with urllib.request.urlopen(tiny.metrics_url) as answer:
         text = answer.read().decode()
     for name in (

@@ -220,6 +220,21 @@ def test_a_lora_evicted_before_its_lease_is_loaded_again(store: Store) -> None:
     assert entry(loras.report())["source"] == "disk"
 
 
+def test_a_lora_whose_loader_died_is_loaded_again_but_not_for_ever(store: Store) -> None:
+    models = Models()
+    loras = RequestLoras([use()], [store.pending("unet")[0]], models)
+    assert not loras.advance(0, STEPS)[0]
+    for deaths in range(1, 3):
+        store.outcomes.close()
+        assert not loras.advance(0, STEPS)[0]
+        assert len(models.reloads) == deaths
+        models.reloads[-1].set_result(store.pending("unet")[0])
+        assert not loras.advance(0, STEPS)[0]
+    store.outcomes.close()
+    with pytest.raises(LoraUnavailableError, match=r'LORAS names "unet": .* died, 3 times'):
+        loras.advance(0, STEPS)
+
+
 def test_running_requests_keep_their_loras_in_the_cache(store: Store) -> None:
     loras = RequestLoras([use()], [Ticket("unet", result=store.loaded("unet"))], Models())
     loras.advance(0, STEPS)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.errors import InvalidRequestError, RequestError, UnexpectedError
+from swiftdiffusion.python_backends.errors import InvalidRequestError, UnexpectedError, all_types
 from swiftdiffusion.python_backends.lora import tickets
 from swiftdiffusion.python_backends.lora.tickets import (
+    WRITER_SUFFIX,
     LoadedLora,
     Outcomes,
     Ticket,
+    raise_failure,
     tickets_from_json,
     tickets_to_json,
 )
@@ -28,6 +30,11 @@ def outcomes(tmp_path: Path) -> Outcomes:
 @pytest.fixture
 def loaded(tmp_path: Path) -> LoadedLora:
     return LoadedLora(tmp_path / "host" / "abc.safetensors", "remote", 12.5)
+
+
+def left(outcomes: Outcomes) -> list[Path]:
+    """Outcomes that are still there."""
+    return [file for file in outcomes.directory.iterdir() if file.suffix != WRITER_SUFFIX]
 
 
 def test_a_loaded_lora_travels_in_its_ticket(outcomes: Outcomes, loaded: LoadedLora) -> None:
@@ -45,7 +52,7 @@ def test_a_loading_lora_arrives_later_and_leaves_no_file(outcomes: Outcomes, loa
     outcome.put(loaded)
     assert ticket.poll() == loaded
     assert ticket.poll() == loaded
-    assert list(outcomes.directory.iterdir()) == []
+    assert left(outcomes) == []
 
 
 def test_a_failure_keeps_its_type_and_message(outcomes: Outcomes) -> None:
@@ -55,8 +62,21 @@ def test_a_failure_keeps_its_type_and_message(outcomes: Outcomes) -> None:
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match='LORAS names "papercut": no module'):
             ticket.poll()
-    with pytest.raises(InvalidRequestError):
-        tickets_to_json([ticket])
+    written = tickets_to_json([Ticket("night", pending=outcomes.expect()), ticket])
+    with pytest.raises(InvalidRequestError, match='LORAS names "papercut": no module'):
+        raise_failure(written)
+    with pytest.raises(InvalidRequestError, match='LORAS names "papercut": no module'):
+        tickets_from_json(written, outcomes)[1].poll()
+
+
+def test_looking_for_failures_takes_no_outcome(outcomes: Outcomes, loaded: LoadedLora) -> None:
+    outcome = outcomes.expect()
+    written = tickets_to_json([Ticket("papercut", pending=outcome)])
+    outcome.put(UnexpectedError("later"))
+    raise_failure(written)
+    [ticket] = tickets_from_json(written, outcomes)
+    with pytest.raises(UnexpectedError, match="later"):
+        ticket.poll()
 
 
 def test_several_tickets_keep_their_order(outcomes: Outcomes, loaded: LoadedLora) -> None:
@@ -81,6 +101,8 @@ def test_several_tickets_keep_their_order(outcomes: Outcomes, loaded: LoadedLora
         {"path": None, "outcome": "0" * 31 + "\n"},
         {"more": 1},
         {"name": ""},
+        {"path": None, "error": {"type": "RequestError"}},
+        {"error": {"type": "RequestError", "message": "both"}},
     ],
 )
 def test_what_a_hostile_client_writes_is_refused(
@@ -113,18 +135,31 @@ def test_outcomes_that_nobody_read_do_not_pile_up(outcomes: Outcomes, loaded: Lo
     for file in outcomes.directory.iterdir():
         os.utime(file, (past, past))
     outcomes.expect()
-    assert list(outcomes.directory.iterdir()) == []
+    assert left(outcomes) == []
 
 
 def test_a_request_that_ends_early_takes_its_outcome_along(outcomes: Outcomes, loaded: LoadedLora) -> None:
     outcome = outcomes.expect()
     outcome.put(loaded)
     Ticket("papercut", pending=outcome).discard()
-    assert list(outcomes.directory.iterdir()) == []
+    assert left(outcomes) == []
+
+
+def test_a_load_is_lost_when_its_process_is_gone(outcomes: Outcomes, loaded: LoadedLora) -> None:
+    store = Outcomes(outcomes.host_directory, outcomes.directory)
+    written, unwritten = store.expect(), store.expect()
+    reader = tickets_from_json(
+        tickets_to_json([Ticket("papercut", pending=written), Ticket("night", pending=unwritten)]), outcomes
+    )
+    assert [ticket.lost for ticket in reader] == [False, False]
+    written.put(loaded)
+    store.close()
+    assert [ticket.lost for ticket in reader] == [False, True]
+    assert reader[0].poll() == loaded
 
 
 def test_every_error_type_survives(outcomes: Outcomes) -> None:
-    for error_type in RequestError.__subclasses__():
+    for error_type in all_types():
         outcome = outcomes.expect()
         outcome.put(error_type("sentence"))
         with pytest.raises(error_type) as error:

@@ -1,0 +1,63 @@
+"""How a checkpoint is served: what the exporter's options say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..python_backends.request_parsing import RequestRules
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..python_backends.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How a checkpoint is served.
+
+    Attributes:
+        unet_shards: Number of UNet shards.
+        gpus: GPU of each shard, cyclically; text encoders and VAE are on the first. Empty: everything on the CPU.
+        threads: OpenMP threads of each CPU backend.
+        dtype: `float32`, `float16` or `bfloat16`.
+        max_batch_size: Requests in one denoiser's running batch.
+        steps: Default steps.
+        guidance_scale: Default guidance.
+        max_size: Largest height and width, in pixels.
+        loras: Directory of the LoRA catalogue; None for a server without LoRAs.
+        lora_bound: Default k of bounded asynchronous loading; 0 is exact.
+        lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
+        lora_disk_bytes: Most bytes of fetched LoRA files on disk.
+    """
+
+    unet_shards: int
+    gpus: tuple[int, ...]
+    threads: int
+    dtype: str
+    max_batch_size: int
+    steps: int
+    guidance_scale: float
+    max_size: int
+    loras: Path | None = None
+    lora_bound: int = 0
+    lora_host_bytes: int = 4 * 2**30
+    lora_disk_bytes: int = 64 * 2**30
+
+    def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
+        """Defaults and limits of requests.
+
+        Raises:
+            ValueError: If a default is beyond the limits.
+        """
+        height, width = checkpoint.default_size
+        return RequestRules(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=height,
+            width=width,
+            size_multiple=checkpoint.size_multiple,
+            max_size=self.max_size,
+            lora_bound=self.lora_bound,
+        )

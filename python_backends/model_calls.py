@@ -1,0 +1,75 @@
+"""Other models of this server, called over BLS and reloaded when their process has died. Needs no torch."""
+
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from .errors import ModelDownError, ModelFailedError
+from .runtime import runtime_directory
+from .settings import text_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .completed_request import CompletedRequest
+
+SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "unknown model", "no available versions")
+"""In the errors of a model whose process died, was stopped or was unloaded. A Python exception in a model that lives on
+and the refusals of a server that is shutting down have none of them: reloading would not help."""
+
+
+def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
+    """The response of a model; if its process is dead, it is reloaded once and asked again.
+
+    Triton 2.51 never restarts a Python backend's process that died: the model stays READY and fails every request,
+    until it is unloaded and loaded again. That works with explicit model control.
+
+    Args:
+        name: The model.
+        inputs: `pb_utils.Tensor`s.
+        outputs: Names of the wanted outputs.
+
+    Raises:
+        ModelDownError: If it is dead and stays so.
+        ModelFailedError: If it lives and answers with an error.
+    """
+    response = _execute(name, inputs, outputs)
+    if response.has_error() and _is_dead(response):
+        response = _revive(name, inputs, outputs)
+    if response.has_error():
+        error = ModelDownError if _is_dead(response) else ModelFailedError
+        raise error(f"{name} failed: {response.error().message()}")
+    return response
+
+
+def load_loras(request: CompletedRequest) -> str:
+    """Starts loading a request's LoRAs: the TICKETS of `lora_store`; errors as `call_model`."""
+    response = call_model("lora_store", [text_tensor("REQUEST", request.to_json())], ["TICKETS"])
+    return str(pb_utils.get_output_tensor_by_name(response, "TICKETS").as_numpy()[0, 0].decode("utf-8"))
+
+
+def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
+    """Asks again; reloads the model if it is dead still. One process at a time: the next finds it alive."""
+    with (runtime_directory() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        response = _execute(name, inputs, outputs)
+        if response.has_error() and _is_dead(response):
+            pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
+            try:
+                pb_utils.unload_model(name)
+                pb_utils.load_model(name)
+            except pb_utils.TritonModelException as error:
+                raise ModelDownError(f"{name} is down and does not load again: {error}") from error
+            response = _execute(name, inputs, outputs)
+        return response
+
+
+def _execute(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
+    return pb_utils.InferenceRequest(model_name=name, requested_output_names=list(outputs), inputs=list(inputs)).exec()
+
+
+def _is_dead(response: Any) -> bool:
+    return any(sign in response.error().message() for sign in SIGNS_OF_A_DEAD_PROCESS)
