@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 
 from ..python_backends.completed_request import CompletedRequest
+from ..python_backends.lora.profiles import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from .local_pipeline import LocalPipeline
 
 THRESHOLD = 0.99
-SUFFIX = ".profile.json"
 
 
 @dataclass(frozen=True)

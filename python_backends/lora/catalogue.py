@@ -13,18 +13,16 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UnknownLoraError
-from .catalogue_index import NAME, CatalogueError, read_index, read_profile, shown
+from .catalogue_index import NAME, CatalogueError, read_index, shown
+from .profiles import SETTLED_AFTER_NS, Profiles, Signature, signature_of
 
 __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
 
 logger = logging.getLogger(__name__)
 
-INDEX, SUFFIX, PROFILE_SUFFIX = "catalogue.json", ".safetensors", ".profile.json"
+INDEX, SUFFIX = "catalogue.json", ".safetensors"
 COMPARED = 200
 """Most names that an unknown one is compared with in earnest: comparing takes long."""
-
-SETTLED_AFTER_NS = 2_000_000_000
-"""Two changes within a file system's clock tick have one mtime; one older than this cannot hide another."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,6 @@ class CatalogueEntry:
         return is_remote(self.location)
 
 
-_Signature = tuple[int, ...]
-_Profiled = tuple[int | None, int | None]
-
-
 class Catalogue:
     """The LoRAs of one server, by name; what the operator adds, edits or removes shows at the next lookup.
 
@@ -84,9 +78,9 @@ class Catalogue:
         self._directory = None if directory is None else directory.resolve()
         self._entries: dict[str, CatalogueEntry] = {}
         self._warned: set[str] = set()
-        self._signature: _Signature = ()
+        self._profiles = None if self._directory is None else Profiles(self._directory, self._warn_once)
+        self._signature: Signature = ()
         self._settled = True
-        self._profiles: dict[str, tuple[_Signature, _Profiled]] = {}
         if self._directory is not None:
             if not self._directory.is_dir():
                 raise CatalogueError(f"the LoRA catalogue {directory} is not a directory")
@@ -108,7 +102,7 @@ class Catalogue:
         found = entries.get(name)
         if found is None:
             raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
-        bound, of_steps = self._profile(name) if found.bound is None else (found.bound, None)
+        bound, of_steps = (found.bound, None) if found.bound is not None else self._profiled(found)
         return CatalogueEntry(
             name=name,
             location=found.location,
@@ -118,6 +112,11 @@ class Catalogue:
             description=found.description,
             identity=_identity(found.location, found.sha256),
         )
+
+    def _profiled(self, found: CatalogueEntry) -> tuple[int | None, int | None]:
+        assert self._profiles is not None
+        profile = self._profiles.of(found.name, None if found.is_remote else Path(found.location), found.sha256)
+        return profile.bound, profile.steps
 
     def _refresh(self) -> None:
         if self._directory is None:
@@ -131,10 +130,10 @@ class Catalogue:
             self._signature, self._settled = signature, True
             logger.error("the LoRA catalogue stays as it was: %s", error)
 
-    def _current_signature(self, directory: Path) -> _Signature:
-        return _signature(directory) + _signature(directory / INDEX)
+    def _current_signature(self, directory: Path) -> Signature:
+        return signature_of(directory) + signature_of(directory / INDEX)
 
-    def _rescan(self, directory: Path, signature: _Signature) -> None:
+    def _rescan(self, directory: Path, signature: Signature) -> None:
         """Reads directory and index; `signature` is from before, so that a change meanwhile is seen next time."""
         newest = max((signature[1:2] + signature[4:5]), default=0)
         settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
@@ -166,23 +165,6 @@ class Catalogue:
                 files.append(path)
         return files
 
-    def _profile(self, name: str) -> _Profiled:
-        """What `NAME.profile.json` says, read again when it changes; nothing without one."""
-        assert self._directory is not None
-        path = self._directory / f"{name}{PROFILE_SUFFIX}"
-        signature = _signature(path)
-        if not signature:
-            return None, None
-        known = self._profiles.get(name)
-        if known is None or known[0] != signature or abs(time.time_ns() - signature[1]) < SETTLED_AFTER_NS:
-            profile: _Profiled = (None, None)
-            try:
-                profile = read_profile(path)
-            except (CatalogueError, OSError) as error:
-                self._warn_once(f"a profile is left out: {error}")
-            self._profiles[name] = known = (signature, profile)
-        return known[1]
-
     def _warn_once(self, sentence: str) -> None:
         if sentence not in self._warned:
             self._warned.add(sentence)
@@ -202,17 +184,8 @@ def _resolve(location: str, directory: Path) -> str:
 
 
 def _identity(location: str, sha256: str | None) -> str:
-    state = "" if is_remote(location) else ",".join(str(part) for part in _signature(Path(location)))
+    state = "" if is_remote(location) else ",".join(str(part) for part in signature_of(Path(location)))
     return "|".join((location, sha256 or "", state))
-
-
-def _signature(path: Path) -> _Signature:
-    """Size, mtime and inode of what a path leads to; empty if that is nothing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _allowed(name: str, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What an operator writes about LoRAs: `catalogue.json` and profiles, parsed and checked. Needs no torch."""
+"""What an operator writes about LoRAs: `catalogue.json`, parsed and checked. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_INDEX_BYTES, MAX_PROFILE_BYTES = 16 * 2**20, 2**20
+MAX_INDEX_BYTES = 16 * 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -39,14 +39,7 @@ class _Index(BaseModel):
     loras: dict[_Name, Annotation]
 
 
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
-
-
-_INDEX, _PROFILE = TypeAdapter(_Index), TypeAdapter(_Profile)
+_INDEX = TypeAdapter(_Index)
 
 
 def read_index(path: Path) -> dict[str, Annotation]:
@@ -58,25 +51,17 @@ def read_index(path: Path) -> dict[str, Annotation]:
     if not path.exists():
         return {}
     try:
-        return dict(_INDEX.validate_json(_read(path, MAX_INDEX_BYTES)).loras)
+        return dict(_INDEX.validate_json(read_bounded(path, MAX_INDEX_BYTES)).loras)
     except ValidationError as error:
-        raise CatalogueError(f"{path}: {_first(error)}") from None
+        raise CatalogueError(f"{path}: {first_mistake(error)}") from None
 
 
-def read_profile(path: Path) -> tuple[int | None, int | None]:
-    """The bound that a `NAME.profile.json` gives, and the number of steps of which it is one.
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file's content.
 
     Raises:
-        CatalogueError: If it is not what it should be.
+        CatalogueError: If there are more bytes than that.
     """
-    try:
-        profile = _PROFILE.validate_json(_read(path, MAX_PROFILE_BYTES))
-        return profile.bound, profile.steps
-    except ValidationError as error:
-        raise CatalogueError(f"{path}: {_first(error)}") from None
-
-
-def _read(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -84,7 +69,7 @@ def _read(path: Path, most: int) -> bytes:
     return content
 
 
-def _first(error: ValidationError) -> str:
+def first_mistake(error: ValidationError) -> str:
     """The first thing wrong with a JSON text, as a sentence that names the field."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")

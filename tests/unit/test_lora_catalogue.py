@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -168,6 +169,22 @@ def test_a_broken_edit_leaves_the_last_good_state(directory: Path, caplog: pytes
     assert "catalogue.json" in caplog.text
     index(directory, {"papercut": {"bound": 5}})
     assert catalogue.entry("papercut").bound == 5
+
+
+def test_a_profile_of_another_file_is_left_out(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    catalogue = Catalogue(directory)
+    file = add(directory, "papercut", b"as it was measured")
+    measured = hashlib.sha256(b"as it was measured").hexdigest()
+    (directory / "papercut.profile.json").write_text(json.dumps({"bound": 7, "steps": 20, "sha256": measured}))
+    assert catalogue.entry("papercut").bound == 7
+    file.write_bytes(b"retrained")
+    assert catalogue.entry("papercut").bound is None
+    assert "measured on another file" in caplog.text
+    remote = {"location": "https://example.com/far.safetensors"}
+    (directory / "far.profile.json").write_text(json.dumps({"bound": 3, "sha256": measured}))
+    for sha256, bound in ((None, 3), (measured, 3), ("0" * 64, None)):
+        index(directory, {"far": remote | ({} if sha256 is None else {"sha256": sha256})})
+        assert catalogue.entry("far").bound == bound
 
 
 @pytest.mark.parametrize(
