@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import secrets
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .content_index import ContentIndex
 from .fetching import sha256_of
 from .leased_files import EvictedError, Lease, LeasedFiles
 
@@ -72,11 +71,17 @@ class DiskCache:
         """
         self.directory, self.max_bytes = directory, max_bytes
         self._contents = LeasedFiles(directory / "content", SUFFIX, on_eviction)
-        self._index, self._partial = directory / "index", directory / "partial"
-        for folder in (self._index, self._partial):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self._partial = directory / "partial"
+        self._partial.mkdir(mode=0o700, exist_ok=True)
+        with self._contents.writing():
+            self._index = ContentIndex(directory / "index", self._is_there)
         self._verified: dict[str, tuple[int, int]] = {}
         self._remove_abandoned()
+
+    def has(self, identity: str, sha256: str | None = None) -> bool:
+        """Whether `find`, which may take long, is likely to give the file of an entry."""
+        sha256 = self._index.get(identity) if sha256 is None else sha256
+        return sha256 is not None and self._is_there(sha256)
 
     def find(self, identity: str, sha256: str | None = None) -> HeldFile | None:
         """The file of an entry, which counts as used now; None if it has to be fetched.
@@ -87,7 +92,7 @@ class DiskCache:
             identity: The entry's.
             sha256: Its content's hash where it is known beforehand.
         """
-        sha256 = self._indexed(identity) if sha256 is None else sha256
+        sha256 = self._index.get(identity) if sha256 is None else sha256
         held = None if sha256 is None else self._hold(sha256)
         if sha256 is None or held is None:
             return None
@@ -125,9 +130,8 @@ class DiskCache:
                 self._verified[sha256] = _stamp(path)
             else:
                 return self._apart(partial, sha256)
-            held = HeldFile(Lease(path), sha256)  # nobody else evicts meanwhile
-        self._write_index(identity, sha256)
-        return held
+            self._index.put(identity, sha256)
+            return HeldFile(Lease(path), sha256)  # nobody else evicts meanwhile
 
     def drop(self, sha256: str) -> None:
         """Removes a content: it turned out to be of no use."""
@@ -160,28 +164,8 @@ class DiskCache:
             return False
         return True
 
-    def _indexed(self, identity: str) -> str | None:
-        file = self._index_file(identity)
-        try:
-            entry = json.loads(file.read_text("utf-8"))
-            sha256 = entry["sha256"] if entry["identity"] == identity else None
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s is corrupt and removed", file)
-            sha256 = None
-        if not isinstance(sha256, str) or not self._contents.path(sha256).is_file():
-            file.unlink(missing_ok=True)
-            return None
-        return sha256
-
-    def _write_index(self, identity: str, sha256: str) -> None:
-        with self.partial() as partial:
-            partial.write_text(json.dumps({"identity": identity, "sha256": sha256}), "utf-8")
-            partial.rename(self._index_file(identity))
-
-    def _index_file(self, identity: str) -> Path:
-        return self._index / f"{hashlib.sha256(identity.encode('utf-8')).hexdigest()}.json"
+    def _is_there(self, sha256: str) -> bool:
+        return self._contents.path(sha256).is_file()
 
     def _remove_abandoned(self) -> None:
         for path in self._partial.iterdir():

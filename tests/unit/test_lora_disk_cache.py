@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_stores import GOOD, OTHER
 
+from swiftdiffusion.python_backends.lora import content_index
 from swiftdiffusion.python_backends.lora import disk_cache as disk_cache_module
 from swiftdiffusion.python_backends.lora.disk_cache import DiskCache, HeldFile
 
@@ -47,7 +50,18 @@ def test_a_corrupt_file_is_dropped_when_it_is_first_used(tmp_path: Path) -> None
     found.close()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": "other", "sha256": "x"}', '{"identity": "url"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"identity": "other", "sha256": "x"}',
+        '{"identity": "url"}',
+        '{"sha256": "%s"}' % ("x" * 999),
+        "[" * 99_999,
+    ],
+)
 def test_a_corrupt_index_is_no_obstacle(tmp_path: Path, content: str) -> None:
     cache = DiskCache(tmp_path, 1000)
     put(cache, "url", GOOD).close()
@@ -58,6 +72,65 @@ def test_a_corrupt_index_is_no_obstacle(tmp_path: Path, content: str) -> None:
     found = cache.find("url")
     assert found is not None
     found.close()
+
+
+def test_the_index_forgets_contents_that_are_gone(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 3 * len(GOOD))
+    for index in range(100):
+        put(cache, f"url {index}", b"%03d" % index + GOOD[3:]).close()
+    assert len(list((tmp_path / "index").iterdir())) <= 4
+    held = [cache.find(f"url {index}") for index in (97, 98, 99)]
+    assert all(held)
+    for each in held:
+        assert each is not None
+        each.close()
+
+
+def test_an_old_index_is_pruned_when_the_cache_is_opened(tmp_path: Path) -> None:
+    put(DiskCache(tmp_path, 1000), "url", GOOD).close()
+    [kept] = (tmp_path / "index").iterdir()
+    for index in range(50):
+        old = {"identity": f"old {index}", "sha256": f"{index:064x}"}
+        (tmp_path / "index" / f"{index:064x}.json").write_text(json.dumps(old))
+    (tmp_path / "index" / "half-written.partial").write_text("{")
+    DiskCache(tmp_path, 1000)
+    assert list((tmp_path / "index").iterdir()) == [kept]
+
+
+def test_pruning_goes_through_a_large_index_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_index, "PRUNED_AT_OPENING", 10)
+    cache = DiskCache(tmp_path, 10_000)
+    for index in range(200):
+        (tmp_path / "index" / f"{index:064x}.json").write_text(json.dumps({"sha256": f"{index:064x}"}))
+    for index in range(5):
+        before = len(list((tmp_path / "index").iterdir()))
+        put(cache, f"url {index}", b"%03d" % index).close()
+        assert before - content_index.PRUNED_AT_A_TIME < len(list((tmp_path / "index").iterdir())) < before
+    for index in range(5, 9):
+        put(cache, f"url {index}", b"%03d" % index).close()
+    assert len(list((tmp_path / "index").iterdir())) == 9
+
+
+def test_an_entry_that_is_written_anew_is_not_pruned(tmp_path: Path) -> None:
+    """While one server finds contents gone, another brings them back."""
+    cache, stop = DiskCache(tmp_path, 1000), threading.Event()
+
+    def prune() -> None:
+        while not stop.is_set():
+            DiskCache(tmp_path, 1000)
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    try:
+        for _ in range(300):
+            cache.drop(hashlib.sha256(GOOD).hexdigest())
+            put(cache, "url", GOOD).close()
+            found = cache.find("url")
+            assert found is not None
+            found.close()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_two_servers_share_a_directory(tmp_path: Path) -> None:
