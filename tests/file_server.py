@@ -25,6 +25,7 @@ class Behaviour:
         delay_s: Pause before the answer.
         redirect: Path to send the client to.
         headers: More headers.
+        reason: Phrase beside the status of a failure, if not the usual one.
     """
 
     content: bytes = b""
@@ -37,6 +38,7 @@ class Behaviour:
     delay_s: float = 0.0
     redirect: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None
 
 
 class FileServer:
@@ -99,7 +101,7 @@ def _answer(request: BaseHTTPRequestHandler, server: FileServer) -> None:
         return
     server.stop.wait(how.delay_s)
     if how.failures:
-        request.send_error(how.failures.pop(0))
+        request.send_error(how.failures.pop(0), how.reason)
         return
     if how.redirect is not None:
         request.send_response(302)

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.errors import InvalidRequestError, RequestError
+from swiftdiffusion.python_backends.errors import InvalidRequestError, RequestError, UnusableFileError
 from swiftdiffusion.python_backends.lora.catalogue import Catalogue
 from swiftdiffusion.python_backends.lora.disk_cache import DiskCache
-from swiftdiffusion.python_backends.lora.fetching import FailureMemory, Fetcher, FetchLimits
+from swiftdiffusion.python_backends.lora.failure_memory import FailureMemory
+from swiftdiffusion.python_backends.lora.fetching import Fetcher, FetchLimits
 from swiftdiffusion.python_backends.lora.host_cache import HostCache
+from swiftdiffusion.python_backends.lora.outcomes import LoadedLora
 from swiftdiffusion.python_backends.lora.store import LoraStore, StoreObserver
-from swiftdiffusion.python_backends.lora.tickets import LoadedLora
 
 GOOD, OTHER = b"good" * 100, b"other" * 100
 
 
 class Canonicaliser:
-    """Copies a file behind a mark, as the real one rewrites it; refuses a content that says it is bad."""
+    """Copies a file behind a mark, as the real one rewrites it; refuses a content that says it is bad, or foreign."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -35,7 +36,9 @@ class Canonicaliser:
         content = source.read_bytes()
         target.write_bytes(b"canonical " + content)
         if content.startswith(b"bad"):
-            raise InvalidRequestError("it adapts no module")
+            raise UnusableFileError("it adapts no module")
+        if content.startswith(b"foreign"):
+            raise InvalidRequestError("it is of another base model")
         if content.startswith(b"bug"):
             raise RuntimeError("a bug")
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import aiohttp
 import fsspec
-from cachetools import LRUCache
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.callbacks import Callback
-from fsspec.exceptions import FSTimeoutError
+from fsspec.utils import get_protocol
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from tenacity.stop import stop_base
+
+from .fetch_errors import FetchError, explain, host, late, places
+from .patience import AbandonableFetches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,21 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIB = 2**20
-TRANSIENT_STATUSES = frozenset({408, 425, 429})
-REMEMBERED = 1024
-
-
-class FetchError(Exception):
-    """A file that could not be fetched; the message is for clients and has no URL, which may hold secrets.
-
-    Attributes:
-        kind: The class of the reason, for metrics.
-        transient: Whether trying again may help.
-    """
-
-    def __init__(self, kind: str, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
-        self.kind, self.transient = kind, transient
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class FetchLimits:
     Attributes:
         max_bytes: Largest file.
         timeout_s: For one file, all attempts together.
-        read_timeout_s: Longest time to connect, and without any data.
+        read_timeout_s: Longest time to connect, and without any data, for HTTP.
         attempts: Most attempts at one file, where trying again may help.
         first_wait_s: Pause after the first attempt; it doubles with each, and is jittered by as much.
     """
@@ -68,14 +53,21 @@ class FetchLimits:
 class Fetcher:
     """Fetches files; may be used by several threads at a time."""
 
-    def __init__(self, limits: FetchLimits, on_failed_attempt: Callable[[str], None] = lambda _kind: None) -> None:
+    def __init__(
+        self,
+        limits: FetchLimits,
+        on_failed_attempt: Callable[[str], None] = lambda _kind: None,
+        most_hanging: int = 32,
+    ) -> None:
         """Keeps the limits.
 
         Args:
             limits: How much, how long and how often.
             on_failed_attempt: Called with the kind of each failed attempt.
+            most_hanging: Fetches that may hang, given up, in stores whose clients know no timeouts (`patience`).
         """
         self._limits, self._on_failed_attempt = limits, on_failed_attempt
+        self._abandonable = AbandonableFetches(most_hanging)
 
     def fetch(self, location: str, target: Path, sha256: str | None) -> str:
         """Fetches one file; on failure nothing of use is in `target`, which is the caller's to remove.
@@ -103,24 +95,28 @@ class Fetcher:
 
     def _attempt(self, location: str, target: Path, sha256: str | None, deadline: float) -> str:
         try:
-            meter = _Meter(self._limits.max_bytes, deadline)
+            meter = _Meter(self._limits, deadline)
             try:
                 self._download(location, target, meter, deadline)
             except Exception as error:  # every store has its own exceptions
-                raise _explain(error, self._limits) from error
+                raise explain(error, self._limits) from error
             return _verified(target, meter.announced, sha256)
         except FetchError as error:
-            logger.warning("fetching from %s failed: %s", _host(location), error, exc_info=error.kind == "store")
+            where = f"\n{places(error.__cause__)}" if error.kind == "store" else ""
+            logger.warning("fetching from %s failed: %s%s", host(location), error, where)
+            logger.debug("all that the store says, which may have the URL", exc_info=True)
             self._on_failed_attempt(error.kind)
             raise
 
     def _download(self, location: str, target: Path, meter: _Meter, deadline: float) -> None:
-        system, path = fsspec.core.url_to_fs(location, **self._options(location))
-        if isinstance(system, AsyncFileSystem):  # its own timeout: whatever the store's client does, the thread is free
+        """By the store's asynchronous client, which can be told to stop, or by any other, which is abandoned."""
+        if issubclass(fsspec.get_filesystem_class(get_protocol(location)), AsyncFileSystem):
+            system, path = fsspec.core.url_to_fs(location, **self._options(location))
             left = max(deadline - time.monotonic(), 0.01)
             sync(system.loop, system._get_file, path, str(target), callback=meter, timeout=left)
-        else:
-            system.get_file(path, str(target), callback=meter)
+            return
+        with target.open("wb") as file:  # closed when the fetch is abandoned: nothing is written later
+            self._abandonable.run(location, lambda: _copy(location, file, meter), deadline)
 
     def _options(self, location: str) -> dict[str, Any]:
         if not location.startswith(("http://", "https://")):
@@ -131,40 +127,6 @@ class Fetcher:
         client = {"timeout": timeout, "auto_decompress": False, "trust_env": True}
         is_url = location.isascii() and " " not in location  # left as it is then: signatures hold for one spelling
         return {"client_kwargs": client, "headers": {"Accept-Encoding": "identity"}, "encoded": is_url}
-
-
-class FailureMemory:
-    """Which entries failed lately: those fail at once, for a time that doubles with each failure in a row."""
-
-    def __init__(self, first_s: float = 2.0, most_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """An empty memory.
-
-        Args:
-            first_s: How long the first failure counts.
-            most_s: How long any failure counts at most.
-            clock: Seconds that pass.
-        """
-        self._first_s, self._most_s, self._clock = first_s, most_s, clock
-        self._failures: LRUCache[str, tuple[Exception, float, float]] = LRUCache(REMEMBERED)
-        self._mutex = threading.Lock()
-
-    def current(self, identity: str) -> Exception | None:
-        """The failure that still counts, if there is one."""
-        with self._mutex:
-            failure = self._failures.get(identity)
-        return failure[0] if failure is not None and self._clock() < failure[1] else None
-
-    def failed(self, identity: str, error: Exception) -> None:
-        """Notes a failure."""
-        with self._mutex:
-            previous = self._failures.get(identity)
-            lasts = self._first_s if previous is None else min(2 * previous[2], self._most_s)
-            self._failures[identity] = (error, self._clock() + lasts, lasts)
-
-    def succeeded(self, identity: str) -> None:
-        """Forgets the failures of an entry."""
-        with self._mutex:
-            self._failures.pop(identity, None)
 
 
 class _StopBefore(stop_base):
@@ -180,25 +142,35 @@ class _StopBefore(stop_base):
 class _Meter(Callback):
     """Watches a download's size and time; raising from here ends it."""
 
-    def __init__(self, max_bytes: int, deadline: float) -> None:
+    def __init__(self, limits: FetchLimits, deadline: float) -> None:
         super().__init__()
         self.announced: int | None = None
-        self._max_bytes, self._deadline, self._received = max_bytes, deadline, 0
+        self._limits, self._deadline, self._received = limits, deadline, 0
 
     def set_size(self, size: int | None) -> None:
-        self.announced = size
-        if size is not None and size > self._max_bytes:
-            raise FetchError("too_large", f"its file has {_mib(size)}; allowed: at most {_mib(self._max_bytes)}")
+        self.announced, most = size, self._limits.max_bytes
+        if size is not None and size > most:
+            raise FetchError("too_large", f"its file has {_mib(size)}; allowed: at most {_mib(most)}")
 
     def relative_update(self, inc: int = 1) -> None:
         self.absolute_update(self._received + inc)
 
     def absolute_update(self, value: int) -> None:
-        self._received = value
-        if value > self._max_bytes:
-            raise FetchError("too_large", f"its file has more than {_mib(self._max_bytes)}, which is the limit")
+        self._received, most = value, self._limits.max_bytes
+        if value > most:
+            raise FetchError("too_large", f"its file has more than {_mib(most)}, which is the limit")
         if time.monotonic() > self._deadline:
-            raise TimeoutError
+            raise late(self._limits)
+
+
+def _copy(location: str, target: BinaryIO, meter: _Meter) -> None:
+    """Fetches a file with a client of its own, which may hang whenever it is called."""
+    system, path = fsspec.core.url_to_fs(location, skip_instance_cache=True)
+    with system.open(path, "rb") as source:
+        meter.set_size(getattr(source, "size", None))
+        while data := source.read(CHUNK_BYTES):
+            meter.relative_update(len(data))
+            target.write(data)
 
 
 def sha256_of(path: Path) -> str:
@@ -216,40 +188,6 @@ def _verified(target: Path, announced: int | None, sha256: str | None) -> str:
     if sha256 is not None and actual != sha256:
         raise FetchError("hash_mismatch", f"its file hashes to {actual}; the catalogue says {sha256}")
     return actual
-
-
-def _explain(error: Exception, limits: FetchLimits) -> FetchError:
-    """What a store's exception comes to."""
-    if isinstance(error, FetchError):
-        return error
-    if isinstance(error, FSTimeoutError) and not isinstance(error.__cause__, aiohttp.ServerTimeoutError):
-        return FetchError("timeout", f"its store did not send the file within {limits.timeout_s:g} s", transient=True)
-    if isinstance(error, TimeoutError | asyncio.TimeoutError):
-        return FetchError("timeout", f"its store sent nothing for {limits.read_timeout_s:g} s", transient=True)
-    if isinstance(error, aiohttp.ClientResponseError):
-        again = error.status >= 500 or error.status in TRANSIENT_STATUSES
-        return FetchError("status", f"its store answers {error.status} {error.message}".rstrip(), transient=again)
-    if isinstance(error, FileNotFoundError):
-        return FetchError("not_found", "its store does not have the file")
-    if isinstance(error, PermissionError):
-        return FetchError("forbidden", "its store does not give the file to this server")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return FetchError("truncated", "its store broke off in the middle of the file", transient=True)
-    if isinstance(error, aiohttp.ClientSSLError):
-        return FetchError("tls", "its store's certificate is not accepted")
-    if isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
-        return FetchError("connection", "its store cannot be reached", transient=True)
-    if isinstance(error, ImportError):
-        return FetchError("protocol", f"this server lacks the package for its store: {error}")
-    return FetchError("store", f"its store failed with {type(error).__name__}")
-
-
-def _host(location: str) -> str:
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return "a location that is no URL"
-    return f"{parts.scheme}://{parts.hostname or ''}"
 
 
 def _mib(size: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, UnusableFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,20 +49,21 @@ def read_lora_file(path: Path, limits: FileLimits | None = None) -> LoraFile:
     """Reads and checks a safetensors file.
 
     Raises:
-        InvalidRequestError: If it is anything but safetensors within the limits; the sentence says what it is.
+        UnusableFileError: If it is anything but safetensors of finite numbers; the sentence says what it is.
+        InvalidRequestError: If it is beyond a limit.
     """
     data, metadata = _read_bytes(path, limits or FileLimits())
     try:
         tensors = load(data)
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise InvalidRequestError(f"the file is not valid safetensors: {_short(error)}") from None
+        raise UnusableFileError(f"the file is not valid safetensors: {_short(error)}") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            raise InvalidRequestError(f'tensor "{_short(name)}" is {tensor.dtype}; allowed: floating point')
+            raise UnusableFileError(f'tensor "{_short(name)}" is {tensor.dtype}; allowed: floating point')
         if tensor.dtype == torch.float64:
             tensor = tensors[name] = tensor.float()
         if not _is_finite(tensor):
-            raise InvalidRequestError(f'tensor "{_short(name)}" holds NaN or infinite values; allowed: finite ones')
+            raise UnusableFileError(f'tensor "{_short(name)}" holds NaN or infinite values; allowed: finite ones')
     return LoraFile(tensors, metadata)
 
 
@@ -77,7 +78,7 @@ def _read_bytes(path: Path, limits: FileLimits) -> tuple[bytes, dict[str, str]]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= limits.header_bytes:
-            raise InvalidRequestError(
+            raise UnusableFileError(
                 f"the file is not safetensors: it announces a header of {length} bytes; "
                 f"allowed: 2 to {limits.header_bytes}"
             )
@@ -95,13 +96,13 @@ def _metadata(header: bytes, length: int, limits: FileLimits) -> dict[str, str]:
     except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, dict):
-        raise InvalidRequestError("the file is not safetensors: its header is cut off or not a JSON object")
+        raise UnusableFileError("the file is not safetensors: its header is cut off or not a JSON object")
     metadata = entries.get("__metadata__", {})
     count = len(entries) - ("__metadata__" in entries)
     if count > limits.tensors:
         raise InvalidRequestError(f"the file holds {count} tensors; allowed: at most {limits.tensors}")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidRequestError("the file's __metadata__ is not an object of texts")
+        raise UnusableFileError("the file's __metadata__ is not an object of texts")
     return metadata
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.spec import AbstractFileSystem
 
 from file_server import FileServer
-from swiftdiffusion.python_backends.lora.fetching import Fetcher, FetchError, FetchLimits
+from swiftdiffusion.python_backends.lora.fetch_errors import FetchError
+from swiftdiffusion.python_backends.lora.fetching import Fetcher, FetchLimits
 
 CONTENT = bytes(range(256)) * 64
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -145,11 +147,52 @@ def test_locations_that_are_none(url: str, target: Path) -> None:
     assert failure(url, target).kind in ("store", "protocol", "connection", "not_found")
 
 
-def test_no_message_has_the_url(server: FileServer, target: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "swiftdiffusion"):
-        for status in (404, 403, 500):
-            assert "secret" not in str(failure(server.add("/x?token=secret", failures=[status] * 9), target))
-    assert [record for record in caplog.records if "secret" in record.getMessage()] == []
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+def test_no_message_has_the_url(
+    server: FileServer, target: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    url = server.add("/secret?token=secret", failures=[status] * 9).replace("http://", "http://user:secret@")
+    with caplog.at_level(logging.WARNING):
+        assert "secret" not in str(failure(url, target))
+    assert "fetching from http://127.0.0.1 failed" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "location", ["nonsense://{}", "http://[{}", "http://127.0.0.1:x{}", "://{}", "chatty://{}", "http://{}\x00"]
+)
+def test_what_a_store_says_of_the_url_stays_out_of_the_log(
+    target: Path, caplog: pytest.LogCaptureFixture, location: str
+) -> None:
+    fsspec.register_implementation("chatty", ChattyFileSystem, clobber=True)
+    with caplog.at_level(logging.WARNING):
+        assert "secret" not in str(failure(location.format("user:secret@x.invalid/secret?token=secret"), target))
+    assert "failed" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_the_log_has_the_place_of_a_failure_nobody_knows(target: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fsspec.register_implementation("chatty", ChattyFileSystem, clobber=True)
+    assert str(failure("chatty://x", target)) == "its store failed with RuntimeError"
+    assert "in info" in caplog.text
+
+
+def test_what_a_server_says_beside_its_status_is_not_passed_on(server: FileServer, target: Path) -> None:
+    assert str(failure(server.add("/x", failures=[403], reason="Forbidden: secret"), target)) == (
+        "its store answers 403"
+    )
+
+
+class ChattyFileSystem(AbstractFileSystem):
+    """Its errors say which file was asked for."""
+
+    protocol = "chatty"
+
+    def info(self, path: str, **options: object) -> object:
+        raise RuntimeError(f"no such thing as {path}")
+
+    def _open(self, path: str, *args: object, **options: object) -> object:
+        return self.info(path)
 
 
 def test_memory_stays_bounded(server: FileServer, target: Path) -> None:

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 
 from lora_stores import GOOD, OTHER, Setup
 
-from file_server import FileServer
-from swiftdiffusion.python_backends.lora.tickets import LoadedLora
+from file_server import FileServer, wait_for
+from swiftdiffusion.python_backends.lora.outcomes import LoadedLora
 
 
 def test_a_local_lora_comes_from_disk_and_then_from_the_host_cache(setup: Setup) -> None:
@@ -90,3 +90,30 @@ def test_an_edited_file_is_loaded_anew(setup: Setup) -> None:
     second = setup.load("papercut")
     assert (second.source, second.path.read_bytes()) == ("disk", b"canonical " + OTHER)
     assert first.path.exists()  # requests may have it in use
+
+
+def test_what_needs_no_fetch_never_waits_for_one(setup: Setup, server: FileServer) -> None:
+    setup.remote("before", server.add("/x", OTHER))
+    setup.load("before")
+    setup.restart()
+    for index in range(20):
+        setup.remote(f"slow{index}", server.add(f"/{index}", GOOD, delay_s=0.6))
+    setup.file("local", GOOD)
+    slow = [setup.start(f"slow{index}") for index in range(20)]
+    assert setup.load("local").source == "disk"
+    assert setup.load("before").source == "disk"
+    assert sum(future.done() for future in slow) <= 8
+    assert {future.result(20).path for future in slow} == {setup.load("local").path}
+
+
+def test_a_fetch_does_not_wait_for_files_that_are_made_ready(setup: Setup, server: FileServer) -> None:
+    go_on = threading.Event()
+    setup.canonicaliser.before = lambda _source: wait_for(go_on.is_set)
+    for index in range(6):
+        setup.file(f"local{index}", b"%d" % index)
+    setup.remote("remote", server.add("/x", GOOD))
+    loads = [setup.start(f"local{index}") for index in range(6)] + [setup.start("remote")]
+    wait_for(lambda: bool(list((setup.disk.directory / "content").glob("*.safetensors"))))
+    assert not any(load.done() for load in loads)
+    go_on.set()
+    assert [load.result(10).source for load in loads] == ["disk"] * 6 + ["remote"]

@@ -7,11 +7,26 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from lora_stores import GOOD, OTHER, Setup
+from safetensors.torch import save
 
+import checkpoints
 from file_server import FileServer
-from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnavailableError, UnexpectedError
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.errors import (
+    InvalidRequestError,
+    LoraUnavailableError,
+    UnexpectedError,
+    UnusableFileError,
+)
+from swiftdiffusion.python_backends.lora.canonical import Canonicaliser
 from swiftdiffusion.python_backends.lora.host_cache import Lease
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(checkpoints.sd15(tmp_path_factory.mktemp("sd15")))
 
 
 def test_who_joins_a_load_that_fails_reads_their_own_name(setup: Setup, server: FileServer) -> None:
@@ -77,6 +92,48 @@ def test_a_refused_lora_that_is_mended_is_loaded(setup: Setup, server: FileServe
     assert setup.load("local").source == "disk"
     setup.now = 3.0
     assert setup.load("remote").source == "remote"
+
+
+def test_what_does_not_fit_here_stays_on_disk_for_others(setup: Setup, server: FileServer) -> None:
+    setup.remote("remote", server.add("/x", b"foreign"))
+    assert str(setup.error("remote")) == 'LORAS names "remote": it is of another base model'
+    assert setup.start("remote").done()
+    [kept] = setup.files()
+    assert kept.read_bytes() == b"foreign"
+    fits = Setup(setup.directory)
+    fits.canonicaliser = lambda _source, target: target.write_bytes(b"canonical")  # type: ignore[assignment]
+    fits.restart()
+    assert fits.load("remote").source == "disk"
+    fits.store.close()
+    assert server.gets == {"/x": 1}
+
+
+def test_what_does_not_fit_here_may_be_replaced_at_its_store(setup: Setup, server: FileServer) -> None:
+    url = server.add("/x", b"foreign")
+    setup.remote("remote", url)
+    setup.remote("pinned", url, sha256=hashlib.sha256(b"foreign").hexdigest())
+    setup.error("remote")
+    setup.error("pinned")
+    assert server.gets == {"/x": 1}
+    server.add("/x", GOOD)
+    setup.now = 3.0
+    assert setup.load("remote").source == "remote"
+    setup.error("pinned")
+    assert server.gets == {"/x": 2}
+    assert setup.canonicaliser.calls == 2
+
+
+@pytest.mark.parametrize("refused", ["no safetensors", "NaN", "another base model"])
+def test_only_files_that_no_server_can_use_are_dropped(
+    setup: Setup, server: FileServer, checkpoint: Checkpoint, refused: str
+) -> None:
+    value = float("nan") if refused == "NaN" else 1.0
+    content = save({"lora_unet_nowhere.lora_up.weight": torch.full((2, 2), value)})
+    setup.canonicaliser = Canonicaliser(checkpoint)  # type: ignore[assignment]
+    setup.restart()
+    setup.remote("remote", server.add("/x", b"#" * 100 if refused == "no safetensors" else content))
+    assert type(setup.error("remote")) in (InvalidRequestError, UnusableFileError)
+    assert len(setup.files()) == (refused == "another base model")
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken(setup: Setup) -> None:
