@@ -13,8 +13,9 @@ import triton_python_backend_utils as pb_utils
 from .errors import InvalidRequestError
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_to_json
+from .lora.outcomes import Outcomes
 from .lora.request_loras import Embeddings, RequestLoras
-from .lora.tickets import Outcomes, Ticket, tickets_from_json
+from .lora.tickets import Ticket, tickets_from_json
 from .metrics import Histogram
 from .model_calls import call_model, load_loras
 from .settings import text_tensor

@@ -20,9 +20,10 @@ from .lora.disk_cache import DiskCache
 from .lora.fetching import Fetcher, FetchLimits
 from .lora.host_cache import HostCache, host_cache_directory
 from .lora.host_directory import remove_stale_host_caches
+from .lora.outcomes import Outcomes
 from .lora.safetensors_file import FileLimits
 from .lora.store import LoraStore, StoreObserver
-from .lora.tickets import Outcomes, Ticket, tickets_to_json
+from .lora.tickets import Ticket, tickets_to_json
 from .metrics import LORA_REFUSALS, Counter, Gauge, Histogram
 from .runtime import runtime_directory
 from .settings import ModelSettings, error_response, input_text, text_tensor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from .lora.tickets import LoadedLora
+    from .lora.outcomes import LoadedLora
 
 logger = logging.getLogger(__name__)
 

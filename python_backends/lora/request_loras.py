@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..completed_request import LoraUse
-    from .tickets import LoadedLora, Ticket
+    from .outcomes import LoadedLora
+    from .tickets import Ticket
 
 MAX_RELOADS = 2
 """A LoRA that is lost more often ends its request."""

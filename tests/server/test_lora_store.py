@@ -25,7 +25,8 @@ from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnava
 from swiftdiffusion.python_backends.lora.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.host_cache import Lease, host_cache_directory
 from swiftdiffusion.python_backends.lora.modules import BaseModules
-from swiftdiffusion.python_backends.lora.tickets import WRITER_SUFFIX, Outcomes, Ticket, tickets_from_json
+from swiftdiffusion.python_backends.lora.outcomes import WRITER_SUFFIX, Outcomes
+from swiftdiffusion.python_backends.lora.tickets import Ticket, tickets_from_json
 from swiftdiffusion.python_backends.server import TritonServer
 
 CONFIG = """

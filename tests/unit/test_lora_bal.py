@@ -16,8 +16,9 @@ from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnava
 from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
 from swiftdiffusion.python_backends.lora.host_cache import HostCache
 from swiftdiffusion.python_backends.lora.lora_set import LoraSet
+from swiftdiffusion.python_backends.lora.outcomes import LoadedLora, Outcome, Outcomes
 from swiftdiffusion.python_backends.lora.request_loras import Embeddings, RequestLoras
-from swiftdiffusion.python_backends.lora.tickets import LoadedLora, Outcome, Outcomes, Ticket
+from swiftdiffusion.python_backends.lora.tickets import Ticket
 
 STEPS = 10
 KEYS = {"unet": "a" * 64, "text": "b" * 64}

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from swiftdiffusion.python_backends.errors import InvalidRequestError, UnexpectedError, all_types
-from swiftdiffusion.python_backends.lora import tickets
+from swiftdiffusion.python_backends.lora.outcomes import FORGOTTEN_AFTER_S, WRITER_SUFFIX, LoadedLora, Outcomes
 from swiftdiffusion.python_backends.lora.tickets import (
-    WRITER_SUFFIX,
-    LoadedLora,
-    Outcomes,
     Ticket,
     raise_failure,
     tickets_from_json,
@@ -131,7 +128,7 @@ def test_an_outcome_that_is_not_readable_is_an_error(outcomes: Outcomes) -> None
 def test_outcomes_that_nobody_read_do_not_pile_up(outcomes: Outcomes, loaded: LoadedLora) -> None:
     for _ in range(20):
         outcomes.expect().put(loaded)
-    past = time.time() - tickets.FORGOTTEN_AFTER_S - 1
+    past = time.time() - FORGOTTEN_AFTER_S - 1
     for file in outcomes.directory.iterdir():
         os.utime(file, (past, past))
     outcomes.expect()
