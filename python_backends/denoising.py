@@ -74,6 +74,7 @@ class Denoising:
         loras: Which of its LoRAs are on.
         waiting: Whether its next step waits for a LoRA.
         failure: Why it ends without a picture, once it does.
+        touched: When the server last handed it over, in seconds of the monotonic clock.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import InvalidRequestError
+from .sentences import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,9 +131,3 @@ class Fields:
         if array.size != 1:
             raise InvalidRequestError(f"{field} has {array.size} values; allowed: one")
         return array.reshape(-1)[0]
-
-
-def shown(value: object) -> str:
-    """A value as JSON, cut to a length that fits a sentence."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from .completed_request import CompletedRequest, LoraUse
 from .errors import InvalidRequestError
-from .request_fields import Entry, Fields, shown
+from .request_fields import Entry, Fields
 from .schedulers import SCHEDULERS
+from .sentences import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -55,7 +55,7 @@ class TritonPythonModel:
         return responses
 
     def _evaluate(self, requests: list[Any], loras: LoraSet) -> list[Any]:
-        patch_ms = self._loras.ensure(loras).milliseconds
+        patch_ms = self._loras.ensure(loras)
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
         batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]

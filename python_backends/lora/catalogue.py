@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UnknownLoraError
-from .catalogue_index import NAME, CatalogueError, read_index, shown
+from ..sentences import shown
+from .catalogue_index import NAME, CatalogueError, read_index
 from .profiles import SETTLED_AFTER_NS, Profiles, Signature, signature_of
 
 __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]

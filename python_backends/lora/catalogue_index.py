@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from ..sentences import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,9 +80,3 @@ def first_mistake(error: ValidationError) -> str:
     if first["type"] == "json_invalid" or not field:
         return first["msg"]
     return f"{field} is {shown(first.get('input'))}: {first['msg']}"
-
-
-def shown(value: object) -> str:
-    """A value as JSON, cut to a length that fits a sentence."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 150 else f"{text[:149]}…"

@@ -17,6 +17,7 @@ from fsspec.utils import get_protocol
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from tenacity.stop import stop_base
 
+from ..sentences import mib
 from .fetch_errors import FetchError, explain, host, late, places
 from .patience import AbandonableFetches
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIB = 2**20
 CHUNK_BYTES = 2**20
 
 
@@ -150,7 +150,7 @@ class _Meter(Callback):
     def set_size(self, size: int | None) -> None:
         self.announced, most = size, self._limits.max_bytes
         if size is not None and size > most:
-            raise FetchError("too_large", f"its file has {_mib(size)}; allowed: at most {_mib(most)}")
+            raise FetchError("too_large", f"its file has {mib(size)}; allowed: at most {mib(most)}")
 
     def relative_update(self, inc: int = 1) -> None:
         self.absolute_update(self._received + inc)
@@ -158,7 +158,7 @@ class _Meter(Callback):
     def absolute_update(self, value: int) -> None:
         self._received, most = value, self._limits.max_bytes
         if value > most:
-            raise FetchError("too_large", f"its file has more than {_mib(most)}, which is the limit")
+            raise FetchError("too_large", f"its file has more than {mib(most)}, which is the limit")
         if time.monotonic() > self._deadline:
             raise late(self._limits)
 
@@ -188,7 +188,3 @@ def _verified(target: Path, announced: int | None, sha256: str | None) -> str:
     if sha256 is not None and actual != sha256:
         raise FetchError("hash_mismatch", f"its file hashes to {actual}; the catalogue says {sha256}")
     return actual
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:.1f} MiB"

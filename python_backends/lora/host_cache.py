@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..sentences import mib
 from .host_directory import host_cache_directory
 from .leased_files import EvictedError, Lease, LeasedFiles
 
@@ -21,7 +22,6 @@ __all__ = ["EvictedError", "HostCache", "HostCacheFullError", "Lease", "Reservat
 
 SUFFIX, PARTIAL_SUFFIX = ".safetensors", ".partial"
 POLL_S = 0.02
-MIB = 2**20
 
 
 class HostCacheFullError(Exception):
@@ -155,7 +155,7 @@ class HostCache:
         """Reserves `size` bytes for a file, in place of what was reserved for it."""
         if size > self.max_bytes:
             raise HostCacheFullError(
-                f"it takes {_mib(size)}, more than the whole host cache of {_mib(self.max_bytes)}", for_ever=True
+                f"it takes {mib(size)}, more than the whole host cache of {mib(self.max_bytes)}", for_ever=True
             )
         deadline = time.monotonic() + self._wait_s
         while True:
@@ -168,8 +168,8 @@ class HostCache:
                     return
             if time.monotonic() > deadline:
                 raise HostCacheFullError(
-                    f"it takes {_mib(size)}; of the host cache's {_mib(self.max_bytes)}, {_mib(others)} were in use "
-                    f"for {self._wait_s:g} s; the machine has {_mib(free)} free for it",
+                    f"it takes {mib(size)}; of the host cache's {mib(self.max_bytes)}, {mib(others)} were in use "
+                    f"for {self._wait_s:g} s; the machine has {mib(free)} free for it",
                     for_ever=False,
                 )
             time.sleep(POLL_S)
@@ -187,7 +187,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:.1f} MiB"

@@ -125,8 +125,8 @@ class Patcher:
         self._places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
         self._stacks: list[WeightStack] = []
         for component, model in parts.items():
-            for names in _by_shape(adaptable_weights(model)):
-                weights = adaptable_weights(model)
+            weights = adaptable_weights(model)
+            for names in _by_shape(weights):
                 stack = WeightStack([weights[name] for name in names])
                 self._stacks.append(stack)
                 self._places |= {(component, name): (stack, position) for position, name in enumerate(names)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -16,19 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .patcher import Patcher
-
-
-@dataclass(frozen=True)
-class PatchReport:
-    """What making a set resident took.
-
-    Attributes:
-        milliseconds: 0.0 if it was resident.
-        modules: Number of modules that the set adapts.
-    """
-
-    milliseconds: float
-    modules: int
 
 
 class ResidentLoras:
@@ -50,24 +36,25 @@ class ResidentLoras:
         self._patcher = patcher
         self._directory = directory
         self.current: LoraSet = NO_LORAS
-        self._report = PatchReport(0.0, 0)
         self._consistent = True
 
-    def ensure(self, wanted: LoraSet) -> PatchReport:
+    def ensure(self, wanted: LoraSet) -> float:
         """Makes a set resident.
+
+        Returns:
+            The milliseconds that it took; 0.0 if it was resident.
 
         Raises:
             LoraUnavailableError: If one of its files is gone; the models are as they were.
         """
         if wanted == self.current and self._consistent:
-            return self._report
+            return 0.0
         start = time.perf_counter()
         loras = [(self._lora(key), scale) for key, scale in wanted]
         self._consistent = False
-        modules = self._patcher.apply(loras)
+        self._patcher.apply(loras)
         self.current, self._consistent = wanted, True
-        self._report = PatchReport(0.0, modules)
-        return PatchReport(1000 * (time.perf_counter() - start), modules)
+        return 1000 * (time.perf_counter() - start)
 
     def _lora(self, key: str) -> CanonicalLora:
         try:

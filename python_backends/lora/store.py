@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cachetools import LRUCache
 
 from ..errors import InvalidRequestError, LoraUnavailableError, UnexpectedError, UnusableFileError
+from ..sentences import mib
 from .failure_memory import FailureMemory
 from .fetch_errors import FetchError
 from .fetching import sha256_of
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIB = 2**20
 REMEMBERED_CONTENTS = 65_536
 _Load = Generator[DaemonWorkers, None, Loaded]
 
@@ -207,8 +207,7 @@ class LoraStore:
             if not stat.S_ISREG(before.st_mode):
                 raise LoadError("not_found", "its place in the catalogue is not a file", LoraUnavailableError)
             if before.st_size > self._max_file_bytes:
-                size, most = before.st_size / MIB, self._max_file_bytes / MIB
-                reason = f"its file has {size:.1f} MiB; allowed: at most {most:.1f} MiB"
+                reason = f"its file has {mib(before.st_size)}; allowed: at most {mib(self._max_file_bytes)}"
                 raise self._remember(entry, LoadError("too_large", reason, InvalidRequestError))
             content = sha256_of(path)
             if entry.sha256 not in (None, content):
