@@ -9,21 +9,24 @@ import torch
 
 from .lora.modules import UNET
 from .lora.patcher import Patcher
+from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .checkpoint import Checkpoint
 
+_Halves = tuple[torch.nn.Module, torch.nn.Module]
+
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
 
 
 class UNet:
-    """diffusers' `UNet2DConditionModel`, called with named tensors, float32 in and out.
+    """diffusers' `UNet2DConditionModel` in two halves, called with named tensors, float32 in and out.
 
     On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
-    the same parameters, bit for bit, without the Python between them. Every other call runs the module itself.
+    the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves.
     Parameters are not frozen into the graphs; patching them in place takes effect.
 
     Attributes:
@@ -32,71 +35,77 @@ class UNet:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS."""
-        self._module = _PositionalUNet(checkpoint, device, dtype).eval()
-        self.patcher = Patcher({UNET: self._module.unet})  # moves the weights, and so comes before tracing
+        unet = checkpoint.load_unet(device, dtype).eval()
+        self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before tracing
+        self._halves: _Halves = EncoderHalf(unet), DecoderHalf(unet)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
-        self._traced: dict[torch.Size, torch.nn.Module] = {}
+        self._traced: dict[torch.Size, _Halves] = {}
         for rows in WARM_UP_ROWS:
             example = _example(checkpoint, rows)
             if device.type == "cpu":
-                self._traced[example["LATENTS"].shape] = _trace(self._module, self._place(example))
+                self._traced[example["LATENTS"].shape] = self._trace(example)
             for _ in range(3):  # the first calls of a graph optimise it
                 self(example)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Noise predictions.
+        """Noise predictions: `decode` of `encode`, without ControlNets."""
+        return self.decode(tensors, self.encode(tensors))
+
+    def encode(self, tensors: Mapping[str, torch.Tensor]) -> Halfway:
+        """The encoder half.
 
         Args:
             tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL
                 TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]; for guidance-distilled UNets
                 TIMESTEP_COND [B, width].
                 Float32, on any device.
+        """
+        with torch.inference_mode():
+            return self._of(tensors)[0](*_arguments(tensors, self._device, self._dtype))
+
+    def decode(
+        self, tensors: Mapping[str, torch.Tensor], halfway: Halfway, residuals: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The decoder half.
+
+        Args:
+            tensors: What `encode` took.
+            halfway: What it gave.
+            residuals: Of ControlNets, packed as `unet_halves.join` wants them; None for none.
 
         Returns:
-            [B, C, h, w] float32 on the CPU, where the denoisers keep latents and samplers.
+            Noise predictions [B, C, h, w], float32 on the CPU, where the denoisers keep latents and samplers.
         """
-        module = self._traced.get(tensors["LATENTS"].shape, self._module)
         with torch.inference_mode():
-            return module(*self._place(tensors)).float().cpu()
+            if residuals is not None:
+                halfway = join(halfway, residuals.to(self._device, self._dtype))
+            context = tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype)
+            return self._of(tensors)[1](context, *halfway).float().cpu()
 
-    def _place(self, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The arguments of `_PositionalUNet.forward` on its device; absent optional ones are empty."""
-        none = torch.empty(0)
-        return (
-            tensors["LATENTS"].to(self._device, self._dtype),
-            tensors["TIMESTEPS"].reshape(-1).to(self._device),
-            tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype),
-            tensors.get("TEXT_EMBEDS", none).to(self._device, self._dtype),
-            tensors.get("TIME_IDS", none).to(self._device),
-            tensors.get("TIMESTEP_COND", none).to(self._device, self._dtype),
-        )
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
+        return self._traced.get(tensors["LATENTS"].shape, self._halves)
+
+    def _trace(self, example: Mapping[str, torch.Tensor]) -> _Halves:
+        encoder, decoder = self._halves
+        arguments = _arguments(example, self._device, self._dtype)
+        with torch.no_grad():
+            halfway = encoder(*arguments)
+        return _trace(encoder, arguments), _trace(decoder, (arguments[2], *halfway))
 
 
-class _PositionalUNet(torch.nn.Module):
-    """The UNet with tensors for arguments, as tracing wants them."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.unet = checkpoint.load_unet(device, dtype)
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor,
-        time_ids: torch.Tensor,
-        timestep_cond: torch.Tensor,
-    ) -> torch.Tensor:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
-        return self.unet(
-            latents,
-            timesteps,
-            encoder_hidden_states=encoder_hidden_states,
-            timestep_cond=timestep_cond if timestep_cond.numel() else None,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+def _arguments(
+    tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
+    """The arguments of `EncoderHalf.forward`; absent optional ones are empty."""
+    none = torch.empty(0)
+    return (
+        tensors["LATENTS"].to(device, dtype),
+        tensors["TIMESTEPS"].reshape(-1).to(device),
+        tensors["ENCODER_HIDDEN_STATES"].to(device, dtype),
+        tensors.get("TEXT_EMBEDS", none).to(device, dtype),
+        tensors.get("TIME_IDS", none).to(device),
+        tensors.get("TIMESTEP_COND", none).to(device, dtype),
+    )
 
 
 def _trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:

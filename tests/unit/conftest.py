@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lora_stores import Setup
 
 from file_server import FileServer, file_server
+from lora_stores import Setup
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_stores import GOOD, OTHER
 
+from lora_stores import GOOD, OTHER
 from swiftdiffusion.python_backends.lora import content_index
 from swiftdiffusion.python_backends.lora import disk_cache as disk_cache_module
 from swiftdiffusion.python_backends.lora.disk_cache import DiskCache, HeldFile

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import other_process
 
+from processes import other_process
 from swiftdiffusion.python_backends.lora.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
 
 

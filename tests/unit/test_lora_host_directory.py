@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import other_process
 
+from processes import other_process
 from swiftdiffusion.python_backends import runtime
 from swiftdiffusion.python_backends.lora import host_directory
 from swiftdiffusion.python_backends.lora.host_cache import host_cache_directory

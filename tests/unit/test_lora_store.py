@@ -7,9 +7,8 @@ import threading
 import time
 from concurrent.futures import Future
 
-from lora_stores import GOOD, OTHER, Setup
-
 from file_server import FileServer, wait_for
+from lora_stores import GOOD, OTHER, Setup
 from swiftdiffusion.python_backends.lora.outcomes import LoadedLora
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_stores import GOOD, OTHER, Setup
 from safetensors.torch import save
 
 import checkpoints
 from file_server import FileServer
+from lora_stores import GOOD, OTHER, Setup
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.errors import (
     InvalidRequestError,

@@ -10,6 +10,7 @@ import torch
 import checkpoints
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.unet import UNet
+from swiftdiffusion.python_backends.unet_halves import pack
 
 CPU = torch.device("cpu")
 
@@ -52,8 +53,36 @@ def test_every_call_equals_the_module(tmp_path: Path, family: str, rows: int, si
 
     assert torch.equal(unet(tensors), expected())
     before = unet(tensors)
-    for own, other in zip(unet._module.parameters(), module.parameters(), strict=True):
+    for own, other in zip(unet._halves[0].unet.parameters(), module.parameters(), strict=True):
         own.mul_(1.01)
         other.mul_(1.01)
     assert torch.equal(unet(tensors), expected())
     assert not torch.equal(unet(tensors), before)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+@pytest.mark.parametrize(("rows", "side"), [(2, 16), (2, 24), (1, 20)])
+def test_residuals_join_as_in_diffusers(tmp_path: Path, family: str, rows: int, side: int) -> None:
+    checkpoint = Checkpoint(getattr(checkpoints, family)(tmp_path))
+    unet, module = UNet(checkpoint, CPU, torch.float32), checkpoint.load_unet(CPU, torch.float32)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    tensors = arguments(checkpoint, rows, side)
+    halfway = unet.encode(tensors)
+    generator = torch.Generator().manual_seed(0)
+    mid, _, *skips = halfway
+    residuals = [torch.randn(tensor.shape, generator=generator) for tensor in (*skips, mid)]
+    added = {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]} if family == "sdxl" else None
+    with torch.inference_mode():
+        expected = module(
+            tensors["LATENTS"],
+            tensors["TIMESTEPS"][:, 0],
+            tensors["ENCODER_HIDDEN_STATES"],
+            added_cond_kwargs=added,
+            down_block_additional_residuals=tuple(residuals[:-1]),
+            mid_block_additional_residual=residuals[-1],
+            return_dict=False,
+        )[0]
+    assert torch.equal(unet.decode(tensors, halfway, pack(residuals)), expected)
+    nothing = torch.zeros_like(pack(residuals))
+    assert torch.equal(unet.decode(tensors, halfway, nothing), unet(tensors))

@@ -1,0 +1,131 @@
+"""A UNet cut where ControlNets join it: an encoder half that needs no residuals, and a decoder half that does."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusers import UNet2DConditionModel
+
+Halfway = tuple[torch.Tensor, ...]
+"""What goes from one half to the other: mid block output [B, C, h, w], time embedding [B, E], then the skips: the outputs of
+`conv_in` and of the down blocks' layers, in their order."""
+
+
+UNUSED = ("encoder_hid_proj", "class_embedding", "time_embed_act", "position_net")
+"""Parts of diffusers' class that no UNet of SD 1.5 or SDXL has; the halves do without them."""
+
+
+class EncoderHalf(torch.nn.Module):
+    """Embeddings, `conv_in`, down blocks and mid block of diffusers' `UNet2DConditionModel.forward`, in its order."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        """Shares the UNet's modules.
+
+        Raises:
+            ValueError: If it has parts that neither SD 1.5 nor SDXL has.
+        """
+        super().__init__()
+        unknown = [name for name in UNUSED if getattr(unet, name, None) is not None]
+        if unknown or unet.config.center_input_sample:
+            raise ValueError(f"not a UNet of SD 1.5 or SDXL: it has {', '.join(unknown) or 'centred inputs'}")
+        self.unet = unet
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+        timestep_cond: torch.Tensor,
+    ) -> Halfway:
+        """What `DecoderHalf` needs.
+
+        Args:
+            latents: [B, C, h, w], scaled for the timestep.
+            timesteps: [B].
+            encoder_hidden_states: [B, tokens, width].
+            text_embeds: SDXL's [B, pooled width], else empty.
+            time_ids: SDXL's [B, 6], else empty.
+            timestep_cond: [B, width] of a guidance-distilled UNet, else empty.
+        """
+        unet = self.unet
+        added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
+        time = unet.get_time_embed(sample=latents, timestep=timesteps)
+        embedding = unet.time_embedding(time, timestep_cond if timestep_cond.numel() else None)
+        more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added)
+        if more is not None:
+            embedding = embedding + more
+        sample = unet.conv_in(latents)
+        skips: tuple[torch.Tensor, ...] = (sample,)
+        for block in unet.down_blocks:
+            sample, outputs = block(hidden_states=sample, temb=embedding, **_context(block, encoder_hidden_states))
+            skips += outputs
+        sample = unet.mid_block(sample, embedding, **_context(unet.mid_block, encoder_hidden_states))
+        return sample, embedding, *skips
+
+
+class DecoderHalf(torch.nn.Module):
+    """Up blocks and `conv_out` of diffusers' `UNet2DConditionModel.forward`, in its order."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        """Shares the UNet's modules."""
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, encoder_hidden_states: torch.Tensor, *halfway: torch.Tensor) -> torch.Tensor:
+        """The noise prediction [B, C, h, w].
+
+        Args:
+            encoder_hidden_states: [B, tokens, width].
+            *halfway: What `EncoderHalf` gave, with residuals added or without.
+        """
+        unet = self.unet
+        sample, embedding, *skips = halfway
+        uneven = any(side % 2**unet.num_upsamplers for side in skips[0].shape[-2:])  # else every upsampling doubles
+        for block in unet.up_blocks:
+            own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            sample = block(
+                hidden_states=sample,
+                temb=embedding,
+                res_hidden_states_tuple=tuple(own),
+                upsample_size=skips[-1].shape[2:] if uneven and skips else None,
+                **_context(block, encoder_hidden_states),
+            )
+        if unet.conv_norm_out:
+            sample = unet.conv_act(unet.conv_norm_out(sample))
+        return unet.conv_out(sample)
+
+
+def join(halfway: Halfway, residuals: torch.Tensor) -> Halfway:
+    """Adds ControlNet residuals to skips and mid block output, as diffusers does.
+
+    Args:
+        halfway: What `EncoderHalf` gave.
+        residuals: [B, sum of C·h·w over skips, then mid]: `pack`ed; rows of zeros change nothing.
+    """
+    mid, embedding, *skips = halfway
+    *down, middle = unpack(residuals, [tuple(tensor.shape[1:]) for tensor in (*skips, mid)])
+    return mid + middle, embedding, *(skip + residual for skip, residual in zip(skips, down, strict=True))
+
+
+def pack(residuals: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Residuals [B, C, h, w] of the skips and then of the mid block as one tensor [B, sum of C·h·w]."""
+    return torch.cat([residual.flatten(1) for residual in residuals], dim=1)
+
+
+def unpack(packed: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """Views of what `pack` packed; `shapes` are without the batch dimension."""
+    ends = accumulate((torch.Size(shape).numel() for shape in shapes), initial=0)
+    return [packed[:, a:b].unflatten(1, shape) for (a, b), shape in zip(pairwise(ends), shapes, strict=True)]
+
+
+def _context(block: torch.nn.Module, context: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The argument that only blocks with cross-attention take."""
+    return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
