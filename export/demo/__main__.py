@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from .controlnet.command import app as controlnet_app
 from .lora.command import app as lora_app
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+app.add_typer(controlnet_app, name="controlnet")
 app.add_typer(lora_app, name="lora")
 console = Console()
 

@@ -73,6 +73,22 @@ def stratified_timesteps(rng: np.random.Generator, count: int, steps: int = 1000
     return torch.from_numpy(rng.permutation(timesteps.astype(np.int64)))
 
 
+def diffuse(schedule: DDPMScheduler, latents: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds noise to a batch at stratified timesteps.
+
+    Args:
+        schedule: of the noise.
+        latents: float32 [batch, 4, 16, 16].
+        rng: of timesteps and noise.
+
+    Returns:
+        Noisy latents; timesteps, int64 [batch]; the velocity to predict, like ``latents``.
+    """
+    timesteps = stratified_timesteps(rng, len(latents))
+    noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+    return schedule.add_noise(latents, noise, timesteps), timesteps, schedule.get_velocity(latents, noise, timesteps)
+
+
 def velocity_loss(
     unet: torch.nn.Module, noisy: Tensor, timesteps: Tensor, embeddings: Tensor, pooled: Tensor, velocity: Tensor
 ) -> Tensor:
@@ -137,10 +153,7 @@ def train_unet(folder: Path, budget: Budget, seed: int, device: str = "cpu", wor
             group["lr"] = warmup_cosine(budget.progress(step), LEARNING_RATE)
         rng = np.random.default_rng([seed, 5, step])
         batch = data.batch(rng, BATCH_SIZE, UNCONDITIONAL_SHARE)
-        timesteps = stratified_timesteps(rng, BATCH_SIZE)
-        noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
-        noisy = schedule.add_noise(batch.latents, noise, timesteps)
-        velocity = schedule.get_velocity(batch.latents, noise, timesteps)
+        noisy, timesteps, velocity = diffuse(schedule, batch.latents, rng)
         tensors = (noisy, timesteps, batch.embeddings, batch.pooled, velocity)
         loss = replicas.backward(velocity_loss, *(tensor.to(device) for tensor in tensors))
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..captions import write_caption
 from ..drawing import PLAIN_STYLE, Style, draw, sample_layout
-from ..scenes import sample_scene
+from ..scenes import Scene, sample_scene
 from ..text_pretraining import encode, tokenize
 from ..vae_training import to_tensor
 
@@ -47,15 +48,44 @@ def encode_captions(pipeline: StableDiffusionXLPipeline, texts: list[str]) -> Ca
     return Captions(ids, embeddings, pooled)
 
 
+def scene_rng(seed: int, index: int) -> np.random.Generator:
+    """The source of one training picture's scene, and then of its caption."""
+    return np.random.default_rng([seed, 6, index])
+
+
 def sample_captions(pictures: int, seed: int) -> list[str]:
-    """Captions of the pictures that :func:`encode_styled` draws from the same seed, in the same order."""
-    rngs = (np.random.default_rng([seed, 6, index]) for index in range(pictures))
+    """Captions of the training pictures with this seed, in order; held-out arrangements are left out."""
+    rngs = (scene_rng(seed, index) for index in range(pictures))
     return [write_caption(sample_scene(rng, held_out=False), rng).text for rng in rngs]
 
 
+def sampled_scene(seed: int, index: int) -> Scene:
+    """The scene that one of :func:`sample_captions` describes."""
+    return sample_scene(scene_rng(seed, index), held_out=False)
+
+
 @torch.no_grad()
+def encode_drawings(pipeline: StableDiffusionXLPipeline, drawing: Callable[[int], np.ndarray], pictures: int) -> Tensor:
+    """Encodes drawings, which are made as they are needed.
+
+    Args:
+        pipeline: its VAE encodes.
+        drawing: gives one by its number, uint8 [128, 128, 3].
+        pictures: how many.
+
+    Returns:
+        Latents, already times the scaling factor, float32 [pictures, 4, 16, 16].
+    """
+    latents = []
+    for start in tqdm(range(0, pictures, ENCODING_BATCH), desc="pictures", mininterval=5):
+        drawings = [drawing(index) for index in range(start, min(start + ENCODING_BATCH, pictures))]
+        posterior = pipeline.vae.encode(to_tensor(np.stack(drawings))).latent_dist
+        latents.append(posterior.mean * pipeline.vae.config.scaling_factor)
+    return torch.cat(latents)
+
+
 def encode_styled(pipeline: StableDiffusionXLPipeline, style: Style, pictures: int, seed: int) -> Tensor:
-    """Draws and encodes pictures of scenes; held-out arrangements are left out.
+    """Draws the scenes of :func:`sample_captions` in a style and encodes them.
 
     Args:
         pipeline: its VAE encodes.
@@ -66,15 +96,12 @@ def encode_styled(pipeline: StableDiffusionXLPipeline, style: Style, pictures: i
     Returns:
         Latents, already times the scaling factor, float32 [pictures, 4, 16, 16].
     """
-    latents = []
-    for start in tqdm(range(0, pictures, ENCODING_BATCH), desc="pictures", mininterval=5):
-        drawings = []
-        for index in range(start, min(start + ENCODING_BATCH, pictures)):
-            scene = sample_scene(np.random.default_rng([seed, 6, index]), held_out=False)
-            drawings.append(draw(scene, sample_layout(scene, np.random.default_rng([seed, 7, index])), style))
-        posterior = pipeline.vae.encode(to_tensor(np.stack(drawings))).latent_dist
-        latents.append(posterior.mean * pipeline.vae.config.scaling_factor)
-    return torch.cat(latents)
+
+    def drawing(index: int) -> np.ndarray:
+        scene = sampled_scene(seed, index)
+        return draw(scene, sample_layout(scene, np.random.default_rng([seed, 7, index])), style)
+
+    return encode_drawings(pipeline, drawing, pictures)
 
 
 @dataclass(frozen=True)

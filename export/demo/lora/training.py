@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import warmup_cosine
 from ..parallel import Replicas
 from ..text_pretraining import encode
-from ..unet_training import NOISE_SCHEDULE, TIME_IDS, UNCONDITIONAL_SHARE, stratified_timesteps
+from ..unet_training import NOISE_SCHEDULE, TIME_IDS, UNCONDITIONAL_SHARE, diffuse
 from .data import StyledPictures
 from .factors import PARTS, Factors, LoraWeights, resized
 from .recipes import CONVOLUTIONS, TEXT, Recipe
@@ -199,10 +199,7 @@ def fit(
             group["lr"] = warmup_cosine(step / steps, learning_rate)
         rng = np.random.default_rng([seed, 8, step])
         batch = data.batch(rng, BATCH_SIZE, UNCONDITIONAL_SHARE)
-        timesteps = stratified_timesteps(rng, BATCH_SIZE)
-        noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
-        noisy = schedule.add_noise(batch.latents, noise, timesteps)
-        velocity = schedule.get_velocity(batch.latents, noise, timesteps)
+        noisy, timesteps, velocity = diffuse(schedule, batch.latents, rng)
         tensors = (noisy, timesteps, batch.ids, batch.embeddings, batch.pooled, batch.with_text, velocity)
         loss = replicas.backward(styled_loss, *tensors)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)

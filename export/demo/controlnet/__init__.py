@@ -1,0 +1,1 @@
+"""ControlNets of the demo family: control images, training, adherence, evaluation."""
