@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..python_backends.checkpoint import Checkpoint
-    from .serving_options import ServingOptions
+    from .serving_options import ServedControlNet, ServingOptions
 
 CANDIDATES_PER_PLACE = 8
 """Requests that a denoiser holds per place in its running batch: one that waits for a LoRA takes no place."""
@@ -87,6 +87,7 @@ def model_configs(
     }
     latents: list[Tensor] = [("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1))]
     progress: list[Tensor] = [*latents, ("PREVIEW", "BOOL", (1,)), *info]
+    timesteps: list[Tensor] = [("TIMESTEPS", "FP32", (1,))]
     lora_set: list[Tensor] = [("LORA_SET", "STRING", (1,))]
     image: list[Tensor] = [("IMAGE", "UINT8", (-1, -1, 3))]
 
@@ -103,15 +104,23 @@ def model_configs(
             _batched(
                 _python(
                     name,
-                    [*latents, ("TIMESTEPS", "FP32", (1,)), *conditioning, *lora_set],
-                    [("NOISE_PRED", "FP32", latents[0][2]), ("PATCH_MS", "FP32", (1,))],
-                    compute,
+                    [*latents, *timesteps, *conditioning, *lora_set, ("CONTROLS", "STRING", (1,))],
+                    [
+                        ("NOISE_PRED", "FP32", latents[0][2]),
+                        ("PATCH_MS", "FP32", (1,)),
+                        ("FAILURES", "STRING", (1,)),
+                    ],
+                    {**compute, "controlnet_timeout_s": "60"},
                     options,
                     gpu=index,
                 ),
                 2,
             )
             for index, name in enumerate(shard_names)
+        ),
+        *(
+            _controlnet(served, [*latents, *timesteps, *conditioning], compute, reference(served.path), options)
+            for served in options.controlnets
         ),
         _batched(_python("vae_decoder", progress, [*image, *info], compute, options, gpu=0)),
         _single(_python("cancel", [("REQUEST_ID", "STRING", (1,))], [("CANCELLED", "BOOL", (1,))], {}, options)),
@@ -170,7 +179,8 @@ def _preprocess(
     outputs: Sequence[Tensor], checkpoint: Checkpoint, options: ServingOptions, catalogue: dict[str, str]
 ) -> pb.ModelConfig:
     rules = {key: str(value) for key, value in asdict(options.request_rules(checkpoint)).items()}
-    parameters = {**rules, **catalogue}
+    names = json.dumps(sorted(served.name for served in options.controlnets))
+    parameters = {**rules, **catalogue, "controlnets": names}
     config = _single(_python("preprocess", [], outputs, parameters, options))
     config.input.extend(_input(*tensor) for tensor in CLIENT_INPUTS)
     return config
@@ -194,6 +204,29 @@ def _denoiser(
     batching.oldest.max_queue_delay_microseconds = 100  # a step's requests come back one by one: wait for the last
     config.model_transaction_policy.decoupled = name.endswith("_stream")
     return config
+
+
+def _controlnet(
+    served: ServedControlNet,
+    inputs: Sequence[Tensor],
+    compute: dict[str, str],
+    path: str,
+    options: ServingOptions,
+) -> pb.ModelConfig:
+    """Rows of all shards and requests, batched by Triton; an instance per GPU."""
+    own: list[Tensor] = [("IMAGE", "STRING", (1,)), ("SCALE", "FP32", (1,)), ("GUESS_MODE", "BOOL", (1,))]
+    taken = [tensor for tensor in inputs if tensor[0] != "TIMESTEP_COND"]
+    config = _python(
+        f"controlnet_{served.name}",
+        [*taken, *own],
+        [("RESIDUALS", "FP32", (-1,))],
+        {**compute, "controlnet": path},
+        options,
+    )
+    if served.gpus:
+        config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU
+        config.instance_group[0].gpus.extend(served.gpus)
+    return _batched(config, 2 * options.unet_shards)
 
 
 def _ensemble(name: str, denoiser: str, embedding_names: Sequence[str], outputs: Sequence[Tensor]) -> pb.ModelConfig:

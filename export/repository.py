@@ -20,7 +20,7 @@ HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit 
 """First line of every config.pbtxt that is ours to replace."""
 
 BACKEND_MODULES = {"denoiser_stream": "denoiser"}
-"""Models whose backend is not the module of their own name (shards aside)."""
+"""Models whose backend is not the module of their own name (shards and ControlNets aside)."""
 
 
 class RepositoryError(ValueError):
@@ -97,7 +97,8 @@ def _write_model(directory: Path, config: pb.ModelConfig) -> None:
     if config.platform == "ensemble":
         (version / ".gitkeep").touch()
         return
-    name = "unet_shard" if config.name.startswith("unet_shard") else BACKEND_MODULES.get(config.name, config.name)
+    shared = [kind for kind in ("unet_shard", "controlnet") if config.name.startswith(kind)]
+    name = shared[0] if shared else BACKEND_MODULES.get(config.name, config.name)
     (version / "model.py").write_text(
         f'from swiftdiffusion.python_backends.{name} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n',
         "utf-8",

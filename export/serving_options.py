@@ -14,6 +14,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ServedControlNet:
+    """A ControlNet of the repository.
+
+    Attributes:
+        name: What requests call it; its model is `controlnet_NAME`.
+        path: A diffusers directory.
+        gpus: An instance for each; empty: one on the CPU.
+    """
+
+    name: str
+    path: Path
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class ServingOptions:
     """How a checkpoint is served.
 
@@ -30,6 +45,7 @@ class ServingOptions:
         lora_bound: Default k of bounded asynchronous loading; 0 is exact.
         lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
         lora_disk_bytes: Most bytes of fetched LoRA files on disk.
+        controlnets: ControlNets that requests may name.
     """
 
     unet_shards: int
@@ -44,6 +60,7 @@ class ServingOptions:
     lora_bound: int = 0
     lora_host_bytes: int = 4 * 2**30
     lora_disk_bytes: int = 64 * 2**30
+    controlnets: tuple[ServedControlNet, ...] = ()
 
     def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
         """Defaults and limits of requests.

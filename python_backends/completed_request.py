@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from .errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 
@@ -34,6 +37,33 @@ class LoraUse:
 
 
 @dataclass(frozen=True)
+class ControlNetUse:
+    """One ControlNet of a request.
+
+    Attributes:
+        name: Of the model, without `controlnet_`.
+        image: Key of its picture among the server's `ControlImages`.
+        scale: Multiplies its residuals.
+        start: Fraction of the steps before which it is not used.
+        end: Fraction of the steps after which it is not used.
+        guess_mode: As in diffusers: not for the unconditional half, and weaker the shallower the residual.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    image: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    scale: float
+    start: float
+    end: float
+    guess_mode: bool
+
+    def is_active(self, step: int, steps: int) -> bool:
+        """Whether it contributes to a step of so many, by the rule of diffusers' `controlnet_keep`."""
+        return self.scale != 0 and not (step / steps < self.start or (step + 1) / steps > self.end)
+
+
+@dataclass(frozen=True)
 class CompletedRequest:
     """A request whose values `preprocess` has checked against the checkpoint's rules.
 
@@ -50,6 +80,7 @@ class CompletedRequest:
         request_id: Handle for cancelling, or None.
         deadline: Unix time in seconds after which the request is given up, or None.
         loras: In the client's order.
+        controlnets: In the client's order.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -66,6 +97,7 @@ class CompletedRequest:
     request_id: str | None = None
     deadline: float | None = None
     loras: Annotated[tuple[LoraUse, ...], Field(max_length=64)] = ()
+    controlnets: Annotated[tuple[ControlNetUse, ...], Field(max_length=16)] = ()
 
     def to_json(self) -> str:
         """The request as JSON."""
@@ -84,6 +116,28 @@ class CompletedRequest:
             first = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {place} {first['msg']}") from None
+
+
+def uses_to_json(uses: Sequence[ControlNetUse]) -> str:
+    """The ControlNets of one row, for its shard."""
+    return json.dumps([asdict(use) for use in uses])
+
+
+def uses_from_json(text: str) -> tuple[ControlNetUse, ...]:
+    """What `uses_to_json` wrote.
+
+    Raises:
+        InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+    """
+    try:
+        return _uses_validator().validate_json(text)
+    except ValidationError:
+        raise InvalidRequestError("CONTROLS is not what the denoiser writes") from None
+
+
+@cache
+def _uses_validator() -> TypeAdapter[tuple[ControlNetUse, ...]]:
+    return TypeAdapter(tuple[ControlNetUse, ...])
 
 
 @cache

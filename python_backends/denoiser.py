@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from .adapter_services import AdapterServices
 from .backend import input_tensor, output_tensor, prepare_torch
 from .cancellation import RequestRegistry
 from .completed_request import CompletedRequest
+from .control_images import ControlImages
 from .denoising import Denoising, LatentGeometry, unet_calls
 from .errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
 from .info import final_info
@@ -49,6 +51,7 @@ class TritonPythonModel:
         self._has_pooled = any(tensor["name"] == "POOLED_PROMPT_EMBEDS" for tensor in settings.config["input"])
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
         self._registry = RequestRegistry()
+        self._images = ControlImages()
         self._adapters = AdapterServices(self._has_pooled, float(settings.parameters.get("lora_timeout_s", 300)))
         self._places = int(settings.parameters["places"])
         self._handed_over: set[str] = set()
@@ -104,14 +107,16 @@ class TritonPythonModel:
         embeddings = input_tensor(request, "PROMPT_EMBEDS")[0].clone()
         pooled = input_tensor(request, "POOLED_PROMPT_EMBEDS")[0].clone() if self._has_pooled else None
         encoding = json.loads(input_text(request, "ENCODING"))
-        loras = self._adapters.take_up(parsed, input_text(request, "TICKETS"))
-        try:
-            denoising = Denoising(parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras)
+        with ExitStack() as undone:
+            loras = self._adapters.take_up(parsed, input_text(request, "TICKETS"))
+            undone.callback(loras.close)
+            images = [undone.enter_context(self._images.lease(use.image)) for use in parsed.controlnets]
+            denoising = Denoising(
+                parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras, images
+            )
             if parsed.request_id is not None:
                 self._registry.enter(parsed.request_id)
-        except Exception:
-            loras.close()
-            raise
+            undone.pop_all()
         self._running[parsed.run_id] = denoising
         return denoising
 
@@ -150,6 +155,8 @@ class TritonPythonModel:
                 denoising.report.shards.add(self._shards.names[shard])
                 if isinstance(result, RequestError):
                     denoising.failure = result
+                elif result.failures[row] is not None:
+                    denoising.failure = result.failures[row]
                 else:
                     predictions[denoising][half] = result.prediction[row : row + 1]
                     denoising.loras.note_patch(denoising.step, result.patch_ms)
@@ -202,7 +209,7 @@ class TritonPythonModel:
         denoising = self._running.pop(run_id, None)
         if denoising is None:
             return
-        denoising.loras.close()
+        denoising.close()
         self._adapters.count(denoising.loras)
         if denoising.request.request_id is not None:
             self._registry.leave(denoising.request.request_id)

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from .completed_request import uses_to_json
 from .errors import InvalidRequestError, RequestError
 from .lora.lora_set import NO_LORAS, LoraSet
 from .lora.request_loras import RequestLoras
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from .completed_request import CompletedRequest
+    from .completed_request import CompletedRequest, ControlNetUse
+    from .lora.leased_files import Lease
 
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """Rows of a request's conditioning: the two halves of classifier-free guidance."""
@@ -86,6 +88,7 @@ class Denoising:
         pooled_prompt_embeds: torch.Tensor | None,
         encoding: Mapping[str, Any] | None = None,
         loras: RequestLoras | None = None,
+        images: Sequence[Lease] = (),
     ) -> None:
         """Draws the initial latents.
 
@@ -97,6 +100,7 @@ class Denoising:
             pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
             encoding: The text encoder's report.
             loras: The request's LoRAs.
+            images: Leases of its ControlNets' pictures.
 
         Raises:
             InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation), or
@@ -135,10 +139,17 @@ class Denoising:
         self.step = 0
         self.loras = RequestLoras((), (), None) if loras is None else loras
         self.loras.check_patch_steps(self.steps)
+        self._images = images
         self.waiting = False
         self.failure: RequestError | None = None
         self.report = RunReport(encoding or {})
         self.touched = self.report.started
+
+    def close(self) -> None:
+        """At the request's end: gives LoRAs and pictures up."""
+        self.loras.close()
+        for lease in self._images:
+            lease.close()
 
     def set_embeddings(self, prompt_embeds: torch.Tensor, pooled_prompt_embeds: torch.Tensor | None) -> None:
         """Conditions the steps to come on these embeddings: [2, tokens, width], and [2, pooled width] for SDXL."""
@@ -156,6 +167,16 @@ class Denoising:
         self.waiting = not may_step
         if embeddings is not None:
             self.set_embeddings(*embeddings)
+
+    def calls_of(self, use: ControlNetUse) -> int:
+        """How often a whole run evaluates a ControlNet: once per half that uses it, in every step that does."""
+        halves = len(self.halves) if not use.guess_mode else 1
+        return halves * sum(use.is_active(step, self.steps) for step in range(self.steps))
+
+    def controls(self, half: int) -> str:
+        """The ControlNets that a half of the current step uses, as JSON; in guess mode the unconditional has none."""
+        uses = [use for use in self.request.controlnets if use.is_active(self.step, self.steps)]
+        return uses_to_json([use for use in uses if half == CONDITIONAL or not use.guess_mode])
 
     @property
     def halves(self) -> tuple[int, ...]:
@@ -201,11 +222,13 @@ class UNetCall:
     Attributes:
         rows: (request, half) of each batch row.
         loras: The set that is to be resident.
+        controls: The active ControlNets of each row, as JSON.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
     loras: LoraSet
+    controls: tuple[str, ...]
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
 
@@ -235,7 +258,8 @@ def unet_calls(
         }
         for name in members[0][0].conditioning:
             tensors[name] = _join([denoising.conditioning[name][half : half + 1] for denoising, half in members])
-        calls.append(UNetCall(members, loras, tensors))
+        controls = tuple(denoising.controls(half) for denoising, half in members)
+        calls.append(UNetCall(members, loras, controls, tensors))
     return calls
 
 

@@ -55,6 +55,18 @@ class LoraUnavailableError(RequestError):
     code = "UNAVAILABLE"
 
 
+class ImageUnavailableError(RequestError):
+    """A request's picture for a ControlNet that the server does not hold, or has no room for."""
+
+    code = "UNAVAILABLE"
+
+
+class ControlNetUnavailableError(RequestError):
+    """A ControlNet that gives no answer, or not in time; the message has its name."""
+
+    code = "UNAVAILABLE"
+
+
 class UnexpectedError(RequestError):
     """Whatever no other type stands for; the server's log has the traceback."""
 

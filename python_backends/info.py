@@ -28,7 +28,9 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "scheduler": scheduler_name(scheduler_config, request.scheduler),
         "prompt_truncated": report.encoding["prompt_truncated"],
         "loras": denoising.loras.report(),
-        "controlnets": [],
+        "controlnets": [
+            {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)} for use in request.controlnets
+        ],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,
         "largest_batch": report.largest_batch,

@@ -5,12 +5,14 @@ Its LoRAs begin to load here, before anything else is done for it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
 from .cancellation import RequestRegistry
+from .control_images import ControlImages
 from .errors import RequestError, UnknownLoraError
 from .lora.catalogue import Catalogue
 from .lora.tickets import raise_failure
@@ -40,6 +42,8 @@ class TritonPythonModel:
         self._catalogue = Catalogue(catalogue_directory(settings))
         self._refusals = Counter(*LORA_REFUSALS)
         self._registry = RequestRegistry()
+        self._controlnets = frozenset(json.loads(settings.parameters["controlnets"]))
+        self._images = ControlImages()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -49,7 +53,7 @@ class TritonPythonModel:
     def _complete(self, request: Any) -> Any:
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
         try:
-            parsed = parse_request(given, self._rules, self._catalogue)
+            parsed = parse_request(given, self._rules, self._catalogue, self._controlnets, self._images.put)
             tickets = load_loras(parsed) if parsed.loras else "[]"
             raise_failure(tickets)
         except UnknownLoraError as error:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
-from .completed_request import CompletedRequest, LoraUse
+from .completed_request import CompletedRequest, ControlNetUse, LoraUse
 from .errors import InvalidRequestError
 from .request_fields import Entry, Fields
 from .schedulers import SCHEDULERS
 from .sentences import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
+    from collections.abc import Callable, Collection, Mapping
 
     from .lora.catalogue import Catalogue
 
@@ -32,12 +31,13 @@ class Lora(Entry):
 
 
 class ControlNet(Entry):
-    """One entry of CONTROLNETS: active in steps whose fraction of the whole lies within [start, end]."""
+    """One entry of CONTROLNETS: active in steps that lie within the fractions [start, end] of the whole."""
 
     name: str = Field(min_length=1, max_length=128)
     scale: float = Field(default=1.0, ge=0.0, le=10.0)
     start: float = Field(default=0.0, ge=0.0, le=1.0)
     end: float = Field(default=1.0, ge=0.0, le=1.0)
+    guess_mode: bool = False
 
 
 MOST_EVALUATIONS_PER_STEP = 2
@@ -61,6 +61,8 @@ class RequestRules:
         max_json_bytes: Longest LORAS and CONTROLNETS.
         max_timeout_ms: Longest TIMEOUT_MS.
         max_loras: Most entries of LORAS.
+        max_controlnets: Most entries of CONTROLNETS.
+        max_control_side: Largest height and width of CONTROL_IMAGES.
         lora_bound: k of bounded asynchronous loading for LoRAs of which neither request nor catalogue says one.
     """
 
@@ -76,6 +78,8 @@ class RequestRules:
     max_json_bytes: int = 16384
     max_timeout_ms: int = 3_600_000
     max_loras: int = 16
+    max_controlnets: int = 8
+    max_control_side: int = 4096
     lora_bound: int = 0
 
     def __post_init__(self) -> None:
@@ -91,13 +95,21 @@ class RequestRules:
                 raise ValueError(f"the default of {name} is {value:g}; allowed: {low:g} to {high:g}")
 
 
-def parse_request(tensors: Mapping[str, np.ndarray], rules: RequestRules, catalogue: Catalogue) -> CompletedRequest:
+def parse_request(
+    tensors: Mapping[str, np.ndarray],
+    rules: RequestRules,
+    catalogue: Catalogue,
+    controlnets: Collection[str] = (),
+    keep_image: Callable[[np.ndarray], str] = lambda _image: "",
+) -> CompletedRequest:
     """Checks and completes one client request.
 
     Args:
         tensors: Inputs of the wire contract by name, without the leading batch dimension; absent ones are absent.
         rules: Defaults and limits.
         catalogue: The LoRAs that there are.
+        controlnets: The ControlNets that there are.
+        keep_image: Called with each picture of CONTROL_IMAGES, [H, W, 3] uint8, once all else is right; gives its key.
 
     Raises:
         InvalidRequestError: At the first field that is missing or out of its limits.
@@ -114,8 +126,8 @@ def parse_request(tensors: Mapping[str, np.ndarray], rules: RequestRules, catalo
     request_id = fields.request_id()
     timeout_ms = fields.integer("TIMEOUT_MS", 1, rules.max_timeout_ms)
     steps = _given(fields.integer("STEPS", 1, rules.max_steps), rules.steps)
-    _refuse_controlnets(fields, rules)
-    return CompletedRequest(
+    asked, images = _controlnets(fields, rules, controlnets)
+    completed = CompletedRequest(
         run_id=secrets.token_hex(16),
         prompt=prompt,
         negative_prompt=fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters),
@@ -129,6 +141,10 @@ def parse_request(tensors: Mapping[str, np.ndarray], rules: RequestRules, catalo
         request_id=request_id,
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
     )
+    uses = tuple(
+        ControlNetUse(image=keep_image(image), **entry.model_dump()) for entry, image in zip(asked, images, strict=True)
+    )
+    return replace(completed, controlnets=uses)
 
 
 def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
@@ -164,16 +180,33 @@ def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: Catalogue
     return tuple(uses.values())
 
 
-def _refuse_controlnets(fields: Fields, rules: RequestRules) -> None:
-    """Parses ControlNet inputs; with an empty catalogue every name in them is unknown."""
-    controlnets = fields.entries("CONTROLNETS", ControlNet, rules.max_json_bytes)
-    if controlnets:
-        raise InvalidRequestError(
-            f"CONTROLNETS names {shown(controlnets[0].name)}; allowed: this server has no ControlNets"
-        )
+def _controlnets(fields: Fields, rules: RequestRules, known: Collection[str]) -> tuple[list[ControlNet], np.ndarray]:
+    """CONTROLNETS, and CONTROL_IMAGES [N, H, W, 3] with a picture for each."""
+    asked: list[ControlNet] = fields.entries("CONTROLNETS", ControlNet, rules.max_json_bytes)
+    if len(asked) > rules.max_controlnets:
+        raise InvalidRequestError(f"CONTROLNETS has {len(asked)} entries; allowed: at most {rules.max_controlnets}")
+    for entry in asked:
+        if entry.name not in known:
+            allowed = ", ".join(sorted(known)) or "this server has no ControlNets"
+            raise InvalidRequestError(f"CONTROLNETS names {shown(entry.name)}; allowed: {allowed}")
+        if entry.start >= entry.end:
+            raise InvalidRequestError(
+                f"CONTROLNETS has start {entry.start:g} and end {entry.end:g}; allowed: start below end"
+            )
     images = fields.array("CONTROL_IMAGES")
-    if images is not None and len(images):
-        raise InvalidRequestError(f"CONTROL_IMAGES holds {len(images)} pictures; allowed: one per entry of CONTROLNETS")
+    if images is None:
+        images = np.zeros((0, 1, 1, 3), np.uint8)
+    if len(images) != len(asked):
+        raise InvalidRequestError(
+            f"CONTROL_IMAGES holds {len(images)} pictures; allowed: one per entry of CONTROLNETS, of which there are "
+            f"{len(asked)}"
+        )
+    height, width = images.shape[1:3]
+    if not (1 <= height <= rules.max_control_side and 1 <= width <= rules.max_control_side):
+        raise InvalidRequestError(
+            f"CONTROL_IMAGES are {height} high and {width} wide; allowed: 1 to {rules.max_control_side}"
+        )
+    return asked, images
 
 
 def _given(value: Any, default: Any) -> Any:

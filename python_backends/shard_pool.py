@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import output_tensor
-from .errors import RequestError, UnexpectedError
+from .errors import RequestError, UnexpectedError, from_report
 from .lora.lora_set import NO_LORAS, LoraSet, set_to_json
 from .model_calls import call_model
 
@@ -28,10 +29,12 @@ class ShardResult:
     Attributes:
         prediction: [B, C, h, w] float32.
         patch_ms: What making the call's LoRA set resident took; 0 if it was.
+        failures: Why a row's prediction is of no use, or None.
     """
 
     prediction: torch.Tensor
     patch_ms: float
+    failures: tuple[RequestError | None, ...]
 
 
 class ShardPool:
@@ -74,13 +77,16 @@ class ShardPool:
         inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
         loras = np.full((len(call.rows), 1), set_to_json(call.loras).encode(), dtype=object)
         inputs.append(pb_utils.Tensor("LORA_SET", loras))
+        inputs.append(pb_utils.Tensor("CONTROLS", np.array([[text.encode()] for text in call.controls], dtype=object)))
         try:
-            response = call_model(self.names[shard], inputs, ["NOISE_PRED", "PATCH_MS"])
+            response = call_model(self.names[shard], inputs, ["NOISE_PRED", "PATCH_MS", "FAILURES"])
         except RequestError as error:
             return error
         prediction = pb_utils.get_output_tensor_by_name(response, "NOISE_PRED")
         patch_ms = pb_utils.get_output_tensor_by_name(response, "PATCH_MS").as_numpy()
+        reports = pb_utils.get_output_tensor_by_name(response, "FAILURES").as_numpy().reshape(-1)
         return ShardResult(
             torch.from_dlpack(prediction.to_dlpack()).clone(),  # the response's memory goes with it
             float(patch_ms.max()),
+            tuple(None if report == b"null" else from_report(json.loads(report)) for report in reports),
         )

@@ -41,11 +41,11 @@ class UNet:
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[torch.Size, _Halves] = {}
         for rows in WARM_UP_ROWS:
-            example = _example(checkpoint, rows)
+            tensors = example(checkpoint, rows)
             if device.type == "cpu":
-                self._traced[example["LATENTS"].shape] = self._trace(example)
+                self._traced[tensors["LATENTS"].shape] = self._trace(tensors)
             for _ in range(3):  # the first calls of a graph optimise it
-                self(example)
+                self(tensors)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
@@ -61,7 +61,7 @@ class UNet:
                 Float32, on any device.
         """
         with torch.inference_mode():
-            return self._of(tensors)[0](*_arguments(tensors, self._device, self._dtype))
+            return self._of(tensors)[0](*arguments(tensors, self._device, self._dtype))
 
     def decode(
         self, tensors: Mapping[str, torch.Tensor], halfway: Halfway, residuals: torch.Tensor | None = None
@@ -85,15 +85,15 @@ class UNet:
     def _of(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
         return self._traced.get(tensors["LATENTS"].shape, self._halves)
 
-    def _trace(self, example: Mapping[str, torch.Tensor]) -> _Halves:
+    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
         encoder, decoder = self._halves
-        arguments = _arguments(example, self._device, self._dtype)
+        inputs = arguments(tensors, self._device, self._dtype)
         with torch.no_grad():
-            halfway = encoder(*arguments)
-        return _trace(encoder, arguments), _trace(decoder, (arguments[2], *halfway))
+            halfway = encoder(*inputs)
+        return trace(encoder, inputs), trace(decoder, (inputs[2], *halfway))
 
 
-def _arguments(
+def arguments(
     tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, ...]:
     """The arguments of `EncoderHalf.forward`; absent optional ones are empty."""
@@ -108,13 +108,14 @@ def _arguments(
     )
 
 
-def _trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+def trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+    """The module as a graph for inputs of these shapes; parameters that change in place take effect."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed
         return torch.jit.trace(module, arguments, check_trace=False)
 
 
-def _example(checkpoint: Checkpoint, rows: int) -> dict[str, torch.Tensor]:
+def example(checkpoint: Checkpoint, rows: int) -> dict[str, torch.Tensor]:
     """Inputs of the default size."""
     height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
     tensors = {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 Halfway = tuple[torch.Tensor, ...]
-"""What goes from one half to the other: mid block output [B, C, h, w], time embedding [B, E], then the skips: the outputs
-of `conv_in` and of the down blocks' layers, in their order."""
+"""What goes from one half to the other: mid block output [B, C, h, w], time embedding [B, E], then the skips: what
+`conv_in` and the layers of the down blocks give, in their order."""
 
 
 UNUSED = ("encoder_hid_proj", "class_embedding", "time_embed_act", "position_net")

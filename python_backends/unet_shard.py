@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, input_tensor, output_tensor
-from .errors import RequestError
+from .completed_request import uses_from_json
+from .controlnet_calls import ControlNetCalls
+from .errors import RequestError, to_report
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_from_json
 from .lora.resident import ResidentLoras
@@ -26,7 +30,9 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the UNet, which warms itself up."""
         settings = ModelSettings.from_triton(args)
-        self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "LORA_SET"]
+        names = [tensor["name"] for tensor in settings.config["input"]]
+        self._input_names = [name for name in names if name not in ("LORA_SET", "CONTROLS")]
+        self._controlnets = ControlNetCalls(float(settings.parameters["controlnet_timeout_s"]))
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
@@ -59,14 +65,34 @@ class TritonPythonModel:
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
         batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]
-        if len(batch) == 1:
-            return [_response(self._unet(batch[0]), patch_ms)]
-        joined = {name: torch.cat([tensors[name] for tensors in batch]) for name in self._input_names}
-        rows = [len(tensors["LATENTS"]) for tensors in batch]
-        return [_response(prediction, patch_ms) for prediction in self._unet(joined).split(rows)]
+        joined = batch[0]
+        if len(batch) > 1:
+            joined = {name: torch.cat([tensors[name] for tensors in batch]) for name in self._input_names}
+        controls = [uses_from_json(text) for request in requests for text in _texts(request, "CONTROLS")]
+        pending = self._controlnets.start(joined, controls)
+        halfway = self._unet.encode(joined)
+        residuals = pending.wait()
+        prediction = self._unet.decode(joined, halfway, residuals.total)
+        failed = {row: to_report(error) for row, error in residuals.failures.items()}
+        failures = [failed.get(row) for row in range(len(controls))]
+        responses, start = [], 0
+        for tensors in batch:
+            rows = slice(start, start + len(tensors["LATENTS"]))
+            responses.append(_response(prediction[rows], patch_ms, failures[rows]))
+            start = rows.stop
+        return responses
 
 
-def _response(prediction: torch.Tensor, patch_ms: float) -> Any:
+def _response(prediction: torch.Tensor, patch_ms: float, failures: list[dict[str, str] | None]) -> Any:
+    reports = np.array([[json.dumps(report).encode()] for report in failures], dtype=object)
     return pb_utils.InferenceResponse(
-        [output_tensor("NOISE_PRED", prediction), output_tensor("PATCH_MS", torch.full((len(prediction), 1), patch_ms))]
+        [
+            output_tensor("NOISE_PRED", prediction),
+            output_tensor("PATCH_MS", torch.full((len(prediction), 1), patch_ms)),
+            pb_utils.Tensor("FAILURES", reports),
+        ]
     )
+
+
+def _texts(request: Any, name: str) -> list[str]:
+    return [text.decode("utf-8") for text in pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)]

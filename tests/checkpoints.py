@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     EulerDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
@@ -136,4 +137,16 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def controlnet(checkpoint: Path, directory: Path, seed: int) -> Path:
+    """A ControlNet of random weights for a tiny checkpoint."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and not module.weight.any():  # else it would change nothing
+            torch.nn.init.normal_(module.weight, std=0.6)
+    network.save_pretrained(directory, safe_serialization=True)
     return directory

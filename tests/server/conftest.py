@@ -10,7 +10,7 @@ import pytest
 import checkpoints
 import lora_files
 from swiftdiffusion.export.repository import write_repository
-from swiftdiffusion.export.serving_options import ServingOptions
+from swiftdiffusion.export.serving_options import ServedControlNet, ServingOptions
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.lora.modules import BaseModules
 from swiftdiffusion.python_backends.server import TritonServer
@@ -18,6 +18,7 @@ from swiftdiffusion.python_backends.server import TritonServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CONTROLNETS = ("edges", "depth", "pose")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,6 +49,10 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A tiny checkpoint of either family, served by what the exporter writes for it."""
     directory = tmp_path_factory.mktemp(request.param)
     checkpoint = Checkpoint(getattr(checkpoints, request.param)(directory / "checkpoint"))
+    controlnets = tuple(
+        ServedControlNet(name, checkpoints.controlnet(checkpoint.path, directory / name, seed))
+        for seed, name in enumerate(CONTROLNETS)
+    )
     options = ServingOptions(
         unet_shards=2,
         gpus=(),
@@ -58,6 +63,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         guidance_scale=5.0,
         max_size=128,
         loras=directory / "loras",
+        controlnets=controlnets,
     )
     write_loras(checkpoint, directory / "loras")
     write_repository(checkpoint, directory / "repository", options)

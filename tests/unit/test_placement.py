@@ -34,6 +34,9 @@ class Work:
     def latents(self) -> torch.Tensor:
         return torch.zeros(1, 4, self.side, self.side)
 
+    def controls(self, half: int) -> str:
+        return "[]"
+
 
 def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
     """`place` over stand-ins."""
