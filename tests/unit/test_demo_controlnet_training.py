@@ -12,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from swiftdiffusion.export.demo.controlnet import training
-from swiftdiffusion.export.demo.controlnet.controls import KINDS
+from swiftdiffusion.export.demo.controlnet.controls import KINDS, Kind
 from swiftdiffusion.export.demo.controlnet.data import ControlledPictures, to_control_tensor
 from swiftdiffusion.export.demo.controlnet.evaluate import draw_controlled, judge, sample_controls
 from swiftdiffusion.export.demo.controlnet.training import (
@@ -89,6 +89,15 @@ def test_the_conditioning_embedding_reduces_by_the_vaes_factor(pipeline: StableD
         embedded = controlnet.controlnet_cond_embedding(torch.zeros(1, 3, 128, 128))
     assert embedded.shape[-1] * pipeline.vae_scale_factor == 128
     assert sum(parameter.numel() for parameter in controlnet.parameters()) * 2 < 12e6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_controlnet_sees_its_control(pipeline: StableDiffusionXLPipeline, kind: Kind) -> None:
+    torch.manual_seed(0)
+    images = np.stack(sample_controls(held_out_prompts(8))[kind])
+    with torch.no_grad():
+        seen = build_controlnet(pipeline.unet).controlnet_cond_embedding(to_control_tensor(images))
+    assert 0.1 < seen.std(dim=0).mean() < 3
 
 
 def test_training_goes_on_where_it_stopped(
