@@ -34,12 +34,13 @@ class Lora:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet of the server: its scale, and the part of the steps, 0 to 1, in which it steers."""
+    """A ControlNet of the server: scale, the part of the steps, 0 to 1, in which it steers, guess mode."""
 
     name: str
     scale: float | None = None
     start: float | None = None
     end: float | None = None
+    guess_mode: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class ControlNetReport(_Report):
     """How often one ControlNet was called."""
 
     name: str
+    scale: float | None = None
     calls: int | None = None
 
 

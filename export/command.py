@@ -26,6 +26,10 @@ def export(
     ] = 0,
     lora_host_mib: Annotated[int, typer.Option(min=1, help="LoRAs kept ready in shared memory, MiB.")] = 4096,
     lora_disk_mib: Annotated[int, typer.Option(min=1, help="Fetched LoRA files kept on disk, MiB.")] = 65536,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR[@GPUS]", help="A ControlNet that requests may name; repeatable."),
+    ] = None,
     max_size: Annotated[
         int | None,
         typer.Option(min=8, help="Largest height and width in pixels; else twice the checkpoint's, at least 512."),
@@ -33,6 +37,7 @@ def export(
 ) -> None:
     """Write a Triton model repository that serves a checkpoint."""
     from ..python_backends.checkpoint import Checkpoint, CheckpointError
+    from .controlnets import served_controlnets
     from .repository import RepositoryError, write_repository
     from .serving_options import ServingOptions
 
@@ -53,6 +58,7 @@ def export(
             lora_bound=lora_bound,
             lora_host_bytes=lora_host_mib * 2**20,
             lora_disk_bytes=lora_disk_mib * 2**20,
+            controlnets=served_controlnets(controlnet or (), served),
         )
         models = write_repository(served, repository, options)
     except (CheckpointError, RepositoryError, ValueError) as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .completed_request import CompletedRequest
 
-SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "unknown model", "no available versions")
+SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "unknown model", "no available versions", "is not ready")
 """In the errors of a model whose process died, was stopped or was unloaded. A Python exception in a model that lives on
 and the refusals of a server that is shutting down have none of them: reloading would not help."""
 

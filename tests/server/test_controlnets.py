@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -15,7 +14,8 @@ from diffusers import ControlNetModel
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from wire import PROMPT, Picture, generate
+from controls import Use, request
+from wire import PROMPT
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -24,35 +24,6 @@ TOLERANCE = 0.5
 """Mean absolute difference of pixels, in units of 1/255."""
 
 PIPELINES = {"sdxl": "StableDiffusionXLControlNetPipeline", "sd15": "StableDiffusionControlNetPipeline"}
-
-
-@dataclass(frozen=True)
-class Use:
-    """A ControlNet of a request, with a picture of its own."""
-
-    name: str
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    guess_mode: bool = False
-    seed: int = 0
-    side: int = 64
-
-    @property
-    def image(self) -> np.ndarray:
-        return np.random.default_rng(self.seed).integers(0, 256, (self.side, self.side, 3), np.uint8)
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("name", "scale", "start", "end", "guess_mode")}
-
-
-def request(server: TinyServer, *uses: Use, **fields: Any) -> Picture:
-    given: dict[str, Any] = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 5, **fields}
-    if uses:
-        given["CONTROLNETS"] = json.dumps([use.entry for use in uses])
-        given["CONTROL_IMAGES"] = np.stack([use.image for use in uses])[None]
-    return generate(server, server.model, **given)
 
 
 class Oracle:

@@ -98,15 +98,17 @@ def test_sunset_changes_both_text_encoders(modules: Modules) -> None:
         ("mid_block.resnets.1.conv2", "middle_block.2.out_layers.3"),
         ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
         ("up_blocks.2.resnets.2.conv_shortcut", "output_blocks.8.0.skip_connection"),
+        ("conv_in", "input_blocks.0.0"),
+        ("conv_out", "out.2"),
     ],
 )
 def test_names_are_those_of_stability_for_the_full_size_unet(module: str, expected: str) -> None:
     assert stability_name(module, layers_per_block=2) == expected
 
 
-def test_modules_outside_the_blocks_have_no_stability_name() -> None:
-    with pytest.raises(ValueError, match="conv_in"):
-        stability_name("conv_in", layers_per_block=2)
+def test_modules_without_a_stability_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="time_embedding"):
+        stability_name("time_embedding.linear_1", layers_per_block=2)
 
 
 def test_text_encoders_have_the_same_level_in_their_names() -> None:

@@ -62,7 +62,7 @@ class Recipe:
 
 
 NIGHT = ((0.5, 0.08, 0.02), (0.05, 0.55, 0.08), (0.1, 0.15, 0.85))
-SUNSET = ((0.95, 0.1, 0.05), (0.05, 0.7, 0.05), (0.0, 0.05, 0.5))
+SUNSET = ((0.74, 0.06, 0.02), (0.03, 0.56, 0.03), (0.0, 0.04, 0.4))
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -87,7 +87,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("outline", Style(fill="outline", line_width=5.0), "kohya"),
         Recipe(
             "sunset",
-            Style(gradient=0.5, colour_matrix=SUNSET),
+            Style(gradient=0.4, colour_matrix=SUNSET),
             "kohya",
             text_rank=8,
             trigger="in the style of sunset",

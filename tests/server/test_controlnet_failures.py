@@ -1,0 +1,52 @@
+"""A ControlNet that dies is reloaded; one that stays down ends only the requests that use it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from controls import Use, request
+from wire import stub_of
+
+if TYPE_CHECKING:
+    from conftest import TinyServer
+
+pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+
+
+def test_a_killed_controlnet_is_reloaded(tiny: TinyServer) -> None:
+    expected = request(tiny, Use("edges"), STEPS=150)
+    with ThreadPoolExecutor(1) as threads:
+        victim = threads.submit(request, tiny, Use("edges"), STEPS=150)
+        time.sleep(0.3)
+        os.kill(stub_of(tiny, "controlnet_edges"), signal.SIGKILL)
+        assert victim.result().distance(expected) <= 1.0
+
+
+def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
+    fields: dict[str, Any] = {"STEPS": 150, "SEED": 3}
+    others = [request(tiny, **fields), request(tiny, Use("edges"), **fields)]
+    weights = tiny.checkpoint.parent / "pose"
+    weights.rename(weights.with_name("elsewhere"))
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            running = [
+                threads.submit(request, tiny, **fields),
+                threads.submit(request, tiny, Use("edges"), **fields),
+                threads.submit(request, tiny, Use("pose"), **fields),
+            ]
+            time.sleep(0.3)
+            os.kill(stub_of(tiny, "controlnet_pose"), signal.SIGKILL)
+            with pytest.raises(InferenceServerException, match='CONTROLNETS names "pose"'):
+                running[2].result()
+            for expected, one in zip(others, running[:2], strict=True):
+                assert one.result().distance(expected) <= 1.0
+    finally:
+        weights.with_name("elsewhere").rename(weights)
+    assert request(tiny, Use("pose"), STEPS=4).info["controlnets"][0]["calls"] == 8
