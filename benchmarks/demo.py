@@ -50,7 +50,7 @@ class Column:
         text = prompt.text
         for name in self.loras:
             text = RECIPES[name].prompt(text)
-        return GenerationRequest(text, seed=prompt.seed, loras=[Lora(name) for name in self.loras])
+        return GenerationRequest(text, seed=prompt.seed, loras=[Lora(name) for name in self.loras], lora_bound=0)
 
     def scores(self, picture: np.ndarray, prompt: Prompt) -> list[float]:
         """How strongly a picture shows the style of each LoRA, 0..1; of two the palette's is taken of filled items."""
