@@ -124,12 +124,13 @@ def main(
     out: Annotated[Path, typer.Option()] = ROOT / "benchmarks/results/lora_bound.json",
     plot: Annotated[Path, typer.Option()] = ROOT / "docs/lora_bound.png",
 ) -> None:
-    """Measure what bounded asynchronous loading does to pictures."""
+    """Measure what bounded asynchronous loading does to pictures; LoRAs that are not measured keep their last results."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     held_out = held_out_prompts(prompts)
     values_of_k = sorted({int(bound) for bound in bounds.split(",")} | {0})
-    results: dict[str, Any] = {}
+    settings = {"prompts": prompts, "steps": steps, "guidance_scale": guidance_scale, "tolerance": tolerance}
+    results = _kept(out, settings)
     catalogue = Catalogue(LORAS)
     with LocalPipeline(Checkpoint(ROOT / "export/demo/weights"), torch.device("cpu"), torch.float32) as pipeline:
         for name in names or list(RECIPES):
@@ -137,7 +138,6 @@ def main(
             bound = catalogue.entry(name).bound
             results[name] = {"rows": rows, "free_bound": free_bound(rows, tolerance), "profile_bound": bound}
     command = f"python benchmarks/lora_bound.py --prompts {prompts} --steps {steps} --bounds {bounds}"
-    settings = {"prompts": prompts, "steps": steps, "guidance_scale": guidance_scale, "tolerance": tolerance}
     written = {"command": command, "machine": describe(), **settings, "loras": results}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(written, indent=2) + "\n", "utf-8")
@@ -150,6 +150,14 @@ def main(
             table.add_row(name, f"{row['bound']}{mark}", *shown)
         table.add_section()
     Console().print(table)
+
+
+def _kept(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Earlier results under the same settings."""
+    if not out.exists():
+        return {}
+    before = json.loads(out.read_text("utf-8"))
+    return dict(before["loras"]) if settings.items() <= before.items() else {}
 
 
 def _request(prompt: Prompt, recipe: Recipe, steps: int, guidance_scale: float) -> CompletedRequest:

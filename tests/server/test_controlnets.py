@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
@@ -30,18 +30,15 @@ class Oracle:
     """diffusers' ControlNet pipeline."""
 
     def __init__(self, server: TinyServer) -> None:
-        self._server, self._class = server, getattr(diffusers, PIPELINES[server.model])
+        self._base = DiffusionPipeline.from_pretrained(server.checkpoint, dtype=torch.float32)
+        self._class = getattr(diffusers, PIPELINES[server.model])
         names = ("edges", "depth", "pose")
         self._networks = {name: ControlNetModel.from_pretrained(server.checkpoint.parent / name) for name in names}
 
     def picture(self, *uses: Use, guidance_scale: float = 5.0, steps: int = 5, **options: Any) -> np.ndarray:
         """uint8 [H, W, 3]."""
         networks = [self._networks[use.name] for use in uses]
-        pipeline = self._class.from_pretrained(
-            self._server.checkpoint,
-            controlnet=networks if len(networks) > 1 else networks[0],
-            **({} if self._server.model == "sdxl" else {"safety_checker": None}),
-        )
+        pipeline = self._class.from_pipe(self._base, controlnet=networks if len(networks) > 1 else networks[0])
         pipeline.set_progress_bar_config(disable=True)
         lists: dict[str, list[Any]] = {
             "image": [Image.fromarray(use.image) for use in uses],
