@@ -124,7 +124,7 @@ def main(
     out: Annotated[Path, typer.Option()] = ROOT / "benchmarks/results/lora_bound.json",
     plot: Annotated[Path, typer.Option()] = ROOT / "docs/lora_bound.png",
 ) -> None:
-    """Measure what bounded asynchronous loading does to pictures; LoRAs that are not measured keep their last results."""
+    """Measure what bounded asynchronous loading does to pictures; other LoRAs in OUT keep their results."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     held_out = held_out_prompts(prompts)
