@@ -30,7 +30,7 @@ from swiftdiffusion.export.demo.prompts import Prompt, held_out_prompts
 from swiftdiffusion.export.local_pipeline import LocalPipeline
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.completed_request import CompletedRequest
-from swiftdiffusion.python_backends.lora.catalogue import Catalogue
+from swiftdiffusion.python_backends.lora.profiles import Profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 LORAS = ROOT / "export/demo/loras"
@@ -131,11 +131,10 @@ def main(
     values_of_k = sorted({int(bound) for bound in bounds.split(",")} | {0})
     settings = {"prompts": prompts, "steps": steps, "guidance_scale": guidance_scale, "tolerance": tolerance}
     results = _kept(out, settings)
-    catalogue = Catalogue(LORAS)
     with LocalPipeline(Checkpoint(ROOT / "export/demo/weights"), torch.device("cpu"), torch.float32) as pipeline:
         for name in names or list(RECIPES):
             rows = summarise(measure(pipeline, RECIPES[name], held_out, values_of_k, steps, guidance_scale))
-            bound = catalogue.entry(name).bound
+            bound = Profiles(LORAS, print).of(name, LORAS / f"{name}.safetensors", None).bound
             results[name] = {"rows": rows, "free_bound": free_bound(rows, tolerance), "profile_bound": bound}
     command = f"python benchmarks/lora_bound.py --prompts {prompts} --steps {steps} --bounds {bounds}"
     written = {"command": command, "machine": describe(), **settings, "loras": results}

@@ -30,6 +30,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME=DIR[@GPUS]", help="A ControlNet that requests may name; repeatable."),
     ] = None,
+    controlnet_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Longest that a step waits for a ControlNet, seconds.")
+    ] = 60.0,
     max_size: Annotated[
         int | None,
         typer.Option(min=8, help="Largest height and width in pixels; else twice the checkpoint's, at least 512."),
@@ -59,6 +62,7 @@ def export(
             lora_host_bytes=lora_host_mib * 2**20,
             lora_disk_bytes=lora_disk_mib * 2**20,
             controlnets=served_controlnets(controlnet or (), served),
+            controlnet_timeout_s=controlnet_timeout,
         )
         models = write_repository(served, repository, options)
     except (CheckpointError, RepositoryError, ValueError) as error:

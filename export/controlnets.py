@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffusers import ControlNetModel
 
 from .serving_options import ServedControlNet
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from ..python_backends.checkpoint import Checkpoint
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+EMBEDDING = "conditioning_embedding_out_channels"
 ALIKE = (
     "block_out_channels",
     "layers_per_block",
@@ -24,6 +28,9 @@ ALIKE = (
     "in_channels",
 )
 """Of a ControlNet's config, what its UNet's config has to say too: else residuals would not fit."""
+
+
+_DEFAULTS = inspect.signature(ControlNetModel.__init__).parameters
 
 
 def served_controlnets(texts: Sequence[str], checkpoint: Checkpoint) -> tuple[ServedControlNet, ...]:
@@ -68,7 +75,9 @@ def _check(served: ServedControlNet, checkpoint: Checkpoint) -> None:
                 f"{served.path} does not fit {checkpoint.path}: its {key} is {config[key]}, the UNet's "
                 f"{checkpoint.unet_config.get(key)}"
             )
-    factor = 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)
+    if config.get("conditioning_channels", 3) != 3:
+        raise ValueError(f"{served.path} takes {config['conditioning_channels']} channels; served are RGB pictures")
+    factor = 2 ** (len(config.get(EMBEDDING, _DEFAULTS[EMBEDDING].default)) - 1)
     if factor != checkpoint.vae_scale_factor:
         raise ValueError(
             f"{served.path} does not fit {checkpoint.path}: it makes a picture {factor} times smaller, the VAE "
@@ -81,5 +90,5 @@ def _config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} holds no weights (diffusion_pytorch_model.safetensors)")
     try:
         return dict(json.loads((directory / "config.json").read_text("utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{directory} is not a diffusers ControlNet: {error}") from error

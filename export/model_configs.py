@@ -110,7 +110,7 @@ def model_configs(
                         ("PATCH_MS", "FP32", (1,)),
                         ("FAILURES", "STRING", (1,)),
                     ],
-                    {**compute, "controlnet_timeout_s": "60"},
+                    {**compute, "controlnet_timeout_s": f"{options.controlnet_timeout_s:g}"},
                     options,
                     gpu=index,
                 ),
@@ -220,7 +220,7 @@ def _controlnet(
         f"controlnet_{served.name}",
         [*taken, *own],
         [("RESIDUALS", "FP32", (-1,))],
-        {**compute, "controlnet": path},
+        {**compute, "controlnet": path, "dtype": options.dtype if served.gpus else "float32"},
         options,
     )
     if served.gpus:

@@ -46,6 +46,7 @@ class ServingOptions:
         lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
         lora_disk_bytes: Most bytes of fetched LoRA files on disk.
         controlnets: ControlNets that requests may name.
+        controlnet_timeout_s: Longest time that a shard waits for one, per step.
     """
 
     unet_shards: int
@@ -61,6 +62,7 @@ class ServingOptions:
     lora_host_bytes: int = 4 * 2**30
     lora_disk_bytes: int = 64 * 2**30
     controlnets: tuple[ServedControlNet, ...] = ()
+    controlnet_timeout_s: float = 60.0
 
     def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
         """Defaults and limits of requests.

@@ -22,6 +22,13 @@ class CheckpointError(ValueError):
     """The directory is not a checkpoint that can be served; the message says why."""
 
 
+def weights_variant(directory: Path) -> str | None:
+    """`fp16` where a network's weights exist only under that name (`….fp16.safetensors`), else None."""
+    names = [file.name for file in directory.glob("diffusion_pytorch_model*.safetensors")]
+    of_variant = [name for name in names if ".fp16." in name or ".fp16-" in name]
+    return "fp16" if names and len(of_variant) == len(names) else None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A directory that `DiffusionPipeline.from_pretrained` loads.
@@ -77,10 +84,8 @@ class Checkpoint:
 
     @cached_property
     def variant(self) -> str | None:
-        """`fp16` where the UNet's weights exist only under that name (`….fp16.safetensors`), else None."""
-        names = [file.name for file in (self.path / "unet").glob("diffusion_pytorch_model*.safetensors")]
-        of_variant = [name for name in names if ".fp16." in name or ".fp16-" in name]
-        return "fp16" if len(of_variant) == len(names) else None
+        """`fp16` where the UNet's weights exist only under that name, else None."""
+        return weights_variant(self.path / "unet")
 
     @cached_property
     def force_zeros_for_empty_prompt(self) -> bool:

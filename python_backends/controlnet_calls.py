@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,11 +25,18 @@ if TYPE_CHECKING:
 TENSORS = ("LATENTS", "TIMESTEPS", "ENCODER_HIDDEN_STATES", "TEXT_EMBEDS", "TIME_IDS")
 """Of a UNet's inputs, those that ControlNets take too."""
 
-THREADS = 16
-"""ControlNets called at a time, by all requests of a step."""
+THREADS = 4
+"""Calls of one ControlNet at a time: as often as a request of the step names it."""
 
 Place = tuple[int, int]
 """A row of the call, and the position of one of its ControlNets."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    places: list[Place]
+    future: Future[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,32 @@ class Residuals:
 
 
 class PendingResiduals:
-    """The calls of one step, on their way."""
+    """The calls of one step, on their way; a context manager, at whose end no call is started any more."""
 
-    def __init__(self, rows: int, calls: Mapping[str, tuple[list[Place], Future[torch.Tensor]]], deadline: float):
+    def __init__(self, rows: int, calls: Sequence[_Call], deadline: float) -> None:
         """Made by `ControlNetCalls.start`."""
         self._rows, self._calls, self._deadline = rows, calls, deadline
+
+    def __enter__(self) -> PendingResiduals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for call in self._calls:
+            call.future.cancel()  # what has not started yet: its tensors are valid only until now
 
     def wait(self) -> Residuals:
         """The sum, once all calls have ended or are late."""
         found: dict[Place, torch.Tensor] = {}
         failures: dict[int, RequestError] = {}
-        for name, (places, future) in self._calls.items():
+        for call in self._calls:
             try:
-                answer = future.result(max(0.0, self._deadline - time.monotonic()))
-                found |= dict(zip(places, answer, strict=True))
-            except FutureTimeoutError:
-                late = ControlNetUnavailableError(f'CONTROLNETS names "{name}", which does not answer in time')
-                failures |= {row: late for row, _ in places}
+                answer = call.future.result(max(0.0, self._deadline - time.monotonic()))
+                found |= dict(zip(call.places, answer, strict=True))
+            except (FutureTimeoutError, CancelledError):
+                failures |= dict.fromkeys((row for row, _ in call.places), _late(call.name))
             except Exception as error:  # noqa: BLE001  one ControlNet's failure is that of the rows that use it
-                failed = as_request_error(error, f'CONTROLNETS names "{name}", which')
-                failures |= {row: failed for row, _ in places}
+                failed = as_request_error(error, f'CONTROLNETS names "{call.name}", whose call')
+                failures |= dict.fromkeys((row for row, _ in call.places), failed)
         total = None
         for row, position in sorted(found):
             if total is None:
@@ -75,31 +88,52 @@ class PendingResiduals:
 
 
 class ControlNetCalls:
-    """Calls the models `controlnet_NAME`."""
+    """Calls the models `controlnet_NAME`, each through threads of its own: one that hangs holds no other up."""
 
     def __init__(self, timeout_s: float) -> None:
         """Keeps the longest time that a call may take, in seconds."""
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="controlnet-call")
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._last: dict[str, tuple[float, Future[torch.Tensor]]] = {}
 
     def start(
         self, tensors: Mapping[str, torch.Tensor], controls: Sequence[Sequence[ControlNetUse]]
     ) -> PendingResiduals:
-        """Calls every ControlNet that a row uses, once for all its rows.
+        """Calls every ControlNet that a row uses, once for all its rows; once more for rows that use it twice.
 
         Args:
             tensors: Of the UNet's call; LATENTS [B, C, h, w] and the others, a row each.
             controls: The active ControlNets of every row.
         """
-        places: dict[str, list[Place]] = {}
+        places: dict[tuple[str, int], list[Place]] = {}
         for row, uses in enumerate(controls):
-            for position, use in enumerate(uses):
-                places.setdefault(use.name, []).append((row, position))
-        calls = {}
-        for name, own in places.items():
+            names = [use.name for use in uses]
+            for position, name in enumerate(names):
+                places.setdefault((name, names[:position].count(name)), []).append((row, position))
+        calls = []
+        for (name, _), own in places.items():
             uses = [controls[row][position] for row, position in own]
-            calls[name] = own, self._threads.submit(_call, name, tensors, [row for row, _ in own], uses)
+            calls.append(_Call(name, own, self._submit(name, tensors, [row for row, _ in own], uses)))
         return PendingResiduals(len(controls), calls, time.monotonic() + self._timeout_s)
+
+    def _submit(
+        self, name: str, tensors: Mapping[str, torch.Tensor], rows: list[int], uses: Sequence[ControlNetUse]
+    ) -> Future[torch.Tensor]:
+        started, last = self._last.get(name, (0.0, None))
+        if last is not None and not last.done() and time.monotonic() - started > self._timeout_s:
+            refused: Future[torch.Tensor] = Future()
+            refused.set_exception(_late(name))  # it hangs still: nobody else is to wait for it
+            return refused
+        threads = self._threads.get(name)
+        if threads is None:
+            threads = self._threads[name] = ThreadPoolExecutor(THREADS, f"controlnet-{name}")
+        future = threads.submit(_call, name, tensors, rows, uses)
+        self._last[name] = time.monotonic(), future
+        return future
+
+
+def _late(name: str) -> ControlNetUnavailableError:
+    return ControlNetUnavailableError(f'CONTROLNETS names "{name}", which does not answer in time')
 
 
 def _call(

@@ -11,6 +11,7 @@ from diffusers import ControlNetModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from .checkpoint import weights_variant
 from .unet import WARM_UP_ROWS, arguments, example, trace
 from .unet_halves import pack
 
@@ -64,7 +65,9 @@ class ControlNet:
             dtype: Of weights and activations.
             get_image: Picture [H, W, 3] uint8 of a key; may raise a RequestError.
         """
-        network = ControlNetModel.from_pretrained(directory, dtype=dtype, use_safetensors=True)
+        network = ControlNetModel.from_pretrained(
+            directory, dtype=dtype, variant=weights_variant(directory), use_safetensors=True
+        )
         if network.config.global_pool_conditions:
             raise ValueError(f"{directory} pools its residuals (global_pool_conditions), which is not served")
         self._module = _PositionalControlNet(network.to(device).requires_grad_(False).eval())
@@ -105,8 +108,8 @@ class ControlNet:
             residuals = self._evaluate(tensors, torch.cat(embedded))
             factors = [_factors(control, len(residuals)) for control in controls]
             for index, residual in enumerate(residuals):
-                scales = torch.stack([factor[index] for factor in factors]).to(residual.device, residual.dtype)
-                residual *= scales[:, None, None, None]
+                scales = torch.stack([factor[index] for factor in factors]).to(residual.device)
+                residuals[index] = (residual.float() * scales[:, None, None, None]).to(residual.dtype)
             return pack(residuals).float().cpu()
 
     def _evaluate(self, tensors: Mapping[str, torch.Tensor], embedded: torch.Tensor) -> list[torch.Tensor]:

@@ -24,6 +24,7 @@ from .control_images import ControlImages
 from .denoising import Denoising, LatentGeometry, unet_calls
 from .errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
 from .info import final_info
+from .metrics import Histogram
 from .placement import place
 from .schedulers import SCHEDULERS
 from .settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
@@ -32,6 +33,7 @@ from .shard_pool import ShardPool
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 WAITING_POLL_S = 0.003
 """Pause between looks for LoRAs where every request of the batch waits for one."""
 ABANDONED_AFTER_S = 900.0
@@ -52,6 +54,9 @@ class TritonPythonModel:
         self._shards = ShardPool(settings.parameters["unet_shards"].split(","))
         self._registry = RequestRegistry()
         self._images = ControlImages()
+        self._batch_sizes = Histogram(
+            "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
+        )
         self._adapters = AdapterServices(self._has_pooled, float(settings.parameters.get("lora_timeout_s", 300)))
         self._places = int(settings.parameters["places"])
         self._handed_over: set[str] = set()
@@ -143,6 +148,7 @@ class TritonPythonModel:
         """Advances every request by one step; one whose shard or sampler fails gets its `failure`."""
         if not batch:
             return
+        self._batch_sizes.observe(len(batch))
         inputs = {denoising: denoising.model_input() for denoising in batch}
         placed = [
             (shard, call)

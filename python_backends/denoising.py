@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .completed_request import uses_to_json
 from .errors import InvalidRequestError, RequestError
 from .lora.lora_set import NO_LORAS, LoraSet
 from .lora.request_loras import RequestLoras
@@ -173,10 +172,10 @@ class Denoising:
         halves = len(self.halves) if not use.guess_mode else 1
         return halves * sum(use.is_active(step, self.steps) for step in range(self.steps))
 
-    def controls(self, half: int) -> str:
-        """The ControlNets that a half of the current step uses, as JSON; in guess mode the unconditional has none."""
-        uses = [use for use in self.request.controlnets if use.is_active(self.step, self.steps)]
-        return uses_to_json([use for use in uses if half == CONDITIONAL or not use.guess_mode])
+    def controls(self, half: int) -> tuple[ControlNetUse, ...]:
+        """The ControlNets that a half of the current step uses; the unconditional half none that is in guess mode."""
+        active = (use for use in self.request.controlnets if use.is_active(self.step, self.steps))
+        return tuple(use for use in active if half == CONDITIONAL or not use.guess_mode)
 
     @property
     def halves(self) -> tuple[int, ...]:
@@ -222,13 +221,13 @@ class UNetCall:
     Attributes:
         rows: (request, half) of each batch row.
         loras: The set that is to be resident.
-        controls: The active ControlNets of each row, as JSON.
+        controls: The active ControlNets of each row.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
     loras: LoraSet
-    controls: tuple[str, ...]
+    controls: tuple[tuple[ControlNetUse, ...], ...]
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
 

@@ -1,6 +1,6 @@
 """The model `preprocess`: a client's inputs, most of them optional, become one complete request.
 
-Its LoRAs begin to load here, before anything else is done for it.
+Its LoRAs begin to load here, before its prompt is encoded.
 """
 
 from __future__ import annotations
@@ -54,13 +54,18 @@ class TritonPythonModel:
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
         try:
             parsed = parse_request(given, self._rules, self._catalogue, self._controlnets, self._images.put)
-            tickets = load_loras(parsed) if parsed.loras else "[]"
-            raise_failure(tickets)
         except UnknownLoraError as error:
             self._refusals.add(reason="unknown")
             return error_response(error)
         except RequestError as error:
             return error_response(error)
         if parsed.request_id is not None:
-            self._registry.accept(parsed.request_id)
+            self._registry.accept(parsed.request_id)  # before anything that takes time: it may be cancelled from now on
+        try:
+            tickets = load_loras(parsed) if parsed.loras else "[]"
+            raise_failure(tickets)
+        except RequestError as error:
+            if parsed.request_id is not None:
+                self._registry.leave(parsed.request_id)
+            return error_response(error)
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])

@@ -100,7 +100,7 @@ def parse_request(
     rules: RequestRules,
     catalogue: Catalogue,
     controlnets: Collection[str] = (),
-    keep_image: Callable[[np.ndarray], str] = lambda _image: "",
+    keep_image: Callable[[np.ndarray, int, int], str] = lambda _image, _height, _width: "",
 ) -> CompletedRequest:
     """Checks and completes one client request.
 
@@ -109,9 +109,11 @@ def parse_request(
         rules: Defaults and limits.
         catalogue: The LoRAs that there are.
         controlnets: The ControlNets that there are.
-        keep_image: Called with each picture of CONTROL_IMAGES, [H, W, 3] uint8, once all else is right; gives its key.
+        keep_image: Called with each picture of CONTROL_IMAGES, [H, W, 3] uint8, and the request's height and width,
+            once all else is right; gives its key.
 
     Raises:
+        ImageUnavailableError: If there is no room for a picture.
         InvalidRequestError: At the first field that is missing or out of its limits.
     """
     fields = Fields(tensors)
@@ -142,7 +144,8 @@ def parse_request(
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
     )
     uses = tuple(
-        ControlNetUse(image=keep_image(image), **entry.model_dump()) for entry, image in zip(asked, images, strict=True)
+        ControlNetUse(image=keep_image(image, completed.height, completed.width), **entry.model_dump())
+        for entry, image in zip(asked, images, strict=True)
     )
     return replace(completed, controlnets=uses)
 
@@ -174,7 +177,7 @@ def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: Catalogue
         uses[lora.name] = LoraUse(
             name=lora.name,
             scale=lora.scale,
-            bound=_given(bound, _given(known.bound_for(steps), rules.lora_bound)),
+            bound=_given(bound, _given(catalogue.bound(known, steps), rules.lora_bound)),
             patch_step=_given(lora.patch_step, patch_step),
         )
     return tuple(uses.values())

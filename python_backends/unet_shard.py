@@ -10,7 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, input_tensor, output_tensor
-from .completed_request import uses_from_json
+from .completed_request import ControlNetUse, uses_from_json
 from .controlnet_calls import ControlNetCalls
 from .errors import RequestError, to_report
 from .lora.host_directory import host_cache_directory
@@ -44,23 +44,26 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """NOISE_PRED for every request; those that Triton batched are evaluated in one call per LoRA set."""
         by_set: dict[LoraSet, list[int]] = {}
+        controls: dict[int, list[tuple[ControlNetUse, ...]]] = {}
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
             try:
+                controls[number] = [uses_from_json(text) for text in _texts(request, "CONTROLS")]
                 by_set.setdefault(set_from_json(input_text(request, "LORA_SET")), []).append(number)
             except RequestError as error:
                 responses[number] = error_response(error)
         for loras in sorted(by_set, key=lambda loras: loras != self._loras.current):
             numbers = by_set[loras]
             try:
-                answers = self._evaluate([requests[number] for number in numbers], loras)
+                rows = [uses for number in numbers for uses in controls[number]]
+                answers = self._evaluate([requests[number] for number in numbers], loras, rows)
             except Exception as error:  # noqa: BLE001  one set's failure must not be that of the others
                 answers = [error_response(as_request_error(error, "evaluation")) for _ in numbers]
             for number, answer in zip(numbers, answers, strict=True):
                 responses[number] = answer
         return responses
 
-    def _evaluate(self, requests: list[Any], loras: LoraSet) -> list[Any]:
+    def _evaluate(self, requests: list[Any], loras: LoraSet, controls: list[tuple[ControlNetUse, ...]]) -> list[Any]:
         patch_ms = self._loras.ensure(loras)
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
@@ -68,10 +71,9 @@ class TritonPythonModel:
         joined = batch[0]
         if len(batch) > 1:
             joined = {name: torch.cat([tensors[name] for tensors in batch]) for name in self._input_names}
-        controls = [uses_from_json(text) for request in requests for text in _texts(request, "CONTROLS")]
-        pending = self._controlnets.start(joined, controls)
-        halfway = self._unet.encode(joined)
-        residuals = pending.wait()
+        with self._controlnets.start(joined, controls) as pending:
+            halfway = self._unet.encode(joined)
+            residuals = pending.wait()
         prediction = self._unet.decode(joined, halfway, residuals.total)
         failed = {row: to_report(error) for row, error in residuals.failures.items()}
         failures = [failed.get(row) for row in range(len(controls))]

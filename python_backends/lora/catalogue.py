@@ -7,7 +7,7 @@ import heapq
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -34,8 +34,7 @@ class CatalogueEntry:
         name: What requests call it.
         location: Absolute path of a local file, or the fsspec URL of a remote one.
         sha256: What the file must hash to, in lower-case hexadecimal; None where the operator does not say.
-        bound: Default bound of its asynchronous loading, in steps; None for the server's.
-        bound_of_steps: Length of the runs in which its profile found that bound; None for a bound of any run.
+        bound: The index's bound of its asynchronous loading, in steps; None where it has none.
         description: For people.
         identity: Changes when the local file's size, mtime or inode, or the location or sha256 changes: what was learnt
             about an entry with one identity holds for every entry with it.
@@ -45,15 +44,8 @@ class CatalogueEntry:
     location: str
     sha256: str | None
     bound: int | None
-    bound_of_steps: int | None
     description: str
     identity: str
-
-    def bound_for(self, steps: int) -> int | None:
-        """The default bound of a run of so many steps: a profile's is scaled, and rounded down."""
-        if self.bound is None or self.bound_of_steps is None:
-            return self.bound
-        return self.bound * steps // self.bound_of_steps
 
     @property
     def is_remote(self) -> bool:
@@ -103,21 +95,20 @@ class Catalogue:
         found = entries.get(name)
         if found is None:
             raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
-        bound, of_steps = (found.bound, None) if found.bound is not None else self._profiled(found)
-        return CatalogueEntry(
-            name=name,
-            location=found.location,
-            sha256=found.sha256,
-            bound=bound,
-            bound_of_steps=of_steps,
-            description=found.description,
-            identity=_identity(found.location, found.sha256),
-        )
+        return replace(found, identity=_identity(found.location, found.sha256))
 
-    def _profiled(self, found: CatalogueEntry) -> tuple[int | None, int | None]:
-        assert self._profiles is not None
-        profile = self._profiles.of(found.name, None if found.is_remote else Path(found.location), found.sha256)
-        return profile.bound, profile.steps
+    def bound(self, entry: CatalogueEntry, steps: int) -> int | None:
+        """The default bound of a LoRA in a run of so many steps; None for the server's.
+
+        It is the index's, else the profile's, which is scaled and rounded down. The first time, that may take as long
+        as reading the LoRA's file.
+        """
+        if entry.bound is not None or self._profiles is None:
+            return entry.bound
+        profile = self._profiles.of(entry.name, None if entry.is_remote else Path(entry.location), entry.sha256)
+        if profile.bound is None or profile.steps is None:
+            return profile.bound
+        return profile.bound * steps // profile.steps
 
     def _refresh(self) -> None:
         if self._directory is None:
@@ -140,14 +131,14 @@ class Catalogue:
         settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
         entries = {path.name.removesuffix(SUFFIX): str(path) for path in self._files(directory)}
         annotations = read_index(directory / INDEX)
-        found = {name: CatalogueEntry(name, location, None, None, None, "", "") for name, location in entries.items()}
+        found = {name: CatalogueEntry(name, location, None, None, "", "") for name, location in entries.items()}
         for name, annotation in annotations.items():
             location = entries.get(name) if annotation.location is None else _resolve(annotation.location, directory)
             if location is None:
                 self._warn_once(f"{directory / INDEX} describes {name!r}, of which there is no file {name}{SUFFIX}")
                 continue
             sha256 = None if annotation.sha256 is None else annotation.sha256.lower()
-            found[name] = CatalogueEntry(name, location, sha256, annotation.bound, None, annotation.description, "")
+            found[name] = CatalogueEntry(name, location, sha256, annotation.bound, annotation.description, "")
         self._entries, self._signature, self._settled = found, signature, settled
 
     def _files(self, directory: Path) -> list[Path]:

@@ -22,6 +22,8 @@ __all__ = ["EvictedError", "HostCache", "HostCacheFullError", "Lease", "Reservat
 
 SUFFIX, PARTIAL_SUFFIX = ".safetensors", ".partial"
 POLL_S = 0.02
+TEMPORARY, ABANDONED_AFTER_S = ".tmp*", 60.0
+"""safetensors writes under such a name and then renames; what nobody has written to for so long is left over."""
 
 
 class HostCacheFullError(Exception):
@@ -113,6 +115,7 @@ class HostCache:
         Raises:
             HostCacheFullError: If it is larger than the cache, or the room was in use for all of the waiting time.
         """
+        self._remove_abandoned()
         with self._files.mutex:
             self._count += 1
             name = f"{os.getpid()}-{threading.get_native_id()}-{self._count}{PARTIAL_SUFFIX}"
@@ -180,6 +183,16 @@ class HostCache:
             pid = path.name.partition("-")[0]
             if not (pid.isdecimal() and Path(f"/proc/{pid}").exists()):
                 path.unlink(missing_ok=True)
+        for path in self.directory.glob(TEMPORARY):
+            if time.time() - _modified(path) > ABANDONED_AFTER_S:
+                path.unlink(missing_ok=True)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _size(path: Path) -> int:

@@ -77,7 +77,8 @@ def test_the_command_writes_what_the_catalogue_reads(checkpoint: Checkpoint, lor
     result = CliRunner().invoke(app, ["profile-lora", *options])
     assert result.exit_code == 0, result.output
     profile = json.loads((loras / "strong.profile.json").read_text())
-    assert Catalogue(loras).entry("strong").bound_for(STEPS) == profile["bound"]
+    catalogue = Catalogue(loras)
+    assert catalogue.bound(catalogue.entry("strong"), STEPS) == profile["bound"]
     assert Image.open(loras / "strong.profile.png").width > 300
 
 

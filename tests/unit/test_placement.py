@@ -34,8 +34,8 @@ class Work:
     def latents(self) -> torch.Tensor:
         return torch.zeros(1, 4, self.side, self.side)
 
-    def controls(self, half: int) -> str:
-        return "[]"
+    def controls(self, half: int) -> tuple[()]:
+        return ()
 
 
 def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
