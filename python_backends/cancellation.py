@@ -39,6 +39,10 @@ class RequestRegistry:
         (self._waiting / _file_name(request_id)).touch()
         (self._cancelled / _file_name(request_id)).unlink(missing_ok=True)
 
+    def refuse(self, request_id: str) -> None:
+        """Forgets a request that was accepted and ends before it comes to a denoiser."""
+        (self._waiting / _file_name(request_id)).unlink(missing_ok=True)
+
     def enter(self, request_id: str) -> None:
         """Registers a request as running in this process.
 

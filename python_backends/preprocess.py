@@ -66,6 +66,6 @@ class TritonPythonModel:
             raise_failure(tickets)
         except RequestError as error:
             if parsed.request_id is not None:
-                self._registry.leave(parsed.request_id)
+                self._registry.refuse(parsed.request_id)
             return error_response(error)
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])

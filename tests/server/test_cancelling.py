@@ -79,6 +79,7 @@ def test_an_unknown_id_cancels_nothing(tiny: Any) -> None:
 def test_an_id_belongs_to_one_running_request(tiny: Any) -> None:
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", STEPS=200, REQUEST_ID="mine")
+        time.sleep(0.2)  # else the second may be the first
         started = threading.Event()
         while not started.is_set() and not first.done():
             try:

@@ -93,3 +93,10 @@ def test_the_directory_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_launcher_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "mine"))
     assert runtime.runtime_directory() == tmp_path / "mine"
+
+
+def test_a_refused_request_waits_no_more(tmp_path: Path) -> None:
+    registry = RequestRegistry(tmp_path)
+    registry.accept("mine")
+    registry.refuse("mine")
+    assert not registry.cancel("mine")
