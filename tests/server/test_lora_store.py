@@ -128,7 +128,7 @@ def test_tickets_of_local_and_remote_loras(store: StoreServer, lora: tuple[Path,
 
 def test_an_unknown_name_is_the_clients_mistake(store: StoreServer) -> None:
     (store.loras / "papercut.safetensors").write_bytes(b"")
-    unknown, _known = store.ask("papercutt", "papercut")
+    [unknown] = store.ask("papercutt")
     with pytest.raises(UnknownLoraError, match=r'LORAS names "papercutt"; .* the nearest: papercut'):
         unknown.poll()
 
