@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import triton_python_backend_utils as pb_utils
-
+from .backend import response_tensor
 from .errors import InvalidRequestError
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_to_json
@@ -83,16 +80,11 @@ class _Calls:
 
     def _encode(self, loras: LoraSet) -> Embeddings:
         names = ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])]
-        lora_set = pb_utils.Tensor("LORA_SET", np.array([[set_to_json(loras).encode()]], dtype=object))
+        lora_set = text_tensor("LORA_SET", set_to_json(loras))
         response = call_model("text_encoder", [text_tensor("REQUEST", self._request.to_json()), lora_set], names)
-        pooled = _output(response, "POOLED_PROMPT_EMBEDS") if self._services.has_pooled else None
-        return _output(response, "PROMPT_EMBEDS"), pooled
+        pooled = response_tensor(response, "POOLED_PROMPT_EMBEDS")[0] if self._services.has_pooled else None
+        return response_tensor(response, "PROMPT_EMBEDS")[0], pooled
 
     def _load_again(self, position: int) -> Ticket:
         alone = replace(self._request, loras=self._request.loras[position : position + 1])
         return tickets_from_json(load_loras(alone), self._services.outcomes)[0]
-
-
-def _output(response: Any, name: str) -> torch.Tensor:
-    tensor = pb_utils.get_output_tensor_by_name(response, name)
-    return torch.from_dlpack(tensor.to_dlpack())[0].clone()  # the response's memory goes with it

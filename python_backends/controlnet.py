@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ComputeSettings, input_tensor, output_tensor
+from .backend import ComputeSettings, joined_inputs, output_tensor
 from .control_images import ControlImages
 from .controlnet_network import Control, ControlNet
-from .settings import ModelSettings, as_request_error, error_response
+from .settings import ModelSettings, as_request_error, error_response, input_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,21 +39,16 @@ class TritonPythonModel:
         return [response for request in requests for response in self.execute([request])]
 
     def _evaluate(self, requests: list[Any]) -> list[Any]:
-        batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]
-        controls = [_controls(request) for request in requests]
-        joined = batch[0]
-        if len(batch) > 1:
-            joined = {name: torch.cat([tensors[name] for tensors in batch]) for name in self._input_names}
-        residuals = self._network(joined, [control for rows in controls for control in rows])
-        parts = residuals.split([len(rows) for rows in controls])
-        return [pb_utils.InferenceResponse([output_tensor("RESIDUALS", part)]) for part in parts]
+        joined, rows = joined_inputs(requests, self._input_names)
+        residuals = self._network(joined, [control for request in requests for control in _controls(request)])
+        return [pb_utils.InferenceResponse([output_tensor("RESIDUALS", part)]) for part in residuals.split(rows)]
 
 
 def _controls(request: Any) -> list[Control]:
-    images, scales, guesses = (
-        pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1) for name in OWN_INPUTS
+    scales, guesses = (
+        pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1) for name in ("SCALE", "GUESS_MODE")
     )
     return [
-        Control(image.decode(), float(scale), bool(guess))
-        for image, scale, guess in zip(images, scales, guesses, strict=True)
+        Control(image, float(scale), bool(guess))
+        for image, scale, guess in zip(input_texts(request, "IMAGE"), scales, guesses, strict=True)
     ]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import output_tensor
+from .backend import output_tensor, response_tensor
 from .errors import ControlNetUnavailableError, RequestError
 from .model_calls import call_model
-from .settings import as_request_error
+from .settings import as_request_error, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -144,7 +144,7 @@ def _call(
         taken = {key: tensor[rows] for key, tensor in taken.items()}
     inputs = [output_tensor(key, tensor) for key, tensor in taken.items()]
     inputs += [
-        pb_utils.Tensor("IMAGE", np.array([[use.image.encode()] for use in uses], dtype=object)),
+        text_tensor("IMAGE", *(use.image for use in uses)),
         pb_utils.Tensor("SCALE", np.array([[use.scale] for use in uses], np.float32)),
         pb_utils.Tensor("GUESS_MODE", np.array([[use.guess_mode] for use in uses])),
     ]
@@ -152,5 +152,4 @@ def _call(
         response = call_model(f"controlnet_{name}", inputs, ["RESIDUALS"])
     except RequestError as error:
         raise ControlNetUnavailableError(f'CONTROLNETS names "{name}": {error}') from error
-    tensor = pb_utils.get_output_tensor_by_name(response, "RESIDUALS")
-    return torch.from_dlpack(tensor.to_dlpack()).clone()  # the response's memory goes with it
+    return response_tensor(response, "RESIDUALS")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from cachetools import LRUCache
 from diffusers import ControlNetModel
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
 
 from .checkpoint import weights_variant
 from .unet import WARM_UP_ROWS, arguments, example, trace
@@ -43,7 +41,7 @@ class Control:
 
 
 class ControlNet:
-    """diffusers' `ControlNetModel`; what depends on the picture alone is computed once per picture and size.
+    """diffusers' `ControlNetModel`; what depends on the picture alone is computed once per picture.
 
     On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`.
     """
@@ -63,7 +61,7 @@ class ControlNet:
             checkpoint: Whose latents and embeddings it takes.
             device: Where it computes.
             dtype: Of weights and activations.
-            get_image: Picture [H, W, 3] uint8 of a key; may raise a RequestError.
+            get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
         """
         network = ControlNetModel.from_pretrained(
             directory, dtype=dtype, variant=weights_variant(directory), use_safetensors=True
@@ -72,14 +70,9 @@ class ControlNet:
             raise ValueError(f"{directory} pools its residuals (global_pool_conditions), which is not served")
         self._module = _PositionalControlNet(network.to(device).requires_grad_(False).eval())
         self._embed = self._module.take_embedding()
-        self._processor = VaeImageProcessor(
-            vae_scale_factor=checkpoint.vae_scale_factor, do_convert_rgb=True, do_normalize=False
-        )
-        self._factor, self._get_image = checkpoint.vae_scale_factor, get_image
+        self._get_image = get_image
         self._device, self._dtype = device, dtype
-        self._embedded: LRUCache[tuple[str, int, int], torch.Tensor] = LRUCache(
-            EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes
-        )
+        self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
         self._traced: dict[torch.Size, torch.nn.Module] = {}
         for rows in WARM_UP_ROWS:
             tensors = example(checkpoint, rows)
@@ -102,8 +95,7 @@ class ControlNet:
         Returns:
             [B, sum of C·h·w], packed as by `unet_halves.pack`; float32 on the CPU.
         """
-        height, width = (self._factor * side for side in tensors["LATENTS"].shape[-2:])
-        embedded = [self._embedding(control.image, height, width) for control in controls]
+        embedded = [self._embedding(control.image) for control in controls]
         with torch.inference_mode():
             residuals = self._evaluate(tensors, torch.cat(embedded))
             factors = [_factors(control, len(residuals)) for control in controls]
@@ -117,16 +109,15 @@ class ControlNet:
         with torch.inference_mode():
             return list(module(*arguments(tensors, self._device, self._dtype)[:5], embedded))
 
-    def _embedding(self, key: str, height: int, width: int) -> torch.Tensor:
+    def _embedding(self, key: str) -> torch.Tensor:
         """[1, channels, h, w]: the picture as the first layer takes it."""
-        known = self._embedded.get((key, height, width))
+        known = self._embedded.get(key)
         if known is None:
-            image = Image.fromarray(self._get_image(key))
-            pixels = self._processor.preprocess(image, height=height, width=width).to(torch.float32)
+            pixels = torch.from_numpy(self._get_image(key)).permute(2, 0, 1)[None].float() / 255
             with torch.inference_mode():
                 known = self._embed(pixels.to(self._device, self._dtype))
             if known.nbytes <= EMBEDDING_BYTES:
-                self._embedded[key, height, width] = known
+                self._embedded[key] = known
         return known
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "unknown model", "no available versions", "is not ready")
 """In the errors of a model whose process died, was stopped or was unloaded. A Python exception in a model that lives on
 and the refusals of a server that is shutting down have none of them: reloading would not help."""
+
+
+RETRY_AFTER_S = 2.0
+"""A model that does not load is not tried again for so long: the callers of one step queue up for it, and reloading it
+for each in turn was seen to abort Triton 2.51."""
 
 
 def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
@@ -53,8 +59,12 @@ def load_loras(request: CompletedRequest) -> str:
 
 def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     """Asks again; reloads the model if it is dead still. One process at a time: the next finds it alive."""
-    with (runtime_directory() / f"{name}.lock").open("w") as lock:
+    with (runtime_directory() / f"{name}.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        last_failure = float(lock.read() or -RETRY_AFTER_S)
+        if time.monotonic() - last_failure < RETRY_AFTER_S:
+            raise ModelDownError(f"{name} is down and did not load again just now")
         response = _execute(name, inputs, outputs)
         if response.has_error() and _is_dead(response):
             pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
@@ -62,6 +72,8 @@ def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
                 pb_utils.unload_model(name)
                 pb_utils.load_model(name)
             except pb_utils.TritonModelException as error:
+                lock.truncate(0)
+                lock.write(str(time.monotonic()))
                 raise ModelDownError(f"{name} is down and does not load again: {error}") from error
             response = _execute(name, inputs, outputs)
         return response

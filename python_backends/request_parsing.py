@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,25 +129,26 @@ def parse_request(
     timeout_ms = fields.integer("TIMEOUT_MS", 1, rules.max_timeout_ms)
     steps = _given(fields.integer("STEPS", 1, rules.max_steps), rules.steps)
     asked, images = _controlnets(fields, rules, controlnets)
-    completed = CompletedRequest(
+    height = _given(fields.size("HEIGHT", rules), rules.height)
+    width = _given(fields.size("WIDTH", rules), rules.width)
+    return CompletedRequest(
         run_id=secrets.token_hex(16),
         prompt=prompt,
         negative_prompt=fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters),
         seed=_given(fields.integer("SEED", 0, 2**63 - 1), secrets.randbelow(2**63)),
         steps=steps,
         guidance_scale=_given(fields.number("GUIDANCE_SCALE", 0.0, rules.max_guidance_scale), rules.guidance_scale),
-        height=_given(fields.size("HEIGHT", rules), rules.height),
-        width=_given(fields.size("WIDTH", rules), rules.width),
+        height=height,
+        width=width,
         scheduler=scheduler,
         loras=_loras(fields, steps, rules, catalogue),
         request_id=request_id,
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
+        controlnets=tuple(
+            ControlNetUse(image=keep_image(image, height, width), **entry.model_dump())
+            for entry, image in zip(asked, images, strict=True)
+        ),
     )
-    uses = tuple(
-        ControlNetUse(image=keep_image(image, completed.height, completed.width), **entry.model_dump())
-        for entry, image in zip(asked, images, strict=True)
-    )
-    return replace(completed, controlnets=uses)
 
 
 def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:

@@ -61,13 +61,18 @@ def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def input_text(request: Any, name: str) -> str:
-    """The one element of a required BYTES input."""
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)[0].decode("utf-8")
+    """The first element of a required BYTES input."""
+    return input_texts(request, name)[0]
 
 
-def text_tensor(name: str, text: str) -> Any:
-    """A BYTES tensor of shape [1, 1]."""
-    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], dtype=object))
+def input_texts(request: Any, name: str) -> list[str]:
+    """The elements of a required BYTES input."""
+    return [text.decode("utf-8") for text in pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)]
+
+
+def text_tensor(name: str, *texts: str) -> Any:
+    """A BYTES tensor of shape [texts, 1]."""
+    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")] for text in texts], dtype=object))
 
 
 def as_request_error(error: Exception, what: str) -> RequestError:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import output_tensor
+from .backend import output_tensor, response_tensor
 from .completed_request import uses_to_json
 from .errors import RequestError, UnexpectedError, from_report
 from .lora.lora_set import NO_LORAS, LoraSet, set_to_json
 from .model_calls import call_model
-from .settings import as_request_error
+from .settings import as_request_error, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from .denoising import UNetCall
 
@@ -84,18 +84,13 @@ class ShardPool:
 
 def _evaluated(shard: str, call: UNetCall) -> ShardResult:
     inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
-    inputs.append(_text_rows("LORA_SET", [set_to_json(call.loras)] * len(call.rows)))
-    inputs.append(_text_rows("CONTROLS", [uses_to_json(uses) for uses in call.controls]))
+    inputs.append(text_tensor("LORA_SET", *[set_to_json(call.loras)] * len(call.rows)))
+    inputs.append(text_tensor("CONTROLS", *(uses_to_json(uses) for uses in call.controls)))
     response = call_model(shard, inputs, ["NOISE_PRED", "PATCH_MS", "FAILURES"])
-    prediction = pb_utils.get_output_tensor_by_name(response, "NOISE_PRED")
     patch_ms = pb_utils.get_output_tensor_by_name(response, "PATCH_MS").as_numpy()
     reports = pb_utils.get_output_tensor_by_name(response, "FAILURES").as_numpy().reshape(-1)
     return ShardResult(
-        torch.from_dlpack(prediction.to_dlpack()).clone(),  # the response's memory goes with it
+        response_tensor(response, "NOISE_PRED"),
         float(patch_ms.max()),
         tuple(None if report == b"null" else from_report(json.loads(report)) for report in reports),
     )
-
-
-def _text_rows(name: str, texts: Sequence[str]) -> Any:
-    return pb_utils.Tensor(name, np.array([[text.encode()] for text in texts], dtype=object))

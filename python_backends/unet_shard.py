@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ComputeSettings, input_tensor, output_tensor
+from .backend import ComputeSettings, joined_inputs, output_tensor
 from .completed_request import ControlNetUse, uses_from_json
 from .controlnet_calls import ControlNetCalls
 from .errors import RequestError, to_report
@@ -17,7 +17,7 @@ from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_from_json
 from .lora.resident import ResidentLoras
 from .metrics import Histogram
-from .settings import ModelSettings, as_request_error, error_response, input_text
+from .settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class TritonPythonModel:
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
             try:
-                controls[number] = [uses_from_json(text) for text in _texts(request, "CONTROLS")]
+                controls[number] = [uses_from_json(text) for text in input_texts(request, "CONTROLS")]
                 by_set.setdefault(set_from_json(input_text(request, "LORA_SET")), []).append(number)
             except RequestError as error:
                 responses[number] = error_response(error)
@@ -67,34 +67,25 @@ class TritonPythonModel:
         patch_ms = self._loras.ensure(loras)
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
-        batch = [{name: input_tensor(request, name) for name in self._input_names} for request in requests]
-        joined = batch[0]
-        if len(batch) > 1:
-            joined = {name: torch.cat([tensors[name] for tensors in batch]) for name in self._input_names}
+        joined, rows = joined_inputs(requests, self._input_names)
         with self._controlnets.start(joined, controls) as pending:
             halfway = self._unet.encode(joined)
             residuals = pending.wait()
         prediction = self._unet.decode(joined, halfway, residuals.total)
         failed = {row: to_report(error) for row, error in residuals.failures.items()}
-        failures = [failed.get(row) for row in range(len(controls))]
-        responses, start = [], 0
-        for tensors in batch:
-            rows = slice(start, start + len(tensors["LATENTS"]))
-            responses.append(_response(prediction[rows], patch_ms, failures[rows]))
-            start = rows.stop
-        return responses
+        failures = [json.dumps(failed.get(row)) for row in range(len(controls))]
+        ends = list(accumulate(rows))
+        return [
+            _response(part, patch_ms, failures[end - len(part) : end])
+            for part, end in zip(prediction.split(rows), ends, strict=True)
+        ]
 
 
-def _response(prediction: torch.Tensor, patch_ms: float, failures: list[dict[str, str] | None]) -> Any:
-    reports = np.array([[json.dumps(report).encode()] for report in failures], dtype=object)
+def _response(prediction: torch.Tensor, patch_ms: float, failures: list[str]) -> Any:
     return pb_utils.InferenceResponse(
         [
             output_tensor("NOISE_PRED", prediction),
             output_tensor("PATCH_MS", torch.full((len(prediction), 1), patch_ms)),
-            pb_utils.Tensor("FAILURES", reports),
+            text_tensor("FAILURES", *failures),
         ]
     )
-
-
-def _texts(request: Any, name: str) -> list[str]:
-    return [text.decode("utf-8") for text in pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)]

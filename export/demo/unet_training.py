@@ -89,6 +89,12 @@ def diffuse(schedule: DDPMScheduler, latents: Tensor, rng: np.random.Generator) 
     return schedule.add_noise(latents, noise, timesteps), timesteps, schedule.get_velocity(latents, noise, timesteps)
 
 
+def added_conditions(pooled: Tensor) -> dict[str, Tensor]:
+    """What SDXL's networks take beside the tokens: ``pooled`` [batch, 128], and the size that all pictures have."""
+    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32, device=pooled.device).repeat(len(pooled), 1)
+    return {"text_embeds": pooled, "time_ids": time_ids}
+
+
 def velocity_loss(
     unet: torch.nn.Module, noisy: Tensor, timesteps: Tensor, embeddings: Tensor, pooled: Tensor, velocity: Tensor
 ) -> Tensor:
@@ -102,10 +108,8 @@ def velocity_loss(
         pooled: float32 [batch, 128].
         velocity: what to predict, like ``noisy``.
     """
-    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32, device=noisy.device).repeat(len(noisy), 1)
     with torch.autocast(noisy.device.type, torch.bfloat16):
-        conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        predicted = unet(noisy, timesteps, embeddings, added_cond_kwargs=conditions).sample
+        predicted = unet(noisy, timesteps, embeddings, added_cond_kwargs=added_conditions(pooled)).sample
     return F.mse_loss(predicted.float(), velocity)
 
 

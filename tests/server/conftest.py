@@ -29,6 +29,12 @@ def server() -> Iterator[TritonServer]:
         yield running
 
 
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, server: TritonServer) -> str:
+    """Of the demo server, over either protocol."""
+    return server.grpc_url if request.param == "grpc" else server.http_url
+
+
 def write_loras(checkpoint: Checkpoint, directory: Path) -> None:
     """A catalogue of three LoRAs."""
     directory.mkdir()

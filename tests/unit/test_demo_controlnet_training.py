@@ -1,7 +1,6 @@
 """ControlNets: fresh ones change nothing, training is resumable and reproducible, only the ControlNet learns."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,7 @@ from swiftdiffusion.export.demo.unet_training import NOISE_SCHEDULE, diffuse
 
 PICTURES = 8
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The committed weights are a plain diffusers SDXL folder, and draw what prompts ask for."""
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,15 +15,10 @@ from swiftdiffusion.export.demo.scenes import Item, Scene
 EVALUATION = WEIGHTS.parent / "evaluation.json"
 MODULES = ("unet", "vae", "text_encoder", "text_encoder_2")
 
-pytestmark = pytest.mark.skipif(not EVALUATION.exists(), reason="weights are still in training")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(not EVALUATION.exists(), reason="weights are still in training"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,19 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from ..drawing import draw
+from ..latents import Batch
 from ..lora.data import encode_captions, encode_drawings, sample_captions, sampled_scene
 from .controls import PALETTES, Kind, control_map, sample_control_layout
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One training batch, float32.
+class ControlledBatch(Batch):
+    """One training batch with its controls.
 
     Attributes:
-        latents: [batch, 4, 16, 16], already times the scaling factor.
-        embeddings: [batch, 77, 256].
-        pooled: [batch, 128].
-        control: [batch, 3, 128, 128], 0..1.
+        control: float32 [batch, 3, 128, 128], 0..1.
     """
 
-    latents: Tensor
-    embeddings: Tensor
-    pooled: Tensor
     control: Tensor
 
 
@@ -57,7 +52,7 @@ class ControlledPictures:
         self.latents = encode_drawings(pipeline, lambda index: draw(scenes[index], layouts[index]), pictures)
         self.captions = encode_captions(pipeline, [*sample_captions(pictures, seed), ""])
 
-    def batch(self, rng: np.random.Generator, size: int, unconditional_share: float) -> Batch:
+    def batch(self, rng: np.random.Generator, size: int, unconditional_share: float) -> ControlledBatch:
         """Draws a random batch.
 
         Args:
@@ -67,7 +62,7 @@ class ControlledPictures:
         """
         rows = rng.integers(self.pictures, size=size)
         captions = np.where(rng.random(size) < unconditional_share, self.pictures, rows)
-        return Batch(
+        return ControlledBatch(
             self.latents[rows],
             self.captions.embeddings[captions].float(),
             self.captions.pooled[captions].float(),

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import Budget, Checkpoint, ExponentialMovingAverage, warmup_cosine
 from ..parallel import Replicas
-from ..unet_training import NOISE_SCHEDULE, TIME_IDS, diffuse
+from ..unet_training import NOISE_SCHEDULE, added_conditions, diffuse
 from .controls import Kind
 from .data import ControlledPictures
 
@@ -67,8 +67,7 @@ class ControlledUNet(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor, pooled: Tensor, control: Tensor) -> Tensor:
         """Predicts the velocity, like ``noisy``; shapes as for :func:`controlled_loss`."""
-        time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(len(noisy), 1)
-        conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        conditions = added_conditions(pooled)
         down, middle = self.controlnet(
             noisy, timesteps, embeddings, controlnet_cond=control, added_cond_kwargs=conditions, return_dict=False
         )

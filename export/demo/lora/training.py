@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import warmup_cosine
 from ..parallel import Replicas
 from ..text_pretraining import encode
-from ..unet_training import NOISE_SCHEDULE, TIME_IDS, UNCONDITIONAL_SHARE, diffuse
+from ..unet_training import NOISE_SCHEDULE, UNCONDITIONAL_SHARE, added_conditions, diffuse
 from .data import StyledPictures
 from .factors import PARTS, Factors, LoraWeights, resized
 from .recipes import CONVOLUTIONS, TEXT, Recipe
@@ -124,8 +124,7 @@ def styled_loss(
         states, projections = encode((trainee.text_encoder, trainee.text_encoder_2), ids[with_text])
         embeddings, pooled = embeddings.clone(), pooled.clone()
         embeddings[with_text], pooled[with_text] = states, projections
-    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(len(noisy), 1)
-    conditions = {"text_embeds": pooled, "time_ids": time_ids}
+    conditions = added_conditions(pooled)
     return F.mse_loss(trainee.unet(noisy, timesteps, embeddings, added_cond_kwargs=conditions).sample, velocity)
 
 
