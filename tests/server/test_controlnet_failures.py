@@ -32,7 +32,7 @@ def test_a_killed_controlnet_is_reloaded(tiny: TinyServer) -> None:
         assert victim.result().distance(expected) <= 1.0
 
 
-@pytest.mark.xfail(run=False, reason="Triton 2.51 may abort (lock_exception) when a model that died does not load again")
+@pytest.mark.xfail(run=False, reason="Triton 2.51 may abort when a dead model does not load again")
 def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
     fields: dict[str, Any] = {"STEPS": 150, "SEED": 3}
     others = [request(tiny, **fields), request(tiny, Use("edges"), **fields)]
