@@ -1,24 +1,24 @@
-"""`--controlnet NAME=DIR[@GPUS]`: what the exporter is told of a ControlNet, checked against the checkpoint."""
+"""Which checkpoints a ControlNet fits."""
 
 from __future__ import annotations
 
-import inspect
-import json
-import re
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffusers import ControlNetModel
-
-from .serving_options import ServedControlNet
+from ..python_backends.controlnet_weights import (
+    EMBEDDING,
+    UNION,
+    ControlNetFileError,
+    controlnet_config,
+    load_controlnet,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from ..python_backends.checkpoint import Checkpoint
+    from .serving_options import ServedControlNet
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-EMBEDDING = "conditioning_embedding_out_channels"
 ALIKE = (
     "block_out_channels",
     "layers_per_block",
@@ -30,65 +30,53 @@ ALIKE = (
 """Of a ControlNet's config, what its UNet's config has to say too: else residuals would not fit."""
 
 
-_DEFAULTS = inspect.signature(ControlNetModel.__init__).parameters
-
-
-def served_controlnets(texts: Sequence[str], checkpoint: Checkpoint) -> tuple[ServedControlNet, ...]:
-    """The ControlNets of a repository.
+def fitting(served: ServedControlNet, checkpoints: Mapping[str, Checkpoint]) -> dict[str, ServedControlNet]:
+    """The ControlNet as those pipelines serve it that it fits, by their names.
 
     Args:
-        texts: `NAME=DIR` or `NAME=DIR@GPU,GPU`, one each.
-        checkpoint: Whose UNet they steer.
+        served: What and where it is.
+        checkpoints: Of the pipelines.
 
     Raises:
-        ValueError: With what is wrong and what is wanted.
+        ControlNetFileError: If it fits none, with what is wrong.
     """
-    served = [_parsed(text) for text in texts]
-    names = [each.name for each in served]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"--controlnet names {name} twice; wanted: a name of its own for each")
-    for each in served:
-        _check(each, checkpoint)
-    return tuple(served)
+    found: dict[str, ServedControlNet] = {}
+    wrong: list[ControlNetFileError] = []
+    for name, checkpoint in checkpoints.items():
+        try:
+            found[name] = _checked(served, checkpoint)
+        except ControlNetFileError as error:
+            wrong.append(error)
+    if not found:
+        raise wrong[0]
+    return found
 
 
-def _parsed(text: str) -> ServedControlNet:
-    name, is_named, rest = text.partition("=")
-    directory, is_placed, gpus = rest.rpartition("@") if "@" in rest else (rest, "", "")
-    well_placed = not is_placed or re.fullmatch(r"\d+(,\d+)*", gpus)
-    if not (is_named and NAME.fullmatch(name) and directory and well_placed):
-        raise ValueError(f'--controlnet is "{text}"; wanted: NAME=DIR, or NAME=DIR@0,1 for an instance on each GPU')
-    placed = tuple(int(gpu) for gpu in gpus.split(",")) if is_placed else ()
-    return ServedControlNet(name, Path(directory).resolve(), placed)
-
-
-def _check(served: ServedControlNet, checkpoint: Checkpoint) -> None:
-    config = _config(served.path)
-    if config.get("_class_name") != "ControlNetModel":
-        raise ValueError(f"{served.path} holds a {config.get('_class_name')}; served are ControlNetModel")
-    if config.get("global_pool_conditions"):
-        raise ValueError(f"{served.path} pools its residuals (global_pool_conditions), which is not served")
+def _checked(served: ServedControlNet, checkpoint: Checkpoint) -> ServedControlNet:
+    config = controlnet_config(served.path, checkpoint)
+    unet = checkpoint.unet_config
     for key in ALIKE:
-        if key in config and config[key] != checkpoint.unet_config.get(key, config[key]):
-            raise ValueError(
-                f"{served.path} does not fit {checkpoint.path}: its {key} is {config[key]}, the UNet's "
-                f"{checkpoint.unet_config.get(key)}"
+        if _plain(config[key]) != _plain(unet.get(key, config[key])):
+            raise ControlNetFileError(
+                f"{served.path} does not fit {checkpoint.path}: its {key} is {config[key]}, the UNet's {unet.get(key)}"
             )
-    if config.get("conditioning_channels", 3) != 3:
-        raise ValueError(f"{served.path} takes {config['conditioning_channels']} channels; served are RGB pictures")
-    factor = 2 ** (len(config.get(EMBEDDING, _DEFAULTS[EMBEDDING].default)) - 1)
+    if config["conditioning_channels"] != 3:
+        raise ControlNetFileError(
+            f"{served.path} takes {config['conditioning_channels']} channels; served are RGB pictures"
+        )
+    factor = 2 ** (len(config[EMBEDDING]) - 1)
     if factor != checkpoint.vae_scale_factor:
-        raise ValueError(
+        raise ControlNetFileError(
             f"{served.path} does not fit {checkpoint.path}: it makes a picture {factor} times smaller, the VAE "
             f"{checkpoint.vae_scale_factor} times"
         )
+    if served.path.is_file():
+        import torch
+
+        load_controlnet(served.path, checkpoint, torch.float32)  # only its weights say whether they fit
+    modes = config["num_control_type"] if config["_class_name"] == UNION else 0
+    return replace(served, control_modes=modes, pools=bool(config["global_pool_conditions"]))
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    if not any(directory.glob("diffusion_pytorch_model*.safetensors")):
-        raise ValueError(f"{directory} holds no weights (diffusion_pytorch_model.safetensors)")
-    try:
-        return dict(json.loads((directory / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{directory} is not a diffusers ControlNet: {error}") from error
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

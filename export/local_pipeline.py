@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..python_backends.completed_request import CompletedRequest
-from ..python_backends.denoising import Denoising, LatentGeometry, unet_calls
+from ..python_backends.denoising import Denoising, LatentGeometry
 from ..python_backends.latent_decoding import decode_latents
 from ..python_backends.lora.canonical import Canonicaliser, adapted_modules
 from ..python_backends.lora.lora_set import NO_LORAS, LoraSet, make_set
@@ -20,6 +20,7 @@ from ..python_backends.lora.modules import UNET
 from ..python_backends.lora.resident import ResidentLoras
 from ..python_backends.prompt_encoding import PromptEncoder
 from ..python_backends.unet import UNet
+from ..python_backends.unet_calls import unet_calls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

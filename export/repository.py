@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import text_format
 
-from ..python_backends.checkpoint import Checkpoint
-from .model_configs import model_configs
-from .serving_options import ServingOptions
+from .model_configs import controlnet_models, repository_models
+from .serving_options import ServedPipeline
 
 if TYPE_CHECKING:
-    from tritonclient.grpc import model_config_pb2 as pb
+    from collections.abc import Mapping
+
+    from ..python_backends.checkpoint import Checkpoint
+    from .config_parts import Model
+    from .serving_options import ServingOptions
 
 HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit it.\n"
 """First line of every config.pbtxt that is ours to replace."""
-
-BACKEND_MODULES = {"denoiser_stream": "denoiser"}
-"""Models whose backend is not the module of their own name (shards and ControlNets aside)."""
 
 
 class RepositoryError(ValueError):
@@ -28,15 +28,22 @@ class RepositoryError(ValueError):
 
 
 def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingOptions) -> list[str]:
-    """Writes the repository, replacing one that was written before.
+    """Writes the repository of one pipeline, called after its family; see `write_pipelines`."""
+    return write_pipelines({checkpoint.family: ServedPipeline(checkpoint, options)}, repository)
 
-    The models refer to the checkpoint by path and hold no weights: Triton copies what lies in a model's directory at
+
+def write_pipelines(
+    pipelines: Mapping[str, ServedPipeline], repository: Path, only_controlnets: bool = False
+) -> list[str]:
+    """Writes a repository, replacing one that was written before.
+
+    The models refer to checkpoints by path and hold no weights: Triton copies what lies in a model's directory at
     every load. What lies below the repository's parent directory is referred to relatively, so that both can move.
 
     Args:
-        checkpoint: What to serve.
+        pipelines: What to serve, by the names of the public models.
         repository: Directory for the repository; absent, empty, or one that was written by this function.
-        options: How to serve it.
+        only_controlnets: Write those that other servers call, and nothing else.
 
     Returns:
         Names of the models.
@@ -46,17 +53,18 @@ def write_repository(checkpoint: Checkpoint, repository: Path, options: ServingO
     """
     repository = repository.resolve()
     _check_replaceable(repository)
-    configs = model_configs(checkpoint, options, lambda path: _reference(path.resolve(), repository))
+    write = controlnet_models if only_controlnets else repository_models
+    models = write(pipelines, lambda path: _reference(path.resolve(), repository))
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as directory:
             written = Path(directory)
-            for config in configs:
-                _write_model(written / config.name, config)
+            for model in models:
+                _write_model(written / model.config.name, model)
             _replace_models(repository, written)
     except OSError as error:
         raise RepositoryError(f"{repository} cannot be written: {error}") from error
-    return [config.name for config in configs]
+    return [model.config.name for model in models]
 
 
 def _reference(path: Path, repository: Path) -> str:
@@ -90,16 +98,15 @@ def _replace_models(repository: Path, written: Path) -> None:
             model.rename(repository / model.name)
 
 
-def _write_model(directory: Path, config: pb.ModelConfig) -> None:
+def _write_model(directory: Path, model: Model) -> None:
     version = directory / "1"
     version.mkdir(parents=True)
-    (directory / "config.pbtxt").write_text(HEADER + text_format.MessageToString(config), "utf-8")
-    if config.platform == "ensemble":
+    (directory / "config.pbtxt").write_text(HEADER + text_format.MessageToString(model.config), "utf-8")
+    if model.backend is None:
         (version / ".gitkeep").touch()
         return
-    shared = [kind for kind in ("unet_shard", "controlnet") if config.name.startswith(kind)]
-    name = shared[0] if shared else BACKEND_MODULES.get(config.name, config.name)
     (version / "model.py").write_text(
-        f'from swiftdiffusion.python_backends.{name} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n',
+        f"from swiftdiffusion.python_backends.{model.backend} import TritonPythonModel\n\n"
+        '__all__ = ["TritonPythonModel"]\n',
         "utf-8",
     )

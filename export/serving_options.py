@@ -1,4 +1,4 @@
-"""How a checkpoint is served: what the exporter's options say."""
+"""What is served and where: the exporter's decisions, once they are made."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ class ServedControlNet:
 
     Attributes:
         name: What requests call it; its model is `controlnet_NAME`.
-        path: A diffusers directory.
-        gpus: An instance for each; empty: one on the CPU.
+        path: A diffusers directory, or a safetensors file.
+        gpus: An instance for each; empty: on the CPU.
+        processes: Instances on the CPU.
+        url: `grpc://HOST:PORT` of the Triton server that runs it instead of this one, or None.
+        control_modes: Of a ControlNetUnion, how many there are; else 0.
+        pools: Whether it averages its residuals over the picture.
     """
 
     name: str
     path: Path
     gpus: tuple[int, ...] = ()
+    processes: int = 1
+    url: str | None = None
+    control_modes: int = 0
+    pools: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class ServingOptions:
 
     Attributes:
         unet_shards: Number of UNet shards.
-        gpus: GPU of each shard, cyclically; text encoders and VAE are on the first. Empty: everything on the CPU.
+        unet_gpus: GPU of each shard, cyclically. Empty: on the CPU.
         threads: OpenMP threads of each CPU backend.
-        dtype: `float32`, `float16` or `bfloat16`.
+        dtype: `float32`, `float16` or `bfloat16`; what runs on the CPU beside GPUs is float32.
         max_batch_size: Requests in one denoiser's running batch.
         steps: Default steps.
         guidance_scale: Default guidance.
@@ -47,10 +55,12 @@ class ServingOptions:
         lora_disk_bytes: Most bytes of fetched LoRA files on disk.
         controlnets: ControlNets that requests may name.
         controlnet_timeout_s: Longest time that a shard waits for one, per step.
+        text_encoder_gpu: GPU of the text encoders; None: the CPU.
+        vae_gpu: GPU of the VAE; None: the CPU.
     """
 
     unet_shards: int
-    gpus: tuple[int, ...]
+    unet_gpus: tuple[int, ...]
     threads: int
     dtype: str
     max_batch_size: int
@@ -63,6 +73,16 @@ class ServingOptions:
     lora_disk_bytes: int = 64 * 2**30
     controlnets: tuple[ServedControlNet, ...] = ()
     controlnet_timeout_s: float = 60.0
+    text_encoder_gpu: int | None = None
+    vae_gpu: int | None = None
+
+    def unet_gpu(self, shard: int) -> int | None:
+        """Where a shard runs; None: the CPU."""
+        return self.unet_gpus[shard % len(self.unet_gpus)] if self.unet_gpus else None
+
+    def dtype_on(self, gpu: int | None) -> str:
+        """What a model computes in."""
+        return self.dtype if gpu is not None or not self.unet_gpus else "float32"
 
     def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
         """Defaults and limits of requests.
@@ -80,3 +100,11 @@ class ServingOptions:
             max_size=self.max_size,
             lora_bound=self.lora_bound,
         )
+
+
+@dataclass(frozen=True)
+class ServedPipeline:
+    """A checkpoint and how it is served."""
+
+    checkpoint: Checkpoint
+    options: ServingOptions

@@ -28,13 +28,16 @@ THREADS = 8
 class AdapterServices:
     """Makes the `RequestLoras` of the requests that come to one denoiser."""
 
-    def __init__(self, has_pooled: bool, timeout_s: float = 300.0) -> None:
+    def __init__(self, text_encoder: str, lora_store: str, has_pooled: bool, timeout_s: float = 300.0) -> None:
         """Opens what the server's processes share.
 
         Args:
+            text_encoder: Its model.
+            lora_store: Its model.
             has_pooled: Whether the text encoder gives POOLED_PROMPT_EMBEDS.
             timeout_s: Longest wait of a request at a LoRA's bound.
         """
+        self.text_encoder, self.lora_store = text_encoder, lora_store
         self._timeout_s = timeout_s
         self.has_pooled = has_pooled
         self.outcomes = Outcomes(host_cache_directory())
@@ -81,10 +84,12 @@ class _Calls:
     def _encode(self, loras: LoraSet) -> Embeddings:
         names = ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])]
         lora_set = text_tensor("LORA_SET", set_to_json(loras))
-        response = call_model("text_encoder", [text_tensor("REQUEST", self._request.to_json()), lora_set], names)
+        response = call_model(
+            self._services.text_encoder, [text_tensor("REQUEST", self._request.to_json()), lora_set], names
+        )
         pooled = response_tensor(response, "POOLED_PROMPT_EMBEDS")[0] if self._services.has_pooled else None
         return response_tensor(response, "PROMPT_EMBEDS")[0], pooled
 
     def _load_again(self, position: int) -> Ticket:
         alone = replace(self._request, loras=self._request.loras[position : position + 1])
-        return tickets_from_json(load_loras(alone), self._services.outcomes)[0]
+        return tickets_from_json(load_loras(self._services.lora_store, alone), self._services.outcomes)[0]

@@ -81,9 +81,14 @@ def joined_inputs(requests: list[Any], names: Sequence[str]) -> tuple[dict[str, 
     return {name: torch.cat([tensors[name] for tensors in batch]) for name in names}, rows
 
 
+def response_view(response: Any, name: str) -> torch.Tensor:
+    """An output tensor where it lies, valid as long as the response is kept."""
+    return torch.from_dlpack(pb_utils.get_output_tensor_by_name(response, name).to_dlpack())
+
+
 def response_tensor(response: Any, name: str) -> torch.Tensor:
     """A copy of an output tensor: the response's memory goes with the response."""
-    return torch.from_dlpack(pb_utils.get_output_tensor_by_name(response, name).to_dlpack()).clone()
+    return response_view(response, name).clone()
 
 
 def output_tensor(name: str, tensor: torch.Tensor) -> Any:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
+ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,57 @@ class LoraUse:
 
 
 @dataclass(frozen=True)
+class StepHistory:
+    """Where a step's residuals are kept for the next one.
+
+    Attributes:
+        key: Of the run, the half of its guidance and the ControlNet's position.
+        step: The step.
+        is_last: Whether no further step wants them.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    key: str
+    step: int
+    is_last: bool
+
+
+@dataclass(frozen=True)
 class ControlNetUse:
     """One ControlNet of a request.
 
     Attributes:
         name: Of the model, without `controlnet_`.
-        image: Key of its picture among the server's `ControlImages`.
+        images: Keys of its pictures among the server's `ControlImages`: one, or one per control mode.
         scale: Multiplies its residuals.
         start: Fraction of the steps before which it is not used.
         end: Fraction of the steps after which it is not used.
         guess_mode: As in diffusers: not for the unconditional half, and weaker the shallower the residual.
+        control_modes: Of a ControlNetUnion: what each picture is; else empty.
+        sole: Whether it is the request's only one. The scale of a union's several pictures is then their own, as in
+            diffusers.
+        stale: Whether a step may take the residuals of the one before it.
+        history: Of the step, once there is one, for a stale use.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    image: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    images: Annotated[tuple[ImageKey, ...], Field(min_length=1, max_length=16)]
     scale: float
     start: float
     end: float
     guess_mode: bool
+    control_modes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)] = ()
+    sole: bool = True
+    stale: bool = False
+    history: StepHistory | None = None
+
+    @property
+    def scales_pictures(self) -> bool:
+        """Whether the scale is for a union's pictures rather than for the residuals."""
+        return self.sole and len(self.control_modes) > 1
 
     def is_active(self, step: int, steps: int) -> bool:
         """Whether it contributes to a step of so many, by the rule of diffusers' `controlnet_keep`."""
@@ -123,6 +155,21 @@ def uses_to_json(uses: Sequence[ControlNetUse]) -> str:
     return json.dumps([asdict(use) for use in uses])
 
 
+def use_from_json(text: str) -> ControlNetUse:
+    """One of the entries that `uses_to_json` writes.
+
+    Raises:
+        InvalidRequestError: If the text is anything else.
+    """
+    (use,) = uses_from_json(f"[{text}]")
+    return use
+
+
+def use_to_json(use: ControlNetUse) -> str:
+    """One entry, for its ControlNet."""
+    return json.dumps(asdict(use))
+
+
 def uses_from_json(text: str) -> tuple[ControlNetUse, ...]:
     """What `uses_to_json` wrote.
 
@@ -132,7 +179,7 @@ def uses_from_json(text: str) -> tuple[ControlNetUse, ...]:
     try:
         return _uses_validator().validate_json(text)
     except ValidationError:
-        raise InvalidRequestError("CONTROLS is not what the denoiser writes") from None
+        raise InvalidRequestError("CONTROLS is not what the denoiser or a shard writes") from None
 
 
 @cache

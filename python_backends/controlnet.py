@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, joined_inputs, output_tensor
+from .completed_request import ControlNetUse, use_from_json
 from .control_images import ControlImages
-from .controlnet_network import Control, ControlNet
-from .settings import ModelSettings, as_request_error, error_response, input_texts
+from .controlnet_network import ControlNet
+from .errors import row_reports
+from .reloadable import Reloadable
+from .settings import ModelSettings, as_request_error, error_response, input_texts, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OWN_INPUTS = ("IMAGE", "SCALE", "GUESS_MODE")
 
-
-class TritonPythonModel:
+class TritonPythonModel(Reloadable):
     """One ControlNet on one device; Triton batches the calls of all shards, requests and pipelines."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Loads the network, which warms itself up."""
         settings = ModelSettings.from_triton(args)
-        names = [tensor["name"] for tensor in settings.config["input"]]
-        self._input_names = [name for name in names if name not in OWN_INPUTS]
+        self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "CONTROL"]
         compute = ComputeSettings.from_settings(settings)
-        directory = (settings.repository / settings.parameters["controlnet"]).resolve()
-        self._network = ControlNet(directory, compute.checkpoint, compute.device, compute.dtype, ControlImages().get)
+        path = (settings.repository / settings.parameters["controlnet"]).resolve()
+        self._network = ControlNet(path, compute.checkpoint, compute.device, compute.dtype, ControlImages().get)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """RESIDUALS for every request; those that Triton batched are evaluated in one call."""
+    def respond(self, requests: list[Any]) -> list[Any]:
+        """RESIDUALS and FAILURES for every request; those that Triton batched are evaluated in one call."""
         try:
-            return self._evaluate(requests)
+            return self._evaluate(requests, [_controls(request) for request in requests])
         except Exception as error:  # noqa: BLE001  found out below whose it is
             if len(requests) == 1:
                 return [error_response(as_request_error(error, "evaluation"))]
-        return [response for request in requests for response in self.execute([request])]
+        return [response for request in requests for response in self.respond([request])]
 
-    def _evaluate(self, requests: list[Any]) -> list[Any]:
+    def _evaluate(self, requests: list[Any], controls: list[list[ControlNetUse]]) -> list[Any]:
         joined, rows = joined_inputs(requests, self._input_names)
-        residuals = self._network(joined, [control for request in requests for control in _controls(request)])
-        return [pb_utils.InferenceResponse([output_tensor("RESIDUALS", part)]) for part in residuals.split(rows)]
+        residuals, failed = self._network(joined, [use for uses in controls for use in uses])
+        failures = row_reports(failed, len(residuals))
+        return [
+            pb_utils.InferenceResponse(
+                [output_tensor("RESIDUALS", part), text_tensor("FAILURES", *failures[end - len(part) : end])]
+            )
+            for part, end in zip(residuals.split(rows), accumulate(rows), strict=True)
+        ]
 
 
-def _controls(request: Any) -> list[Control]:
-    scales, guesses = (
-        pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1) for name in ("SCALE", "GUESS_MODE")
-    )
-    return [
-        Control(image, float(scale), bool(guess))
-        for image, scale, guess in zip(input_texts(request, "IMAGE"), scales, guesses, strict=True)
-    ]
+def _controls(request: Any) -> list[ControlNetUse]:
+    """Raises InvalidRequestError for what no shard writes."""
+    return [use_from_json(text) for text in input_texts(request, "CONTROL")]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from cachetools import LRUCache
-from diffusers import ControlNetModel
 
-from .checkpoint import weights_variant
+from .controlnet_modules import PositionalControlNet, factors
+from .controlnet_weights import load_controlnet
+from .errors import RequestError
 from .unet import WARM_UP_ROWS, arguments, example, trace
 from .unet_halves import pack
 
@@ -20,35 +20,24 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .checkpoint import Checkpoint
+    from .completed_request import ControlNetUse
 
 EMBEDDING_BYTES = 2**28
 """Embedded pictures that are kept, in bytes."""
 
-
-@dataclass(frozen=True)
-class Control:
-    """What one row of a call asks for.
-
-    Attributes:
-        image: Key of the picture.
-        scale: Multiplies the residuals.
-        guess_mode: Whether shallower residuals count less, as in diffusers.
-    """
-
-    image: str
-    scale: float
-    guess_mode: bool
+ARGUMENTS = 5
+"""Of a UNet's arguments, the first so many are a ControlNet's too."""
 
 
 class ControlNet:
-    """diffusers' `ControlNetModel`; what depends on the picture alone is computed once per picture.
+    """diffusers' ControlNet; what depends on the picture alone is computed once per picture.
 
     On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`.
     """
 
     def __init__(
         self,
-        directory: Path,
+        path: Path,
         checkpoint: Checkpoint,
         device: torch.device,
         dtype: torch.dtype,
@@ -57,57 +46,92 @@ class ControlNet:
         """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS.
 
         Args:
-            directory: A diffusers ControlNet.
+            path: Of the ControlNet's directory or file.
             checkpoint: Whose latents and embeddings it takes.
             device: Where it computes.
             dtype: Of weights and activations.
             get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
+
+        Raises:
+            ControlNetFileError: If there is none.
         """
-        network = ControlNetModel.from_pretrained(
-            directory, dtype=dtype, variant=weights_variant(directory), use_safetensors=True
-        )
-        if network.config.global_pool_conditions:
-            raise ValueError(f"{directory} pools its residuals (global_pool_conditions), which is not served")
-        self._module = _PositionalControlNet(network.to(device).requires_grad_(False).eval())
-        self._embed = self._module.take_embedding()
+        network = load_controlnet(path, checkpoint, dtype)
+        self._module = PositionalControlNet(network.to(device).requires_grad_(False).eval())
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
         self._traced: dict[torch.Size, torch.nn.Module] = {}
         for rows in WARM_UP_ROWS:
             tensors = example(checkpoint, rows)
-            channels = self._module.network.conv_in.out_channels
+            channels = network.conv_in.out_channels
             embedded = torch.zeros(rows, channels, *tensors["LATENTS"].shape[-2:], device=device, dtype=dtype)
-            inputs = (*arguments(tensors, device, dtype)[:5], embedded)
-            if device.type == "cpu":
+            if device.type == "cpu" and not self._module.control_modes:
+                inputs = (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded)
                 self._traced[tensors["LATENTS"].shape] = trace(self._module, inputs)
             for _ in range(3):  # the first calls of a graph optimise it
-                self._evaluate(tensors, embedded)
+                self._residuals(tensors, [embedded], (0,) if self._module.control_modes else (), None)
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor], controls: Sequence[Control]) -> torch.Tensor:
+    def __call__(
+        self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]
+    ) -> tuple[torch.Tensor, dict[int, RequestError]]:
         """Residuals of the skips and the mid block, scaled.
 
         Args:
             tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL
                 TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]. Float32.
-            controls: One per row.
+            controls: What each row asks for.
 
         Returns:
-            [B, sum of C·h·w], packed as by `unet_halves.pack`; float32 on the CPU.
+            [B, sum of C·h·w], packed as by `unet_halves.pack`, of the network's type, on its device; and why a row
+            has none, where its picture has gone. Such a row is zero.
         """
-        embedded = [self._embedding(control.image) for control in controls]
-        with torch.inference_mode():
-            residuals = self._evaluate(tensors, torch.cat(embedded))
-            factors = [_factors(control, len(residuals)) for control in controls]
-            for index, residual in enumerate(residuals):
-                scales = torch.stack([factor[index] for factor in factors]).to(residual.device)
-                residuals[index] = (residual.float() * scales[:, None, None, None]).to(residual.dtype)
-            return pack(residuals).float().cpu()
+        pictures: dict[int, list[torch.Tensor]] = {}
+        failures: dict[int, RequestError] = {}
+        kinds: dict[tuple[tuple[int, ...], float | None], list[int]] = {}
+        for row, control in enumerate(controls):
+            try:
+                pictures[row] = [self._embedding(key) for key in control.images]
+            except RequestError as error:
+                failures[row] = error
+                continue
+            scale = control.scale if control.scales_pictures else None
+            kinds.setdefault((control.control_modes, scale), []).append(row)
+        answers: list[tuple[list[int], torch.Tensor]] = []
+        for (modes, scale), rows in kinds.items():
+            taken = tensors if len(rows) == len(controls) else {name: each[rows] for name, each in tensors.items()}
+            embedded = [torch.cat(pictures_of) for pictures_of in zip(*(pictures[row] for row in rows), strict=True)]
+            residuals = self._residuals(taken, embedded, modes, scale)
+            answers.append((rows, self._scaled(residuals, [controls[row] for row in rows])))
+        return _in_order(answers, len(controls)), failures
 
-    def _evaluate(self, tensors: Mapping[str, torch.Tensor], embedded: torch.Tensor) -> list[torch.Tensor]:
-        module = self._traced.get(tensors["LATENTS"].shape, self._module)
+    def _residuals(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        embedded: Sequence[torch.Tensor],
+        modes: tuple[int, ...],
+        scale: float | None,
+    ) -> list[torch.Tensor]:
+        inputs = (*arguments(tensors, self._device, self._dtype)[:ARGUMENTS], *embedded)
+        traced = self._traced.get(tensors["LATENTS"].shape)
         with torch.inference_mode():
-            return list(module(*arguments(tensors, self._device, self._dtype)[:5], embedded))
+            return list(self._module(*inputs, modes=modes, scale=scale) if traced is None else traced(*inputs))
+
+    def _scaled(self, residuals: list[torch.Tensor], controls: Sequence[ControlNetUse]) -> torch.Tensor:
+        """[B, sum of C·h·w]."""
+        pools = self._module.pools
+        scales = torch.stack(
+            [
+                factors(None if use.scales_pictures else use.scale, use.guess_mode, pools, len(residuals))
+                for use in controls
+            ]
+        ).to(residuals[0].device)
+        with torch.inference_mode():
+            for index, residual in enumerate(residuals):
+                scaled = residual.float() * scales[:, index, None, None, None]
+                if pools:
+                    scaled = scaled.mean(dim=(2, 3), keepdim=True).expand_as(residual)
+                residuals[index] = scaled.to(residual.dtype)
+            return pack(residuals)
 
     def _embedding(self, key: str) -> torch.Tensor:
         """[1, channels, h, w]: the picture as the first layer takes it."""
@@ -115,50 +139,20 @@ class ControlNet:
         if known is None:
             pixels = torch.from_numpy(self._get_image(key)).permute(2, 0, 1)[None].float() / 255
             with torch.inference_mode():
-                known = self._embed(pixels.to(self._device, self._dtype))
+                known = self._module.embed(pixels.to(self._device, self._dtype))
             if known.nbytes <= EMBEDDING_BYTES:
                 self._embedded[key] = known
         return known
 
 
-class _PositionalControlNet(torch.nn.Module):
-    """The ControlNet with tensors for arguments, as tracing wants them, from an embedded picture."""
-
-    def __init__(self, network: ControlNetModel) -> None:
-        super().__init__()
-        self.network = network
-
-    def take_embedding(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What embeds a picture; the network then takes embedded ones."""
-        embedding = self.network.controlnet_cond_embedding
-        order = self.network.config.controlnet_conditioning_channel_order
-        self.network.controlnet_cond_embedding = torch.nn.Identity()
-        self.network.register_to_config(controlnet_conditioning_channel_order="rgb")
-        return (lambda pixels: embedding(pixels.flip(1))) if order == "bgr" else embedding
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor,
-        time_ids: torch.Tensor,
-        embedded: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
-        down, mid = self.network(
-            latents,
-            timesteps,
-            encoder_hidden_states=encoder_hidden_states,
-            controlnet_cond=embedded,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        return (*down, mid)
-
-
-def _factors(control: Control, count: int) -> torch.Tensor:
-    """What each residual is multiplied with, in diffusers' order of operations."""
-    if control.guess_mode:
-        return torch.logspace(-1, 0, count) * control.scale
-    return torch.full((count,), control.scale)
+def _in_order(answers: Sequence[tuple[list[int], torch.Tensor]], rows: int) -> torch.Tensor:
+    """The answers of some rows each as one tensor; rows that none has are zero."""
+    if not answers:
+        return torch.zeros(rows, 1)
+    first = answers[0][1]
+    if len(first) == rows:
+        return first
+    joined = first.new_zeros(rows, first.shape[1])
+    for own, part in answers:
+        joined[own] = part
+    return joined

@@ -21,7 +21,7 @@ from .backend import input_tensor, output_tensor, prepare_torch
 from .cancellation import RequestRegistry
 from .completed_request import CompletedRequest
 from .control_images import ControlImages
-from .denoising import Denoising, LatentGeometry, unet_calls
+from .denoising import Denoising, LatentGeometry
 from .errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
 from .info import final_info
 from .metrics import Histogram
@@ -29,6 +29,7 @@ from .placement import place
 from .schedulers import SCHEDULERS
 from .settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
 from .shard_pool import ShardPool
+from .unet_calls import unet_calls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,12 @@ class TritonPythonModel:
         self._batch_sizes = Histogram(
             "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
         )
-        self._adapters = AdapterServices(self._has_pooled, float(settings.parameters.get("lora_timeout_s", 300)))
+        self._adapters = AdapterServices(
+            settings.parameters["text_encoder"],
+            settings.parameters["lora_store"],
+            self._has_pooled,
+            float(settings.parameters.get("lora_timeout_s", 300)),
+        )
         self._places = int(settings.parameters["places"])
         self._handed_over: set[str] = set()
         self._gathered = False
@@ -115,7 +121,7 @@ class TritonPythonModel:
         with ExitStack() as undone:
             loras = self._adapters.take_up(parsed, input_text(request, "TICKETS"))
             undone.callback(loras.close)
-            images = [undone.enter_context(self._images.lease(use.image)) for use in parsed.controlnets]
+            images = [undone.enter_context(self._images.lease(key)) for use in parsed.controlnets for key in use.images]
             denoising = Denoising(
                 parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras, images
             )
@@ -161,11 +167,12 @@ class TritonPythonModel:
                 denoising.report.shards.add(self._shards.names[shard])
                 if isinstance(result, RequestError):
                     denoising.failure = result
-                elif result.failures[row] is not None:
+                elif row in result.failures:
                     denoising.failure = result.failures[row]
                 else:
                     predictions[denoising][half] = result.prediction[row : row + 1]
                     denoising.loras.note_patch(denoising.step, result.patch_ms)
+                    denoising.note_stale(call.controls[row], result.stale[row])
         for denoising in batch:
             if denoising.failure is not None:
                 continue

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 import time
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from .completed_request import StepHistory
 from .errors import InvalidRequestError, RequestError
-from .lora.lora_set import NO_LORAS, LoraSet
 from .lora.request_loras import RequestLoras
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .completed_request import CompletedRequest, ControlNetUse
     from .lora.leased_files import Lease
@@ -50,12 +50,14 @@ class RunReport:
         shards: Names of the shards that evaluated any of its halves.
         largest_batch: Most requests that it shared a step with, itself included.
         started: When its initial latents were drawn, in seconds of the monotonic clock.
+        stale: ControlNet → evaluations of a half in which its residuals were the previous step's.
     """
 
     encoding: Mapping[str, Any]
     shards: set[str] = field(default_factory=set)
     largest_batch: int = 0
     started: float = field(default_factory=time.monotonic)
+    stale: Counter[str] = field(default_factory=Counter)
 
 
 class Denoising:
@@ -174,8 +176,22 @@ class Denoising:
 
     def controls(self, half: int) -> tuple[ControlNetUse, ...]:
         """The ControlNets that a half of the current step uses; the unconditional half none that is in guess mode."""
-        active = (use for use in self.request.controlnets if use.is_active(self.step, self.steps))
-        return tuple(use for use in active if half == CONDITIONAL or not use.guess_mode)
+        return tuple(
+            self._of_step(use, half, position)
+            for position, use in enumerate(self.request.controlnets)
+            if use.is_active(self.step, self.steps) and (half == CONDITIONAL or not use.guess_mode)
+        )
+
+    def note_stale(self, uses: Sequence[ControlNetUse], positions: Sequence[int]) -> None:
+        """Notes those of a row's ControlNets whose residuals were the previous step's."""
+        for position in positions:
+            self.report.stale[uses[position].name] += 1
+
+    def _of_step(self, use: ControlNetUse, half: int, position: int) -> ControlNetUse:
+        if not use.stale:
+            return use
+        is_last = not use.is_active(self.step + 1, self.steps)
+        return replace(use, history=StepHistory(f"{self.request.run_id}/{half}/{position}", self.step, is_last))
 
     @property
     def halves(self) -> tuple[int, ...]:
@@ -212,55 +228,3 @@ class Denoising:
             prediction, timestep, self.latents, **self._step_options, return_dict=False
         )[0]
         self.step += 1
-
-
-@dataclass(frozen=True)
-class UNetCall:
-    """One call of one shard: rows of several requests with latents of one shape and one LoRA set.
-
-    Attributes:
-        rows: (request, half) of each batch row.
-        loras: The set that is to be resident.
-        controls: The active ControlNets of each row.
-        tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
-    """
-
-    rows: tuple[tuple[Denoising, int], ...]
-    loras: LoraSet
-    controls: tuple[tuple[ControlNetUse, ...], ...]
-    tensors: dict[str, torch.Tensor] = field(repr=False)
-
-
-def unet_calls(
-    rows: Iterable[tuple[Denoising, int]],
-    inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]],
-    resident: LoraSet = NO_LORAS,
-) -> list[UNetCall]:
-    """The calls that evaluate the rows given to one shard: one per latent shape and LoRA set.
-
-    Args:
-        rows: (request, half) pairs.
-        inputs: `model_input()` of every request among them.
-        resident: The shard's LoRA set; its calls come first.
-    """
-
-    def kind(row: tuple[Denoising, int]) -> tuple[bool, LoraSet, torch.Size]:
-        loras = row[0].loras.current
-        return loras != resident, loras, row[0].latents.shape
-
-    calls = []
-    for (_, loras, _), group in groupby(sorted(rows, key=kind), key=kind):
-        members = tuple(group)
-        tensors = {
-            "LATENTS": _join([inputs[denoising][0] for denoising, _ in members]),
-            "TIMESTEPS": _join([inputs[denoising][1] for denoising, _ in members]),
-        }
-        for name in members[0][0].conditioning:
-            tensors[name] = _join([denoising.conditioning[name][half : half + 1] for denoising, half in members])
-        controls = tuple(denoising.controls(half) for denoising, half in members)
-        calls.append(UNetCall(members, loras, controls, tensors))
-    return calls
-
-
-def _join(rows: list[torch.Tensor]) -> torch.Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 
 class RequestError(Exception):
     """A request that ends without a picture.
@@ -80,6 +86,17 @@ def from_report(report: dict[str, str]) -> RequestError:
     """The error that `to_report` described."""
     types = {error_type.__name__: error_type for error_type in all_types()}
     return types.get(report["type"], UnexpectedError)(report["message"])
+
+
+def row_reports(failures: Mapping[int, RequestError], rows: int) -> list[str]:
+    """The failures of some rows of a call as texts, one per row."""
+    return [json.dumps(to_report(failures[row]) if row in failures else None) for row in range(rows)]
+
+
+def row_failures(reports: Iterable[str]) -> dict[int, RequestError]:
+    """What `row_reports` wrote."""
+    parsed = (json.loads(report) for report in reports)
+    return {row: from_report(report) for row, report in enumerate(parsed) if report is not None}
 
 
 def all_types(of: type[RequestError] = RequestError) -> list[type[RequestError]]:

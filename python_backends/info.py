@@ -29,7 +29,9 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "prompt_truncated": report.encoding["prompt_truncated"],
         "loras": denoising.loras.report(),
         "controlnets": [
-            {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)} for use in request.controlnets
+            {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)}
+            | ({"stale_calls": report.stale[use.name]} if use.stale else {})
+            for use in request.controlnets
         ],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,

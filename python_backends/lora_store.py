@@ -25,6 +25,7 @@ from .lora.safetensors_file import FileLimits
 from .lora.store import LoraStore, StoreObserver
 from .lora.tickets import Ticket, tickets_to_json
 from .metrics import LORA_REFUSALS, Counter, Gauge, Histogram
+from .reloadable import Reloadable
 from .runtime import runtime_directory
 from .settings import ModelSettings, error_response, input_text, text_tensor
 
@@ -52,10 +53,10 @@ SHARED_MEMORY_FRACTION = 0.8
 """Most of the shared memory's free space that LoRAs may take: tensors between models are there too."""
 
 
-class TritonPythonModel:
+class TritonPythonModel(Reloadable):
     """Resolves names in the catalogue and starts loads; never waits for one."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Opens catalogue and caches."""
         settings = ModelSettings.from_triton(args)
         parameters = {**DEFAULTS, **settings.parameters}
@@ -84,11 +85,12 @@ class TritonPythonModel:
             Fetcher(limits, self._metrics.fetch_failed),
             Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes),
             max_file_bytes=max_file_bytes,
+            base=str(checkpoint.path),
             observer=self._metrics,
         )
         self._outcomes = Outcomes(directory)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """TICKETS for each request, with one ticket per LoRA in its order."""
         return [self._answer(request) for request in requests]
 

@@ -32,6 +32,12 @@ NAME, LABEL = re.compile(r"[a-z][a-z0-9_]*"), re.compile(r"[a-z][a-z0-9_]*")
 LORA_REFUSALS = ("swiftdiffusion_lora_refusals_total", "LoRAs not given to requests, by reason")
 """Counted in two models: `preprocess` refuses names, `lora_store` files."""
 
+TRANSFERRED = (
+    "swiftdiffusion_transferred_bytes_total",
+    "Bytes of the tensors that a denoising step sends to other models and has from them",
+)
+"""Counted by denoisers for shards and by shards for ControlNets."""
+
 COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size")
 
 _mutex, _failed = threading.Lock(), threading.Event()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from .errors import ModelDownError, ModelFailedError
+from .reloadable import reloading
 from .runtime import runtime_directory
 from .settings import text_tensor
 
@@ -23,8 +24,7 @@ and the refusals of a server that is shutting down have none of them: reloading 
 
 
 RETRY_AFTER_S = 2.0
-"""A model that does not load is not tried again for so long: the callers of one step queue up for it, and reloading it
-for each in turn was seen to abort Triton 2.51."""
+"""A model that does not load is not tried again for so long: the callers of one step queue up for it."""
 
 
 def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
@@ -51,9 +51,9 @@ def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     return response
 
 
-def load_loras(request: CompletedRequest) -> str:
-    """Starts loading a request's LoRAs: the TICKETS of `lora_store`; errors as `call_model`."""
-    response = call_model("lora_store", [text_tensor("REQUEST", request.to_json())], ["TICKETS"])
+def load_loras(store: str, request: CompletedRequest) -> str:
+    """Starts loading a request's LoRAs: the TICKETS of the model `lora_store`; errors as `call_model`."""
+    response = call_model(store, [text_tensor("REQUEST", request.to_json())], ["TICKETS"])
     return str(pb_utils.get_output_tensor_by_name(response, "TICKETS").as_numpy()[0, 0].decode("utf-8"))
 
 
@@ -68,14 +68,13 @@ def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
         response = _execute(name, inputs, outputs)
         if response.has_error() and _is_dead(response):
             pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
-            try:
+            with reloading(name):
                 pb_utils.unload_model(name)
                 pb_utils.load_model(name)
-            except pb_utils.TritonModelException as error:
+            response = _execute(name, inputs, outputs)
+            if response.has_error() and _is_dead(response):
                 lock.truncate(0)
                 lock.write(str(time.monotonic()))
-                raise ModelDownError(f"{name} is down and does not load again: {error}") from error
-            response = _execute(name, inputs, outputs)
         return response
 
 

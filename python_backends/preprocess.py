@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from .cancellation import RequestRegistry
 from .control_images import ControlImages
+from .controlnet_fields import KnownControlNet
 from .errors import RequestError, UnknownLoraError
 from .lora.catalogue import Catalogue
 from .lora.tickets import raise_failure
@@ -42,7 +43,9 @@ class TritonPythonModel:
         self._catalogue = Catalogue(catalogue_directory(settings))
         self._refusals = Counter(*LORA_REFUSALS)
         self._registry = RequestRegistry()
-        self._controlnets = frozenset(json.loads(settings.parameters["controlnets"]))
+        self._lora_store = settings.parameters["lora_store"]
+        known = json.loads(settings.parameters["controlnets"])
+        self._controlnets = {name: KnownControlNet(**values) for name, values in known.items()}
         self._images = ControlImages()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
@@ -62,7 +65,7 @@ class TritonPythonModel:
         if parsed.request_id is not None:
             self._registry.accept(parsed.request_id)  # before anything that takes time: it may be cancelled from now on
         try:
-            tickets = load_loras(parsed) if parsed.loras else "[]"
+            tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
         except RequestError as error:
             if parsed.request_id is not None:

@@ -7,18 +7,21 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
-from .completed_request import CompletedRequest, ControlNetUse, LoraUse
+from .completed_request import CompletedRequest, LoraUse
+from .controlnet_fields import NONE_KNOWN, AskedControlNets
 from .errors import InvalidRequestError
 from .request_fields import Entry, Fields
 from .schedulers import SCHEDULERS
 from .sentences import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
 
+    import numpy as np
+
+    from .controlnet_fields import KnownControlNet
     from .lora.catalogue import Catalogue
 
 
@@ -28,16 +31,6 @@ class Lora(Entry):
     name: str = Field(min_length=1, max_length=128)
     scale: float = Field(default=1.0, ge=-10.0, le=10.0)
     patch_step: int | None = Field(default=None, ge=0)
-
-
-class ControlNet(Entry):
-    """One entry of CONTROLNETS: active in steps that lie within the fractions [start, end] of the whole."""
-
-    name: str = Field(min_length=1, max_length=128)
-    scale: float = Field(default=1.0, ge=0.0, le=10.0)
-    start: float = Field(default=0.0, ge=0.0, le=1.0)
-    end: float = Field(default=1.0, ge=0.0, le=1.0)
-    guess_mode: bool = False
 
 
 MOST_EVALUATIONS_PER_STEP = 2
@@ -62,7 +55,6 @@ class RequestRules:
         max_timeout_ms: Longest TIMEOUT_MS.
         max_loras: Most entries of LORAS.
         max_controlnets: Most entries of CONTROLNETS.
-        max_control_side: Largest height and width of CONTROL_IMAGES.
         lora_bound: k of bounded asynchronous loading for LoRAs of which neither request nor catalogue says one.
     """
 
@@ -79,7 +71,6 @@ class RequestRules:
     max_timeout_ms: int = 3_600_000
     max_loras: int = 16
     max_controlnets: int = 8
-    max_control_side: int = 4096
     lora_bound: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +90,7 @@ def parse_request(
     tensors: Mapping[str, np.ndarray],
     rules: RequestRules,
     catalogue: Catalogue,
-    controlnets: Collection[str] = (),
+    controlnets: Mapping[str, KnownControlNet] = NONE_KNOWN,
     keep_image: Callable[[np.ndarray, int, int], str] = lambda _image, _height, _width: "",
 ) -> CompletedRequest:
     """Checks and completes one client request.
@@ -108,7 +99,7 @@ def parse_request(
         tensors: Inputs of the wire contract by name, without the leading batch dimension; absent ones are absent.
         rules: Defaults and limits.
         catalogue: The LoRAs that there are.
-        controlnets: The ControlNets that there are.
+        controlnets: The ControlNets that there are, by name.
         keep_image: Called with each picture of CONTROL_IMAGES, [H, W, 3] uint8, and the request's height and width,
             once all else is right; gives its key.
 
@@ -128,7 +119,7 @@ def parse_request(
     request_id = fields.request_id()
     timeout_ms = fields.integer("TIMEOUT_MS", 1, rules.max_timeout_ms)
     steps = _given(fields.integer("STEPS", 1, rules.max_steps), rules.steps)
-    asked, images = _controlnets(fields, rules, controlnets)
+    asked = AskedControlNets(fields, controlnets, rules.max_json_bytes, rules.max_controlnets)
     height = _given(fields.size("HEIGHT", rules), rules.height)
     width = _given(fields.size("WIDTH", rules), rules.width)
     return CompletedRequest(
@@ -144,10 +135,7 @@ def parse_request(
         loras=_loras(fields, steps, rules, catalogue),
         request_id=request_id,
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
-        controlnets=tuple(
-            ControlNetUse(image=keep_image(image, height, width), **entry.model_dump())
-            for entry, image in zip(asked, images, strict=True)
-        ),
+        controlnets=asked.uses(lambda image: keep_image(image, height, width)),
     )
 
 
@@ -182,35 +170,6 @@ def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: Catalogue
             patch_step=_given(lora.patch_step, patch_step),
         )
     return tuple(uses.values())
-
-
-def _controlnets(fields: Fields, rules: RequestRules, known: Collection[str]) -> tuple[list[ControlNet], np.ndarray]:
-    """CONTROLNETS, and CONTROL_IMAGES [N, H, W, 3] with a picture for each."""
-    asked: list[ControlNet] = fields.entries("CONTROLNETS", ControlNet, rules.max_json_bytes)
-    if len(asked) > rules.max_controlnets:
-        raise InvalidRequestError(f"CONTROLNETS has {len(asked)} entries; allowed: at most {rules.max_controlnets}")
-    for entry in asked:
-        if entry.name not in known:
-            allowed = ", ".join(sorted(known)) or "this server has no ControlNets"
-            raise InvalidRequestError(f"CONTROLNETS names {shown(entry.name)}; allowed: {allowed}")
-        if entry.start >= entry.end:
-            raise InvalidRequestError(
-                f"CONTROLNETS has start {entry.start:g} and end {entry.end:g}; allowed: start below end"
-            )
-    images = fields.array("CONTROL_IMAGES")
-    if images is None:
-        images = np.zeros((0, 1, 1, 3), np.uint8)
-    if len(images) != len(asked):
-        raise InvalidRequestError(
-            f"CONTROL_IMAGES holds {len(images)} pictures; allowed: one per entry of CONTROLNETS, of which there are "
-            f"{len(asked)}"
-        )
-    height, width = images.shape[1:3]
-    if not (1 <= height <= rules.max_control_side and 1 <= width <= rules.max_control_side):
-        raise InvalidRequestError(
-            f"CONTROL_IMAGES are {height} high and {width} wide; allowed: 1 to {rules.max_control_side}"
-        )
-    return asked, images
 
 
 def _given(value: Any, default: Any) -> Any:

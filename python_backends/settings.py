@@ -70,6 +70,11 @@ def input_texts(request: Any, name: str) -> list[str]:
     return [text.decode("utf-8") for text in pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)]
 
 
+def response_texts(response: Any, name: str) -> list[str]:
+    """The elements of a BYTES output of a response."""
+    return [text.decode("utf-8") for text in pb_utils.get_output_tensor_by_name(response, name).as_numpy().reshape(-1)]
+
+
 def text_tensor(name: str, *texts: str) -> Any:
     """A BYTES tensor of shape [texts, 1]."""
     return pb_utils.Tensor(name, np.array([[text.encode("utf-8")] for text in texts], dtype=object))

@@ -11,17 +11,18 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import output_tensor, response_tensor
 from .completed_request import uses_to_json
-from .errors import RequestError, UnexpectedError, from_report
+from .errors import RequestError, UnexpectedError, row_failures
 from .lora.lora_set import NO_LORAS, LoraSet, set_to_json
+from .metrics import TRANSFERRED, Counter
 from .model_calls import call_model
-from .settings import as_request_error, text_tensor
+from .settings import as_request_error, response_texts, text_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
-    from .denoising import UNetCall
+    from .unet_calls import UNetCall
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class ShardResult:
     Attributes:
         prediction: [B, C, h, w] float32.
         patch_ms: What making the call's LoRA set resident took; 0 if it was.
-        failures: Why a row's prediction is of no use, or None.
+        failures: Row → why its prediction is of no use.
+        stale: For each row, which of its ControlNets gave residuals of the previous step.
     """
 
     prediction: torch.Tensor
     patch_ms: float
-    failures: tuple[RequestError | None, ...]
+    failures: Mapping[int, RequestError]
+    stale: Sequence[Sequence[int]]
 
 
 class ShardPool:
@@ -49,6 +52,7 @@ class ShardPool:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
+        self._bytes = Counter(*TRANSFERRED)
         self.resident: list[LoraSet] = [NO_LORAS] * len(self.names)
         self._threads = ThreadPoolExecutor(max_workers=4 * len(self.names), thread_name_prefix="shard-call")
 
@@ -76,21 +80,25 @@ class ShardPool:
         return results
 
     def _evaluate_one(self, shard: int, call: UNetCall) -> ShardResult | RequestError:
+        name = self.names[shard]
         try:
-            return _evaluated(self.names[shard], call)
+            result = _evaluated(name, call)
+            self._bytes.add(sum(tensor.nbytes for tensor in call.tensors.values()), model=name, direction="to")
+            self._bytes.add(result.prediction.nbytes, model=name, direction="from")
+            return result
         except Exception as error:  # noqa: BLE001  one call's failure must not be that of the others
-            return as_request_error(error, self.names[shard])
+            return as_request_error(error, name)
 
 
 def _evaluated(shard: str, call: UNetCall) -> ShardResult:
     inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
     inputs.append(text_tensor("LORA_SET", *[set_to_json(call.loras)] * len(call.rows)))
     inputs.append(text_tensor("CONTROLS", *(uses_to_json(uses) for uses in call.controls)))
-    response = call_model(shard, inputs, ["NOISE_PRED", "PATCH_MS", "FAILURES"])
+    response = call_model(shard, inputs, ["NOISE_PRED", "PATCH_MS", "FAILURES", "STALE"])
     patch_ms = pb_utils.get_output_tensor_by_name(response, "PATCH_MS").as_numpy()
-    reports = pb_utils.get_output_tensor_by_name(response, "FAILURES").as_numpy().reshape(-1)
     return ShardResult(
         response_tensor(response, "NOISE_PRED"),
         float(patch_ms.max()),
-        tuple(None if report == b"null" else from_report(json.loads(report)) for report in reports),
+        row_failures(response_texts(response, "FAILURES")),
+        [json.loads(positions) for positions in response_texts(response, "STALE")],
     )

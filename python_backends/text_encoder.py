@@ -14,21 +14,22 @@ from .completed_request import CompletedRequest
 from .errors import InvalidRequestError
 from .lora.lora_set import NO_LORAS, LoraSet, set_from_json
 from .prompt_encoding import Embedding, PromptEncoder
+from .reloadable import Reloadable
 from .settings import ModelSettings, as_request_error, error_response, input_arrays, input_text, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel:
+class TritonPythonModel(Reloadable):
     """Encodes the texts of all requests of a batch at once."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Loads the text encoders; making the embedding of the empty prompt warms them up."""
         compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
         self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""
         by_set: dict[LoraSet, dict[int, tuple[str | None, str]]] = {}
         responses: list[Any] = [None] * len(requests)

@@ -11,12 +11,15 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import ComputeSettings, joined_inputs, output_tensor
 from .completed_request import ControlNetUse, uses_from_json
-from .controlnet_calls import ControlNetCalls
-from .errors import RequestError, to_report
+from .control_images import ControlImages
+from .controlnet_calls import ControlNetCalls, Endpoint
+from .controlnet_endpoints import LocalControlNet
+from .errors import RequestError, row_reports
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_from_json
 from .lora.resident import ResidentLoras
-from .metrics import Histogram
+from .metrics import TRANSFERRED, Counter, Histogram
+from .reloadable import Reloadable
 from .settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
 from .unet import UNet
 
@@ -24,15 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel:
+class TritonPythonModel(Reloadable):
     """One UNet on one device. Shards are models of their own, so that a denoiser chooses among them by name."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Loads the UNet, which warms itself up."""
         settings = ModelSettings.from_triton(args)
         names = [tensor["name"] for tensor in settings.config["input"]]
         self._input_names = [name for name in names if name not in ("LORA_SET", "CONTROLS")]
-        self._controlnets = ControlNetCalls(float(settings.parameters["controlnet_timeout_s"]))
+        self._controlnets = _controlnet_calls(settings)
+        self._bytes = Counter(*TRANSFERRED)
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
@@ -41,7 +45,7 @@ class TritonPythonModel:
             "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """NOISE_PRED for every request; those that Triton batched are evaluated in one call per LoRA set."""
         by_set: dict[LoraSet, list[int]] = {}
         controls: dict[int, list[tuple[ControlNetUse, ...]]] = {}
@@ -71,21 +75,41 @@ class TritonPythonModel:
         with self._controlnets.start(joined, controls) as pending:
             halfway = self._unet.encode(joined)
             residuals = pending.wait()
+        for name, nbytes in pending.sent.items():
+            self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
+        for name, nbytes in residuals.nbytes.items():
+            self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
         prediction = self._unet.decode(joined, halfway, residuals.total)
-        failed = {row: to_report(error) for row, error in residuals.failures.items()}
-        failures = [json.dumps(failed.get(row)) for row in range(len(controls))]
+        failures = row_reports(residuals.failures, len(controls))
         ends = list(accumulate(rows))
+        stale = [json.dumps(positions) for positions in pending.stale]
         return [
-            _response(part, patch_ms, failures[end - len(part) : end])
+            _response(part, patch_ms, failures[end - len(part) : end], stale[end - len(part) : end])
             for part, end in zip(prediction.split(rows), ends, strict=True)
         ]
 
 
-def _response(prediction: torch.Tensor, patch_ms: float, failures: list[str]) -> Any:
+def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
+    """Calls to the ControlNets of this server, and to those that the parameter `controlnet_urls` says are elsewhere."""
+    timeout_s = float(settings.parameters["controlnet_timeout_s"])
+    urls = json.loads(settings.parameters["controlnet_urls"])
+
+    def endpoint(name: str) -> Endpoint:
+        if name not in urls:
+            return LocalControlNet(name, timeout_s)
+        from .remote_controlnet import RemoteControlNet  # needs gRPC, which a server without such ControlNets does not
+
+        return RemoteControlNet(name, urls[name], timeout_s, ControlImages().get)
+
+    return ControlNetCalls(endpoint, timeout_s)
+
+
+def _response(prediction: torch.Tensor, patch_ms: float, failures: list[str], stale: list[str]) -> Any:
     return pb_utils.InferenceResponse(
         [
             output_tensor("NOISE_PRED", prediction),
             output_tensor("PATCH_MS", torch.full((len(prediction), 1), patch_ms)),
             text_tensor("FAILURES", *failures),
+            text_tensor("STALE", *stale),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    ControlNetUnionModel,
     EulerDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
@@ -17,6 +19,9 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+EMBEDDING = (8, 16, 16)
+"""Widths of what embeds a ControlNet's picture, four pixels per latent cell."""
 
 WORDS = ("a", "red", "blue", "circle", "square", "cat", "above", "on", "photo", "blurry")
 """Words with a token of their own; everything else is spelled in characters."""
@@ -140,13 +145,37 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
     return directory
 
 
-def controlnet(checkpoint: Path, directory: Path, seed: int) -> Path:
-    """A ControlNet of random weights for a tiny checkpoint."""
+def controlnet(checkpoint: Path, directory: Path, seed: int, **config: object) -> Path:
+    """A ControlNet of random weights for a tiny checkpoint; `config` are changes to its config."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16))
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=EMBEDDING)
+    network.register_to_config(**config)
+    return _saved(network, directory)
+
+
+def controlnet_union(checkpoint: Path, directory: Path, seed: int) -> Path:
+    """A ControlNetUnion of four control modes and random weights for a tiny SDXL checkpoint."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.load_config(checkpoint, subfolder="unet")
+    names = set(inspect.signature(ControlNetUnionModel.__init__).parameters)
+    taken = {name: value for name, value in unet.items() if name in names}
+    network = ControlNetUnionModel(
+        **taken,
+        conditioning_embedding_out_channels=EMBEDDING,
+        num_control_type=4,
+        num_trans_channel=16,
+        num_trans_head=2,
+        num_trans_layer=1,
+        num_proj_channel=16,
+    )
+    torch.nn.init.normal_(network.task_embedding)
+    return _saved(network, directory)
+
+
+def _saved(network: ControlNetModel | ControlNetUnionModel, directory: Path) -> Path:
     for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and not module.weight.any():  # else it would change nothing
-            torch.nn.init.normal_(module.weight, std=0.6)
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.6)  # else it would change nothing
     network.save_pretrained(directory, safe_serialization=True)
     return directory

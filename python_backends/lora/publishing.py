@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -24,21 +25,23 @@ class Publisher:
     Invariant: a content in `_refusals` is not in the host cache.
     """
 
-    def __init__(self, host_cache: HostCache, canonicalise: Callable[[Path, Path], None]) -> None:
+    def __init__(self, host_cache: HostCache, canonicalise: Callable[[Path, Path], None], base: str = "") -> None:
         """Refuses nothing yet.
 
         Args:
             host_cache: Where canonical LoRAs are published.
+            base: Names the checkpoint that they are made for, where a server has several: a canonical form may depend
+                on its weights.
             canonicalise: Checks a hostile file and writes its canonical form to the second path; raises a RequestError
                 with a sentence about the file.
         """
-        self._host, self._canonicalise = host_cache, canonicalise
+        self._host, self._canonicalise, self._base = host_cache, canonicalise, base
         self._mutex = threading.Lock()
         self._refusals: LRUCache[str, LoadError] = LRUCache(REMEMBERED_REFUSALS)
 
     def find(self, content: str) -> Loaded | None:
         """The LoRA of a content, by its SHA-256, which counts as used now; None if it is not in the host cache."""
-        path = self._host.find(content)
+        path = self._host.find(self._key(content))
         return None if path is None else Loaded(path, "host")
 
     def refusal(self, content: str) -> LoadError | None:
@@ -69,7 +72,7 @@ class Publisher:
                 self._canonicalise(file, reservation.path)
                 if not is_unchanged():
                     raise _changed()
-                return Loaded(reservation.publish(content), source)
+                return Loaded(reservation.publish(self._key(content)), source)
         except RequestError as error:
             if not is_unchanged():
                 raise _changed() from error
@@ -78,6 +81,9 @@ class Publisher:
             if error.for_ever:
                 raise self._refuse(content, LoadError("too_large", str(error), InvalidRequestError)) from error
             raise LoadError("no_room", str(error), LoraUnavailableError) from error
+
+    def _key(self, content: str) -> str:
+        return hashlib.sha256(f"{self._base} {content}".encode()).hexdigest() if self._base else content
 
     def _refuse(self, content: str, refusal: LoadError) -> LoadError:
         with self._mutex:

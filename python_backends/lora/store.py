@@ -68,6 +68,7 @@ class LoraStore:
         canonicalise: Callable[[Path, Path], None],
         *,
         max_file_bytes: int,
+        base: str = "",
         fetches: int = 8,
         preparations: int = 2,
         failures: FailureMemory | None = None,
@@ -80,13 +81,14 @@ class LoraStore:
             host_cache: Where canonical LoRAs are published.
             fetcher: For remote locations.
             canonicalise: See `Publisher`.
+            base: See `Publisher`.
             max_file_bytes: Largest local file; the fetcher has its own limit.
             fetches: Files that are fetched at a time.
             preparations: Files that are hashed, checked and made canonical at a time.
             failures: Remembers failed entries.
             observer: Told about each answer.
         """
-        self._disk, self._fetcher, self._publisher = disk_cache, fetcher, Publisher(host_cache, canonicalise)
+        self._disk, self._fetcher, self._publisher = disk_cache, fetcher, Publisher(host_cache, canonicalise, base)
         self._max_file_bytes = max_file_bytes
         self._failures, self._observer = failures or FailureMemory(), observer or StoreObserver()
         self._mutex = threading.Lock()

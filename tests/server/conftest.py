@@ -61,7 +61,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     options = ServingOptions(
         unet_shards=2,
-        gpus=(),
+        unet_gpus=(),
         threads=1,
         dtype="float32",
         max_batch_size=8,

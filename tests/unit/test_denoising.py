@@ -11,10 +11,11 @@ from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PN
 import checkpoints
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.completed_request import CompletedRequest
-from swiftdiffusion.python_backends.denoising import Denoising, LatentGeometry, unet_calls
+from swiftdiffusion.python_backends.denoising import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.latent_decoding import decode_latents
 from swiftdiffusion.python_backends.prompt_encoding import PromptEncoder
 from swiftdiffusion.python_backends.unet import UNet
+from swiftdiffusion.python_backends.unet_calls import unet_calls
 
 CPU = torch.device("cpu")
 

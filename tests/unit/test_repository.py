@@ -76,7 +76,7 @@ def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Pa
 
 
 def test_shards_go_to_their_gpus(sdxl: Path, tmp_path: Path) -> None:
-    assert export(sdxl, tmp_path / "r", "--unet-shards", "3", "--gpus", "2,5")[0] == 0
+    assert export(sdxl, tmp_path / "r", "--unet-shards", "3", "--unet-gpus", "2,5")[0] == 0
     gpus = [list(config_of(tmp_path / "r", f"unet_shard{index}").instance_group[0].gpus) for index in range(3)]
     assert gpus == [[2], [5], [2]]
     assert config_of(tmp_path / "r", "unet_shard0").parameters["dtype"].string_value == "float16"

@@ -1,0 +1,191 @@
+"""The models of one served checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .config_parts import (
+    CLIENT_INPUTS,
+    Model,
+    Tensor,
+    batched,
+    ensemble,
+    iterative_sequence,
+    model_input,
+    python_model,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    from .serving_options import ServedPipeline
+
+CANDIDATES_PER_PLACE = 8
+"""Requests that a denoiser holds per place in its running batch: one that waits for a LoRA takes no place."""
+
+REQUEST: Tensor = ("REQUEST", "STRING", (1,))
+TICKETS: Tensor = ("TICKETS", "STRING", (1,))
+ENCODING: Tensor = ("ENCODING", "STRING", (1,))
+INFO: Tensor = ("INFO", "STRING", (1,))
+IMAGE: Tensor = ("IMAGE", "UINT8", (-1, -1, 3))
+
+
+class PipelineModels:
+    """Writes the configurations of one pipeline.
+
+    Attributes:
+        options: How its checkpoint is served.
+        unet_inputs: What a UNet takes, as tensors of its model.
+    """
+
+    def __init__(
+        self, name: str, prefix: str, served: ServedPipeline, text_encoder: str, reference: Callable[[Path], str]
+    ) -> None:
+        """Reads what it needs of the checkpoint.
+
+        Args:
+            name: Of the public model.
+            prefix: Of the inner models.
+            served: The checkpoint.
+            text_encoder: The model that encodes its texts; written here if the prefix is its.
+            reference: A path as the backends find it.
+        """
+        self.options, self._checkpoint = served.options, served.checkpoint
+        self._name, self._prefix, self._text_encoder = name, prefix, text_encoder
+        self._path = reference(served.checkpoint.path)
+        loras = self.options.loras
+        self._catalogue = {"loras": "" if loras is None else reference(loras)}
+        checkpoint = served.checkpoint
+        tokens, width = checkpoint.text_embedding_shape
+        self._latents: Tensor = ("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1))
+        self._embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, tokens, width))]
+        conditioning: list[Tensor] = [("ENCODER_HIDDEN_STATES", "FP32", (tokens, width))]
+        if checkpoint.pooled_width is not None:
+            self._embeddings.append(("POOLED_PROMPT_EMBEDS", "FP32", (2, checkpoint.pooled_width)))
+            conditioning += [("TEXT_EMBEDS", "FP32", (checkpoint.pooled_width,)), ("TIME_IDS", "FP32", (6,))]
+        if checkpoint.guidance_embedding_width is not None:
+            conditioning.append(("TIMESTEP_COND", "FP32", (checkpoint.guidance_embedding_width,)))
+        self.unet_inputs: list[Tensor] = [self._latents, ("TIMESTEPS", "FP32", (1,)), *conditioning]
+        self._progress: list[Tensor] = [self._latents, ("PREVIEW", "BOOL", (1,)), INFO]
+
+    def models(self) -> list[Model]:
+        """All of them."""
+        models = [Model(self._preprocess(), "preprocess"), Model(self._lora_store(), "lora_store")]
+        if self._text_encoder == f"{self._prefix}text_encoder":
+            models.append(Model(self._text_encoders(), "text_encoder"))
+        for suffix in ("", "_stream"):
+            models.append(Model(self._denoiser(f"denoiser{suffix}"), "denoiser"))
+            models.append(Model(self._ensemble(suffix), None))
+        models += [Model(self._shard(index, name), "unet_shard") for index, name in enumerate(self._shards)]
+        return [*models, Model(self._vae_decoder(), "vae_decoder")]
+
+    def compute(self, dtype: str) -> dict[str, str]:
+        """Parameters of a model that computes."""
+        return {"checkpoint": self._path, "dtype": dtype, "threads": str(self.options.threads)}
+
+    @property
+    def _shards(self) -> list[str]:
+        return [f"{self._prefix}unet_shard{index}" for index in range(self.options.unet_shards)]
+
+    def _preprocess(self) -> pb.ModelConfig:
+        rules = {key: str(value) for key, value in asdict(self.options.request_rules(self._checkpoint)).items()}
+        known = {
+            each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self.options.controlnets
+        }
+        names = {"controlnets": json.dumps(known, sort_keys=True), "lora_store": f"{self._prefix}lora_store"}
+        parameters = {**rules, **self._catalogue, **names}
+        config = python_model(f"{self._prefix}preprocess", [], [REQUEST, TICKETS], parameters, max_batch_size=1)
+        config.input.extend(model_input(*tensor) for tensor in CLIENT_INPUTS)
+        return config
+
+    def _lora_store(self) -> pb.ModelConfig:
+        options = self.options
+        parameters = {
+            **self._catalogue,
+            "checkpoint": self._path,
+            "lora_host_bytes": str(options.lora_host_bytes),
+            "lora_disk_bytes": str(options.lora_disk_bytes),
+        }
+        name = f"{self._prefix}lora_store"
+        return python_model(name, [REQUEST], [TICKETS], parameters, max_batch_size=options.max_batch_size)
+
+    def _text_encoders(self) -> pb.ModelConfig:
+        """Ensembles call it without LORA_SET; a denoiser with it, once a LoRA's text parts are ready."""
+        config = self._computing(
+            self._text_encoder, [REQUEST], [*self._embeddings, ENCODING], self.options.text_encoder_gpu
+        )
+        config.input.append(model_input("LORA_SET", "STRING", (1,), optional=True))
+        return config
+
+    def _denoiser(self, name: str) -> pb.ModelConfig:
+        checkpoint, options = self._checkpoint, self.options
+        geometry = {
+            "channels": checkpoint.latent_channels,
+            "scale_factor": checkpoint.vae_scale_factor,
+            "guidance_embedding_width": checkpoint.guidance_embedding_width,
+        }
+        parameters = {
+            "scheduler": json.dumps(dict(checkpoint.load_scheduler().config), sort_keys=True),
+            "latents": json.dumps(geometry),
+            "threads": str(options.threads),
+            "unet_shards": ",".join(self._shards),
+            "places": str(options.max_batch_size),
+            "text_encoder": self._text_encoder,
+            "lora_store": f"{self._prefix}lora_store",
+        }
+        inputs = [REQUEST, *self._embeddings, ENCODING, TICKETS]
+        candidates = CANDIDATES_PER_PLACE * options.max_batch_size
+        config = python_model(f"{self._prefix}{name}", inputs, self._progress, parameters, max_batch_size=candidates)
+        return iterative_sequence(config, decoupled=name.endswith("_stream"))
+
+    def _shard(self, index: int, name: str) -> pb.ModelConfig:
+        urls = {each.name: each.url for each in self.options.controlnets if each.url is not None}
+        config = self._computing(
+            name,
+            [*self.unet_inputs, ("LORA_SET", "STRING", (1,)), ("CONTROLS", "STRING", (1,))],
+            [
+                ("NOISE_PRED", "FP32", self._latents[2]),
+                ("PATCH_MS", "FP32", (1,)),
+                ("FAILURES", "STRING", (1,)),
+                ("STALE", "STRING", (1,)),
+            ],
+            self.options.unet_gpu(index),
+            controlnet_timeout_s=f"{self.options.controlnet_timeout_s:g}",
+            controlnet_urls=json.dumps(urls, sort_keys=True),
+        )
+        config.max_batch_size *= 2  # both halves of a request's guidance
+        return config
+
+    def _vae_decoder(self) -> pb.ModelConfig:
+        return self._computing(f"{self._prefix}vae_decoder", self._progress, [IMAGE, INFO], self.options.vae_gpu)
+
+    def _computing(
+        self, name: str, inputs: list[Tensor], outputs: list[Tensor], gpu: int | None, **parameters: str
+    ) -> pb.ModelConfig:
+        config = python_model(
+            name,
+            inputs,
+            outputs,
+            {**self.compute(self.options.dtype_on(gpu)), **parameters},
+            max_batch_size=self.options.max_batch_size,
+            gpus=() if gpu is None else (gpu,),
+        )
+        return batched(config)
+
+    def _ensemble(self, suffix: str) -> pb.ModelConfig:
+        fields = {field[0]: field[0] for field in CLIENT_INPUTS}
+        embeddings = {name: name.lower() for name, _, _ in (*self._embeddings, ENCODING)}
+        latents = {"LATENTS": "latents", "PREVIEW": "preview", "INFO": "denoiser_info"}
+        given = {"REQUEST": "request", **embeddings, "TICKETS": "tickets"}
+        steps = [
+            (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
+            (self._text_encoder, {"REQUEST": "request"}, embeddings),
+            (f"{self._prefix}denoiser{suffix}", given, latents),
+            (f"{self._prefix}vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
+        ]
+        return ensemble(f"{self._name}{suffix}", steps, [IMAGE, INFO])

@@ -1,0 +1,44 @@
+"""Which pipelines have the same text encoders: several of one family often do, and one model then serves them all."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..python_backends.checkpoint import Checkpoint
+    from .serving_options import ServedPipeline
+
+PARTS = ("tokenizer*/*", "text_encoder*/*", "model_index.json")
+"""All that the model's answers depend on, `force_zeros_for_empty_prompt` in the last."""
+
+
+def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapping[str, str]) -> dict[str, str]:
+    """The text encoder's model of every pipeline: that of the first one with the same files on the same device.
+
+    Args:
+        pipelines: By name.
+        prefixes: Of their models.
+    """
+    if len(pipelines) == 1:
+        return {name: f"{prefixes[name]}text_encoder" for name in pipelines}
+    owners: dict[tuple[object, ...], str] = {}
+    models = {}
+    for name, served in pipelines.items():
+        options = served.options
+        gpu = options.text_encoder_gpu
+        kind = (_content(served.checkpoint), gpu, options.dtype_on(gpu), options.threads)
+        models[name] = f"{prefixes[owners.setdefault(kind, name)]}text_encoder"
+    return models
+
+
+def _content(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    for pattern in PARTS:
+        for file in sorted(checkpoint.path.glob(pattern)):
+            with file.open("rb") as opened:
+                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest.update(f"{file.relative_to(checkpoint.path).as_posix()} {content}\n".encode())
+    return digest.hexdigest()

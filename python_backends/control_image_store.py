@@ -1,0 +1,39 @@
+"""The model `control_images`: pictures that other servers send for the ControlNets of this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from .control_images import ControlImages
+from .controlnet_fields import MAX_CONTROL_SIDE
+from .errors import InvalidRequestError, RequestError
+from .settings import ModelSettings, error_response, input_arrays, text_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class TritonPythonModel:
+    """Keeps each picture in shared memory under its hash, where `controlnet_NAME` finds it."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Opens the pictures of this server."""
+        ModelSettings.from_triton(args)
+        self._images = ControlImages()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """KEY of every IMAGE [1, H, W, 3]."""
+        return [self._keep(request) for request in requests]
+
+    def _keep(self, request: Any) -> Any:
+        image = input_arrays(request, ["IMAGE"])["IMAGE"][0]
+        height, width = image.shape[:2]
+        try:
+            if not (1 <= height <= MAX_CONTROL_SIDE and 1 <= width <= MAX_CONTROL_SIDE):
+                raise InvalidRequestError(f"IMAGE is {height} high and {width} wide; allowed: 1 to {MAX_CONTROL_SIDE}")
+            key = self._images.put(image, height, width)
+        except RequestError as error:
+            return error_response(error)
+        return pb_utils.InferenceResponse([text_tensor("KEY", key)])

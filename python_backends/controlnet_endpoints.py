@@ -1,0 +1,59 @@
+"""ControlNets of this server, called over BLS."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from .backend import output_tensor, response_view
+from .completed_request import use_to_json
+from .controlnet_answers import Answer, late
+from .errors import ControlNetUnavailableError, RequestError, row_failures
+from .model_calls import call_model
+from .settings import response_texts, text_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from .completed_request import ControlNetUse
+
+THREADS = 4
+"""Calls of one ControlNet at a time: as often as a request of the step names it."""
+
+
+class LocalControlNet:
+    """The model `controlnet_NAME`, through threads of its own: one that hangs holds no other up."""
+
+    def __init__(self, name: str, timeout_s: float) -> None:
+        """Calls nothing yet.
+
+        Args:
+            name: What requests call it.
+            timeout_s: A call that takes longer hangs.
+        """
+        self._name, self._timeout_s = name, timeout_s
+        self._threads = ThreadPoolExecutor(THREADS, f"controlnet-{name}")
+        self._started, self._last = 0.0, Future[Answer]()
+        self._last.cancel()
+
+    def submit(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Future[Answer]:
+        """Starts a call; while one hangs, others fail at once."""
+        if not self._last.done() and time.monotonic() - self._started > self._timeout_s:
+            refused: Future[Answer] = Future()
+            refused.set_exception(late(self._name))  # it hangs still: nobody else is to wait for it
+            return refused
+        self._started, self._last = time.monotonic(), self._threads.submit(self._call, tensors, uses)
+        return self._last
+
+    def _call(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Answer:
+        inputs = [output_tensor(name, tensor) for name, tensor in tensors.items()]
+        inputs.append(text_tensor("CONTROL", *map(use_to_json, uses)))
+        try:
+            response = call_model(f"controlnet_{self._name}", inputs, ["RESIDUALS", "FAILURES"])
+        except RequestError as error:
+            raise ControlNetUnavailableError(f'CONTROLNETS names "{self._name}": {error}') from error
+        residuals = response_view(response, "RESIDUALS")
+        return Answer(residuals, row_failures(response_texts(response, "FAILURES")), memory=response)

@@ -1,0 +1,60 @@
+"""Models that other models reload when their process has died. Needs no torch.
+
+A load that fails in `pb_utils.load_model` aborts Triton 2.51 (its error path frees shared memory twice). So a model
+that is reloaded by another one never fails to load: what its loading raises, its requests are told.
+"""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from .errors import ModelDownError
+from .runtime import runtime_directory
+from .settings import error_response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@contextmanager
+def reloading(name: str) -> Iterator[None]:
+    """While a model is loaded again by another one."""
+    mark = runtime_directory() / f"{name}.reloading"
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+class Reloadable:
+    """Base of a backend's `TritonPythonModel`."""
+
+    _failure: ModelDownError | None = None
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Calls `load`; what it raises fails the load, unless another model asked for it."""
+        name = args["model_name"]
+        try:
+            self.load(args)
+        except Exception as error:
+            if not (runtime_directory() / f"{name}.reloading").exists():
+                raise
+            pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+            self._failure = ModelDownError(f"{name} is not ready: {error}")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Calls `respond`; while it could not be loaded, the reason for every request."""
+        return self.respond(requests) if self._failure is None else [error_response(self._failure)] * len(requests)
+
+    def load(self, args: Mapping[str, str]) -> None:
+        """What `initialize` is for other models."""
+        raise NotImplementedError
+
+    def respond(self, requests: list[Any]) -> list[Any]:
+        """What `execute` is for other models."""
+        raise NotImplementedError
