@@ -81,11 +81,12 @@ def sdxl(
     directory: Path,
     scheduler: SchedulerMixin | None = None,
     time_cond_proj_dim: int | None = None,
+    unet_seed: int = 0,
     **pipeline_options: object,
 ) -> Path:
     """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights."""
     words = tokenizer(directory / "words")
-    torch.manual_seed(0)
+    torch.manual_seed(unet_seed)
     unet = UNet2DConditionModel(
         block_out_channels=(16, 32, 32),
         layers_per_block=1,

@@ -13,7 +13,7 @@ from wire import PROMPT, Picture, generate
 
 @dataclass(frozen=True)
 class Use:
-    """A ControlNet of a request, with a picture of its own: noise, `side` pixels high and wide."""
+    """A ControlNet of a request, with a picture of its own for each control mode: noise, `side` pixels a side."""
 
     name: str
     scale: float = 1.0
@@ -22,16 +22,22 @@ class Use:
     guess_mode: bool = False
     seed: int = 0
     side: int = 64
+    modes: tuple[int, ...] = ()
+    stale: bool = False
 
     @property
-    def image(self) -> np.ndarray:
-        """uint8 [side, side, 3]."""
-        return np.random.default_rng(self.seed).integers(0, 256, (self.side, self.side, 3), np.uint8)
+    def images(self) -> list[np.ndarray]:
+        """uint8 [side, side, 3] each."""
+        shape = (self.side, self.side, 3)
+        seeds = range(self.seed, self.seed + max(1, len(self.modes)))
+        return [np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed in seeds]
 
     @property
     def entry(self) -> dict[str, Any]:
         """Its entry of CONTROLNETS."""
-        return {name: getattr(self, name) for name in ("name", "scale", "start", "end", "guess_mode")}
+        entry = {name: getattr(self, name) for name in ("name", "scale", "start", "end", "guess_mode")}
+        mode = {"control_mode": self.modes[0] if len(self.modes) == 1 else self.modes} if self.modes else {}
+        return entry | mode | ({"stale": True} if self.stale else {})
 
 
 def request(server: Any, *uses: Use, **fields: Any) -> Picture:
@@ -39,5 +45,5 @@ def request(server: Any, *uses: Use, **fields: Any) -> Picture:
     given: dict[str, Any] = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 5, **fields}
     if uses:
         given["CONTROLNETS"] = json.dumps([use.entry for use in uses])
-        given["CONTROL_IMAGES"] = np.stack([use.image for use in uses])[None]
+        given["CONTROL_IMAGES"] = np.stack([image for use in uses for image in use.images])[None]
     return generate(server, server.model, **given)

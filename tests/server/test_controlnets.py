@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +12,24 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    DiffusionPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
+)
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+import lora_files
 from controls import Use, request
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
 from wire import PROMPT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import TinyServer
 
 TOLERANCE = 0.5
@@ -27,25 +39,39 @@ PIPELINES = {"sdxl": "StableDiffusionXLControlNetPipeline", "sd15": "StableDiffu
 
 
 class Oracle:
-    """diffusers' ControlNet pipeline."""
+    """diffusers' ControlNet pipelines."""
 
-    def __init__(self, server: TinyServer) -> None:
+    def __init__(self, server: TinyServer, canny: Path | None) -> None:
         self._base = DiffusionPipeline.from_pretrained(server.checkpoint, dtype=torch.float32)
+        self._deltas = lora_files.three(BaseModules.of(Checkpoint(server.checkpoint)).shapes)["attention"].deltas
         self._class = getattr(diffusers, PIPELINES[server.model])
-        names = ("edges", "depth", "pose")
-        self._networks = {name: ControlNetModel.from_pretrained(server.checkpoint.parent / name) for name in names}
+        beside = server.checkpoint.parent
+        self._networks = {
+            name: ControlNetModel.from_pretrained(beside / name)
+            for name in ("edges", "depth", "pose", "shuffle")
+            if (beside / name).exists()
+        }
+        if canny is not None:
+            self._networks["canny"] = ControlNetModel.from_pretrained(canny)
+            self._networks["union"] = ControlNetUnionModel.from_pretrained(beside / "union")
 
     def picture(self, *uses: Use, guidance_scale: float = 5.0, steps: int = 5, **options: Any) -> np.ndarray:
         """uint8 [H, W, 3]."""
         networks = [self._networks[use.name] for use in uses]
-        pipeline = self._class.from_pipe(self._base, controlnet=networks if len(networks) > 1 else networks[0])
+        is_union = bool(uses[0].modes)
+        pipelines = StableDiffusionXLControlNetUnionPipeline if is_union else self._class
+        pipeline = pipelines.from_pipe(self._base, controlnet=networks if len(networks) > 1 else networks[0])
         pipeline.set_progress_bar_config(disable=True)
+        images = [[Image.fromarray(image) for image in use.images] for use in uses]
         lists: dict[str, list[Any]] = {
-            "image": [Image.fromarray(use.image) for use in uses],
             "controlnet_conditioning_scale": [use.scale for use in uses],
             "control_guidance_start": [use.start for use in uses],
             "control_guidance_end": [use.end for use in uses],
         }
+        if is_union:
+            lists |= {"control_image": images, "control_mode": [list(use.modes) for use in uses]}
+        else:
+            lists |= {"image": [image for (image,) in images]}
         given = {name: values if len(uses) > 1 else values[0] for name, values in lists.items()}
         picture = pipeline(
             PROMPT,
@@ -57,10 +83,24 @@ class Oracle:
         ).images[0]
         return np.asarray(picture)
 
+    def picture_with_lora(self, *uses: Use) -> np.ndarray:
+        """With the LoRA `attention` added to the weights."""
+        patched = [
+            (adaptable_weights(getattr(self._base, part))[name], delta) for (part, name), delta in self._deltas.items()
+        ]
+        originals = [weight.detach().clone() for weight, _ in patched]
+        with torch.no_grad():
+            for weight, delta in patched:
+                weight += delta.reshape(weight.shape)
+            picture = self.picture(*uses)
+            for (weight, _), original in zip(patched, originals, strict=True):
+                weight.copy_(original)
+        return picture
+
 
 @pytest.fixture(scope="module")
-def oracle(tiny: TinyServer) -> Oracle:
-    return Oracle(tiny)
+def oracle(tiny: TinyServer, request: pytest.FixtureRequest) -> Oracle:
+    return Oracle(tiny, request.getfixturevalue("neighbour").canny if tiny.model == "sdxl" else None)
 
 
 CASES: dict[str, tuple[Use, ...]] = {
@@ -118,22 +158,96 @@ def test_requests_with_other_controlnets_share_steps(tiny: TinyServer) -> None:
         assert shared.distance(solo) <= TOLERANCE
 
 
-def test_with_loras(tiny: TinyServer) -> None:
-    """Parity of each is tested by itself; both together are more than either."""
-    loras = json.dumps([{"name": "attention", "scale": 1.0}])
-    both = request(tiny, Use("edges"), LORAS=loras)
-    assert both.distance(request(tiny, Use("edges"))) > TOLERANCE
-    assert both.distance(request(tiny, LORAS=loras)) > TOLERANCE
-    assert both.info["loras"][0]["patched_at_step"] == 0
+@pytest.mark.parametrize("uses", [CASES["one"], CASES["two"]], ids=["one", "two"])
+def test_with_loras(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ...]) -> None:
+    picture = request(tiny, *uses, LORAS=json.dumps([{"name": "attention", "scale": 1.0}]))
+    assert picture.distance(oracle.picture_with_lora(*uses)) <= TOLERANCE
+    assert picture.distance(request(tiny, *uses)) > TOLERANCE
+    assert picture.info["loras"][0]["patched_at_step"] == 0
+
+
+UNIONS: dict[str, tuple[Use, ...]] = {
+    "one mode": (Use("union", 0.7, modes=(2,)),),
+    "two modes": (Use("union", 0.7, modes=(0, 3)),),
+    "guessing": (Use("union", 0.7, modes=(1,), guess_mode=True),),
+    "two modes guessing": (Use("union", 0.7, modes=(1, 2), guess_mode=True),),
+    "window": (Use("union", modes=(1,), end=0.5),),
+    "twice": (Use("union", 0.5, modes=(1,)), Use("union", 0.4, modes=(3,), seed=5)),
+}
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("uses", UNIONS.values(), ids=UNIONS.keys())
+def test_unions(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ...]) -> None:
+    picture = request(tiny, *uses)
+    assert picture.distance(oracle.picture(*uses)) <= TOLERANCE
+    assert picture.distance(request(tiny)) > TOLERANCE
+
+
+@pytest.mark.parametrize("tiny", ["sd15"], indirect=True)
+def test_one_that_pools_its_residuals(tiny: TinyServer, oracle: Oracle) -> None:
+    picture = request(tiny, Use("shuffle", 0.5))
+    assert picture.distance(oracle.picture(Use("shuffle", 0.5))) <= TOLERANCE
+    assert picture.info["controlnets"][0]["calls"] == picture.info["unet_evaluations"]
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("uses", [(Use("canny"),), (Use("edges", 0.8), Use("canny", 0.6, seed=1))], ids=["one", "two"])
+def test_on_another_server(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ...]) -> None:
+    for guidance_scale in (5.0, 1.0):
+        expected = oracle.picture(*uses, guidance_scale=guidance_scale)
+        assert request(tiny, *uses, GUIDANCE_SCALE=guidance_scale).distance(expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("name", ["edges", "canny"])
+def test_stale_residuals_are_those_of_the_step_before(tiny: TinyServer, oracle: Oracle, name: str) -> None:
+    """Of two steps, the second takes what the first had; a window of one step has nothing to take."""
+    fresh, stale = (request(tiny, Use(name, 0.5, stale=stale), STEPS=8) for stale in (False, True))
+    assert stale.distance(fresh) > 0
+    assert stale.info["controlnets"][0]["stale_calls"] == 2 * 7
+    assert "stale_calls" not in fresh.info["controlnets"][0]
+    once = [request(tiny, Use(name, end=0.125, stale=stale), STEPS=8) for stale in (False, True)]
+    assert once[0].distance(once[1]) == 0
+
+
+def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
+    """Of a step: latents, timestep and conditioning to shard and ControlNet; residuals and predictions back."""
+    before = transferred(tiny)
+    picture = request(tiny, Use("edges"), STEPS=3)
+    after = transferred(tiny)
+    rows = 2 * picture.info["unet_evaluations"]
+    width, pooled = {"sdxl": (40, 24 + 6), "sd15": (16, 0)}[tiny.model]
+    given = 4 * (4 * 16 * 16 + 1 + 77 * width + pooled)
+    residuals = {
+        "sdxl": [(16, 16), (16, 16), (16, 8), (32, 8), (32, 4), (32, 4), (32, 4)],
+        "sd15": [(16, 16), (16, 16), (16, 8), (32, 8), (32, 8)],
+    }[tiny.model]
+    moved = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    shards = {
+        direction: sum(value for key, value in moved.items() if "shard" in key[0] and key[1] == direction)
+        for direction in ("to", "from")
+    }
+    assert moved["controlnet_edges", "to"] == rows * given == shards["to"]
+    assert moved["controlnet_edges", "from"] == rows * 4 * sum(width * side**2 for width, side in residuals)
+    assert shards["from"] == rows * 4 * 4 * 16 * 16
+
+
+def transferred(server: TinyServer) -> dict[tuple[str, str], float]:
+    """(model, direction) → bytes."""
+    text = urllib.request.urlopen(f"{server.metrics_url}/metrics").read().decode()
+    pattern = r'^swiftdiffusion_transferred_bytes_total\{direction="(\w+)",model="(\w+)"\} (\S+)$'
+    return {(model, way): float(value) for way, model, value in re.findall(pattern, text, re.MULTILINE)}
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"CONTROLNETS": '[{"name": "canny"}]'}, 'CONTROLNETS names "canny"; allowed: depth, edges, pose'),
+        ({"CONTROLNETS": '[{"name": "canny"}]'}, 'CONTROLNETS names "canny"; allowed: .*depth, edges, pose'),
         ({"CONTROLNETS": '[{"name": "edges"}]'}, "CONTROL_IMAGES holds 0 pictures; allowed: one per entry"),
         ({"CONTROLNETS": '[{"name": "edges", "start": 0.5, "end": 0.5}]'}, "allowed: start below end"),
         ({"CONTROLNETS": '[{"name": "edges", "scale": -1}]'}, r"CONTROLNETS\[0\].scale is -1"),
+        ({"CONTROLNETS": '[{"name": "edges", "control_mode": 1}]'}, "allowed: none, it is no union"),
         ({"CONTROL_IMAGES": np.zeros((1, 1, 64, 64, 3), np.uint8)}, "CONTROL_IMAGES holds 1 pictures"),
         ({"CONTROLNETS": "[" + ", ".join(['{"name": "edges"}'] * 9) + "]"}, "CONTROLNETS has 9 entries"),
     ],
@@ -141,3 +255,12 @@ def test_with_loras(tiny: TinyServer) -> None:
 def test_mistakes_are_named(tiny: TinyServer, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InferenceServerException, match=said):
         request(tiny, **fields)
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("mode", ["4", "-1", "[]", "[1, 1]", "[0, 4]", '"canny"'])
+def test_mistakes_about_control_modes_are_named(tiny: TinyServer, mode: str) -> None:
+    with pytest.raises(InferenceServerException, match=r"control_mode"):
+        request(tiny, CONTROLNETS=f'[{{"name": "union", "control_mode": {mode}}}]')
+    with pytest.raises(InferenceServerException, match=r"CONTROL_IMAGES holds 0 pictures.*control mode: 2"):
+        request(tiny, CONTROLNETS='[{"name": "union", "control_mode": [0, 1]}]')
