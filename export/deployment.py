@@ -128,13 +128,16 @@ class Deployment(Table):
         try:
             checkpoints = {name: Checkpoint(each.checkpoint.resolve()) for name, each in self.pipelines.items()}
             networks = {name: fitting(_served(name, placed), checkpoints) for name, placed in self.controlnets.items()}
-            return {
+            pipelines = {
                 name: ServedPipeline(
                     checkpoints[name],
                     _options(each, checkpoints[name], tuple(fits[name] for fits in networks.values() if name in fits)),
                 )
                 for name, each in self.pipelines.items()
             }
+            for served in pipelines.values():
+                served.options.request_rules(served.checkpoint)  # raises, if a default is beyond the limits
+            return pipelines
         except (CheckpointError, CatalogueError, ValueError) as error:
             raise DeploymentError(str(error)) from error
 

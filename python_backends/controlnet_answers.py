@@ -1,18 +1,15 @@
-"""What the ControlNets of one step give, put together for the UNet shard that asked for it."""
+"""Answers of ControlNets, and which rows of a step want them. Needs neither Triton nor, to be imported, torch."""
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .errors import ControlNetUnavailableError, RequestError
-from .settings import as_request_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
 
     import torch
 
@@ -52,71 +49,6 @@ class Wanted:
     answer: Future[Answer]
 
 
-@dataclass(frozen=True)
-class Residuals:
-    """What a step's ControlNets gave.
-
-    Attributes:
-        total: [B, sum of C·h·w], summed per row in the request's order; None if no row has any.
-        failures: Row → why its sum is not complete.
-        nbytes: ControlNet → bytes that came from it.
-        answers: They own the memory of `total`.
-    """
-
-    total: torch.Tensor | None
-    failures: Mapping[int, RequestError]
-    nbytes: Mapping[str, int]
-    answers: Sequence[Answer] = field(repr=False)
-
-
 def late(name: str) -> ControlNetUnavailableError:
     """The error of those who wait for it."""
     return ControlNetUnavailableError(f'CONTROLNETS names "{name}", which does not answer in time')
-
-
-def collect(wanted: Iterable[Wanted], rows: int, deadline: float) -> Residuals:
-    """The sum, once all answers have come or are late.
-
-    Args:
-        wanted: What the step waits for.
-        rows: Of the shard's call.
-        deadline: In seconds of the monotonic clock.
-    """
-    answered: list[tuple[Wanted, Answer]] = []
-    failures: dict[int, RequestError] = {}
-    for each in wanted:
-        try:
-            answered.append((each, each.answer.result(max(0.0, deadline - time.monotonic()))))
-        except (FutureTimeoutError, CancelledError):
-            failures |= dict.fromkeys((row for row, _ in each.places), late(each.name))
-        except Exception as error:  # noqa: BLE001  one ControlNet's failure is that of the rows that use it
-            failed = as_request_error(error, f'CONTROLNETS names "{each.name}", whose call')
-            failures |= dict.fromkeys((row for row, _ in each.places), failed)
-    nbytes: dict[str, int] = {}
-    for each, answer in answered:
-        nbytes[each.name] = nbytes.get(each.name, 0) + answer.residuals[0].nbytes * len(each.rows)
-        for row, (own, _) in zip(each.rows, each.places, strict=True):
-            if row in answer.failures:
-                failures[own] = answer.failures[row]
-    return Residuals(_total(answered, rows, failures), failures, nbytes, [answer for _, answer in answered])
-
-
-def _total(
-    answered: Sequence[tuple[Wanted, Answer]], rows: int, failures: Mapping[int, RequestError]
-) -> torch.Tensor | None:
-    if len(answered) == 1 and [row for row, _ in answered[0][0].places] == list(range(rows)) and not failures:
-        (wanted, answer), *_ = answered
-        if list(wanted.rows) == list(range(len(answer.residuals))):
-            return answer.residuals  # where it lies: for SDXL at 1024² a copy would be 100 MB a row
-    found = {
-        place: answer.residuals[row]
-        for wanted, answer in answered
-        for row, place in zip(wanted.rows, wanted.places, strict=True)
-        if place[0] not in failures
-    }
-    total = None
-    for (row, _), residual in sorted(found.items(), key=lambda item: item[0]):
-        if total is None:
-            total = residual.new_zeros(rows, residual.numel())
-        total[row] += residual.to(total.device)
-    return total

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .controlnet_answers import Answer, Place, Residuals, Wanted, collect
+from .controlnet_answers import Answer, Place, Wanted
+from .residual_sum import Residuals, collect
 from .stale_residuals import StaleResiduals
 
 if TYPE_CHECKING:

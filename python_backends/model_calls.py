@@ -12,19 +12,12 @@ from .errors import ModelDownError, ModelFailedError
 from .reloadable import reloading
 from .runtime import runtime_directory
 from .settings import text_tensor
+from .signs import RETRY_AFTER_S, is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .completed_request import CompletedRequest
-
-SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "unknown model", "no available versions", "is not ready")
-"""In the errors of a model whose process died, was stopped or was unloaded. A Python exception in a model that lives on
-and the refusals of a server that is shutting down have none of them: reloading would not help."""
-
-
-RETRY_AFTER_S = 2.0
-"""A model that does not load is not tried again for so long: the callers of one step queue up for it."""
 
 
 def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
@@ -43,10 +36,10 @@ def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
         ModelFailedError: If it lives and answers with an error.
     """
     response = _execute(name, inputs, outputs)
-    if response.has_error() and _is_dead(response):
+    if response.has_error() and is_dead(response.error().message()):
         response = _revive(name, inputs, outputs)
     if response.has_error():
-        error = ModelDownError if _is_dead(response) else ModelFailedError
+        error = ModelDownError if is_dead(response.error().message()) else ModelFailedError
         raise error(f"{name} failed: {response.error().message()}")
     return response
 
@@ -66,13 +59,13 @@ def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
         if time.monotonic() - last_failure < RETRY_AFTER_S:
             raise ModelDownError(f"{name} is down and did not load again just now")
         response = _execute(name, inputs, outputs)
-        if response.has_error() and _is_dead(response):
+        if response.has_error() and is_dead(response.error().message()):
             pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
             with reloading(name):
                 pb_utils.unload_model(name)
                 pb_utils.load_model(name)
             response = _execute(name, inputs, outputs)
-            if response.has_error() and _is_dead(response):
+            if response.has_error() and is_dead(response.error().message()):
                 lock.truncate(0)
                 lock.write(str(time.monotonic()))
         return response
@@ -80,7 +73,3 @@ def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
 
 def _execute(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     return pb_utils.InferenceRequest(model_name=name, requested_output_names=list(outputs), inputs=list(inputs)).exec()
-
-
-def _is_dead(response: Any) -> bool:
-    return any(sign in response.error().message() for sign in SIGNS_OF_A_DEAD_PROCESS)

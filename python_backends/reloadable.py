@@ -49,7 +49,9 @@ class Reloadable:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Calls `respond`; while it could not be loaded, the reason for every request."""
-        return self.respond(requests) if self._failure is None else [error_response(self._failure)] * len(requests)
+        if self._failure is None:
+            return self.respond(requests)
+        return [error_response(self._failure) for _ in requests]  # each its own: one for two requests crashes Triton
 
     def load(self, args: Mapping[str, str]) -> None:
         """What `initialize` is for other models."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 from .completed_request import use_to_json
 from .controlnet_answers import Answer
 from .errors import ControlNetUnavailableError, ImageUnavailableError, row_failures
+from .signs import RETRY_AFTER_S, is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +47,7 @@ class RemoteControlNet:
         self._model = f"controlnet_{parts.path.strip('/') or name}"
         self._get_image = get_image
         self._client: InferenceServerClient | None = None
+        self._reload, self._reloaded = asyncio.Lock(), -RETRY_AFTER_S
 
     def submit(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Future[Answer]:
         """Starts a call."""
@@ -67,8 +70,20 @@ class RemoteControlNet:
         return answer
 
     async def _infer(self, inputs: list[InferInput]) -> Answer:
-        outputs = [InferRequestedOutput("RESIDUALS"), InferRequestedOutput("FAILURES")]
-        result = await self._connected().infer(self._model, inputs, outputs=outputs, client_timeout=self._timeout_s)
+        """Asks; asks again if the model's process had died and could be loaded again."""
+        try:
+            result = await self._ask(inputs)
+        except InferenceServerException as error:
+            if not is_dead(error.message() or "") or time.monotonic() - self._reloaded < RETRY_AFTER_S:
+                raise
+            async with self._reload:
+                if time.monotonic() - self._reloaded >= RETRY_AFTER_S:
+                    await self._connected().unload_model(self._model)
+                    try:
+                        await self._connected().load_model(self._model)
+                    finally:
+                        self._reloaded = time.monotonic()
+            result = await self._ask(inputs)
         response = result.get_response()
         described, raw = next(
             (each, raw)
@@ -78,6 +93,10 @@ class RemoteControlNet:
         residuals = torch.frombuffer(bytearray(raw), dtype=DTYPES[described.datatype]).reshape(*described.shape)
         failures = [text.decode("utf-8") for text in result.as_numpy("FAILURES").reshape(-1)]
         return Answer(residuals, row_failures(failures))
+
+    async def _ask(self, inputs: list[InferInput]) -> Any:
+        outputs = [InferRequestedOutput("RESIDUALS"), InferRequestedOutput("FAILURES")]
+        return await self._connected().infer(self._model, inputs, outputs=outputs, client_timeout=self._timeout_s)
 
     async def _send(self, key: str) -> None:
         image = _input("IMAGE", self._get_image(key)[None])

@@ -1,0 +1,90 @@
+"""A ControlNet service's network: rows of different pictures, modes and scales in one call, and rows that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.completed_request import ControlNetUse
+from swiftdiffusion.python_backends.controlnet_network import ControlNet
+from swiftdiffusion.python_backends.errors import ImageUnavailableError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+IMAGES = {letter * 64: seed for seed, letter in enumerate("abcd")}
+GONE = "e" * 64
+
+
+def image(key: str) -> np.ndarray:
+    """The picture of a key: noise."""
+    if key == GONE:
+        raise ImageUnavailableError("CONTROL_IMAGES: the picture has gone")
+    return np.random.default_rng(IMAGES[key]).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def use(letters: str, **fields: object) -> ControlNetUse:
+    """A use of the pictures of these letters."""
+    made = ControlNetUse("x", tuple(letter * 64 for letter in letters), 0.5, 0.0, 1.0, False)
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ControlNet]:
+    directory = tmp_path_factory.mktemp("networks")
+    checkpoint = Checkpoint(checkpoints.sdxl(directory / "sdxl"))
+    make = {"plain": checkpoints.controlnet, "union": checkpoints.controlnet_union}
+    paths: dict[str, Path] = {kind: made(checkpoint.path, directory / kind, 0) for kind, made in make.items()}
+    return lambda kind: ControlNet(paths[kind], checkpoint, torch.device("cpu"), torch.float32, image)
+
+
+def tensors(rows: int) -> dict[str, torch.Tensor]:
+    """Inputs of a call."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "LATENTS": torch.randn(rows, 4, 16, 16, generator=generator),
+        "TIMESTEPS": torch.full((rows, 1), 500.0),
+        "ENCODER_HIDDEN_STATES": torch.randn(rows, 77, 40, generator=generator),
+        "TEXT_EMBEDS": torch.randn(rows, 24, generator=generator),
+        "TIME_IDS": torch.full((rows, 6), 64.0),
+    }
+
+
+MIXED = {
+    "plain": [use("a"), use("b", scale=1.5), use("c", guess_mode=True), use("a")],
+    "union": [
+        use("a", control_modes=(1,)),
+        use("ab", control_modes=(0, 3)),
+        use("ab", control_modes=(0, 3), scale=0.9),
+        use("cd", control_modes=(0, 3), sole=False),
+        use("c", control_modes=(2,), guess_mode=True),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_rows_are_as_if_alone(network: Callable[[str], ControlNet], kind: str) -> None:
+    net, uses = network(kind), MIXED[kind]
+    given = tensors(len(uses))
+    together, failures = net(given, uses)
+    assert not failures
+    for row, each in enumerate(uses):
+        alone, _ = net({name: tensor[row : row + 1] for name, tensor in given.items()}, [each])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_a_row_whose_picture_has_gone_fails_alone(network: Callable[[str], ControlNet]) -> None:
+    net, given = network("plain"), tensors(3)
+    residuals, failures = net(given, [use("a"), use("e"), use("b")])
+    assert set(failures) == {1}
+    assert isinstance(failures[1], ImageUnavailableError)
+    assert not residuals[1].any()
+    expected, _ = net(given, [use("a"), use("a"), use("b")])
+    torch.testing.assert_close(residuals[::2], expected[::2], rtol=1e-4, atol=1e-5)
+    assert set(net(given, [use("e")] * 3)[1]) == {0, 1, 2}

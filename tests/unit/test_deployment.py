@@ -1,0 +1,175 @@
+"""Deployments as TOML files: several pipelines, what they share, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from typer.testing import CliRunner
+
+import checkpoints
+from swiftdiffusion.clients.cli import app
+from swiftdiffusion.export.controlnet_placement import DeploymentError
+from swiftdiffusion.export.deployment import Deployment
+
+TWO = """
+[pipelines.first]
+checkpoint = "first"
+unet_shards = 3
+unet_gpus = [0, 1]
+vae_gpu = 1
+
+[pipelines.second]
+checkpoint = "second"
+unet_shards = 1
+unet_gpus = [2]
+text_encoder_gpu = 0
+
+[pipelines.old]
+checkpoint = "old"
+
+[controlnets.edges]
+path = "edges"
+gpus = [3]
+
+[controlnets.pose]
+path = "pose"
+url = "grpc://10.0.0.2:8001"
+
+[controlnets.old_edges]
+path = "old_edges"
+processes = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two SDXL checkpoints that differ in their UNets, one of SD 1.5, and ControlNets for them."""
+    directory = tmp_path_factory.mktemp("files")
+    first, old = checkpoints.sdxl(directory / "first"), checkpoints.sd15(directory / "old")
+    checkpoints.sdxl(directory / "second", unet_seed=1)
+    for name in ("edges", "pose"):
+        checkpoints.controlnet(first, directory / name, 0)
+    checkpoints.controlnet(old, directory / "old_edges", 0)
+    return directory
+
+
+def export(*arguments: str | Path) -> tuple[int, str]:
+    """Exit code and output of the command, on one line."""
+    result = CliRunner().invoke(app, ["export", *map(str, arguments)])
+    return result.exit_code, " ".join(result.output.replace("│", " ").split())
+
+
+def configs(repository: Path) -> dict[str, model_config_pb2.ModelConfig]:
+    return {
+        file.parent.name: text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+        for file in repository.glob("*/config.pbtxt")
+    }
+
+
+@pytest.fixture(scope="module")
+def written(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, model_config_pb2.ModelConfig]:
+    (files / "deployment.toml").write_text(TWO)
+    repository = tmp_path_factory.mktemp("repositories") / "r"
+    code, output = export("--deployment", files / "deployment.toml", "--repository", repository)
+    assert code == 0, output
+    return configs(repository)
+
+
+def parameter(config: model_config_pb2.ModelConfig, name: str) -> str:
+    return str(config.parameters[name].string_value)
+
+
+def test_pipelines_have_models_of_their_own_and_share_the_rest(
+    written: dict[str, model_config_pb2.ModelConfig],
+) -> None:
+    own = {"preprocess", "lora_store", "denoiser", "denoiser_stream", "unet_shard0", "vae_decoder"}
+    models = {f"{pipeline}_{name}" for pipeline in ("first", "second", "old") for name in own}
+    models |= {f"first_unet_shard{index}" for index in (1, 2)} | {"old_unet_shard1"}
+    models |= {"first", "first_stream", "second", "second_stream", "old", "old_stream"}
+    models |= {"controlnet_edges", "controlnet_old_edges", "control_images", "cancel"}
+    models |= {"first_text_encoder", "old_text_encoder"}
+    assert set(written) == models
+    assert parameter(written["second_denoiser"], "text_encoder") == "first_text_encoder"
+    assert [step.model_name for step in written["second"].ensemble_scheduling.step][1] == "first_text_encoder"
+    assert parameter(written["second_denoiser"], "lora_store") == "second_lora_store"
+
+
+def test_everything_runs_where_it_was_put(written: dict[str, model_config_pb2.ModelConfig]) -> None:
+    groups = {name: config.instance_group[0] for name, config in written.items() if config.instance_group}
+    placed = {name: (list(group.gpus), group.count) for name, group in groups.items()}
+    assert [placed[f"first_unet_shard{index}"] for index in range(3)] == [([0], 1), ([1], 1), ([0], 1)]
+    assert placed["first_vae_decoder"] == ([1], 1)
+    assert placed["second_unet_shard0"] == placed["second_vae_decoder"] == ([2], 1)
+    assert placed["controlnet_edges"] == ([3], 1)
+    assert placed["controlnet_old_edges"] == ([], 2)
+    residuals = {name: written[name].output[0].data_type for name in ("controlnet_edges", "controlnet_old_edges")}
+    assert residuals["controlnet_edges"] == model_config_pb2.TYPE_FP16
+    assert residuals["controlnet_old_edges"] == model_config_pb2.TYPE_FP32
+
+
+def test_a_pipeline_knows_the_controlnets_that_fit_it(written: dict[str, model_config_pb2.ModelConfig]) -> None:
+    known = {name: parameter(written[f"{name}_preprocess"], "controlnets") for name in ("first", "second", "old")}
+    assert known["first"] == known["second"]
+    assert '"edges"' in known["first"]
+    assert '"pose"' in known["first"]
+    assert "old_edges" not in known["first"]
+    assert '"old_edges"' in known["old"]
+    assert '"edges"' not in known["old"]
+    assert parameter(written["first_unet_shard0"], "controlnet_urls") == '{"pose": "grpc://10.0.0.2:8001"}'
+    assert written["controlnet_edges"].max_batch_size == 2 * 8 * (3 + 1)
+
+
+def test_controlnets_alone_are_for_other_servers(files: Path, tmp_path: Path) -> None:
+    code, _ = export(
+        *("--checkpoint", files / "first", "--repository", tmp_path / "r", "--only-controlnets"),
+        *("--controlnet", f"edges={files / 'edges'}"),
+    )
+    assert code == 0
+    assert set(configs(tmp_path / "r")) == {"controlnet_edges", "control_images"}
+    code, said = export("--checkpoint", files / "first", "--repository", tmp_path / "q", "--only-controlnets")
+    assert (code, "--only-controlnets finds none" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--unet-shards", "1", "--unet-gpus", "0,1"), "names 2 GPUs for 1 UNet shards"),
+        (("--unet-gpus", "0,x"), "unet_gpus.1 is 'x'"),
+        (("--unet-gpus=-1",), "unet_gpus.0 is '-1'"),
+        (("--vae-gpu=-1",), "vae_gpu is -1"),
+        (("--unet-shards", "0"), "unet_shards is 0"),
+        (("--dtype", "float16"), "dtype is float16 on the CPU; wanted: float32, or unet_gpus"),
+        (("--dtype", "int8"), "dtype is 'int8'"),
+        (("--steps", "1000"), "the default of steps is 1000"),
+        (("--name", "a/b"), '"a/b" is no name'),
+        (("--deployment", "x.toml"), "wanted: --checkpoint with options, or --deployment FILE"),
+    ],
+)
+def test_impossible_options_are_refused(files: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    code, output = export("--checkpoint", files / "first", "--repository", tmp_path / "r", *options)
+    assert code == 2
+    assert said in output
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x =", "Invalid value"),
+        ("", "pipelines: Field required"),
+        ("[pipelines]", "pipelines"),
+        ('[pipelines.a]\ncheckpoint = "nowhere"', "nowhere"),
+        ('[pipelines.a]\ncheckpoint = "first"\nshards = 2', "pipelines.a.shards is 2"),
+        ('[pipelines.a]\ncheckpoint = "first"\nunet_gpus = [-1]', "pipelines.a.unet_gpus.0 is -1"),
+        ('[pipelines.a]\ncheckpoint = "first"\n[controlnets.b]\npath = "old_edges"', "does not fit"),
+        ('[pipelines.a]\ncheckpoint = "first"\n[controlnets.b]\npath = "edges"\ngpus=[0]\nprocesses=2', "one of gpus"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(files: Path, text: str, said: str) -> None:
+    file = files / "mistake.toml"
+    file.write_text(text)
+    with pytest.raises(DeploymentError, match=said.replace(".", r"\.")):
+        Deployment.read(file).resolve()
