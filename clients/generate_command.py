@@ -42,7 +42,7 @@ def generate(
     lora_patch_step: Annotated[
         int | None, typer.Option(min=0, help="Put the LoRAs on at exactly this step, as an earlier run reported.")
     ] = None,
-    control: Annotated[list[str] | None, typer.Option(metavar="NAME[:SCALE]=IMAGE", help="Repeatable.")] = None,
+    control: Annotated[list[str] | None, typer.Option(metavar="NAME[/MODE][:SCALE]=IMAGE", help="Repeatable.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     url: Annotated[
         str, typer.Option(envvar="SWIFTDIFFUSION_URL", help="grpc://HOST:PORT (shows progress) or http://HOST:PORT.")
@@ -189,8 +189,12 @@ def _parse_lora(text: str) -> Lora:
 def _parse_control(text: str) -> tuple[ControlNet, Path]:
     named, equals, image = text.partition("=")
     if not equals or not image:
-        raise typer.BadParameter(f"--control is {text!r}; wanted: NAME=IMAGE or NAME:SCALE=IMAGE")
-    return ControlNet(*_parse_named_scale(named, "--control")), Path(image)
+        raise typer.BadParameter(f"--control is {text!r}; wanted: NAME=IMAGE, NAME:SCALE=IMAGE or NAME/MODE=IMAGE")
+    name, scale = _parse_named_scale(named, "--control")
+    name, slash, mode = name.partition("/")
+    if slash and not mode.isdecimal():
+        raise typer.BadParameter(f"the control mode of --control {text} is {mode!r}; wanted: a number")
+    return ControlNet(name, scale, control_mode=int(mode) if slash else None), Path(image)
 
 
 def _save(out: Path, requests: Sequence[GenerationRequest], results: Sequence[GenerationResult]) -> None:

@@ -34,13 +34,26 @@ class Lora:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet of the server: scale, the part of the steps, 0 to 1, in which it steers, guess mode."""
+    """A ControlNet of the server; what is None is left to the server.
+
+    Attributes:
+        name: of the server's.
+        scale: its weight.
+        start: of the part of the steps in which it steers, 0 to 1.
+        end: of that part.
+        guess_mode: as in diffusers.
+        control_mode: of a ControlNetUnion: what its picture is; several for as many pictures.
+        stale: whether a step may take the residuals of the one before it, which hides a slow link and changes the
+            picture.
+    """
 
     name: str
     scale: float | None = None
     start: float | None = None
     end: float | None = None
     guess_mode: bool | None = None
+    control_mode: int | Sequence[int] | None = None
+    stale: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class GenerationRequest:
         lora_bound: steps that may run before the LoRAs are on; 0 waits for them.
         lora_patch_step: apply the LoRAs that have no `patch_step` of their own at exactly this step.
         controlnets: ControlNets, in the order of `control_images`.
-        control_images: one picture per ControlNet, all of the same size: PIL, uint8 array [H, W, 3] or a file.
+        control_images: one picture per ControlNet and control mode, all of the same size: PIL, uint8 array [H, W, 3] or a file.
         request_id: handle for `cancel`; the client makes one up otherwise.
         timeout_ms: give up on the server after this long.
     """

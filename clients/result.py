@@ -47,11 +47,12 @@ class LoraReport(_Report):
 
 
 class ControlNetReport(_Report):
-    """How often one ControlNet was called."""
+    """How often one ControlNet gave residuals, and how often those of the step before."""
 
     name: str
     scale: float | None = None
     calls: int | None = None
+    stale_calls: int | None = None
 
 
 class GenerationInfo(_Report):

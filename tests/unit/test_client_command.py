@@ -38,6 +38,7 @@ def test_the_client_commands_do_not_import_torch() -> None:
         (["x", "--size", "512"], "HEIGHTxWIDTH"),
         (["x", "--lora", "papercut:much"], "number"),
         (["x", "--control", "canny"], "NAME=IMAGE"),
+        (["x", "--control", "union/pose=x.png"], "control mode"),
     ],
 )
 def test_bad_arguments_are_explained(arguments: list[str], complaint: str) -> None:

@@ -60,10 +60,14 @@ def test_number_that_does_not_fit_is_refused_by_name() -> None:
 
 def test_adapters_are_json_without_unset_keys() -> None:
     sent = tensors(
-        loras=[Lora("papercut", 0.8), Lora("ink", patch_step=0)], controlnets=(ControlNet("canny", end=0.5),)
+        loras=[Lora("papercut", 0.8), Lora("ink", patch_step=0)],
+        controlnets=(ControlNet("canny", end=0.5), ControlNet("union", control_mode=(0, 3))),
     )
     assert json.loads(sent["LORAS"][0, 0]) == [{"name": "papercut", "scale": 0.8}, {"name": "ink", "patch_step": 0}]
-    assert json.loads(sent["CONTROLNETS"][0, 0]) == [{"name": "canny", "end": 0.5}]
+    assert json.loads(sent["CONTROLNETS"][0, 0]) == [
+        {"name": "canny", "end": 0.5},
+        {"name": "union", "control_mode": [0, 3]},
+    ]
 
 
 def test_control_images_from_pil_arrays_and_files(tmp_path) -> None:

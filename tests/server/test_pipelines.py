@@ -1,0 +1,92 @@
+"""One repository with two pipelines that share ControlNets and text encoders, one of them on three shards."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc as grpc
+from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLControlNetPipeline
+from PIL import Image
+
+from controls import Use, request
+from wire import PROMPT
+
+if TYPE_CHECKING:
+    from conftest import Neighbour
+
+TOLERANCE = 0.5
+"""Mean absolute difference of pixels, in units of 1/255."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One of the server's, as `controls.request` takes a server."""
+
+    grpc_url: str
+    model: str
+    checkpoint: Path
+
+    def expected(self, canny: Path, use: Use | None, seed: int) -> np.ndarray:
+        """diffusers' picture."""
+        pipeline: Any = DiffusionPipeline.from_pretrained(self.checkpoint, dtype=torch.float32)
+        control = {}
+        if use is not None:
+            network = ControlNetModel.from_pretrained(canny)
+            pipeline = StableDiffusionXLControlNetPipeline.from_pipe(pipeline, controlnet=network)
+            control = {"image": Image.fromarray(use.images[0]), "controlnet_conditioning_scale": use.scale}
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        options = {"num_inference_steps": 5, "guidance_scale": 5.0, "height": 64, "width": 64}
+        return np.asarray(pipeline(PROMPT, generator=generator, **options, **control).images[0])
+
+
+@pytest.fixture(scope="module")
+def pipelines(neighbour: Neighbour) -> dict[str, Pipeline]:
+    paths = {"wide": neighbour.wide, "other": neighbour.other}
+    return {name: Pipeline(neighbour.grpc_url, name, path) for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("name", ["wide", "other"])
+@pytest.mark.parametrize("use", [None, Use("canny", 0.8)], ids=["bare", "controlled"])
+def test_each_draws_what_diffusers_draws(
+    neighbour: Neighbour, pipelines: dict[str, Pipeline], name: str, use: Use | None
+) -> None:
+    picture = request(pipelines[name], *([use] if use else []), STEPS=5)
+    assert picture.distance(pipelines[name].expected(neighbour.canny, use, 7)) <= TOLERANCE
+
+
+def test_text_encoders_and_controlnets_are_there_once(neighbour: Neighbour) -> None:
+    with grpc.InferenceServerClient(neighbour.grpc_url.split("://")[-1]) as client:
+        models = {model.name for model in client.get_model_repository_index().models}
+    assert "wide_text_encoder" in models
+    assert "other_text_encoder" not in models
+    assert [name for name in models if "controlnet" in name] == ["controlnet_canny"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_three_shards_share_the_work_and_change_nothing(pipelines: dict[str, Pipeline], count: int) -> None:
+    """One request on two shards, five on three: the pictures are those that each has alone."""
+    wide = pipelines["wide"]
+    alone = [request(wide, SEED=seed, STEPS=20) for seed in range(count)]
+    with ThreadPoolExecutor(count) as threads:
+        together = list(threads.map(lambda seed: request(wide, SEED=seed, STEPS=20), range(count)))
+    for solo, shared in zip(alone, together, strict=True):
+        assert shared.distance(solo) <= TOLERANCE
+        assert len(solo.info["shards"]) >= 2
+    assert len({shard for picture in together for shard in picture.info["shards"]}) >= min(3, 2 * count)
+
+
+def test_requests_of_both_share_the_controlnet(neighbour: Neighbour, pipelines: dict[str, Pipeline]) -> None:
+    use = Use("canny", 0.8)
+    names = ["wide", "other", "wide", "other"]
+    with ThreadPoolExecutor(len(names)) as threads:
+        jobs = [threads.submit(request, pipelines[name], use, SEED=seed) for seed, name in enumerate(names)]
+        pictures = [job.result() for job in jobs]
+    for seed, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        assert picture.distance(pipelines[name].expected(neighbour.canny, use, seed)) <= TOLERANCE
