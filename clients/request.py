@@ -82,7 +82,8 @@ class GenerationRequest:
         lora_bound: steps that may run before the LoRAs are on; 0 waits for them.
         lora_patch_step: apply the LoRAs that have no `patch_step` of their own at exactly this step.
         controlnets: ControlNets, in the order of `control_images`.
-        control_images: one picture per ControlNet and control mode, all of the same size: PIL, uint8 array [H, W, 3] or a file.
+        control_images: one picture per ControlNet and control mode, all of the same size: PIL, uint8 array [H, W, 3] or
+            a file.
         request_id: handle for `cancel`; the client makes one up otherwise.
         timeout_ms: give up on the server after this long.
     """
