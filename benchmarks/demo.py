@@ -1,4 +1,4 @@
-"""`make demo`: a real server on the committed repository, pictures with and without LoRAs, their latencies."""
+"""`make demo`: a real server on the committed repository, pictures with LoRAs and ControlNets, their latencies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from demo_controls import COLUMNS as CONTROL_COLUMNS
+from demo_controls import ControlledPictures
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -27,8 +29,8 @@ from swiftdiffusion.export.demo.prompts import Prompt, held_out_prompts
 from swiftdiffusion.python_backends.server import TritonServer
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE, STYLED_SIDE = 256, 168
-"""Pixels of a picture in the sheet's two parts: rows of four and rows of six are equally wide."""
+SIDE, STYLED_SIDE, STEERED_SIDE = 256, 168, 124
+"""Pixels of a picture in the sheet's parts: rows of four, six and eight are about equally wide."""
 FILL, PALETTE = "hatched", "night"
 """The two LoRAs that are used together: one changes how items are filled, the other the colours."""
 
@@ -75,15 +77,17 @@ def main(
     out: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("out/demo.png"),
     count: Annotated[int, typer.Option(min=4, help="Pictures in the sheet's first part.")] = 16,
     styled: Annotated[int, typer.Option(min=2, help="Prompts in its second part, with and without LoRAs.")] = 6,
+    steered: Annotated[int, typer.Option(min=1, help="Prompts in its third part, with ControlNets.")] = 4,
 ) -> None:
     """Serve the demo family, draw prompts that it was not trained on, print what came out and how long it took."""
     console = Console()
-    prompts = held_out_prompts(max(count, styled))
+    prompts = held_out_prompts(max(count, styled, steered))
     console.print("starting the server …")
     with TritonServer(ROOT / "model_repository") as server:
         latencies: dict[str, list[float]] = {}
         plain = _draw_plain(server, [COLUMNS[0].request(prompt) for prompt in prompts[:count]], latencies)
         grid = _draw_styled(server, prompts[:styled], latencies)
+        controlled = ControlledPictures(server.grpc_url, prompts[:steered], latencies)
     sheets = [
         contact_sheet(
             [(_resized(picture, SIDE), prompt.text) for picture, prompt in zip(plain, prompts, strict=False)], columns=4
@@ -96,12 +100,14 @@ def main(
             ],
             columns=len(COLUMNS),
         ),
+        contact_sheet(controlled.cells(STEERED_SIDE), columns=CONTROL_COLUMNS),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     _stacked(sheets).save(out)
 
     console.print(_latency_table(latencies))
     console.print(_style_table(grid, prompts[:styled]))
+    console.print(controlled.table())
     first = (pictures[0].info.loras for pictures in grid)
     for report in (report for reports in first for report in reports):
         console.print(f"first picture with {describe_lora(report)}", style="dim", highlight=False)
