@@ -134,7 +134,8 @@ class AsyncClient:
                     self._model = name
                     break
             else:
-                raise ModelNotFound(f"the server at {self.url} has none of {', '.join(ENTRY_MODELS)} ready")
+                known = " and ".join(ENTRY_MODELS)
+                raise ModelNotFound(f"the server at {self.url} has none of {known} ready; if it has others, name one")
         return self._model
 
     async def can_stream(self) -> bool:

@@ -49,7 +49,7 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
     """All checks, in the order in which a start would meet their subjects.
 
     Args:
-        repository: model repository whose checkpoints are looked for; None leaves them out.
+        repository: model repository whose weights are looked for; None leaves them out.
     """
     yield _python()
     yield from _server()
@@ -57,9 +57,9 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
     yield _shared_memory()
     yield from _packages()
     if repository is not None:
-        for checkpoint in check_weights(repository):
-            status = Status.OK if checkpoint.problem is None else Status.MISSING
-            yield Check(f"checkpoint of {checkpoint.models}", status, checkpoint.found, checkpoint.problem or "")
+        for weights in check_weights(repository):
+            status = Status.OK if weights.problem is None else Status.MISSING
+            yield Check(f"weights of {weights.models}", status, weights.found, weights.problem or "")
     yield from _ports()
 
 

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+REFERENCES = ("checkpoint", "controlnet")
+"""Parameters of models that are paths of weights."""
+
 _POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
-class CheckpointState:
-    """One checkpoint of a repository.
+class WeightsState:
+    """A checkpoint or ControlNet of a repository.
 
     Attributes:
         models: who refers to it.
@@ -23,40 +26,39 @@ class CheckpointState:
     problem: str | None
 
 
-def check_weights(repository: Path) -> Iterator[CheckpointState]:
-    """The checkpoints named by the parameter `checkpoint` of the models' configurations."""
+def check_weights(repository: Path) -> Iterator[WeightsState]:
+    """The checkpoints and ControlNets that the models' configurations name in their parameters."""
     if not repository.is_dir():
-        yield CheckpointState("the repository", str(repository), "no such directory: `swiftdiffusion export` makes one")
+        yield WeightsState("the repository", str(repository), "no such directory: `swiftdiffusion export` makes one")
         return
     users: dict[Path, list[str]] = defaultdict(list)
     for config_file in sorted(repository.glob("*/config.pbtxt")):
-        reference = _reference(config_file)
-        if reference is not None:
+        for reference in _references(config_file):
             users[(repository / reference).resolve()].append(config_file.parent.name)
     for path, models in users.items():
         yield _state(path, ", ".join(models))
 
 
-def _reference(config_file: Path) -> str | None:
+def _references(config_file: Path) -> list[str]:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     config = model_config_pb2.ModelConfig()
     text_format.Parse(config_file.read_text(), config)
-    return config.parameters["checkpoint"].string_value if "checkpoint" in config.parameters else None
+    return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]
 
 
-def _state(path: Path, models: str) -> CheckpointState:
-    if not path.is_dir():
-        return CheckpointState(models, str(path), "no such directory: get the checkpoint or export with another one")
-    weights = list(path.rglob("*.safetensors"))
+def _state(path: Path, models: str) -> WeightsState:
+    if not path.exists():
+        return WeightsState(models, str(path), "not there: get the weights or export with others")
+    weights = [path] if path.is_file() else list(path.rglob("*.safetensors"))
     if not weights:
-        return CheckpointState(models, str(path), "it holds no .safetensors file: get the complete checkpoint")
+        return WeightsState(models, str(path), "it holds no .safetensors file: get the complete weights")
     pointers = [weight for weight in weights if _is_pointer(weight)]
     if pointers:
-        return CheckpointState(models, str(path), f"{pointers[0].name} is a git-lfs pointer: run `git lfs pull`")
+        return WeightsState(models, str(path), f"{pointers[0].name} is a git-lfs pointer: run `git lfs pull`")
     mebibytes = sum(weight.stat().st_size for weight in weights) / (1 << 20)
-    return CheckpointState(models, f"{path}, {mebibytes:.0f} MiB", None)
+    return WeightsState(models, f"{path}, {mebibytes:.0f} MiB", None)
 
 
 def _is_pointer(weight: Path) -> bool:

@@ -208,11 +208,11 @@ def test_on_another_server(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ..
 def test_stale_residuals_are_those_of_the_step_before(tiny: TinyServer, oracle: Oracle, name: str) -> None:
     """Of two steps, the second takes what the first had; a window of one step has nothing to take."""
     fresh, stale = (request(tiny, Use(name, 0.5, stale=stale), STEPS=8) for stale in (False, True))
-    assert stale.distance(fresh) > 0
+    assert stale.distance(fresh) > 0.01
     assert stale.info["controlnets"][0]["stale_calls"] == 2 * 7
     assert "stale_calls" not in fresh.info["controlnets"][0]
     once = [request(tiny, Use(name, end=0.125, stale=stale), STEPS=8) for stale in (False, True)]
-    assert once[0].distance(once[1]) == 0
+    assert once[0].distance(once[1]) < 0.01
 
 
 def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
@@ -239,15 +239,16 @@ def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
 
 def transferred(server: TinyServer) -> dict[tuple[str, str], float]:
     """(model, direction) → bytes."""
-    text = urllib.request.urlopen(f"{server.metrics_url}/metrics").read().decode()
-    pattern = r'^swiftdiffusion_transferred_bytes_total\{direction="(\w+)",model="(\w+)"\} (\S+)$'
-    return {(model, way): float(value) for way, model, value in re.findall(pattern, text, re.MULTILINE)}
+    text = urllib.request.urlopen(server.metrics_url).read().decode()
+    lines = re.findall(r"^swiftdiffusion_transferred_bytes_total\{(.*)\} (\S+)$", text, re.MULTILINE)
+    labelled = [(dict(re.findall(r'(\w+)="(\w+)"', labels)), float(value)) for labels, value in lines]
+    return {(labels["model"], labels["direction"]): value for labels, value in labelled}
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"CONTROLNETS": '[{"name": "canny"}]'}, 'CONTROLNETS names "canny"; allowed: .*depth, edges, pose'),
+        ({"CONTROLNETS": '[{"name": "scribble"}]'}, 'CONTROLNETS names "scribble"; allowed: .*depth, edges, pose'),
         ({"CONTROLNETS": '[{"name": "edges"}]'}, "CONTROL_IMAGES holds 0 pictures; allowed: one per entry"),
         ({"CONTROLNETS": '[{"name": "edges", "start": 0.5, "end": 0.5}]'}, "allowed: start below end"),
         ({"CONTROLNETS": '[{"name": "edges", "scale": -1}]'}, r"CONTROLNETS\[0\].scale is -1"),

@@ -29,6 +29,7 @@ class Pipeline:
     """One of the server's, as `controls.request` takes a server."""
 
     grpc_url: str
+    http_url: str
     model: str
     checkpoint: Path
 
@@ -49,7 +50,8 @@ class Pipeline:
 @pytest.fixture(scope="module")
 def pipelines(neighbour: Neighbour) -> dict[str, Pipeline]:
     paths = {"wide": neighbour.wide, "other": neighbour.other}
-    return {name: Pipeline(neighbour.grpc_url, name, path) for name, path in paths.items()}
+    running = neighbour.running
+    return {name: Pipeline(running.grpc_url, running.http_url, name, path) for name, path in paths.items()}
 
 
 @pytest.mark.parametrize("name", ["wide", "other"])

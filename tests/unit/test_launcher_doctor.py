@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.python_backends.server.doctor import Status, run_checks
 from swiftdiffusion.python_backends.server.python_stub import STUB
-from swiftdiffusion.python_backends.server.repository_weights import CheckpointState, check_weights
+from swiftdiffusion.python_backends.server.repository_weights import WeightsState, check_weights
 
 CONFIG = 'name: "{name}"\nbackend: "python"\nparameters {{ key: "checkpoint" value {{ string_value: "{path}" }} }}\n'
 
@@ -23,14 +23,14 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def state(repository: Path) -> CheckpointState:
+def state(repository: Path) -> WeightsState:
     (found,) = check_weights(repository)  # absolute and relative paths lead to the same one
     assert found.models == "unet_shard0, vae_decoder"
     return found
 
 
 def test_checkpoint_that_is_not_there(repository: Path) -> None:
-    assert "no such directory" in (state(repository).problem or "")
+    assert "not there" in (state(repository).problem or "")
 
 
 def test_checkpoint_without_weights(repository: Path) -> None:
@@ -55,7 +55,7 @@ def test_complete_checkpoint(repository: Path) -> None:
 def test_this_machine_can_serve(repository: Path) -> None:
     checks = {check.subject: check for check in run_checks(None)}
     assert {"Python", "tritonserver", "Python backend stub", "/dev/shm", "numpy", "torch", "GPU"} <= set(checks)
-    assert not any(subject.startswith("checkpoint") for subject in checks)
+    assert not any(subject.startswith("weights") for subject in checks)
     assert [check for check in checks.values() if check.status is Status.MISSING] == []
     assert all(check.advice for check in checks.values() if check.status is not Status.OK)
 
