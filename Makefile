@@ -42,7 +42,8 @@ perf: setup  ## perf_analyzer against a server that runs (make serve)
 	$(BIN)/swiftdiffusion perf $(ARGS)
 
 repository: setup  ## write model_repository/ anew
-	$(BIN)/swiftdiffusion export --checkpoint export/demo/weights --repository model_repository --steps 20 --guidance-scale 2 --loras export/demo/loras
+	$(BIN)/swiftdiffusion export --checkpoint export/demo/weights --repository model_repository --steps 20 --guidance-scale 2 --loras export/demo/loras \
+	  --controlnet edges=export/demo/controlnets/edges --controlnet layout=export/demo/controlnets/layout
 
 clean:
 	rm -rf .venv .perf out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,6 +90,7 @@ unet_shards = 3
 [pipelines.other]
 checkpoint = "other"
 unet_shards = 1
+controlnet_timeout = 5.0
 
 [controlnets.canny]
 path = "canny"

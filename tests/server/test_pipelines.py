@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +16,10 @@ import torch
 import tritonclient.grpc as grpc
 from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLControlNetPipeline
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from controls import Use, request
-from wire import PROMPT
+from wire import PROMPT, stub_of
 
 if TYPE_CHECKING:
     from conftest import Neighbour
@@ -94,3 +98,29 @@ def test_requests_of_both_share_the_controlnet(neighbour: Neighbour, pipelines: 
         pictures = [job.result() for job in jobs]
     for seed, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         assert picture.distance(pipelines[name].expected(neighbour.canny, use, seed)) <= TOLERANCE
+
+
+def test_one_that_is_slow_ends_its_requests_only(neighbour: Neighbour, pipelines: dict[str, Pipeline]) -> None:
+    """Its process is stopped: Triton finds it dead, and loading it again takes longer than the pipeline waits."""
+    other, use = pipelines["other"], Use("canny", 0.8)
+    expected = request(other, STEPS=100)
+    stopped = stub_of(neighbour, "controlnet_canny")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            running = [threads.submit(request, other, *uses, STEPS=100) for uses in ((), (use,))]
+            with pytest.raises(
+                InferenceServerException, match='CONTROLNETS names "canny", which does not answer in time'
+            ):
+                running[1].result()
+            assert running[0].result().distance(expected) <= TOLERANCE
+    finally:
+        os.kill(stopped, signal.SIGKILL)
+    for _ in range(60):
+        try:
+            assert request(other, use).distance(other.expected(neighbour.canny, use, 7)) <= TOLERANCE
+            break
+        except InferenceServerException:
+            time.sleep(1.0)
+    else:
+        pytest.fail("it did not come back")
