@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
+from .dead_models import RETRY_AFTER_S, is_dead
 from .errors import ModelDownError, ModelFailedError
 from .reloadable import reloading
 from .runtime import runtime_directory
 from .settings import text_tensor
-from .signs import RETRY_AFTER_S, is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

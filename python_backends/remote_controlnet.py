@@ -1,4 +1,4 @@
-"""ControlNets of another Triton server, called over gRPC with the contract that they have on this one."""
+"""A ControlNet of another Triton server, called over gRPC with the contract that it would have on this one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tritonclient.utils import InferenceServerException
 
 from .completed_request import use_to_json
 from .controlnet_answers import Answer
+from .dead_models import RETRY_AFTER_S, is_dead
 from .errors import ControlNetUnavailableError, ImageUnavailableError, row_failures
-from .signs import RETRY_AFTER_S, is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

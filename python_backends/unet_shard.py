@@ -13,8 +13,8 @@ from .backend import ComputeSettings, joined_inputs, output_tensor
 from .completed_request import ControlNetUse, uses_from_json
 from .control_images import ControlImages
 from .controlnet_calls import ControlNetCalls, Endpoint
-from .controlnet_endpoints import LocalControlNet
 from .errors import RequestError, row_reports
+from .local_controlnet import LocalControlNet
 from .lora.host_directory import host_cache_directory
 from .lora.lora_set import LoraSet, set_from_json
 from .lora.resident import ResidentLoras

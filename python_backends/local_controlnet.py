@@ -1,4 +1,4 @@
-"""ControlNets of this server, called over BLS."""
+"""A ControlNet of this server, called over BLS."""
 
 from __future__ import annotations
 
