@@ -29,7 +29,7 @@ from swiftdiffusion.export.demo.prompts import Prompt, held_out_prompts
 from swiftdiffusion.python_backends.server import TritonServer
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE, STYLED_SIDE, STEERED_SIDE = 256, 168, 124
+SIDE, STYLED_SIDE, STEERED_SIDE = 256, 168, 128
 """Pixels of a picture in the sheet's parts: rows of four, six and eight are about equally wide."""
 FILL, PALETTE = "hatched", "night"
 """The two LoRAs that are used together: one changes how items are filled, the other the colours."""

@@ -1,0 +1,3 @@
+from swiftdiffusion.python_backends.controlnet import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
