@@ -107,8 +107,6 @@ def export(
             else Deployment.read(deployment)
         )
         pipelines = asked.resolve()
-        if only_controlnets and not asked.controlnets:
-            raise DeploymentError("--only-controlnets finds none; wanted: --controlnet NAME=PATH")
         models = write_pipelines(pipelines, repository, only_controlnets)
     except (DeploymentError, RepositoryError) as error:
         typer.secho(str(error), fg="red", err=True)

@@ -27,7 +27,7 @@ class Pipeline(Table):
     text_encoder_gpu: Gpu | None = None
     vae_gpu: Gpu | None = None
     threads: int = Field(default=1, ge=1)
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     max_batch_size: int = Field(default=8, ge=1, le=64)
     steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0)
@@ -45,8 +45,6 @@ class Pipeline(Table):
                 f"unet_gpus names {len(self.unet_gpus)} GPUs for {self.unet_shards} UNet shards; wanted: at most one "
                 "GPU per shard"
             )
-        if self.dtype in ("float16", "bfloat16") and not self.unet_gpus:
-            raise ValueError(f"dtype is {self.dtype} on the CPU; wanted: float32, or unet_gpus")
         return self
 
 
@@ -63,6 +61,13 @@ class Deployment(Table):
             if not NAME.fullmatch(name):
                 raise ValueError(f'"{name}" is no name; wanted: letters, digits, - and _, at most 64')
         return tables
+
+    @model_validator(mode="after")
+    def _one_cache(self) -> Deployment:
+        for key in ("lora_host_mib", "lora_disk_mib"):
+            if len({getattr(each, key) for each in self.pipelines.values()}) > 1:
+                raise ValueError(f"{key} differs between pipelines; wanted: one value, since they share the cache")
+        return self
 
     @classmethod
     def from_options(cls, name: str | None, pipeline: dict[str, Any], controlnets: Sequence[str]) -> Deployment:
@@ -88,7 +93,7 @@ class Deployment(Table):
                 pipelines={name or Checkpoint(table.checkpoint.resolve()).family: table}, controlnets=dict(placed)
             )
         except ValidationError as error:
-            raise DeploymentError(f"--{first_mistake(error)}") from None
+            raise DeploymentError(f"--{first_mistake(error).replace('_', '-')}") from None
         except CheckpointError as error:
             raise DeploymentError(str(error)) from None
 
@@ -154,7 +159,7 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         unet_shards=pipeline.unet_shards,
         unet_gpus=pipeline.unet_gpus,
         threads=pipeline.threads,
-        dtype=_given(pipeline.dtype, "float16" if pipeline.unet_gpus else "float32"),
+        dtype=pipeline.dtype,
         max_batch_size=pipeline.max_batch_size,
         steps=_given(pipeline.steps, steps),
         guidance_scale=_given(pipeline.guidance_scale, guidance_scale),

@@ -54,8 +54,8 @@ def controlnet_models(pipelines: Mapping[str, ServedPipeline], reference: Callab
 
 def _controlnet(network: ServedControlNet, users: list[PipelineModels], reference: Callable[[Path], str]) -> Model:
     """Rows of all shards, requests and pipelines, batched by Triton; an instance per GPU or process."""
-    first, on_gpu = users[0], bool(network.gpus)
-    dtype = first.options.dtype_on(network.gpus[0]) if on_gpu else "float32"
+    first = users[0]
+    dtype = first.options.dtype_on(network.gpus[0] if network.gpus else None)
     config = python_model(
         f"controlnet_{network.name}",
         [tensor for tensor in first.unet_inputs if tensor[0] != "TIMESTEP_COND"] + [("CONTROL", "STRING", (1,))],

@@ -55,6 +55,12 @@ def write_pipelines(
     _check_replaceable(repository)
     write = controlnet_models if only_controlnets else repository_models
     models = write(pipelines, lambda path: _reference(path.resolve(), repository))
+    names = [model.config.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RepositoryError(f"two models would be called {twice[0]}; wanted: another name for the pipeline")
+    if not models:
+        raise RepositoryError("no ControlNet of these runs on this server; wanted: one without a URL")
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as directory:
@@ -64,7 +70,7 @@ def write_pipelines(
             _replace_models(repository, written)
     except OSError as error:
         raise RepositoryError(f"{repository} cannot be written: {error}") from error
-    return [model.config.name for model in models]
+    return names
 
 
 def _reference(path: Path, repository: Path) -> str:

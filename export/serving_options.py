@@ -44,7 +44,7 @@ class ServingOptions:
         unet_shards: Number of UNet shards.
         unet_gpus: GPU of each shard, cyclically. Empty: on the CPU.
         threads: OpenMP threads of each CPU backend.
-        dtype: `float32`, `float16` or `bfloat16`; what runs on the CPU beside GPUs is float32.
+        dtype: What GPUs compute in: `float32`, `float16` or `bfloat16`. On the CPU it is float32.
         max_batch_size: Requests in one denoiser's running batch.
         steps: Default steps.
         guidance_scale: Default guidance.
@@ -82,7 +82,7 @@ class ServingOptions:
 
     def dtype_on(self, gpu: int | None) -> str:
         """What a model computes in."""
-        return self.dtype if gpu is not None or not self.unet_gpus else "float32"
+        return "float32" if gpu is None else self.dtype
 
     def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
         """Defaults and limits of requests.

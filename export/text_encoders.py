@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from sys import stderr
 from typing import TYPE_CHECKING
+
+from rich.progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,12 +14,12 @@ if TYPE_CHECKING:
     from ..python_backends.checkpoint import Checkpoint
     from .serving_options import ServedPipeline
 
-PARTS = ("tokenizer*/*", "text_encoder*/*", "model_index.json")
-"""All that the model's answers depend on, `force_zeros_for_empty_prompt` in the last."""
+PARTS = ("tokenizer*/*", "text_encoder*/*")
+"""Files that the model's answers depend on."""
 
 
 def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapping[str, str]) -> dict[str, str]:
-    """The text encoder's model of every pipeline: that of the first one with the same files on the same device.
+    """The text encoder's model of every pipeline: that of the first one with the same files, run in the same way.
 
     Args:
         pipelines: By name.
@@ -35,10 +38,10 @@ def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapp
 
 
 def _content(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    for pattern in PARTS:
-        for file in sorted(checkpoint.path.glob(pattern)):
-            with file.open("rb") as opened:
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
-            digest.update(f"{file.relative_to(checkpoint.path).as_posix()} {content}\n".encode())
+    digest = hashlib.sha256(f"{checkpoint.family} {checkpoint.force_zeros_for_empty_prompt}\n".encode())
+    files = [file for pattern in PARTS for file in sorted(checkpoint.path.glob(pattern))]
+    for file in track(files, f"text encoders of {checkpoint.path.name}", transient=True, disable=not stderr.isatty()):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(checkpoint.path).as_posix()} {content}\n".encode())
     return digest.hexdigest()

@@ -42,16 +42,25 @@ class StepHistory:
     """Where a step's residuals are kept for the next one.
 
     Attributes:
-        key: Of the run, the half of its guidance and the ControlNet's position.
+        run: Of the request.
+        half: Of its guidance.
+        position: Of the ControlNet in the request.
         step: The step.
         is_last: Whether no further step wants them.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
-    key: str
+    run: str
+    half: int
+    position: int
     step: int
     is_last: bool
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """The same in every step."""
+        return self.run, self.half, self.position
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,15 @@ class ControlNetUse:
         return self.sole and len(self.control_modes) > 1
 
     def is_active(self, step: int, steps: int) -> bool:
-        """Whether it contributes to a step of so many, by the rule of diffusers' `controlnet_keep`."""
-        return self.scale != 0 and not (step / steps < self.start or (step + 1) / steps > self.end)
+        """Whether it contributes to a step of so many, by the rule of diffusers' `controlnet_keep`.
+
+        A union that scales its pictures contributes to every step: without pictures it has residuals still.
+        """
+        return self.scales_pictures or self.scale_at(step, steps) != 0
+
+    def scale_at(self, step: int, steps: int) -> float:
+        """Its scale in a step of so many: 0 outside its window."""
+        return 0.0 if step / steps < self.start or (step + 1) / steps > self.end else self.scale
 
 
 @dataclass(frozen=True)

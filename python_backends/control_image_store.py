@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 from .control_images import ControlImages
 from .controlnet_fields import MAX_CONTROL_SIDE
 from .errors import InvalidRequestError, RequestError
-from .settings import ModelSettings, error_response, input_arrays, text_tensor
+from .settings import error_response, input_arrays, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,6 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the pictures of this server."""
-        ModelSettings.from_triton(args)
         self._images = ControlImages()
 
     def execute(self, requests: list[Any]) -> list[Any]:

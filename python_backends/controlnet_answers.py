@@ -41,14 +41,17 @@ class Wanted:
         rows: Of the answer.
         places: Where each belongs.
         answer: Once it has come.
+        is_new: Whether no earlier step had it.
     """
 
     name: str
     rows: Sequence[int]
     places: Sequence[Place]
     answer: Future[Answer]
+    is_new: bool = True
 
 
-def late(name: str) -> ControlNetUnavailableError:
-    """The error of those who wait for it."""
-    return ControlNetUnavailableError(f'CONTROLNETS names "{name}", which does not answer in time')
+def late(name: str, server: str | None = None) -> ControlNetUnavailableError:
+    """The error of those who wait for it; `server` is the other one that it is on."""
+    place = "" if server is None else f" on {server}"
+    return ControlNetUnavailableError(f'CONTROLNETS names "{name}"{place}, which does not answer in time')

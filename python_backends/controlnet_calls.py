@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
     from .completed_request import ControlNetUse
+    from .errors import RequestError
+
+GRACE_S = 0.5
+"""Endpoints give up first: they can say where they asked."""
 
 TENSORS = ("LATENTS", "TIMESTEPS", "ENCODER_HIDDEN_STATES", "TEXT_EMBEDS", "TIME_IDS")
 """Of a UNet's inputs, those that ControlNets take too."""
@@ -37,18 +41,19 @@ class PendingResiduals:
         sent: ControlNet → bytes of the tensors that went to it.
     """
 
-    def __init__(self, rows: int, until: float) -> None:
+    def __init__(self, rows: int, until: float, explain: Callable[[Exception, str], RequestError]) -> None:
         """Filled by `ControlNetCalls.start`.
 
         Args:
             rows: Of the shard's call.
             until: When the step gives up, in seconds of the monotonic clock.
+            explain: Of `ControlNetCalls`.
         """
         self.stale: list[list[int]] = [[] for _ in range(rows)]
         self.sent: dict[str, int] = {}
         self.wanted: list[Wanted] = []
         self.started: list[Future[Answer]] = []
-        self._rows, self._until = rows, until
+        self._rows, self._until, self._explain = rows, until, explain
 
     def __enter__(self) -> PendingResiduals:
         return self
@@ -57,9 +62,9 @@ class PendingResiduals:
         for future in self.started:
             future.cancel()  # what has not started yet: its tensors are valid only until now
 
-    def wait(self) -> Residuals:
-        """The sum, once all calls have ended or are late."""
-        return collect(self.wanted, self._rows, self._until)
+    def wait(self, size: int) -> Residuals:
+        """The sum, once all calls have ended or are late; `size` is that of a row."""
+        return collect(self.wanted, (self._rows, size), self._until, self._explain)
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,17 @@ class _Kind:
 class ControlNetCalls:
     """Calls ControlNets wherever they are."""
 
-    def __init__(self, endpoint: Callable[[str], Endpoint], timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: Callable[[str], Endpoint], timeout_s: float, explain: Callable[[Exception, str], RequestError]
+    ) -> None:
         """Calls nothing yet.
 
         Args:
             endpoint: Of a name.
             timeout_s: Longest time that a step waits, in seconds.
+            explain: What a client is told of an exception that nobody foresaw; the second argument says where.
         """
-        self._endpoint, self._timeout_s = endpoint, timeout_s
+        self._endpoint, self._timeout_s, self._explain = endpoint, timeout_s, explain
         self._endpoints: dict[str, Endpoint] = {}
         self._previous = StaleResiduals(timeout_s)
 
@@ -102,14 +110,16 @@ class ControlNetCalls:
             tensors: Of the UNet's call; LATENTS [B, C, h, w] and the others, a row each.
             controls: The active ControlNets of every row.
         """
-        pending = PendingResiduals(len(controls), time.monotonic() + self._timeout_s)
+        self._previous.drop_old()
+        pending = PendingResiduals(len(controls), time.monotonic() + self._timeout_s + GRACE_S, self._explain)
         calls: dict[_Kind, list[Place]] = {}
         for row, uses in enumerate(controls):
             names = [use.name for use in uses]
             for position, use in enumerate(uses):
                 previous = self._previous.take(use.history)
                 if previous is not None:
-                    pending.wanted.append(Wanted(use.name, [previous.row], [(row, position)], previous.answer))
+                    place = [(row, position)]
+                    pending.wanted.append(Wanted(use.name, [previous.row], place, previous.answer, previous.is_new))
                     pending.stale[row].append(position)
                 kept = use.history is not None and not use.history.is_last
                 if previous is None or kept:
@@ -124,7 +134,7 @@ class ControlNetCalls:
             if kind.awaited:
                 pending.wanted.append(Wanted(kind.name, range(len(rows)), places, future))
             if kind.kept:
-                self._previous.keep([use.history for use in uses], future)
+                self._previous.keep([use.history for use in uses], future, is_new=not kind.awaited)
             else:
                 pending.started.append(future)
         return pending

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from .controlnet_modules import PositionalControlNet, factors
 from .controlnet_weights import load_controlnet
-from .errors import RequestError
+from .errors import InvalidRequestError, RequestError
 from .unet import WARM_UP_ROWS, arguments, example, trace
 from .unet_halves import pack
 
@@ -90,6 +90,7 @@ class ControlNet:
         kinds: dict[tuple[tuple[int, ...], float | None], list[int]] = {}
         for row, control in enumerate(controls):
             try:
+                self._check(control)
                 pictures[row] = [self._embedding(key) for key in control.images]
             except RequestError as error:
                 failures[row] = error
@@ -103,6 +104,14 @@ class ControlNet:
             residuals = self._residuals(taken, embedded, modes, scale)
             answers.append((rows, self._scaled(residuals, [controls[row] for row in rows])))
         return _in_order(answers, len(controls)), failures
+
+    def _check(self, control: ControlNetUse) -> None:
+        """A mode that there is not would index beyond a weight, which on a GPU ends the process's context."""
+        modes, count = control.control_modes, self._module.control_modes
+        if any(mode >= count for mode in modes) or len(control.images) != (len(modes) if count else 1):
+            raise InvalidRequestError(
+                f"CONTROL has {len(control.images)} pictures of modes {list(modes)}; this ControlNet has {count} modes"
+            )
 
     def _residuals(
         self,

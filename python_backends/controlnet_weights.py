@@ -23,6 +23,8 @@ SERVED = ("ControlNetModel", UNION)
 """Classes of diffusers that are served."""
 
 EMBEDDING = "conditioning_embedding_out_channels"
+CONVERTED, UNION_WEIGHT = "time_embedding.linear_1.weight", "task_embedding"
+"""Tensors that only files in diffusers' naming have, and that only unions have."""
 EMBEDDING_WEIGHT = "controlnet_cond_embedding.{}.weight"
 
 
@@ -78,6 +80,9 @@ def load_controlnet(path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> C
     missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
     if missing:
         raise ControlNetFileError(f"{path} does not fit {checkpoint.path}: it lacks {missing[0]}")
+    foreign = set(_shapes(path)) - set(network.state_dict()) if CONVERTED in _shapes(path) else set()
+    if foreign:
+        raise ControlNetFileError(f"{path} is no ControlNet as served: it has {min(foreign)} besides")
     return network
 
 
@@ -87,17 +92,26 @@ def _class_of(config: dict[str, Any]) -> Any:
     return getattr(diffusers, config["_class_name"])
 
 
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Names and shapes of a single file's tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  not a mapping
+    except (OSError, SafetensorError) as error:
+        raise ControlNetFileError(f"{path} is no safetensors file: {error}") from error
+
+
 def _single_file_config(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """That of diffusers' `ControlNetModel.from_unet`, with the picture's embedding as wide as the file has it."""
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     options = {}
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  not a mapping
-    except (OSError, SafetensorError) as error:
-        raise ControlNetFileError(f"{path} is no safetensors file: {error}") from error
+    shapes = _shapes(path)
+    if UNION_WEIGHT in shapes:
+        raise ControlNetFileError(
+            f"{path} is a ControlNetUnion, whose config a file does not say; wanted: its directory"
+        )
     if EMBEDDING_WEIGHT.format("conv_in") in shapes:
         channels = [shapes[EMBEDDING_WEIGHT.format("conv_in")][0]]
         while (key := EMBEDDING_WEIGHT.format(f"blocks.{2 * len(channels) - 1}")) in shapes:

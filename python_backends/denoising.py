@@ -50,14 +50,14 @@ class RunReport:
         shards: Names of the shards that evaluated any of its halves.
         largest_batch: Most requests that it shared a step with, itself included.
         started: When its initial latents were drawn, in seconds of the monotonic clock.
-        stale: ControlNet → evaluations of a half in which its residuals were the previous step's.
+        stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
     """
 
     encoding: Mapping[str, Any]
     shards: set[str] = field(default_factory=set)
     largest_batch: int = 0
     started: float = field(default_factory=time.monotonic)
-    stale: Counter[str] = field(default_factory=Counter)
+    stale: Counter[int] = field(default_factory=Counter)
 
 
 class Denoising:
@@ -185,13 +185,18 @@ class Denoising:
     def note_stale(self, uses: Sequence[ControlNetUse], positions: Sequence[int]) -> None:
         """Notes those of a row's ControlNets whose residuals were the previous step's."""
         for position in positions:
-            self.report.stale[uses[position].name] += 1
+            history = uses[position].history
+            if history is not None:
+                self.report.stale[history.position] += 1
 
     def _of_step(self, use: ControlNetUse, half: int, position: int) -> ControlNetUse:
-        if not use.stale:
-            return use
-        is_last = not use.is_active(self.step + 1, self.steps)
-        return replace(use, history=StepHistory(f"{self.request.run_id}/{half}/{position}", self.step, is_last))
+        if use.scales_pictures:
+            use = replace(use, scale=use.scale_at(self.step, self.steps))
+        if use.stale:
+            is_last = not use.is_active(self.step + 1, self.steps)
+            history = StepHistory(self.request.run_id, half, position, self.step, is_last)
+            use = replace(use, history=history)
+        return use
 
     @property
     def halves(self) -> tuple[int, ...]:

@@ -30,8 +30,8 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "loras": denoising.loras.report(),
         "controlnets": [
             {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)}
-            | ({"stale_calls": report.stale[use.name]} if use.stale else {})
-            for use in request.controlnets
+            | ({"stale_calls": report.stale[position]} if use.stale else {})
+            for position, use in enumerate(request.controlnets)
         ],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,

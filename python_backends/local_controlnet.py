@@ -36,17 +36,20 @@ class LocalControlNet:
         """
         self._name, self._timeout_s = name, timeout_s
         self._threads = ThreadPoolExecutor(THREADS, f"controlnet-{name}")
-        self._started, self._last = 0.0, Future[Answer]()
-        self._last.cancel()
+        self._running: dict[object, float] = {}
 
     def submit(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Future[Answer]:
         """Starts a call; while one hangs, others fail at once."""
-        if not self._last.done() and time.monotonic() - self._started > self._timeout_s:
+        now = time.monotonic()
+        if any(now - started > self._timeout_s for started in list(self._running.values())):
             refused: Future[Answer] = Future()
             refused.set_exception(late(self._name))  # it hangs still: nobody else is to wait for it
             return refused
-        self._started, self._last = time.monotonic(), self._threads.submit(self._call, tensors, uses)
-        return self._last
+        call = object()
+        self._running[call] = now  # not the future: it would keep the answer, which owns memory between models
+        future = self._threads.submit(self._call, tensors, uses)
+        future.add_done_callback(lambda _: self._running.pop(call, None))
+        return future
 
     def _call(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Answer:
         inputs = [output_tensor(name, tensor) for name, tensor in tensors.items()]

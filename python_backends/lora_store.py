@@ -94,7 +94,7 @@ class TritonPythonModel(Reloadable):
         """TICKETS for each request, with one ticket per LoRA in its order."""
         return [self._answer(request) for request in requests]
 
-    def finalize(self) -> None:
+    def close(self) -> None:
         """Starts no more loads."""
         self._store.close()
         self._outcomes.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import triton_python_backend_utils as pb_utils
 
@@ -61,14 +61,23 @@ def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
         response = _execute(name, inputs, outputs)
         if response.has_error() and is_dead(response.error().message()):
             pb_utils.Logger.log_warn(f"{name} is down and is reloaded: {response.error().message()}")
-            with reloading(name):
-                pb_utils.unload_model(name)
-                pb_utils.load_model(name)
+            try:
+                with reloading(name):
+                    pb_utils.unload_model(name)
+                    pb_utils.load_model(name)
+            except pb_utils.TritonModelException as error:
+                _note_failure(lock)
+                raise ModelDownError(f"{name} is down and does not load again: {error}") from error
             response = _execute(name, inputs, outputs)
             if response.has_error() and is_dead(response.error().message()):
-                lock.truncate(0)
-                lock.write(str(time.monotonic()))
+                _note_failure(lock)
         return response
+
+
+def _note_failure(lock: TextIO) -> None:
+    """For the callers that wait for the lock."""
+    lock.truncate(0)
+    lock.write(str(time.monotonic()))
 
 
 def _execute(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:

@@ -1,7 +1,7 @@
 """Models that other models reload when their process has died. Needs no torch.
 
-A load that fails in `pb_utils.load_model` aborts Triton 2.51 (its error path frees shared memory twice). So a model
-that is reloaded by another one never fails to load: what its loading raises, its requests are told.
+A load that fails in `pb_utils.load_model` aborts Triton 2.51. So what the loading of a model raises that another one
+asked for does not fail the load: its requests are told.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ class Reloadable:
         if self._failure is None:
             return self.respond(requests)
         return [error_response(self._failure) for _ in requests]  # each its own: one for two requests crashes Triton
+
+    def finalize(self) -> None:
+        """Calls `close`, if it was loaded."""
+        if self._failure is None:
+            self.close()
+
+    def close(self) -> None:
+        """What `finalize` is for other models; nothing, unless there is something to close."""
 
     def load(self, args: Mapping[str, str]) -> None:
         """What `initialize` is for other models."""

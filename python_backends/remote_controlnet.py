@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-import warnings
+from concurrent.futures import Future
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import numpy as np
 import torch
-from tritonclient.grpc import InferInput, InferRequestedOutput, KeepAliveOptions
-from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from .completed_request import use_to_json
-from .controlnet_answers import Answer
-from .dead_models import RETRY_AFTER_S, is_dead
-from .errors import ControlNetUnavailableError, ImageUnavailableError, row_failures
+from .controlnet_answers import Answer, late
+from .errors import ControlNetUnavailableError, ImageUnavailableError, RequestError
+from .remote_model import RemoteModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Future
+
+    import numpy as np
 
     from .completed_request import ControlNetUse
 
-KEEP_ALIVE = KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=10_000)
-DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+PROBE_S = 2.0
+"""While it does not answer in time, it is asked so often whether it is ready."""
 
 
 class RemoteControlNet:
@@ -44,80 +40,61 @@ class RemoteControlNet:
             get_image: Picture [H, W, 3] uint8 of a key.
         """
         parts = urlsplit(url)
-        self._name, self._server, self._timeout_s = name, parts.netloc, timeout_s
-        self._model = f"controlnet_{parts.path.strip('/') or name}"
-        self._get_image = get_image
-        self._client: InferenceServerClient | None = None
-        self._reload, self._reloaded = asyncio.Lock(), -RETRY_AFTER_S
+        self._name, self._timeout_s, self._get_image = name, timeout_s, get_image
+        self._model = RemoteModel(parts.netloc, f"controlnet_{parts.path.strip('/') or name}", timeout_s)
+        self._is_late = False
 
     def submit(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Future[Answer]:
-        """Starts a call."""
-        inputs = [_input(name, tensor.numpy(force=True)) for name, tensor in tensors.items()]
-        inputs.append(_input("CONTROL", np.array([[use_to_json(use).encode()] for use in uses], dtype=object)))
-        return asyncio.run_coroutine_threadsafe(self._call(inputs, uses), _loop())
+        """Starts a call; while the server does not answer in time, others fail at once."""
+        if self._is_late:
+            refused: Future[Answer] = Future()
+            refused.set_exception(late(self._name, self._model.server))
+            return refused
+        owned = {name: tensor.numpy(force=True).copy() for name, tensor in tensors.items()}
+        return asyncio.run_coroutine_threadsafe(self._call(owned, uses), _loop())
 
-    async def _call(self, inputs: list[InferInput], uses: Sequence[ControlNetUse]) -> Answer:
+    async def _call(self, tensors: Mapping[str, np.ndarray], uses: Sequence[ControlNetUse]) -> Answer:
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._infer(inputs)
-                lacking = {row for row, error in answer.failures.items() if isinstance(error, ImageUnavailableError)}
-                if lacking:
-                    keys = {key for row in lacking for key in uses[row].images}
-                    await asyncio.gather(*(self._send(key) for key in keys))
-                    answer = await self._infer(inputs)
-        except (InferenceServerException, TimeoutError) as error:
-            said = error.message() if isinstance(error, InferenceServerException) else "does not answer in time"
-            raise ControlNetUnavailableError(f'CONTROLNETS names "{self._name}" on {self._server}: {said}') from error
-        return answer
-
-    async def _infer(self, inputs: list[InferInput]) -> Answer:
-        """Asks; asks again if the model's process had died and could be loaded again."""
-        try:
-            result = await self._ask(inputs)
+                return await self._answer(tensors, uses)
+        except TimeoutError:
+            self._is_late = True
+            self._probing = asyncio.create_task(self._probe())
+            raise late(self._name, self._model.server) from None
         except InferenceServerException as error:
-            if not is_dead(error.message() or "") or time.monotonic() - self._reloaded < RETRY_AFTER_S:
-                raise
-            async with self._reload:
-                if time.monotonic() - self._reloaded >= RETRY_AFTER_S:
-                    await self._connected().unload_model(self._model)
-                    try:
-                        await self._connected().load_model(self._model)
-                    finally:
-                        self._reloaded = time.monotonic()
-            result = await self._ask(inputs)
-        response = result.get_response()
-        described, raw = next(
-            (each, raw)
-            for each, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-            if each.name == "RESIDUALS"
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nobody writes to it: a copy would be 100 MB a row for SDXL at 1024²
-            flat = torch.frombuffer(raw, dtype=DTYPES[described.datatype])
-        residuals = flat.reshape(*described.shape)
-        failures = [text.decode("utf-8") for text in result.as_numpy("FAILURES").reshape(-1)]
-        return Answer(residuals, row_failures(failures), memory=raw)
+            place = f'CONTROLNETS names "{self._name}" on {self._model.server}'
+            raise ControlNetUnavailableError(f"{place}: {error.message()}") from error
 
-    async def _ask(self, inputs: list[InferInput]) -> Any:
-        outputs = [InferRequestedOutput("RESIDUALS"), InferRequestedOutput("FAILURES")]
-        return await self._connected().infer(self._model, inputs, outputs=outputs, client_timeout=self._timeout_s)
+    async def _answer(self, tensors: Mapping[str, np.ndarray], uses: Sequence[ControlNetUse]) -> Answer:
+        """The answer, after sending what pictures were lacking; a picture that cannot be sent is its rows' failure."""
+        answer = await self._model.infer(tensors, uses)
+        lacking = {row for row, error in answer.failures.items() if isinstance(error, ImageUnavailableError)}
+        keys = sorted({key for row in lacking for key in uses[row].images})
+        sent = await asyncio.gather(*map(self._send, keys), return_exceptions=True)
+        unsent = {key: error for key, error in zip(keys, sent, strict=True) if error is not None}
+        if len(unsent) < len(keys):
+            answer = await self._model.infer(tensors, uses)
+        failures = dict(answer.failures)
+        for row in lacking & set(failures):
+            reasons = [unsent[key] for key in uses[row].images if key in unsent]
+            if reasons:
+                failures[row] = _of_picture(self._name, self._model.server, reasons[0])
+        return Answer(answer.residuals, failures, answer.memory)
 
     async def _send(self, key: str) -> None:
-        image = _input("IMAGE", self._get_image(key)[None])
-        await self._connected().infer("control_images", [image], client_timeout=self._timeout_s)
+        await self._model.send_image(self._get_image(key))
 
-    def _connected(self) -> InferenceServerClient:
-        """Made in the loop that it belongs to."""
-        if self._client is None:
-            self._client = InferenceServerClient(self._server, keepalive_options=KEEP_ALIVE)
-        return self._client
+    async def _probe(self) -> None:
+        """Until the server answers again."""
+        while self._is_late:
+            await asyncio.sleep(PROBE_S)
+            self._is_late = not await self._model.is_ready()
 
 
-def _input(name: str, array: np.ndarray) -> Any:
-    datatype = {"object": "BYTES", "uint8": "UINT8", "float32": "FP32"}[array.dtype.name]
-    tensor = InferInput(name, list(array.shape), datatype)
-    tensor.set_data_from_numpy(np.ascontiguousarray(array))
-    return tensor
+def _of_picture(name: str, server: str, error: BaseException) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    return ImageUnavailableError(f'CONTROL_IMAGES: the picture for "{name}" could not be sent to {server}: {error}')
 
 
 @cache

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .controlnet_answers import Answer, Wanted, late
-from .errors import RequestError
-from .settings import as_request_error
+from .errors import ControlNetUnavailableError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
@@ -25,7 +24,7 @@ class Residuals:
     Attributes:
         total: [B, sum of C·h·w], summed per row in the request's order; None if no row has any.
         failures: Row → why its sum is not complete.
-        nbytes: ControlNet → bytes that came from it.
+        nbytes: ControlNet → bytes that came from it and that no earlier step had.
         answers: They own the memory of `total`.
     """
 
@@ -35,27 +34,40 @@ class Residuals:
     answers: Sequence[Answer] = field(repr=False)
 
 
-def collect(wanted: Iterable[Wanted], rows: int, deadline: float) -> Residuals:
+def collect(
+    wanted: Iterable[Wanted], shape: tuple[int, int], deadline: float, explain: Callable[[Exception, str], RequestError]
+) -> Residuals:
     """The sum, once all answers have come or are late.
 
     Args:
         wanted: What the step waits for.
-        rows: Of the shard's call.
+        shape: Rows of the shard's call, and sum of C·h·w of its UNet.
         deadline: In seconds of the monotonic clock.
+        explain: What a client is told of an exception that nobody foresaw.
     """
+    rows, size = shape
     answered: list[tuple[Wanted, Answer]] = []
     failures: dict[int, RequestError] = {}
     for each in wanted:
+        failed: RequestError
         try:
-            answered.append((each, each.answer.result(max(0.0, deadline - time.monotonic()))))
+            answer = each.answer.result(max(0.0, deadline - time.monotonic()))
+            if all(row in answer.failures for row in each.rows) or answer.residuals.shape[1] == size:
+                answered.append((each, answer))
+                continue
+            given = answer.residuals.shape[1]
+            failed = ControlNetUnavailableError(
+                f'CONTROLNETS names "{each.name}", which gives {given} values a row; this UNet wants {size}'
+            )
         except (FutureTimeoutError, CancelledError):
-            failures |= dict.fromkeys((row for row, _ in each.places), late(each.name))
+            failed = late(each.name)
         except Exception as error:  # noqa: BLE001  one ControlNet's failure is that of the rows that use it
-            failed = as_request_error(error, f'CONTROLNETS names "{each.name}", whose call')
-            failures |= dict.fromkeys((row for row, _ in each.places), failed)
+            failed = explain(error, f'CONTROLNETS names "{each.name}", whose call')
+        failures |= dict.fromkeys((row for row, _ in each.places), failed)
     nbytes: dict[str, int] = {}
     for each, answer in answered:
-        nbytes[each.name] = nbytes.get(each.name, 0) + answer.residuals[0].nbytes * len(each.rows)
+        if each.is_new:
+            nbytes[each.name] = nbytes.get(each.name, 0) + answer.residuals[0].nbytes * len(each.rows)
         for row, (own, _) in zip(each.rows, each.places, strict=True):
             if row in answer.failures:
                 failures[own] = answer.failures[row]

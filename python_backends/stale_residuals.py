@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Previous:
-    """A row of an answer that was asked for a step ago."""
+    """A row of an answer that was asked for a step ago; `is_new` until a step has had it."""
 
     answer: Future[Answer]
     row: int
     step: int
     kept_at: float
+    is_new: bool
 
 
 class StaleResiduals:
@@ -34,7 +35,13 @@ class StaleResiduals:
     def __init__(self, age_s: float) -> None:
         """Keeps an answer no longer than so many seconds."""
         self._age_s = age_s
-        self._kept: dict[str, Previous] = {}
+        self._kept: dict[tuple[str, int, int], Previous] = {}
+
+    def drop_old(self) -> None:
+        """Forgets what nobody has taken: answers own memory that tensors between models need."""
+        if self._kept:
+            now = time.monotonic()
+            self._kept = {key: each for key, each in self._kept.items() if now - each.kept_at < self._age_s}
 
     def take(self, history: StepHistory | None) -> Previous | None:
         """What was kept a step before this one; None where the step has to wait for residuals of its own."""
@@ -43,10 +50,9 @@ class StaleResiduals:
         previous = self._kept.pop(history.key, None)
         return previous if previous is not None and previous.step == history.step - 1 else None
 
-    def keep(self, histories: Sequence[StepHistory | None], answer: Future[Answer]) -> None:
-        """Keeps the rows of an answer that is on its way."""
+    def keep(self, histories: Sequence[StepHistory | None], answer: Future[Answer], is_new: bool) -> None:
+        """Keeps the rows of an answer that is on its way; new, unless its own step takes it too."""
         now = time.monotonic()
-        self._kept = {key: each for key, each in self._kept.items() if now - each.kept_at < self._age_s}
         for row, history in enumerate(histories):
             if history is not None:
-                self._kept[history.key] = Previous(answer, row, history.step, now)
+                self._kept[history.key] = Previous(answer, row, history.step, now, is_new)

@@ -103,6 +103,12 @@ class DecoderHalf(torch.nn.Module):
         return unet.conv_out(sample)
 
 
+def residual_size(halfway: Halfway) -> int:
+    """Values of a row of residuals for what `EncoderHalf` gave: the sum of C·h·w over skips and mid."""
+    mid, _, *skips = halfway
+    return sum(tensor[0].numel() for tensor in (*skips, mid))
+
+
 def join(halfway: Halfway, residuals: torch.Tensor) -> Halfway:
     """Adds ControlNet residuals to skips and mid block output, as diffusers does.
 

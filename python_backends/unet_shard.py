@@ -22,6 +22,7 @@ from .metrics import TRANSFERRED, Counter, Histogram
 from .reloadable import Reloadable
 from .settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
 from .unet import UNet
+from .unet_halves import residual_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +75,7 @@ class TritonPythonModel(Reloadable):
         joined, rows = joined_inputs(requests, self._input_names)
         with self._controlnets.start(joined, controls) as pending:
             halfway = self._unet.encode(joined)
-            residuals = pending.wait()
+            residuals = pending.wait(residual_size(halfway))
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():
@@ -101,7 +102,7 @@ def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
 
         return RemoteControlNet(name, urls[name], timeout_s, ControlImages().get)
 
-    return ControlNetCalls(endpoint, timeout_s)
+    return ControlNetCalls(endpoint, timeout_s, as_request_error)
 
 
 def _response(prediction: torch.Tensor, patch_ms: float, failures: list[str], stale: list[str]) -> Any:

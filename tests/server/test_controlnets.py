@@ -175,6 +175,8 @@ UNIONS: dict[str, tuple[float, tuple[Use, ...]]] = {
     "guessing": (1.0, (Use("union", 0.7, modes=(1,), guess_mode=True),)),
     "two modes guessing": (1.0, (Use("union", 0.7, modes=(1, 2), guess_mode=True),)),
     "window": (5.0, (Use("union", modes=(1,), end=0.5),)),
+    "two modes, window": (5.0, (Use("union", 0.7, modes=(0, 3), end=0.5),)),
+    "two modes, scale 0": (5.0, (Use("union", 0.0, modes=(0, 3)),)),
     "twice": (5.0, (Use("union", 0.5, modes=(1,)), Use("union", 0.4, modes=(3,), seed=5))),
 }
 """Guidance and uses; diffusers 0.42 cannot guess with a union and guidance at once."""

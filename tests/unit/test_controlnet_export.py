@@ -83,6 +83,12 @@ def test_a_single_file_is_taken_if_it_fits(checkpoint: Checkpoint, network: Path
         save_file(wrong, tmp_path / f"{name}.safetensors")
         with pytest.raises(DeploymentError, match="does not fit"):
             resolved(checkpoint, f"edges={tmp_path / name}.safetensors")
+    save_file(tensors | {"extra.weight": torch.zeros(1)}, tmp_path / "more.safetensors")
+    with pytest.raises(DeploymentError, match=r"it has extra\.weight besides"):
+        resolved(checkpoint, f"edges={tmp_path / 'more'}.safetensors")
+    union = checkpoints.controlnet_union(checkpoint.path, tmp_path / "union", 0)
+    with pytest.raises(DeploymentError, match="wanted: its directory"):
+        resolved(checkpoint, f"edges={union / 'diffusion_pytorch_model.safetensors'}")
     (tmp_path / "text.safetensors").write_text("no tensors")
     with pytest.raises(DeploymentError, match="is no safetensors file"):
         resolved(checkpoint, f"edges={tmp_path / 'text'}.safetensors")

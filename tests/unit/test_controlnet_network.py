@@ -79,6 +79,24 @@ def test_rows_are_as_if_alone(network: Callable[[str], ControlNet], kind: str) -
     assert not torch.allclose(together[0], together[1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("plain", use("a", control_modes=(0,))),
+        ("plain", use("ab")),
+        ("union", use("a", control_modes=(4,))),
+        ("union", use("ab", control_modes=(1,))),
+        ("union", use("a")),
+    ],
+)
+def test_what_no_shard_asks_for_fails_alone(
+    network: Callable[[str], ControlNet], kind: str, wrong: ControlNetUse
+) -> None:
+    _, failures = network(kind)(tensors(2), [MIXED[kind][0], wrong])
+    assert set(failures) == {1}
+    assert "CONTROL has" in str(failures[1])
+
+
 def test_a_row_whose_picture_has_gone_fails_alone(network: Callable[[str], ControlNet]) -> None:
     net, given = network("plain"), tensors(3)
     residuals, failures = net(given, [use("a"), use("e"), use("b")])

@@ -129,22 +129,39 @@ def test_controlnets_alone_are_for_other_servers(files: Path, tmp_path: Path) ->
     )
     assert code == 0
     assert set(configs(tmp_path / "r")) == {"controlnet_edges", "control_images"}
-    code, said = export("--checkpoint", files / "first", "--repository", tmp_path / "q", "--only-controlnets")
-    assert (code, "--only-controlnets finds none" in said) == (2, True)
+    elsewhere = ("--controlnet", f"edges={files / 'edges'}@grpc://10.0.0.2:8001")
+    for given in ((), elsewhere):
+        code, said = export(
+            "--checkpoint", files / "first", "--repository", tmp_path / "r", "--only-controlnets", *given
+        )
+        assert (code, "no ControlNet of these runs on this server" in said) == (2, True)
+    assert (tmp_path / "r" / "controlnet_edges").is_dir()
+
+
+def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_path: Path) -> None:
+    placed = (f"gpu={files / 'edges'}@0", f"cpu={files / 'edges'}")
+    options = [text for each in placed for text in ("--controlnet", each)]
+    assert export("--checkpoint", files / "first", "--repository", tmp_path / "r", "--vae-gpu", "0", *options)[0] == 0
+    models = configs(tmp_path / "r")
+    found = {name: parameter(config, "dtype") for name, config in models.items() if "dtype" in config.parameters}
+    assert found == {
+        **dict.fromkeys(("vae_decoder", "controlnet_gpu"), "float16"),
+        **dict.fromkeys(("text_encoder", "unet_shard0", "unet_shard1", "controlnet_cpu"), "float32"),
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--unet-shards", "1", "--unet-gpus", "0,1"), "names 2 GPUs for 1 UNet shards"),
-        (("--unet-gpus", "0,x"), "unet_gpus.1 is 'x'"),
-        (("--unet-gpus=-1",), "unet_gpus.0 is '-1'"),
-        (("--vae-gpu=-1",), "vae_gpu is -1"),
-        (("--unet-shards", "0"), "unet_shards is 0"),
-        (("--dtype", "float16"), "dtype is float16 on the CPU; wanted: float32, or unet_gpus"),
+        (("--unet-gpus", "0,x"), "--unet-gpus.1 is 'x'"),
+        (("--unet-gpus=-1",), "--unet-gpus.0 is '-1'"),
+        (("--vae-gpu=-1",), "--vae-gpu is -1"),
+        (("--unet-shards", "0"), "--unet-shards is 0"),
         (("--dtype", "int8"), "dtype is 'int8'"),
         (("--steps", "1000"), "the default of steps is 1000"),
         (("--name", "a/b"), '"a/b" is no name'),
+        (("--name", "denoiser"), "two models would be called denoiser"),
         (("--deployment", "x.toml"), "wanted: --checkpoint with options, or --deployment FILE"),
     ],
 )
@@ -163,6 +180,10 @@ def test_impossible_options_are_refused(files: Path, tmp_path: Path, options: tu
         ("[pipelines]", "pipelines"),
         ('[pipelines.a]\ncheckpoint = "nowhere"', "nowhere"),
         ('[pipelines.a]\ncheckpoint = "first"\nshards = 2', "pipelines.a.shards is 2"),
+        (
+            '[pipelines.a]\ncheckpoint="first"\n[pipelines.b]\ncheckpoint="old"\nlora_host_mib=1',
+            "lora_host_mib differs",
+        ),
         ('[pipelines.a]\ncheckpoint = "first"\nunet_gpus = [-1]', "pipelines.a.unet_gpus.0 is -1"),
         ('[pipelines.a]\ncheckpoint = "first"\n[controlnets.b]\npath = "old_edges"', "does not fit"),
         ('[pipelines.a]\ncheckpoint = "first"\n[controlnets.b]\npath = "edges"\ngpus=[0]\nprocesses=2', "one of gpus"),
