@@ -84,13 +84,13 @@ class ControlNetPlacement(Table):
             raise DeploymentError(f"{what}: {first_mistake(error)}") from None
 
 
-def first_mistake(error: ValidationError) -> str:
-    """Where the first mistake is, what was given and what is wanted."""
+def first_mistake(error: ValidationError, as_option: bool = False) -> str:
+    """Where the first mistake is, what was given and what is wanted; the place as a key or as an option."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])
+    if as_option and place:
+        place = f"--{place.replace('_', '-')}"
     said = first["msg"].removeprefix("Value error, ")
-    return (
-        f"{place} is {first.get('input')!r}: {said}"
-        if place and not isinstance(first.get("input"), dict)
-        else (f"{place}: {said}" if place else said)
-    )
+    if not place:
+        return said
+    return f"{place}: {said}" if isinstance(first.get("input"), dict) else f"{place} is {first.get('input')!r}: {said}"

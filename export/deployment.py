@@ -93,7 +93,7 @@ class Deployment(Table):
                 pipelines={name or Checkpoint(table.checkpoint.resolve()).family: table}, controlnets=dict(placed)
             )
         except ValidationError as error:
-            raise DeploymentError(f"--{first_mistake(error).replace('_', '-')}") from None
+            raise DeploymentError(first_mistake(error, as_option=True)) from None
         except CheckpointError as error:
             raise DeploymentError(str(error)) from None
 
