@@ -107,13 +107,13 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
     try:
         server.start()
         _wait_ready(server, console)
-        console.print(
-            f"ready: HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}  pid {server.pid}",
-            highlight=False,
-            soft_wrap=True,
-        )
         follower = LogFollower(server.log_path, _echo, _PRIVATE_LOG_BYTES) if streamed else None
         try:
+            console.print(
+                f"ready: HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}  pid {server.pid}",
+                highlight=False,
+                soft_wrap=True,
+            )
             while True:
                 server.check_alive()
                 threading.Event().wait(0.2)
