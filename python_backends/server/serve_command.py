@@ -109,11 +109,8 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
         _wait_ready(server, console)
         follower = LogFollower(server.log_path, _echo, _PRIVATE_LOG_BYTES) if streamed else None
         try:
-            console.print(
-                f"ready: HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}  pid {server.pid}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            addresses = f"HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}"
+            console.print(f"ready: {addresses}  pid {server.pid}", highlight=False, soft_wrap=True)
             while True:
                 server.check_alive()
                 threading.Event().wait(0.2)
