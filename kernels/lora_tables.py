@@ -96,7 +96,7 @@ class WeightTable:
         Raises:
             ValueError: If they are not.
         """
-        self.weights = tuple(weight.detach() for weight in weights)
+        self.weights = tuple(weights)
         if not self.weights:
             raise ValueError("no weights")
         first = self.weights[0]
