@@ -7,6 +7,7 @@
 | `lora_patch`, tables in `lora_tables` | W ← W0 + Σ scale · up · down over all modules of a LoRA set, one launch |
 | `cfg_step`, numbers from `step_coefficients` | classifier-free guidance and the sampler's step |
 
-CPU tensors run the eager reference, CUDA tensors the kernel. Everything here imports without the `triton` package, save
-`triton_kernels`, which is imported at the first CUDA tensor or by `sources`, for `compile`.
+For inference: there are no gradients. CPU tensors run the eager reference, CUDA tensors the kernel. Everything here
+imports without the `triton` package, save `triton_kernels`, which is imported at the first CUDA tensor or by `sources`,
+for `compile`.
 """

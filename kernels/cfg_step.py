@@ -6,6 +6,7 @@ import torch
 
 from .configurations import configuration
 from .kernel_source import TYPES, KernelSource
+from .memory_format import dense_format
 from .step_coefficients import GUIDANCE, OF_OUTPUT, OF_PREVIOUS, OF_SAMPLE, X0_OF_OUTPUT, X0_OF_SAMPLE
 from .triton_language import kernels_of
 
@@ -68,7 +69,7 @@ def reference(
     if previous is not None:
         value = value + columns[OF_PREVIOUS] * previous
     denoised = columns[X0_OF_SAMPLE] * latents + columns[X0_OF_OUTPUT] * output
-    order = _format(sample)
+    order = dense_format(sample)
     return value.to(sample.dtype).contiguous(memory_format=order), denoised.contiguous(memory_format=order)
 
 
@@ -81,7 +82,7 @@ def launch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel, on a GPU or in Triton's interpreter; arguments as of `cfg_step`."""
     kernels = kernels_of("cfg_step")
-    order = _format(sample)
+    order = dense_format(sample)
     sample, conditional = sample.contiguous(memory_format=order), conditional.contiguous(memory_format=order)
     unconditional = None if unconditional is None else unconditional.contiguous(memory_format=order)
     previous = None if previous is None else previous.contiguous(memory_format=order)
@@ -125,13 +126,8 @@ def sources(
     return (KernelSource(kernels.cfg_step, types, constants, settings["num_warps"], frozenset({"size"})),)
 
 
-def _format(x: torch.Tensor) -> torch.memory_format:
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 def _fake(sample: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    like = torch.empty_like(sample, memory_format=_format(sample))
+    like = torch.empty_like(sample, memory_format=dense_format(sample))
     return like, torch.empty_like(like, dtype=torch.float32)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from .configurations import configuration, multiprocessors
 from .group_norm_plan import plan_group_norm, power_of_two
 from .kernel_source import TYPES, KernelSource
+from .memory_format import dense_format, is_channels_last
 from .triton_language import kernels_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def reference(
     silu: bool,
 ) -> torch.Tensor:
     """The op in PyTorch's operators; arguments as of `group_norm_silu`."""
-    order = _format(x)
+    order = dense_format(x)
     if embedding is not None:
         x = x + embedding.reshape(*embedding.shape, *[1] * (x.ndim - 2))
     y = functional.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
@@ -89,14 +90,14 @@ def launch(
 ) -> torch.Tensor:
     """The kernels, on a GPU or in Triton's interpreter; arguments as of `group_norm_silu`."""
     kernels = kernels_of("group_norm_silu")
-    x = x.contiguous(memory_format=_format(x))
+    x = x.contiguous(memory_format=dense_format(x))
     y = torch.empty_like(x)
     if not x.numel():
         return y
     weight, bias = weight.contiguous(), bias.contiguous()
     embedding = None if embedding is None else embedding.contiguous()
     channels, pixels = x.shape[1], math.prod(x.shape[2:])
-    channels_last = _format(x) == torch.channels_last
+    channels_last = is_channels_last(x)
     settings = configuration("group_norm_silu", x.device)
     plan = plan_group_norm(
         (len(x), channels, pixels), groups, x.itemsize, channels_last, settings, multiprocessors(x.device)
@@ -181,12 +182,6 @@ def _lanes(plan: GroupNormPlan, group_channels: int, channels_last: bool) -> dic
     }
 
 
-def _format(x: torch.Tensor) -> torch.memory_format:
-    """Channels-last where x is and could not as well be contiguous."""
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 _op = torch.library.custom_op(
     "swiftdiffusion::group_norm_silu",
     reference,
@@ -194,5 +189,5 @@ _op = torch.library.custom_op(
     device_types="cpu",
     schema="(Tensor x, Tensor weight, Tensor bias, Tensor? embedding, int groups, float eps, bool silu) -> Tensor",
 )
-_op.register_fake(lambda x, *others: torch.empty_like(x, memory_format=_format(x)))
+_op.register_fake(lambda x, *others: torch.empty_like(x, memory_format=dense_format(x)))
 _op.register_kernel("cuda", launch)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .configurations import configuration
+from .memory_format import is_channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +135,7 @@ class WeightTable:
         """The tables of a LoRA set. Once per set; the factors are packed where they lie and sent in one copy.
 
         Args:
-            terms: Module → its terms, summed in this order.
+            terms: Module → its terms, summed in this order; all factors on one device, be it the CPU.
             restored: Further modules that shall be W0: those that the set before adapted.
 
         Raises:
@@ -187,7 +188,7 @@ class WeightTable:
                 f"factors {list(term.up.shape)}, {list(term.down.shape)} for a weight {list(weight.shape)}"
             )
         down = term.down
-        if _is_channels_last(weight):
+        if is_channels_last(weight):
             down = down.reshape(rank, *weight.shape[1:]).permute(0, 2, 3, 1).reshape(rank, -1)
         padding = _padded(rank) - rank
         pad = torch.nn.functional.pad
@@ -197,7 +198,7 @@ class WeightTable:
 def _check(weight: torch.Tensor, first: torch.Tensor) -> None:
     if (weight.dtype, weight.device) != (first.dtype, first.device):
         raise ValueError(f"weights are {first.dtype} on {first.device}, one is {weight.dtype} on {weight.device}")
-    if not (weight.is_contiguous() or _is_channels_last(weight)) or not 0 < weight.numel() < 2**31:
+    if not (weight.is_contiguous() or is_channels_last(weight)) or not 0 < weight.numel() < 2**31:
         raise ValueError(f"a weight {list(weight.shape)} is empty, has gaps in memory, or 2³¹ elements")
 
 
@@ -205,11 +206,6 @@ def _whole_storage(weight: torch.Tensor) -> torch.Tensor:
     storage = weight.untyped_storage()
     empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
     return empty.set_(storage, 0, (storage.nbytes() // weight.itemsize,), (1,))
-
-
-def _is_channels_last(weight: torch.Tensor) -> bool:
-    order = torch.channels_last
-    return weight.ndim == 4 and weight.is_contiguous(memory_format=order) and not weight.is_contiguous()
 
 
 def _padded(number: int) -> int:

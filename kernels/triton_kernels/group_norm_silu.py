@@ -4,7 +4,8 @@ Statistics are Welford's, in float32: every lane keeps mean and sum of squared d
 lanes, channels and splits are merged by Chan's formula. Nothing is ever a difference of two large sums.
 
 Parameters come as TensorRT's ahead-of-time plugins want them: input pointers, 32-bit integers, output pointers. Lanes
-are `P` pixels by `C` channels, of which the first `GROUPS · WIDTH` hold whole groups of `WIDTH` channels.
+are `P` pixels by `C` channels, of which the first `GROUPS · WIDTH` hold whole groups of `WIDTH` channels. An integer
+that is 1 reaches a kernel as a constant without methods: hence `tl.cast`.
 """
 
 import triton
@@ -30,10 +31,10 @@ def _offsets(first, pixel, channels, pixels, P: tl.constexpr, C: tl.constexpr, C
     lane = tl.arange(0, C)[None, :]
     image = tl.program_id(1).to(tl.int64) * channels * pixels
     if CHANNELS_LAST:
-        start = image + channels.to(tl.int64) * pixel + first
+        start = image + tl.cast(channels, tl.int64) * pixel + first
         offset = tl.arange(0, P)[:, None] * channels + lane
     else:
-        start = image + pixels.to(tl.int64) * first + pixel
+        start = image + tl.cast(pixels, tl.int64) * first + pixel
         offset = tl.arange(0, P)[:, None] + lane * pixels
     return start, offset
 
@@ -75,7 +76,7 @@ def _statistics(
         deviations += tl.where(valid, delta * (value - mean), 0.0)
 
     seen = tl.maximum((end - begin - tl.arange(0, P) + P - 1) // P, 0).to(tl.float32)[:, None]
-    count = (end - begin).to(tl.float32)
+    count = tl.cast(end - begin, tl.float32)
     channel_mean = tl.sum(mean * seen, axis=0) / count
     apart = mean - channel_mean[None, :]
     channel_deviations = tl.sum(deviations + seen * apart * apart, axis=0)
@@ -147,7 +148,7 @@ def whole(
 ):
     """Everything in one launch. Grid: blocks of channels, N."""
     mean, deviations = _statistics(x, embedding, channels, pixels, 0, pixels, P, C, G, GROUPS, WIDTH, CHANNELS_LAST)
-    variance = deviations / (pixels.to(tl.float32) * WIDTH)
+    variance = deviations / (tl.cast(pixels, tl.float32) * WIDTH)
     _normalise(
         x, weight, bias, embedding, channels, pixels, 0, pixels, y, mean, variance,
         P, C, G, GROUPS, WIDTH, CHANNELS_LAST, EPSILON, SILU,
@@ -216,7 +217,7 @@ def normalise(
     means = tl.load(place, mask=valid, other=0.0)
     deviations = tl.load(place + 1, mask=valid, other=0.0)
     count = tl.minimum(tl.maximum(pixels - split * pixels_per_split, 0), pixels_per_split).to(tl.float32)[None, :]
-    total = pixels.to(tl.float32)
+    total = tl.cast(pixels, tl.float32)
     mean = tl.sum(means * count, axis=1) / total
     apart = means - mean[:, None]
     spread = tl.where(valid, deviations + WIDTH * count * apart * apart, 0.0)

@@ -18,7 +18,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(torch.seed() % 2**31)
+    torch.manual_seed(0)
 
 
 def assert_near(result: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:

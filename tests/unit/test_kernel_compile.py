@@ -72,6 +72,16 @@ def test_variants_for_one_architecture() -> None:
         check(compile_kernel(source, 90), 90, source)
 
 
+def test_sizes_of_one_which_a_launch_makes_constants() -> None:
+    split = group_norm_silu.sources(SDXL_LARGE, 32, HALF, 90)
+    for source in (*split, *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90), *geglu.sources(8, HALF, 90, bias=True)):
+        ones = {name: 1 for name, of in source.types.items() if of == "i32"}
+        types = {name: of for name, of in source.types.items() if name not in ones}
+        compile_kernel(
+            replace(source, types=types, constants={**source.constants, **ones}, multiples_of_16=frozenset()), 90
+        )
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_memory_is_accessed_in_16_byte_vectors(channels_last: bool) -> None:
     for source in group_norm_silu.sources(SDXL_LARGE, 32, HALF, 90, channels_last):
