@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .configurations import configuration
+from .kernel_source import TYPES
 from .memory_format import is_channels_last
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class WeightTable:
         modules = sorted({*terms, *restored})
         ordered = [(module, term) for module in modules for term in terms.get(module, ())]
         kinds = {tensor.dtype for _, term in ordered for tensor in (term.up, term.down)}
-        dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+        dtype = kinds.pop() if len(kinds) == 1 and kinds <= TYPES.keys() else torch.float32
         parts: list[torch.Tensor] = []
         rows = []
         end = 0
