@@ -1,0 +1,13 @@
+"""GPU operators of the UNet and the sampler: eager references, `torch.library` ops, kernels in the Triton language.
+
+| module, and op `swiftdiffusion::` | does |
+|---|---|
+| `group_norm_silu` | (x + embedding) → GroupNorm → SiLU |
+| `geglu` | (x + bias) → a · gelu(b) |
+| `lora_patch`, tables in `lora_tables` | W ← W0 + Σ scale · up · down over all modules of a LoRA set, one launch |
+| `cfg_step`, numbers from `step_coefficients` | classifier-free guidance and the sampler's step |
+
+For inference: there are no gradients. CPU tensors run the eager reference, CUDA tensors the kernel. Everything here
+imports without the `triton` package, save `triton_kernels`, which is imported at the first CUDA tensor or by `sources`,
+for `compile`.
+"""

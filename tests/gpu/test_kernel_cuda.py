@@ -1,0 +1,104 @@
+"""The kernels on a GPU, through their ops, against float64 on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, lora_patch
+from swiftdiffusion.kernels.lora_tables import LowRankTerm, WeightTable
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+"""Of the norm of the result."""
+
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def assert_near(result: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    assert (result.cpu().double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
+
+
+@DTYPES
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((2, 320, 128, 128), 32),
+        ((2, 1920, 32, 32), 32),
+        ((2, 1280, 8, 8), 32),
+        ((1, 30, 9, 7), 3),
+        ((1, 128, 512, 512), 32),
+    ],
+)
+def test_group_norm_silu(
+    dtype: torch.dtype, order: torch.memory_format, shape: tuple[int, int, int, int], groups: int
+) -> None:
+    x = (torch.randn(shape) + 1).to(dtype).contiguous(memory_format=order)
+    weight, bias = torch.randn(2, shape[1]).to(dtype)
+    embedding = torch.randn(shape[:2]).to(dtype)
+    y = group_norm_silu.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), embedding=embedding.cuda())
+    assert y.stride() == x.stride()
+    wide = (tensor.double() for tensor in (x, weight, bias, embedding))
+    assert_near(y, group_norm_silu.reference(*wide, groups, 1e-5, True), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [1280, 5120, 33])
+@pytest.mark.parametrize("biased", [False, True])
+def test_geglu(dtype: torch.dtype, width: int, biased: bool) -> None:
+    x = torch.randn(2, 77, 2 * width).to(dtype)
+    bias = torch.randn(2 * width).to(dtype) if biased else None
+    y = geglu.geglu(x.cuda(), None if bias is None else bias.cuda())
+    assert_near(y, geglu.reference(x.double(), None if bias is None else bias.double()), dtype)
+
+
+@DTYPES
+def test_cfg_step(dtype: torch.dtype) -> None:
+    shape = (3, 4, 128, 128)
+    sample, previous, coefficients = torch.randn(shape), torch.randn(shape), torch.randn(3, 6)
+    conditional, unconditional = (torch.randn(shape).to(dtype) for _ in range(2))
+    arguments = (sample, conditional, coefficients, unconditional, previous)
+    results = cfg_step.cfg_step(*(tensor.cuda() for tensor in arguments))
+    for result, wanted in zip(results, cfg_step.reference(*arguments), strict=True):
+        assert_near(result, wanted.double(), torch.float32)
+
+
+@DTYPES
+@pytest.mark.parametrize("factors", list(TOLERANCE), ids=str)
+def test_lora_patch_in_a_captured_graph(dtype: torch.dtype, factors: torch.dtype) -> None:
+    """A graph captured before the patch sees the patched weights: addresses do not change."""
+    shapes = ((1280, 1280), (640, 320, 3, 3), (320, 4, 3, 3), (10, 7))
+    weights = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+    weights[1] = weights[1].contiguous(memory_format=torch.channels_last)
+    originals = [weight.cpu() for weight in weights]
+    table = WeightTable(weights)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = [weight * 1 for weight in weights]
+    terms = {
+        module: [
+            LowRankTerm(
+                torch.randn(len(weight), rank).to(factors), torch.randn(rank, weight[0].numel()).to(factors), 0.1
+            )
+            for rank in ranks
+        ]
+        for (module, weight), ranks in zip(enumerate(weights), ((4, 64), (17,), (128, 1), (3,)), strict=True)
+    }
+    for wanted in (terms, {}, {0: terms[0]}):
+        lora_patch.lora_patch(table, table.plan(wanted, restored=range(len(weights))))
+        graph.replay()
+        for module, (weight, original) in enumerate(zip(seen, originals, strict=True)):
+            exact = original.double()
+            for term in wanted.get(module, []):
+                exact = exact + term.scale * (term.up.double() @ term.down.double()).reshape(original.shape)
+            if wanted.get(module):
+                assert_near(weight, exact, dtype)
+            else:
+                assert torch.equal(weight.cpu(), original)

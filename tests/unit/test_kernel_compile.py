@@ -1,0 +1,122 @@
+"""The kernels compiled ahead of time, without a GPU, for every architecture."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs the Triton language: pip install 'swiftdiffusion[kernels]'")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+
+from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, lora_patch
+from swiftdiffusion.kernels.compile import ARCHITECTURES, CompiledKernel, HiddenParametersUsedError, compile_kernel
+from swiftdiffusion.kernels.kernel_source import KernelSource
+
+HALF = torch.float16
+SDXL_LARGE, SDXL_SMALL = (2, 320, 128 * 128), (2, 1280, 8 * 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def sources(architecture: int) -> list[KernelSource]:
+    return [
+        *group_norm_silu.sources(SDXL_LARGE, 32, HALF, architecture),
+        *geglu.sources(5120, HALF, architecture),
+        *cfg_step.sources(HALF, architecture, previous=True),
+        *lora_patch.sources(HALF, HALF, architecture),
+    ]
+
+
+def check(kernel: CompiledKernel, architecture: int, source: KernelSource) -> None:
+    suffix = "a" if architecture >= 90 else ""
+    assert f".target sm_{architecture}{suffix}" in kernel.ptx
+    assert ".version 8.7" in kernel.ptx
+    assert kernel.cubin.startswith(b"\x7fELF")
+    assert kernel.shared_memory <= 99 * 1024, "what every architecture has"
+    assert kernel.threads == 32 * source.num_warps
+    assert [parameter.name for parameter in kernel.parameters] == [
+        name for name in source.function.arg_names if name in source.types
+    ]
+    assert [hidden.type for hidden in kernel.hidden_parameters] == ["u64"] * len(kernel.hidden_parameters)
+    assert len(re.findall(r"\.param \.", kernel.plain_ptx)) == len(source.types)
+    assert ".local" not in kernel.ptx, "spilled by the compiler before the assembler"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_for_every_architecture(architecture: int) -> None:
+    for source in sources(architecture):
+        check(compile_kernel(source, architecture), architecture, source)
+
+
+def test_variants_for_one_architecture() -> None:
+    variants = [
+        *group_norm_silu.sources(SDXL_SMALL, 32, torch.bfloat16, 90, embedding=True),
+        *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90, channels_last=False, silu=False),
+        *geglu.sources(1280, torch.bfloat16, 90, bias=True),
+        *cfg_step.sources(torch.float32, 90, guided=False),
+        *lora_patch.sources(torch.bfloat16, torch.bfloat16, 90),
+    ]
+    for source in variants:
+        check(compile_kernel(source, 90), 90, source)
+
+
+def test_sizes_of_one_which_a_launch_makes_constants() -> None:
+    split = group_norm_silu.sources(SDXL_LARGE, 32, HALF, 90)
+    for source in (*split, *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90), *geglu.sources(8, HALF, 90, bias=True)):
+        ones = {name: 1 for name, of in source.types.items() if of == "i32"}
+        types = {name: of for name, of in source.types.items() if name not in ones}
+        compile_kernel(
+            replace(source, types=types, constants={**source.constants, **ones}, multiples_of_16=frozenset()), 90
+        )
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_is_accessed_in_16_byte_vectors(channels_last: bool) -> None:
+    for source in group_norm_silu.sources(SDXL_LARGE, 32, HALF, 90, channels_last):
+        ptx = compile_kernel(source, 90).ptx
+        assert "ld.global.v4.b32" in ptx
+        assert ("st.global.v4.b32" in ptx) == ("y" in source.types)
+
+
+def test_plain_ptx_assembles(tmp_path: Path) -> None:
+    """And its kernel takes what a caller passes, nothing more."""
+    from triton import knobs
+
+    (source,) = group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90)
+    kernel = compile_kernel(source, 90)
+    assert kernel.hidden_parameters, "if Triton has stopped adding them, `plain_ptx` can go"
+    text, cubin = tmp_path / "kernel.ptx", tmp_path / "kernel.cubin"
+    text.write_text(kernel.plain_ptx)
+    subprocess.run([knobs.nvidia.ptxas.path, "--gpu-name=sm_90a", str(text), "-o", str(cubin)], check=True)
+    listed = subprocess.run(
+        [knobs.nvidia.cuobjdump.path, "--dump-elf", str(cubin)], check=True, capture_output=True, text=True
+    ).stdout
+    assert len(re.findall(r"EIATTR_KPARAM_INFO", listed)) == len(kernel.parameters)
+
+
+def test_hidden_parameters_that_are_used_are_not_taken_out() -> None:
+    ptx = ".visible .entry f(\n\t.param .u64 f_param_0,\n\t.param .u64 f_param_1\n)\n{ ld.param.b64 r, [f_param_1]; }"
+    (source,) = geglu.sources(1280, HALF, 80)
+    kernel = compile_kernel(source, 80)
+    visible, hidden = kernel.parameters[:1], replace(kernel.hidden_parameters[0], name="f_param_1")
+    broken = replace(kernel, name="f", ptx=ptx, parameters=visible, hidden_parameters=(hidden,))
+    with pytest.raises(HiddenParametersUsedError, match="f_param_1"):
+        _ = broken.plain_ptx
+
+
+def test_sources_have_to_name_every_parameter() -> None:
+    (source,) = geglu.sources(1280, HALF, 90)
+    with pytest.raises(ValueError, match="geglu takes"):
+        compile_kernel(replace(source, constants={}), 90)

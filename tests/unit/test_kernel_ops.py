@@ -1,0 +1,105 @@
+"""The kernels' ops on the CPU: diffusers' own arithmetic, schemas, memory formats, refusals. Needs no `triton`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+
+from swiftdiffusion.kernels.cfg_step import cfg_step
+from swiftdiffusion.kernels.geglu import geglu
+from swiftdiffusion.kernels.group_norm_silu import group_norm_silu
+
+CHECKS = ("test_schema", "test_faketensor")
+OPS = torch.ops.swiftdiffusion
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_silu_is_what_a_resnet_block_computes(order: torch.memory_format) -> None:
+    block = ResnetBlock2D(in_channels=20, out_channels=20, temb_channels=8, groups=4).eval()
+    x = torch.randn(2, 20, 6, 5).contiguous(memory_format=order)
+    time = torch.randn(2, 8)
+    with torch.no_grad():
+        hidden = group_norm_silu(x, 4, block.norm1.weight, block.norm1.bias, block.norm1.eps)
+        embedding = block.time_emb_proj(torch.nn.functional.silu(time))
+        norm = block.norm2
+        hidden = group_norm_silu(block.conv1(hidden), 4, norm.weight, norm.bias, norm.eps, embedding=embedding)
+        assert torch.equal(x + block.conv2(hidden), block(x, time))
+
+
+def test_group_norm_without_silu() -> None:
+    x, norm = torch.randn(2, 6, 9), torch.nn.GroupNorm(3, 6)
+    assert torch.equal(group_norm_silu(x, 3, norm.weight, norm.bias, silu=False), norm(x))
+
+
+def test_geglu_is_diffusers() -> None:
+    module, x = GEGLU(6, 10), torch.randn(2, 3, 6)
+    projected = module.proj(x)
+    assert torch.equal(geglu(projected), module(x))
+    bare = torch.nn.functional.linear(x, module.proj.weight)
+    torch.testing.assert_close(geglu(bare, module.proj.bias), module(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_ops_say_what_they_give(dtype: torch.dtype, order: torch.memory_format) -> None:
+    x = torch.randn(2, 8, 3, 5).to(dtype).contiguous(memory_format=order)
+    weight, embedding = torch.randn(8, dtype=dtype), torch.randn(2, 8, dtype=dtype)
+    torch.library.opcheck(OPS.group_norm_silu, (x, weight, weight, embedding, 2, 1e-5, True), test_utils=CHECKS)
+    torch.library.opcheck(OPS.geglu, (x.permute(0, 2, 3, 1), weight), test_utils=CHECKS)
+    torch.library.opcheck(OPS.cfg_step, (x, x, torch.randn(2, 6), x, x.float()), test_utils=CHECKS)
+    assert group_norm_silu(x, 2, weight, weight).stride() == x.stride()
+    assert cfg_step(x, x, torch.randn(2, 6))[0].stride() == x.stride()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, weight = torch.randn(2, 6, 4, 4), torch.ones(6)
+    with pytest.raises(ValueError, match="4 groups"):
+        group_norm_silu(x, 4, weight, weight)
+    with pytest.raises(ValueError, match="embedding"):
+        group_norm_silu(x, 3, weight, weight, embedding=torch.ones(1, 6))
+    with pytest.raises(ValueError, match="weight"):
+        group_norm_silu(x, 3, torch.ones(3), weight)
+    with pytest.raises(ValueError, match="even"):
+        geglu(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="bias"):
+        geglu(torch.ones(2, 4), torch.ones(2))
+    with pytest.raises(ValueError, match="unconditional"):
+        cfg_step(x, x, torch.ones(2, 6), x[:1])
+    with pytest.raises(ValueError, match="coefficients"):
+        cfg_step(x, x, torch.ones(1, 6))
+    with pytest.raises(ValueError, match="previous"):
+        cfg_step(x, x, torch.ones(2, 6), x, x.half())
+
+
+WITHOUT_TRITON = """
+import importlib, pkgutil, sys
+sys.modules["triton"] = None
+import torch
+import swiftdiffusion.kernels as kernels
+for module in pkgutil.iter_modules(kernels.__path__, kernels.__name__ + "."):
+    importlib.import_module(module.name)
+from swiftdiffusion.kernels import geglu
+from swiftdiffusion.kernels.triton_language import MissingTritonError
+assert geglu.geglu(torch.zeros(2, 4)).shape == (2, 2)
+for wants in (lambda: geglu.launch(torch.zeros(2, 4), None), lambda: geglu.sources(8, torch.float16, 90)):
+    try:
+        wants()
+    except MissingTritonError as error:
+        assert "pip install" in str(error), error
+    else:
+        raise AssertionError("no error")
+"""
+
+
+def test_everything_but_the_kernels_works_without_triton() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=True, timeout=120)
