@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE = KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=10_000)
 DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+ON_ITS_WAY_S = 10.0
+"""A model that is not loaded may be on its way; after so long it is not."""
+
 READY_S = 5.0
 """Longest wait for the answer whether it is ready."""
 
@@ -95,9 +98,10 @@ class RemoteModel:
         return Answer(residuals, row_failures(failures))
 
     async def _ask_again_if_dead(self, ask: Any, *arguments: Any) -> Any:
-        """Asks again if the model's process has died and the server loads it again; only one caller has it loaded.
+        """Asks until it answers, where the model's process has died or the model is on its way.
 
-        Of callers in several processes a second one may still come too late and load it once more.
+        It is loaded again at most once, by the first of this process's callers. Other processes may do the same at the
+        same time; what they are loading is waited for.
         """
         try:
             return await ask(*arguments)
@@ -105,20 +109,33 @@ class RemoteModel:
             if not is_dead(error.message() or ""):
                 raise
         async with self._reload:
-            try:
-                return await ask(*arguments)
-            except InferenceServerException as error:
-                if not is_dead(error.message() or "") or time.monotonic() - self._reloaded < RETRY_AFTER_S:
-                    raise
+            loads_left = 1 if time.monotonic() - self._reloaded >= RETRY_AFTER_S else 0
+            until = time.monotonic() + ON_ITS_WAY_S
+            while True:
                 try:
-                    if "not healthy" in (error.message() or ""):  # else it is not loaded, or on its way
-                        await self._connected().unload_model(self._model)
-                    await self._connected().load_model(self._model)
-                except InferenceServerException as refusal:
-                    raise error from refusal
-                finally:
-                    self._reloaded = time.monotonic()
-            return await ask(*arguments)
+                    return await ask(*arguments)
+                except InferenceServerException as error:
+                    said = error.message() or ""
+                    is_process_dead = "not healthy" in said
+                    if is_dead(said) and not is_process_dead and time.monotonic() < until:
+                        await asyncio.sleep(0.5)
+                    elif is_dead(said) and loads_left:
+                        loads_left -= 1
+                        await self._load(error, unload=is_process_dead)
+                        until = time.monotonic() + ON_ITS_WAY_S
+                    else:
+                        raise
+
+    async def _load(self, error: InferenceServerException, unload: bool) -> None:
+        """Has the server load the model; where it does not allow that, what was wrong before is the error."""
+        try:
+            if unload:
+                await self._connected().unload_model(self._model)
+            await self._connected().load_model(self._model)
+        except InferenceServerException as refusal:
+            raise error from refusal
+        finally:
+            self._reloaded = time.monotonic()
 
     def _connected(self) -> InferenceServerClient:
         """Made in the loop that it belongs to."""

@@ -107,16 +107,17 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
     try:
         server.start()
         _wait_ready(server, console)
-        follower = LogFollower(server.log_path, _echo, _PRIVATE_LOG_BYTES) if streamed else None
+        follower: LogFollower | None = None
         try:
             addresses = f"HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}"
             console.print(f"ready: {addresses}  pid {server.pid}", highlight=False, soft_wrap=True)
+            follower = _follow(server) if streamed else None
             while True:
                 server.check_alive()
                 threading.Event().wait(0.2)
         finally:
-            if follower is not None:
-                follower.close()
+            if streamed:
+                (follower or _follow(server)).close()  # a signal may come before there is one
     except LauncherError as error:
         if streamed and server.started:
             console.print(f"the server's log: {_kept_log(server.log_path)}", highlight=False, soft_wrap=True)
@@ -127,6 +128,10 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
         if server.started:
             console.print("stopping the server")
         server.stop()
+
+
+def _follow(server: TritonServer) -> LogFollower:
+    return LogFollower(server.log_path, _echo, _PRIVATE_LOG_BYTES)
 
 
 def _wait_ready(server: TritonServer, console: Console) -> None:
