@@ -89,6 +89,9 @@ def generate(
         )
         for report in result.info.loras:
             console.print(f"  {describe_lora(report)}", style="dim", highlight=False, markup=False, soft_wrap=True)
+        for controlnet in result.info.controlnets:
+            told = f"{controlnet.name}: gave residuals {controlnet.calls} times"
+            console.print(f"  {told}", style="dim", highlight=False, markup=False, soft_wrap=True)
     typer.echo(out)
 
 

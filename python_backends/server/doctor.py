@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,7 +16,7 @@ from .binary import ServerBinary, find_server_binary
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
-from .repository_weights import check_weights
+from .repository_weights import check_weights, wanted_gpus
 from .shared_memory import SHARED_MEMORY
 
 MIB = 1 << 20
@@ -60,6 +60,7 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
         for weights in check_weights(repository):
             status = Status.OK if weights.problem is None else Status.MISSING
             yield Check(f"weights of {weights.models}", status, weights.found, weights.problem or "")
+        yield from _placed(wanted_gpus(repository))
     yield from _ports()
 
 
@@ -116,6 +117,18 @@ def _gpu() -> Check:
         advice = "install a torch built for the driver's CUDA version (`python -c 'import torch; torch.cuda.init()'`)"
         return Check("GPU", Status.WARNING, f"{', '.join(listed)}; torch can use {usable}", advice)
     return Check("GPU", Status.WARNING, "none", "the CPU works; for a GPU, `nvidia-smi` must list it")
+
+
+def _placed(wanted: Mapping[int, Sequence[str]]) -> Iterator[Check]:
+    """A check for each GPU that a model is placed on."""
+    there = _torch_gpus()
+    for gpu, models in wanted.items():
+        if gpu < there:
+            yield Check(f"GPU {gpu}", Status.OK, f"for {', '.join(models)}")
+        else:
+            has = f"this machine has {there or 'none'} that torch can use"
+            advice = "export with GPUs that are there, or serve where they are"
+            yield Check(f"GPU {gpu}", Status.MISSING, f"wanted by {', '.join(models)}; {has}", advice)
 
 
 def _torch_gpus() -> int:

@@ -1,9 +1,10 @@
-"""Whether the weights that a model repository refers to are there."""
+"""Whether the weights and GPUs that a model repository refers to are there."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REFERENCES = ("checkpoint", "controlnet")
 """Parameters of models that are paths of weights."""
@@ -39,13 +40,26 @@ def check_weights(repository: Path) -> Iterator[WeightsState]:
         yield _state(path, ", ".join(models))
 
 
+def wanted_gpus(repository: Path) -> dict[int, list[str]]:
+    """GPU → the models that run on it."""
+    wanted: dict[int, list[str]] = defaultdict(list)
+    for config_file in sorted(repository.glob("*/config.pbtxt")):
+        for group in _config(config_file).instance_group:
+            for gpu in group.gpus:
+                wanted[gpu].append(config_file.parent.name)
+    return dict(sorted(wanted.items()))
+
+
 def _references(config_file: Path) -> list[str]:
+    config = _config(config_file)
+    return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]
+
+
+def _config(config_file: Path) -> Any:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    config = model_config_pb2.ModelConfig()
-    text_format.Parse(config_file.read_text(), config)
-    return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]
+    return text_format.Parse(config_file.read_text(), model_config_pb2.ModelConfig())
 
 
 def _state(path: Path, models: str) -> WeightsState:

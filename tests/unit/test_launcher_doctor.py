@@ -52,6 +52,14 @@ def test_complete_checkpoint(repository: Path) -> None:
     assert "3 MiB" in state(repository).found
 
 
+def test_a_gpu_that_is_not_there(repository: Path) -> None:
+    config = repository / "unet_shard0" / "config.pbtxt"
+    config.write_text(config.read_text() + "instance_group [ { kind: KIND_GPU gpus: [ 97 ] } ]\n")
+    (check,) = (check for check in run_checks(repository) if check.subject == "GPU 97")
+    assert check.status is Status.MISSING
+    assert check.found.startswith("wanted by unet_shard0; this machine has")
+
+
 def test_this_machine_can_serve(repository: Path) -> None:
     checks = {check.subject: check for check in run_checks(None)}
     assert {"Python", "tritonserver", "Python backend stub", "/dev/shm", "numpy", "torch", "GPU"} <= set(checks)
