@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .config_parts import Model, batched, python_model
-from .pipeline_models import PipelineModels
+from .pipeline_models import PipelineModels, compute_parameters, unet_inputs
 from .text_encoders import shared_text_encoders
 
 if TYPE_CHECKING:
@@ -31,36 +31,33 @@ def repository_models(pipelines: Mapping[str, ServedPipeline], reference: Callab
     """
     prefixes = {name: f"{name}_" if len(pipelines) > 1 else "" for name in pipelines}
     encoders = shared_text_encoders(pipelines, prefixes)
-    parts = {
-        name: PipelineModels(name, prefixes[name], served, encoders[name], reference)
-        for name, served in pipelines.items()
-    }
-    models = [model for each in parts.values() for model in each.models()]
+    parts = (
+        PipelineModels(name, prefixes[name], served, encoders[name], reference) for name, served in pipelines.items()
+    )
+    models = [model for each in parts for model in each.models()]
     return [*models, *controlnet_models(pipelines, reference), Model(_cancel(), "cancel")]
 
 
 def controlnet_models(pipelines: Mapping[str, ServedPipeline], reference: Callable[[Path], str]) -> list[Model]:
     """The ControlNets that run on this server, and where other servers put pictures for them."""
-    users: dict[str, list[tuple[ServedControlNet, PipelineModels]]] = {}
-    for name, served in pipelines.items():
-        for network in served.options.controlnets:
-            if network.url is None:
-                users.setdefault(network.name, []).append(
-                    (network, PipelineModels(name, "", served, "text_encoder", reference))
-                )
-    models = [_controlnet(each[0][0], [pipeline for _, pipeline in each], reference) for each in users.values()]
+    here = {each.name: each for served in pipelines.values() for each in served.options.controlnets if not each.url}
+    models = []
+    for name, network in here.items():
+        users = [served for served in pipelines.values() if name in {each.name for each in served.options.controlnets}]
+        models.append(_controlnet(network, users, reference))
     return [*models, Model(_control_images(), "control_image_store")] if models else []
 
 
-def _controlnet(network: ServedControlNet, users: list[PipelineModels], reference: Callable[[Path], str]) -> Model:
+def _controlnet(network: ServedControlNet, users: list[ServedPipeline], reference: Callable[[Path], str]) -> Model:
     """Rows of all shards, requests and pipelines, batched by Triton; an instance per GPU or process."""
     first = users[0]
     dtype = first.options.dtype_on(network.gpus[0] if network.gpus else None)
+    taken = [tensor for tensor in unet_inputs(first.checkpoint) if tensor[0] != "TIMESTEP_COND"]
     config = python_model(
         f"controlnet_{network.name}",
-        [tensor for tensor in first.unet_inputs if tensor[0] != "TIMESTEP_COND"] + [("CONTROL", "STRING", (1,))],
+        [*taken, ("CONTROL", "STRING", (1,))],
         [("RESIDUALS", RESIDUAL_TYPES[dtype], (-1,)), ("FAILURES", "STRING", (1,))],
-        {**first.compute(dtype), "controlnet": reference(network.path)},
+        {**compute_parameters(first, dtype, reference), "controlnet": reference(network.path)},
         max_batch_size=sum(2 * user.options.unet_shards * user.options.max_batch_size for user in users),
         gpus=network.gpus,
         processes=network.processes,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tritonclient.grpc import model_config_pb2 as pb
 
+    from ..python_backends.checkpoint import Checkpoint
     from .serving_options import ServedPipeline
 
 CANDIDATES_PER_PLACE = 8
@@ -35,13 +36,28 @@ INFO: Tensor = ("INFO", "STRING", (1,))
 IMAGE: Tensor = ("IMAGE", "UINT8", (-1, -1, 3))
 
 
-class PipelineModels:
-    """Writes the configurations of one pipeline.
+def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
+    """What a checkpoint's UNet takes, as tensors of its model; LATENTS first."""
+    tokens, width = checkpoint.text_embedding_shape
+    tensors: list[Tensor] = [
+        ("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1)),
+        ("TIMESTEPS", "FP32", (1,)),
+        ("ENCODER_HIDDEN_STATES", "FP32", (tokens, width)),
+    ]
+    if checkpoint.pooled_width is not None:
+        tensors += [("TEXT_EMBEDS", "FP32", (checkpoint.pooled_width,)), ("TIME_IDS", "FP32", (6,))]
+    if checkpoint.guidance_embedding_width is not None:
+        tensors.append(("TIMESTEP_COND", "FP32", (checkpoint.guidance_embedding_width,)))
+    return tensors
 
-    Attributes:
-        options: How its checkpoint is served.
-        unet_inputs: What a UNet takes, as tensors of its model.
-    """
+
+def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that computes for a pipeline."""
+    return {"checkpoint": reference(served.checkpoint.path), "dtype": dtype, "threads": str(served.options.threads)}
+
+
+class PipelineModels:
+    """Writes the configurations of one pipeline."""
 
     def __init__(
         self, name: str, prefix: str, served: ServedPipeline, text_encoder: str, reference: Callable[[Path], str]
@@ -55,22 +71,18 @@ class PipelineModels:
             text_encoder: The model that encodes its texts; written here if the prefix is its.
             reference: A path as the backends find it.
         """
-        self.options, self._checkpoint = served.options, served.checkpoint
+        self._served, self._options, self._checkpoint = served, served.options, served.checkpoint
         self._name, self._prefix, self._text_encoder = name, prefix, text_encoder
-        self._path = reference(served.checkpoint.path)
-        loras = self.options.loras
+        self._reference = reference
+        loras = self._options.loras
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
         checkpoint = served.checkpoint
         tokens, width = checkpoint.text_embedding_shape
-        self._latents: Tensor = ("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1))
         self._embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, tokens, width))]
-        conditioning: list[Tensor] = [("ENCODER_HIDDEN_STATES", "FP32", (tokens, width))]
         if checkpoint.pooled_width is not None:
             self._embeddings.append(("POOLED_PROMPT_EMBEDS", "FP32", (2, checkpoint.pooled_width)))
-            conditioning += [("TEXT_EMBEDS", "FP32", (checkpoint.pooled_width,)), ("TIME_IDS", "FP32", (6,))]
-        if checkpoint.guidance_embedding_width is not None:
-            conditioning.append(("TIMESTEP_COND", "FP32", (checkpoint.guidance_embedding_width,)))
-        self.unet_inputs: list[Tensor] = [self._latents, ("TIMESTEPS", "FP32", (1,)), *conditioning]
+        self._unet_inputs = unet_inputs(checkpoint)
+        self._latents = self._unet_inputs[0]
         self._progress: list[Tensor] = [self._latents, ("PREVIEW", "BOOL", (1,)), INFO]
 
     def models(self) -> list[Model]:
@@ -84,18 +96,14 @@ class PipelineModels:
         models += [Model(self._shard(index, name), "unet_shard") for index, name in enumerate(self._shards)]
         return [*models, Model(self._vae_decoder(), "vae_decoder")]
 
-    def compute(self, dtype: str) -> dict[str, str]:
-        """Parameters of a model that computes."""
-        return {"checkpoint": self._path, "dtype": dtype, "threads": str(self.options.threads)}
-
     @property
     def _shards(self) -> list[str]:
-        return [f"{self._prefix}unet_shard{index}" for index in range(self.options.unet_shards)]
+        return [f"{self._prefix}unet_shard{index}" for index in range(self._options.unet_shards)]
 
     def _preprocess(self) -> pb.ModelConfig:
-        rules = {key: str(value) for key, value in asdict(self.options.request_rules(self._checkpoint)).items()}
+        rules = {key: str(value) for key, value in asdict(self._options.request_rules(self._checkpoint)).items()}
         known = {
-            each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self.options.controlnets
+            each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self._options.controlnets
         }
         names = {"controlnets": json.dumps(known, sort_keys=True), "lora_store": f"{self._prefix}lora_store"}
         parameters = {**rules, **self._catalogue, **names}
@@ -104,10 +112,10 @@ class PipelineModels:
         return config
 
     def _lora_store(self) -> pb.ModelConfig:
-        options = self.options
+        options = self._options
         parameters = {
             **self._catalogue,
-            "checkpoint": self._path,
+            "checkpoint": self._reference(self._checkpoint.path),
             "lora_host_bytes": str(options.lora_host_bytes),
             "lora_disk_bytes": str(options.lora_disk_bytes),
         }
@@ -117,13 +125,13 @@ class PipelineModels:
     def _text_encoders(self) -> pb.ModelConfig:
         """Ensembles call it without LORA_SET; a denoiser with it, once a LoRA's text parts are ready."""
         config = self._computing(
-            self._text_encoder, [REQUEST], [*self._embeddings, ENCODING], self.options.text_encoder_gpu
+            self._text_encoder, [REQUEST], [*self._embeddings, ENCODING], self._options.text_encoder_gpu
         )
         config.input.append(model_input("LORA_SET", "STRING", (1,), optional=True))
         return config
 
     def _denoiser(self, name: str) -> pb.ModelConfig:
-        checkpoint, options = self._checkpoint, self.options
+        checkpoint, options = self._checkpoint, self._options
         geometry = {
             "channels": checkpoint.latent_channels,
             "scale_factor": checkpoint.vae_scale_factor,
@@ -144,25 +152,25 @@ class PipelineModels:
         return iterative_sequence(config, decoupled=name.endswith("_stream"))
 
     def _shard(self, index: int, name: str) -> pb.ModelConfig:
-        urls = {each.name: each.url for each in self.options.controlnets if each.url is not None}
+        urls = {each.name: each.url for each in self._options.controlnets if each.url is not None}
         config = self._computing(
             name,
-            [*self.unet_inputs, ("LORA_SET", "STRING", (1,)), ("CONTROLS", "STRING", (1,))],
+            [*self._unet_inputs, ("LORA_SET", "STRING", (1,)), ("CONTROLS", "STRING", (1,))],
             [
                 ("NOISE_PRED", "FP32", self._latents[2]),
                 ("PATCH_MS", "FP32", (1,)),
                 ("FAILURES", "STRING", (1,)),
                 ("STALE", "STRING", (1,)),
             ],
-            self.options.unet_gpu(index),
-            controlnet_timeout_s=f"{self.options.controlnet_timeout_s:g}",
+            self._options.unet_gpu(index),
+            controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
             controlnet_urls=json.dumps(urls, sort_keys=True),
         )
         config.max_batch_size *= 2  # both halves of a request's guidance
         return config
 
     def _vae_decoder(self) -> pb.ModelConfig:
-        return self._computing(f"{self._prefix}vae_decoder", self._progress, [IMAGE, INFO], self.options.vae_gpu)
+        return self._computing(f"{self._prefix}vae_decoder", self._progress, [IMAGE, INFO], self._options.vae_gpu)
 
     def _computing(
         self, name: str, inputs: list[Tensor], outputs: list[Tensor], gpu: int | None, **parameters: str
@@ -171,8 +179,8 @@ class PipelineModels:
             name,
             inputs,
             outputs,
-            {**self.compute(self.options.dtype_on(gpu)), **parameters},
-            max_batch_size=self.options.max_batch_size,
+            {**compute_parameters(self._served, self._options.dtype_on(gpu), self._reference), **parameters},
+            max_batch_size=self._options.max_batch_size,
             gpus=() if gpu is None else (gpu,),
         )
         return batched(config)

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from .checkpoint import weights_variant
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from diffusers import ControlNetModel, ControlNetUnionModel
 
@@ -45,7 +47,7 @@ def controlnet_config(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         ControlNetFileError: If there is no ControlNet.
     """
     if path.suffix == ".safetensors":
-        return _single_file_config(path, checkpoint)
+        return _single_file_config(path, _shapes(path), checkpoint)
     if not any(path.glob("diffusion_pytorch_model*.safetensors")):
         raise ControlNetFileError(f"{path} holds no weights (diffusion_pytorch_model.safetensors)")
     try:
@@ -68,7 +70,8 @@ def load_controlnet(path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> C
     if path.suffix != ".safetensors":
         kind = _class_of(controlnet_config(path, checkpoint))
         return kind.from_pretrained(path, dtype=dtype, variant=weights_variant(path), use_safetensors=True)
-    config = _single_file_config(path, checkpoint)
+    shapes = _shapes(path)
+    config = _single_file_config(path, shapes, checkpoint)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_text(json.dumps(config), "utf-8")
         try:
@@ -80,7 +83,7 @@ def load_controlnet(path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> C
     missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
     if missing:
         raise ControlNetFileError(f"{path} does not fit {checkpoint.path}: it lacks {missing[0]}")
-    foreign = set(_shapes(path)) - set(network.state_dict()) if CONVERTED in _shapes(path) else set()
+    foreign = set(shapes) - set(network.state_dict()) if CONVERTED in shapes else set()
     if foreign:
         raise ControlNetFileError(f"{path} is no ControlNet as served: it has {min(foreign)} besides")
     return network
@@ -101,13 +104,12 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         raise ControlNetFileError(f"{path} is no safetensors file: {error}") from error
 
 
-def _single_file_config(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+def _single_file_config(path: Path, shapes: Mapping[str, list[int]], checkpoint: Checkpoint) -> dict[str, Any]:
     """That of diffusers' `ControlNetModel.from_unet`, with the picture's embedding as wide as the file has it."""
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     options = {}
-    shapes = _shapes(path)
     if UNION_WEIGHT in shapes:
         raise ControlNetFileError(
             f"{path} is a ControlNetUnion, whose config a file does not say; wanted: its directory"

@@ -12,7 +12,7 @@ from .dead_models import RETRY_AFTER_S, is_dead
 from .errors import ModelDownError, ModelFailedError
 from .reloadable import reloading
 from .runtime import runtime_directory
-from .settings import text_tensor
+from .settings import response_texts, text_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
 def load_loras(store: str, request: CompletedRequest) -> str:
     """Starts loading a request's LoRAs: the TICKETS of the model `lora_store`; errors as `call_model`."""
     response = call_model(store, [text_tensor("REQUEST", request.to_json())], ["TICKETS"])
-    return str(pb_utils.get_output_tensor_by_name(response, "TICKETS").as_numpy()[0, 0].decode("utf-8"))
+    return response_texts(response, "TICKETS")[0]
 
 
 def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ asked for does not fail the load: its requests are told.
 from __future__ import annotations
 
 import traceback
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def reloading(name: str) -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
-class Reloadable:
+class Reloadable(ABC):
     """Base of a backend's `TritonPythonModel`."""
 
     _failure: ModelDownError | None = None
@@ -58,13 +59,13 @@ class Reloadable:
         if self._failure is None:
             self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most have nothing to close
         """What `finalize` is for other models; nothing, unless there is something to close."""
 
+    @abstractmethod
     def load(self, args: Mapping[str, str]) -> None:
         """What `initialize` is for other models."""
-        raise NotImplementedError
 
+    @abstractmethod
     def respond(self, requests: list[Any]) -> list[Any]:
         """What `execute` is for other models."""
-        raise NotImplementedError

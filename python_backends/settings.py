@@ -67,12 +67,16 @@ def input_text(request: Any, name: str) -> str:
 
 def input_texts(request: Any, name: str) -> list[str]:
     """The elements of a required BYTES input."""
-    return [text.decode("utf-8") for text in pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)]
+    return _texts(pb_utils.get_input_tensor_by_name(request, name))
 
 
 def response_texts(response: Any, name: str) -> list[str]:
     """The elements of a BYTES output of a response."""
-    return [text.decode("utf-8") for text in pb_utils.get_output_tensor_by_name(response, name).as_numpy().reshape(-1)]
+    return _texts(pb_utils.get_output_tensor_by_name(response, name))
+
+
+def _texts(tensor: Any) -> list[str]:
+    return [text.decode("utf-8") for text in tensor.as_numpy().reshape(-1)]
 
 
 def text_tensor(name: str, *texts: str) -> Any:
