@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +19,15 @@ from .completed_request import use_to_json
 from .controlnet_answers import Answer
 from .dead_models import RETRY_AFTER_S, is_dead
 from .errors import row_failures
+from .runtime import runtime_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from .completed_request import ControlNetUse
 
 KEEP_ALIVE = KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=10_000)
 DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
-ON_ITS_WAY_S = 10.0
-"""A model that is not loaded may be on its way; after so long it is not."""
-
 READY_S = 5.0
 """Longest wait for the answer whether it is ready."""
 
@@ -98,40 +99,40 @@ class RemoteModel:
         return Answer(residuals, row_failures(failures))
 
     async def _ask_again_if_dead(self, ask: Any, *arguments: Any) -> Any:
-        """Asks until it answers, where the model's process has died or the model is on its way.
+        """Asks; where the model's process has died or it is not loaded, has it loaded and asks again.
 
-        It is loaded again at most once, by the first of this process's callers. Other processes may do the same at the
-        same time; what they are loading is waited for.
+        One of this machine's callers at a time: the next finds it alive. A caller on another machine may do the same at
+        the same time: its load replaces a living process by another one, without a gap.
         """
         try:
             return await ask(*arguments)
         except InferenceServerException as error:
             if not is_dead(error.message() or ""):
                 raise
-        async with self._reload:
-            loads_left = 1 if time.monotonic() - self._reloaded >= RETRY_AFTER_S else 0
-            until = time.monotonic() + ON_ITS_WAY_S
-            while True:
-                try:
-                    return await ask(*arguments)
-                except InferenceServerException as error:
-                    said = error.message() or ""
-                    is_process_dead = "not healthy" in said
-                    if is_dead(said) and not is_process_dead and time.monotonic() < until:
-                        await asyncio.sleep(0.5)
-                    elif is_dead(said) and loads_left:
-                        loads_left -= 1
-                        await self._load(error, unload=is_process_dead)
-                        until = time.monotonic() + ON_ITS_WAY_S
-                    else:
-                        raise
+        async with self._reload, _alone_on_this_machine(f"{self.server}.{self._model}"):
+            try:
+                return await ask(*arguments)
+            except InferenceServerException as error:
+                is_tried = time.monotonic() - self._reloaded < RETRY_AFTER_S
+                if is_tried or not is_dead(error.message() or ""):
+                    raise
+                await self._load(error)
+            return await ask(*arguments)
 
-    async def _load(self, error: InferenceServerException, unload: bool) -> None:
-        """Has the server load the model; where it does not allow that, what was wrong before is the error."""
+    async def _load(self, error: InferenceServerException) -> None:
+        """Has the server load the model; where it does not allow that, what was wrong before is the error.
+
+        Triton ignores the loading of a model that it takes for loaded, dead or not, unless its config differs: a
+        parameter says when. One that is on its way is waited for.
+        """
         try:
-            if unload:
-                await self._connected().unload_model(self._model)
-            await self._connected().load_model(self._model)
+            if "not healthy" in (error.message() or ""):
+                described = await self._connected().get_model_config(self._model, as_json=True)
+                config = described["config"]
+                config.setdefault("parameters", {})["reloaded_at"] = {"string_value": str(time.time())}
+                await self._connected().load_model(self._model, config=json.dumps(config))
+            else:
+                await self._connected().load_model(self._model)
         except InferenceServerException as refusal:
             raise error from refusal
         finally:
@@ -142,6 +143,19 @@ class RemoteModel:
         if self._client is None:
             self._client = InferenceServerClient(self.server, keepalive_options=KEEP_ALIVE)
         return self._client
+
+
+@asynccontextmanager
+async def _alone_on_this_machine(name: str) -> AsyncIterator[None]:
+    """Waits until no other process of this server holds the name."""
+    with (runtime_directory() / f"{name}.lock").open("a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.1)  # not in a thread: a caller that gives up would leave it holding the lock
+        yield
 
 
 def _input(name: str, array: np.ndarray) -> Any:
