@@ -1,0 +1,85 @@
+"""diffusers' modules with the fused operators of `kernels`: same parameters, same names, fewer trips through memory."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from torch.nn import functional
+
+from ..kernels.geglu import geglu
+from ..kernels.group_norm_silu import group_norm_silu
+
+
+class FusedGroupNorm(torch.nn.GroupNorm):
+    """`torch.nn.GroupNorm`, followed by SiLU where `silu` is set."""
+
+    silu = False
+
+    def forward(self, input: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:  # noqa: A002
+        """`group_norm_silu` of [N, C, …], with an embedding [N, C] added first."""
+        return group_norm_silu(input, self.num_groups, self.weight, self.bias, self.eps, self.silu, embedding)
+
+
+class FusedResnetBlock2D(ResnetBlock2D):
+    """`ResnetBlock2D` of SD's and SDXL's networks and of their VAE; both norms are FusedGroupNorms with SiLU."""
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *_: object) -> torch.Tensor:
+        """[B, C, h, w] → [B, C', h, w].
+
+        Args:
+            input_tensor: [B, C, h, w].
+            temb: The time embedding [B, E]; None in a VAE.
+        """
+        hidden_states = self.conv1(self.norm1(input_tensor))
+        embedding = None if temb is None else self.time_emb_proj(functional.silu(temb))
+        hidden_states = self.conv2(self.norm2(hidden_states, embedding))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        return input_tensor + hidden_states
+
+
+class FusedGEGLU(GEGLU):
+    """`GEGLU`; the projection's bias is added by the matrix product, which has it for nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: object) -> torch.Tensor:
+        """[…, width] → […, inner width]."""
+        return geglu(self.proj(hidden_states))
+
+
+def fuse(network: torch.nn.Module) -> None:
+    """Lets every module of a network that has a fused form compute with it, in place.
+
+    A module keeps its identity, parameters, hooks and names: only its class changes. So LoRA maps, state dicts and
+    patched weights fit before and after. On the CPU the result is the same, bit for bit; on a GPU up to roundings.
+    """
+    for module in list(network.modules()):
+        if type(module) is ResnetBlock2D and _is_plain(module):
+            module.__class__ = FusedResnetBlock2D
+            for norm in (module.norm1, module.norm2):
+                norm.__class__, norm.silu = FusedGroupNorm, True
+        elif type(module) is GEGLU:
+            module.__class__ = FusedGEGLU
+        elif isinstance(getattr(module, "conv_act", None), torch.nn.SiLU) and _is_norm(module.conv_norm_out):
+            module.conv_norm_out.__class__, module.conv_norm_out.silu = FusedGroupNorm, True
+            module.conv_act = torch.nn.Identity()
+    for module in network.modules():  # those that no SiLU follows
+        if _is_norm(module):
+            module.__class__ = FusedGroupNorm
+
+
+def _is_plain(block: ResnetBlock2D) -> bool:
+    """Whether a block has nothing that FusedResnetBlock2D leaves out. A VAE's has a norm called "group" and no time."""
+    return (
+        (block.time_embedding_norm == "default" or block.time_emb_proj is None)
+        and isinstance(block.nonlinearity, torch.nn.SiLU)
+        and not (block.up or block.down or block.skip_time_act)
+        and block.output_scale_factor == 1.0
+        and block.dropout.p == 0.0
+        and _is_norm(block.norm1)
+        and _is_norm(block.norm2)
+    )
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    return type(module) is torch.nn.GroupNorm and module.affine
