@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
@@ -51,21 +53,29 @@ def fuse(network: torch.nn.Module) -> None:
     """Lets every module of a network that has a fused form compute with it, in place.
 
     A module keeps its identity, parameters, hooks and names: only its class changes. So LoRA maps, state dicts and
-    patched weights fit before and after. On the CPU the result is the same, bit for bit; on a GPU up to roundings.
+    patched weights fit before and after. On the CPU a UNet or ControlNet gives the same bits; a VAE does up to roundings
+    (its attention hands over channels-last tensors, and these norms keep the layout), and so does all on a GPU.
     """
     for module in list(network.modules()):
         if type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = FusedResnetBlock2D
             for norm in (module.norm1, module.norm2):
-                norm.__class__, norm.silu = FusedGroupNorm, True
+                _fuse_norm(norm, silu=True)
         elif type(module) is GEGLU:
             module.__class__ = FusedGEGLU
-        elif isinstance(getattr(module, "conv_act", None), torch.nn.SiLU) and _is_norm(module.conv_norm_out):
-            module.conv_norm_out.__class__, module.conv_norm_out.silu = FusedGroupNorm, True
-            module.conv_act = torch.nn.Identity()
-    for module in network.modules():  # those that no SiLU follows
+        elif isinstance(getattr(module, "conv_act", None), torch.nn.SiLU):
+            norm = module.get_submodule("conv_norm_out")
+            if _is_norm(norm):
+                _fuse_norm(norm, silu=True)
+                module.conv_act = torch.nn.Identity()
+    for module in network.modules():
         if _is_norm(module):
-            module.__class__ = FusedGroupNorm
+            _fuse_norm(module, silu=False)
+
+
+def _fuse_norm(norm: Any, silu: bool) -> None:
+    norm.__class__ = FusedGroupNorm
+    norm.silu = silu
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
