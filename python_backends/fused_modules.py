@@ -53,8 +53,8 @@ def fuse(network: torch.nn.Module) -> None:
     """Lets every module of a network that has a fused form compute with it, in place.
 
     A module keeps its identity, parameters, hooks and names: only its class changes. So LoRA maps, state dicts and
-    patched weights fit before and after. On the CPU a UNet or ControlNet gives the same bits; a VAE does up to roundings
-    (its attention hands over channels-last tensors, and these norms keep the layout), and so does all on a GPU.
+    patched weights fit before and after. On the CPU a UNet or ControlNet gives the same bits; a VAE up to roundings:
+    its attention hands over channels-last tensors, and these norms keep the layout. On a GPU all do up to roundings.
     """
     for module in list(network.modules()):
         if type(module) is ResnetBlock2D and _is_plain(module):
