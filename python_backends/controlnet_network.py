@@ -9,7 +9,9 @@ from cachetools import LRUCache
 
 from .controlnet_modules import PositionalControlNet, factors
 from .controlnet_weights import load_controlnet
+from .cuda_graphs import CudaGraphs
 from .errors import InvalidRequestError, RequestError
+from .fused_modules import prepare_for_gpu
 from .unet import WARM_UP_ROWS, arguments, example, trace
 from .unet_halves import pack
 
@@ -32,7 +34,8 @@ ARGUMENTS = 5
 class ControlNet:
     """diffusers' ControlNet; what depends on the picture alone is computed once per picture.
 
-    On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`.
+    On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`; on a
+    GPU every call is a CUDA graph, save those of a union, whose work depends on what its pictures are.
     """
 
     def __init__(
@@ -55,8 +58,12 @@ class ControlNet:
         Raises:
             ControlNetFileError: If there is none.
         """
-        network = load_controlnet(path, checkpoint, dtype)
-        self._module = PositionalControlNet(network.to(device).requires_grad_(False).eval())
+        network = load_controlnet(path, checkpoint, dtype).to(device).requires_grad_(False).eval()
+        if device.type == "cuda":
+            prepare_for_gpu(network)
+        self._module = PositionalControlNet(network)
+        is_graphed = device.type == "cuda" and not self._module.control_modes
+        self._call = CudaGraphs(self._module, torch.cuda.graph_pool_handle()) if is_graphed else self._module
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
@@ -121,9 +128,10 @@ class ControlNet:
         scale: float | None,
     ) -> list[torch.Tensor]:
         inputs = (*arguments(tensors, self._device, self._dtype)[:ARGUMENTS], *embedded)
-        traced = self._traced.get(tensors["LATENTS"].shape)
+        options = {"modes": modes, "scale": scale} if modes else {}
+        call = self._traced.get(tensors["LATENTS"].shape, self._call)
         with torch.inference_mode():
-            return list(self._module(*inputs, modes=modes, scale=scale) if traced is None else traced(*inputs))
+            return list(call(*inputs, **options))
 
     def _scaled(self, residuals: list[torch.Tensor], controls: Sequence[ControlNetUse]) -> torch.Tensor:
         """[B, sum of C·h·w]."""

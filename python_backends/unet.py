@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .cuda_graphs import CudaGraphs
+from .fused_modules import prepare_for_gpu
 from .lora.modules import UNET
 from .lora.patcher import Patcher
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
 
-_Halves = tuple[torch.nn.Module, torch.nn.Module]
+_Halves = tuple[Callable[..., Any], Callable[..., Any]]
 
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
@@ -26,7 +29,8 @@ class UNet:
     """diffusers' `UNet2DConditionModel` in two halves, called with named tensors, float32 in and out.
 
     On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
-    the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves.
+    the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves. On
+    a GPU the modules are channels-last, with fused operators, and every call is a CUDA graph.
     Parameters are not frozen into the graphs; patching them in place takes effect.
 
     Attributes:
@@ -34,10 +38,15 @@ class UNet:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS."""
+        """Loads the weights, makes graphs where that helps, and evaluates with each of WARM_UP_ROWS."""
         unet = checkpoint.load_unet(device, dtype).eval()
-        self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before tracing
+        if device.type == "cuda":
+            prepare_for_gpu(unet)
+        self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
         self._halves: _Halves = EncoderHalf(unet), DecoderHalf(unet)
+        if device.type == "cuda":
+            pool = torch.cuda.graph_pool_handle()
+            self._halves = CudaGraphs(self._halves[0], pool), CudaGraphs(self._halves[1], pool, adopts=True)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[torch.Size, _Halves] = {}
         for rows in WARM_UP_ROWS:
@@ -70,7 +79,7 @@ class UNet:
 
         Args:
             tensors: What `encode` took.
-            halfway: What it gave.
+            halfway: What it gave; changed in place where there are residuals.
             residuals: Of ControlNets, packed as `unet_halves.join` wants them; None for none.
 
         Returns:
@@ -78,7 +87,7 @@ class UNet:
         """
         with torch.inference_mode():
             if residuals is not None:
-                halfway = join(halfway, residuals.to(self._device, self._dtype))
+                join(halfway, residuals.to(self._device, self._dtype))
             context = tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype)
             return self._of(tensors)[1](context, *halfway).float().cpu()
 
@@ -108,7 +117,7 @@ def arguments(
     )
 
 
-def trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+def trace(module: Callable[..., Any], arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     """The module as a graph for inputs of these shapes; parameters that change in place take effect."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed

@@ -85,4 +85,4 @@ def test_residuals_join_as_in_diffusers(tmp_path: Path, family: str, rows: int, 
         )[0]
     assert torch.equal(unet.decode(tensors, halfway, pack(residuals)), expected)
     nothing = torch.zeros_like(pack(residuals))
-    assert torch.equal(unet.decode(tensors, halfway, nothing), unet(tensors))
+    assert torch.equal(unet.decode(tensors, unet.encode(tensors), nothing), unet(tensors))
