@@ -27,7 +27,7 @@ class CudaGraphs:
     at the same time, and of each the outputs hold until its next call.
     """
 
-    def __init__(self, module: Callable[..., Any], pool: Any, adopts: bool = False, capacity: int = GRAPHS) -> None:
+    def __init__(self, module: Callable[..., Any], pool: Any, adopts: bool = False) -> None:
         """Captures nothing yet.
 
         Args:
@@ -35,10 +35,9 @@ class CudaGraphs:
             pool: `torch.cuda.graph_pool_handle()`: where the graphs' memory comes from.
             adopts: Whether the first inputs of a shape may become the graph's own: those that come back are then not
                 copied. For what another graph gives.
-            capacity: Shapes that are kept; the least recently used one goes.
         """
         self._module, self._pool, self._adopts = module, pool, adopts
-        self._captured: LRUCache[_Shapes, _Captured] = LRUCache(capacity)
+        self._captured: LRUCache[_Shapes, _Captured] = LRUCache(GRAPHS)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """What the module gives, in memory that its next call overwrites.
