@@ -95,7 +95,7 @@ class Bench:
         results = {}
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
             theirs, ours = (networks.vae(not self._tiny, self.device, dtype) for _ in range(2))
-            networks.prepare_for_gpu(ours)
+            networks.Runtime().prepare(ours, self.device)
             latents = torch.randn(1, 4, *(2 * [16 if self._tiny else 128]), device=self.device, dtype=dtype)
             variants = {
                 "eager": lambda vae=theirs, latents=latents: vae.decode(latents, return_dict=False)[0],

@@ -12,8 +12,7 @@ from diffusers.utils import logging
 from lora_workloads import SDXL
 
 from swiftdiffusion.python_backends.controlnet_modules import PositionalControlNet
-from swiftdiffusion.python_backends.cuda_graphs import CudaGraphs
-from swiftdiffusion.python_backends.fused_modules import prepare_for_gpu
+from swiftdiffusion.python_backends.runtimes import Runtime
 from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf, join, pack
 
 REAL = SDXL | {
@@ -87,13 +86,9 @@ class Ours:
 
     def __init__(self, network: UNet2DConditionModel) -> None:
         """Changes the network."""
-        prepare_for_gpu(network)
-        self._encoder: Callable[..., Any] = EncoderHalf(network)
-        self._decoder: Callable[..., Any] = DecoderHalf(network)
-        if torch.cuda.is_available():
-            pool = torch.cuda.graph_pool_handle()
-            self._encoder = CudaGraphs(self._encoder, pool)
-            self._decoder = CudaGraphs(self._decoder, pool, adopts=True)
+        device = network.conv_in.weight.device
+        Runtime().prepare(network, device)
+        self._encoder, self._decoder = Runtime().calls(EncoderHalf(network), DecoderHalf(network), device=device)
 
     @staticmethod
     def eager(network: UNet2DConditionModel, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -113,13 +108,10 @@ class OurControlNet:
 
     def __init__(self, network: ControlNetModel) -> None:
         """Changes the network."""
-        prepare_for_gpu(network)
-        module = PositionalControlNet(network)
-        self._call: Callable[..., Any] = module
-        self._stream = None
-        if torch.cuda.is_available():
-            self._call = CudaGraphs(module, torch.cuda.graph_pool_handle())
-            self._stream = torch.cuda.Stream()
+        device = network.conv_in.weight.device
+        Runtime().prepare(network, device)
+        (self._call,) = Runtime().calls(PositionalControlNet(network), device=device)
+        self._stream = torch.cuda.Stream() if device.type == "cuda" else None
 
     def beside(self, ours: Ours, given: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
         """A step of the UNet with this ControlNet beside its encoder half."""

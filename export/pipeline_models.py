@@ -56,6 +56,12 @@ def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[
     return {"checkpoint": reference(served.checkpoint.path), "dtype": dtype, "threads": str(served.options.threads)}
 
 
+def runtime_parameters(served: ServedPipeline, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that evaluates a UNet or ControlNet."""
+    engines = served.options.engines
+    return {"runtime": served.options.runtime, "engines": "" if engines is None else reference(engines)}
+
+
 class PipelineModels:
     """Writes the configurations of one pipeline."""
 
@@ -163,6 +169,7 @@ class PipelineModels:
                 ("STALE", "STRING", (1,)),
             ],
             self._options.unet_gpu(index),
+            **runtime_parameters(self._served, self._reference),
             controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
             controlnet_urls=json.dumps(urls, sort_keys=True),
         )

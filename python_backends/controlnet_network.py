@@ -9,9 +9,8 @@ from cachetools import LRUCache
 
 from .controlnet_modules import PositionalControlNet, factors
 from .controlnet_weights import load_controlnet
-from .cuda_graphs import CudaGraphs
 from .errors import InvalidRequestError, RequestError
-from .fused_modules import prepare_for_gpu
+from .runtimes import Runtime
 from .unet import WARM_UP_ROWS, arguments, example, trace
 from .unet_halves import pack
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .completed_request import ControlNetUse
+    from .runtimes import Call
 
 EMBEDDING_BYTES = 2**28
 """Embedded pictures that are kept, in bytes."""
@@ -34,8 +34,7 @@ ARGUMENTS = 5
 class ControlNet:
     """diffusers' ControlNet; what depends on the picture alone is computed once per picture.
 
-    On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`; on a
-    GPU every call is a CUDA graph, save those of a union, whose work depends on what its pictures are.
+    On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`.
     """
 
     def __init__(
@@ -45,6 +44,7 @@ class ControlNet:
         device: torch.device,
         dtype: torch.dtype,
         get_image: Callable[[str], np.ndarray],
+        runtime: Runtime | None = None,
     ) -> None:
         """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS.
 
@@ -54,16 +54,18 @@ class ControlNet:
             device: Where it computes.
             dtype: Of weights and activations.
             get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
+            runtime: What evaluates it. A union's work depends on what its pictures are: it runs without graphs.
 
         Raises:
             ControlNetFileError: If there is none.
         """
         network = load_controlnet(path, checkpoint, dtype).to(device).requires_grad_(False).eval()
-        if device.type == "cuda":
-            prepare_for_gpu(network)
+        runtime = runtime or Runtime()
+        runtime.prepare(network, device)
         self._module = PositionalControlNet(network)
-        is_graphed = device.type == "cuda" and not self._module.control_modes
-        self._call = CudaGraphs(self._module, torch.cuda.graph_pool_handle()) if is_graphed else self._module
+        self._call: Call = self._module
+        if not self._module.control_modes:
+            (self._call,) = runtime.calls(self._module, device=device)
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
@@ -72,7 +74,7 @@ class ControlNet:
             tensors = example(checkpoint, rows)
             channels = network.conv_in.out_channels
             embedded = torch.zeros(rows, channels, *tensors["LATENTS"].shape[-2:], device=device, dtype=dtype)
-            if device.type == "cpu" and not self._module.control_modes:
+            if runtime.traces(device) and not self._module.control_modes:
                 inputs = (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded)
                 self._traced[tensors["LATENTS"].shape] = trace(self._module, inputs)
             for _ in range(3):  # the first calls of a graph optimise it

@@ -73,12 +73,6 @@ def fuse(network: torch.nn.Module) -> None:
             _fuse_norm(module, silu=False)
 
 
-def prepare_for_gpu(network: torch.nn.Module) -> None:
-    """Fused operators, and channels-last convolutions, as the tensor cores read them; in place."""
-    fuse(network)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stubs
-
-
 def _fuse_norm(norm: Any, silu: bool) -> None:
     norm.__class__ = FusedGroupNorm
     norm.silu = silu

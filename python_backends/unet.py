@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from .cuda_graphs import CudaGraphs
-from .fused_modules import prepare_for_gpu
 from .lora.modules import UNET
 from .lora.patcher import Patcher
+from .runtimes import Runtime
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .checkpoint import Checkpoint
-
-_Halves = tuple[Callable[..., Any], Callable[..., Any]]
+    from .runtimes import Call
 
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
@@ -30,28 +27,27 @@ class UNet:
 
     On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
     the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves. On
-    a GPU the modules are channels-last, with fused operators, and every call is a CUDA graph.
-    Parameters are not frozen into the graphs; patching them in place takes effect.
+    a GPU every call is a CUDA graph over fused operators. Parameters are not frozen into graphs; patching them in place
+    takes effect.
 
     Attributes:
         patcher: Patches LoRAs into the weights.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, runtime: Runtime | None = None
+    ) -> None:
         """Loads the weights, makes graphs where that helps, and evaluates with each of WARM_UP_ROWS."""
         unet = checkpoint.load_unet(device, dtype).eval()
-        if device.type == "cuda":
-            prepare_for_gpu(unet)
+        runtime = runtime or Runtime()
+        runtime.prepare(unet, device)
         self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
-        self._halves: _Halves = EncoderHalf(unet), DecoderHalf(unet)
-        if device.type == "cuda":
-            pool = torch.cuda.graph_pool_handle()
-            self._halves = CudaGraphs(self._halves[0], pool), CudaGraphs(self._halves[1], pool, adopts=True)
+        self._halves = runtime.calls(EncoderHalf(unet), DecoderHalf(unet), device=device)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
-        self._traced: dict[torch.Size, _Halves] = {}
+        self._traced: dict[torch.Size, tuple[Call, ...]] = {}
         for rows in WARM_UP_ROWS:
             tensors = example(checkpoint, rows)
-            if device.type == "cpu":
+            if runtime.traces(device):
                 self._traced[tensors["LATENTS"].shape] = self._trace(tensors)
             for _ in range(3):  # the first calls of a graph optimise it
                 self(tensors)
@@ -91,10 +87,10 @@ class UNet:
             context = tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype)
             return self._of(tensors)[1](context, *halfway).float().cpu()
 
-    def _of(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, ...]:
         return self._traced.get(tensors["LATENTS"].shape, self._halves)
 
-    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
+    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, ...]:
         encoder, decoder = self._halves
         inputs = arguments(tensors, self._device, self._dtype)
         with torch.no_grad():
@@ -117,7 +113,7 @@ def arguments(
     )
 
 
-def trace(module: Callable[..., Any], arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+def trace(module: Call, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     """The module as a graph for inputs of these shapes; parameters that change in place take effect."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed

@@ -39,7 +39,7 @@ class TritonPythonModel(Reloadable):
         self._controlnets = _controlnet_calls(settings)
         self._bytes = Counter(*TRANSFERRED)
         compute = ComputeSettings.from_settings(settings)
-        self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
+        self._unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
         self._name = settings.name
         self._patch_seconds = Histogram(
