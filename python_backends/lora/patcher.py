@@ -52,6 +52,10 @@ class Patcher:
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
         self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
 
+    def takes_uploads(self) -> bool:
+        """Whether `prepare` does anything; from now on other threads may call it, beside the models' calls."""
+        return self._one_launch and self._table is not None  # which is built by the thread that patches
+
     @cached_property
     def _table(self) -> WeightTable:
         """All weights and W0, for the kernel: built before the first patch."""

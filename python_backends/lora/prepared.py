@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from .canonical import CanonicalLora
 
 if TYPE_CHECKING:
@@ -45,6 +47,13 @@ class PreparedLora(CanonicalLora):
             viewed.append(replace(group, tensors=tensors))
             start = end
         return cls(tuple(viewed), packed)
+
+    def record_stream(self) -> None:
+        """Tells the allocator that the current stream uses it, where another one made it."""
+        tensors = [tensor for group in self.groups for tensor in group.tensors.values()]
+        for tensor in tensors if self.packed is None else [self.packed.factors]:
+            if tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@ import torch
 import checkpoints
 import lora_files
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.errors import LoraUnavailableError
 from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
 from swiftdiffusion.python_backends.lora.lora_set import NO_LORAS
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
@@ -107,3 +108,20 @@ def test_a_lora_that_is_on_the_device_needs_its_file_no_more(unet: torch.nn.Modu
     finally:
         for file in moved:
             file.with_suffix(".gone").rename(file)
+
+
+def test_uploads_ahead(unet: torch.nn.Module, files: Path) -> None:
+    ours, theirs = copy.deepcopy(unet), copy.deepcopy(unet)
+    resident = ResidentLoras(Patcher({"unet": ours}, one_launch=True), files)
+    wanted = ((key("everything"), 0.5), (key("half"), 1.0))
+    missing = "f" * 16
+    resident.upload([name for name, _ in wanted] + [missing])
+    resident.upload([key("everything")])
+    resident.ensure(wanted)
+    ResidentLoras(Patcher({"unet": theirs}), files).ensure(wanted)
+    for name, weight in adaptable_weights(ours).items():
+        torch.testing.assert_close(weight, adaptable_weights(theirs)[name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(LoraUnavailableError, match=missing):
+        resident.ensure(((missing, 1.0),))
+    resident.ensure(NO_LORAS)
+    assert all(torch.equal(weight, adaptable_weights(unet)[name]) for name, weight in adaptable_weights(ours).items())
