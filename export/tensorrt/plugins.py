@@ -7,6 +7,7 @@ TensorRT reads the annotations of what it is given here as types: no `from __fut
 Of a node it passes all attributes, in this order, to the functions that describe and implement it.
 """
 
+import importlib
 from typing import Any
 
 from ...kernels.triton_language import require_triton
@@ -36,6 +37,7 @@ def register_plugins(architecture: int) -> None:
             raise ValueError(f"plugins are registered for sm_{known} in this process; sm_{architecture} needs another")
         return
     require_tensorrt()
+    importlib.import_module("numpy.typing")  # which TensorRT 11.4 uses and does not import
     require_triton("compiling plugins for TensorRT")
     _register_group_norm(architecture)
     _register_add_group_norm(architecture)
