@@ -16,7 +16,7 @@ _REFUSED = {
 
 
 class TensorRTUnavailableError(RuntimeError):
-    """TensorRT, or the GPU that it needs, is not there, or is a release that is not used; the message says what to do."""
+    """TensorRT or the GPU that it needs is not there, or of a release that is not used; the message says what to do."""
 
 
 def check_version(version: str) -> None:
@@ -30,7 +30,7 @@ def check_version(version: str) -> None:
     """
     parts = version.split(".")
     if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
-        raise TensorRTUnavailableError(f"tensorrt.__version__ is {version!r}; wanted: 10.16 or at least 11.4; {INSTALL}")
+        raise TensorRTUnavailableError(f"TensorRT's release is {version!r}; wanted: 10.16 or at least 11.4; {INSTALL}")
     release = int(parts[0]), int(parts[1])
     if release == (10, 16) or release >= (11, 4):
         return

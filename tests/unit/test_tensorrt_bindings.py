@@ -11,17 +11,15 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-trt = pytest.importorskip("tensorrt", reason="needs TensorRT, which NVIDIA's package index has")
+pytest.importorskip("tensorrt", reason="needs TensorRT, which NVIDIA's package index has")
 pytest.importorskip("triton", reason="needs the Triton language: pip install 'swiftdiffusion[kernels]'")
-try:
-    import tensorrt.plugin as trtp
-    from tensorrt.plugin import _lib, _plugin_class, _tensor
-except (ImportError, AttributeError):
-    pytest.skip("this TensorRT has no plugins in Python", allow_module_level=True)
 
-import numpy as np
+import tensorrt as trt
+import tensorrt.plugin as trtp
+from tensorrt.plugin import _lib, _plugin_class, _tensor
 
 from swiftdiffusion.export.tensorrt import plugins
 from swiftdiffusion.kernels.configurations import configuration
@@ -119,9 +117,7 @@ def combinations(plugin: Any, shapes: list[tuple[int, ...]], dtype: Any) -> list
 
 
 def launch(plugin: Any, shapes: list[tuple[int, ...]], dtype: Any, layouts: list[Any], tactic: int) -> Any:
-    tensors = [
-        described(shape, dtype, layout) for shape, layout in zip((*shapes, shapes[0]), layouts, strict=True)
-    ]
+    tensors = [described(shape, dtype, layout) for shape, layout in zip((*shapes, shapes[0]), layouts, strict=True)]
     plugin.configure_plugin(tensors[:-1], tensors[-1:])
     assert tactic in plugin.get_valid_tactics()
     plugin.set_tactic(tactic)
@@ -158,7 +154,7 @@ ADD = [(2, 320, 64, 64), (2, 320), (320,), (320,)]
 
 def test_they_are_registered_once_per_process() -> None:
     plugins.register_plugins(ARCHITECTURE)
-    with pytest.raises(ValueError, match="sm_90.*sm_80"):
+    with pytest.raises(ValueError, match=r"sm_90.*sm_80"):
         plugins.register_plugins(80)
     assert {f"{plugins.NAMESPACE}::{name}" for name in plugins.OPERATORS} <= set(_lib.QDP_REGISTRY)
 
@@ -232,7 +228,7 @@ def test_a_channel_count_that_varies_is_refused() -> None:
     plugin = create("GroupNormSiLU", groups=8, eps=1e-5, silu=1)
     output_shape(plugin, shapes, HALF)
     combinations(plugin, shapes, HALF)
-    with pytest.raises(ValueError, match="dimension 1 of .* varies"):
+    with pytest.raises(ValueError, match=r"dimension 1 of .* varies"):
         launch(plugin, shapes, HALF, [LINEAR] * 4, 1)
 
 
@@ -245,9 +241,7 @@ def test_one_kernel_for_sizes_that_vary() -> None:
         desc.dims, desc.type, desc.format = trt.Dims((-1, 320, -1, -1)), HALF, LINEAR
         varying.desc = desc
         varying.min = varying.opt = varying.max = trt.Dims((2, 320, side, side))
-        x = trtp.TensorDesc(
-            trtp.ShapeExprs.from_tuple((trtp.ShapeExpr(),) * 4), HALF, LINEAR
-        )
+        x = trtp.TensorDesc(trtp.ShapeExprs.from_tuple((trtp.ShapeExpr(),) * 4), HALF, LINEAR)
         x._shape = trtp.Shape(varying)
         kernels.append(plugins._group_norm(x, 32, 1e-5, 1, False, ARCHITECTURE, 1)[1])
     assert kernels[0] == kernels[1]
