@@ -168,7 +168,8 @@ class Engine:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _profile(self, index: int) -> dict[str, Bounds]:
-        engine = self.cuda_engine
-        return {
-            name: tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index)) for name in self.inputs
-        }
+        bounds = {}
+        for name in self.inputs:
+            low, best, high = self.cuda_engine.get_tensor_profile_shape(name, index)
+            bounds[name] = tuple(low), tuple(best), tuple(high)
+        return bounds

@@ -245,3 +245,36 @@ def test_one_kernel_for_sizes_that_vary() -> None:
         x._shape = trtp.Shape(varying)
         kernels.append(plugins._group_norm(x, 32, 1e-5, 1, False, ARCHITECTURE, 1)[1])
     assert kernels[0] == kernels[1]
+
+
+USED = {
+    "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
+    "BuilderFlag": "REFIT_INDIVIDUAL",
+    "DataType": "FLOAT HALF BF16 INT32 INT64 BOOL UINT8",
+    "ExecutionContextAllocationStrategy": "USER_MANAGED",
+    "IBuilderConfig": "set_flag set_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache "
+    "add_optimization_profile",
+    "ICudaEngine": "create_execution_context device_memory_size_v2 get_tensor_dtype get_tensor_mode get_tensor_name "
+    "get_tensor_profile_shape num_io_tensors num_optimization_profiles refittable",
+    "IExecutionContext": "execute_async_v3 get_tensor_shape infer_shapes set_device_memory set_input_shape "
+    "set_optimization_profile_async set_tensor_address",
+    "INetworkDefinition": "get_input get_output mark_weights_refittable num_inputs num_outputs",
+    "IOptimizationProfile": "set_shape",
+    "ITimingCache": "serialize",
+    "Logger": "WARNING",
+    "MemoryPoolType": "WORKSPACE",
+    "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
+    "OnnxParser": "parse num_errors get_error",
+    "Refitter": "get_missing_weights get_weights_prototype refit_cuda_engine_async set_named_weights",
+    "Runtime": "deserialize_cuda_engine",
+    "TensorIOMode": "INPUT",
+    "TensorLocation": "DEVICE",
+    "Weights": "dtype size",
+}
+"""What building, running and refitting use: releases 10.16 and 11.4 both have to have it."""
+
+
+@pytest.mark.parametrize("name", USED)
+def test_the_interface_is_the_one_that_is_used(name: str) -> None:
+    missing = [member for member in USED[name].split() if not hasattr(getattr(trt, name), member)]
+    assert not missing
