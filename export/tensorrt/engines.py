@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...python_backends.tensorrt.engine import logger
-from ...python_backends.tensorrt.halves import DECODER, ENCODER, halfway_names
 from ...python_backends.tensorrt.metadata import EngineMetadata, Machine, sha256
 from ...python_backends.tensorrt.versions import require_tensorrt
 from ...python_backends.tensorrt.weights import read_weight_map
@@ -21,7 +20,7 @@ from .profiles import input_shapes, profile
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ...python_backends.tensorrt.metadata import Bounds, Shape
+    from ...python_backends.tensorrt.metadata import Bounds
     from .profiles import Rows
 
 TIMING_CACHE = "timing.cache"
@@ -95,7 +94,11 @@ class EngineBuilder:
         """
         settings = self._settings
         graph = Graph.read(settings.onnx, name)
-        of_rows = {number: self._shapes(graph, number) for rows in settings.rows for number in rows.all}
+        of_rows = {
+            number: input_shapes(graph.inputs, number, settings.latents)
+            for rows in settings.rows
+            for number in rows.all
+        }
         profiles = [profile(of_rows, rows) for rows in settings.rows]
         fixed = {
             input_name: fixed_shapes([shapes[input_name] for shapes in of_rows.values()]) for input_name in graph.inputs
@@ -109,19 +112,6 @@ class EngineBuilder:
             raise BuildError(f"{name}: TensorRT builds no engine; its log says why")
         self._keep_timings(config)
         return self._write(graph, name, serialised, profiles, refittable)
-
-    def _shapes(self, graph: Graph, rows: int) -> dict[str, Shape]:
-        """Input shapes for so many rows. A decoder half takes what its encoder gives, which TensorRT knows best."""
-        known: dict[str, Shape] = {}
-        if graph.path.stem == DECODER:
-            encoder = Graph.read(self._settings.onnx, ENCODER)
-            shapes: Mapping[str, tuple[int | None, ...]] = input_shapes(encoder.inputs, rows, self._settings.latents)
-            network, parser = self._parse(encoder, shapes)
-            outputs = [network.get_output(index) for index in range(network.num_outputs)]
-            given = {tensor.name: tuple(tensor.shape) for tensor in outputs}
-            known = {output: given[output] for output in halfway_names(list(given))}
-            del network, parser
-        return input_shapes(graph.inputs, rows, self._settings.latents, known)
 
     def _parse(self, graph: Graph, shapes: Mapping[str, tuple[int | None, ...]]) -> tuple[Any, Any]:
         """The network, and the parser that owns its weights."""

@@ -119,10 +119,8 @@ class Graph:
         model.CopyFrom(self.model)
         for value in model.graph.input:
             dimensions = value.type.tensor_type.shape.dim
-            for index, (dimension, size) in enumerate(zip(dimensions, shapes[value.name], strict=True)):
-                if size is None:
-                    dimension.dim_param = f"{value.name}_{index}"
-                else:
+            for dimension, size in zip(dimensions, shapes[value.name], strict=True):
+                if size is not None:
                     dimension.dim_value = size
         del model.graph.value_info[:]  # sizes that the exporter saw
         return model.SerializeToString()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from ...python_backends.tensorrt.metadata import Bounds, Shape
 
+_DIMENSION = re.compile(r"(?:(\d+)\*)?(rows|height|width)(?:/([1-9]\d*))?")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -59,31 +61,25 @@ def parse_latents(text: str) -> tuple[int, int]:
 
 
 def input_shapes(
-    inputs: Mapping[str, tuple[int | str, ...]],
-    rows: int,
-    latents: tuple[int, int] | None,
-    known: Mapping[str, Shape] | None = None,
+    inputs: Mapping[str, tuple[int | str, ...]], rows: int, latents: tuple[int, int] | None
 ) -> dict[str, Shape]:
     """Shapes of a network's inputs for so many rows.
 
     Args:
-        inputs: Input → shape, with names for dimensions that vary.
-        rows: The first dimension of each input.
-        latents: (height, width) of every other input of four dimensions; None if the file fixes them.
-        known: Shapes that are known otherwise: a decoder half's, from its encoder.
+        inputs: Input → shape; dimensions that vary are called `rows`, `height`, `width`, and what follows from them,
+            such as `height/4` or `8*width`.
+        rows: Of the batch, which is the first dimension.
+        latents: (height, width) in latent cells; None if the file fixes them.
 
     Raises:
-        GraphError: If a dimension stays open, or the file fixes it to another size.
+        GraphError: If a dimension stays open, or the file fixes the batch to another size.
     """
+    known = {"rows": rows} | ({} if latents is None else {"height": latents[0], "width": latents[1]})
     shapes = {}
     for name, dimensions in inputs.items():
-        if known and name in known:
-            wanted: dict[int, int] = dict(enumerate(known[name]))
-        else:
-            wanted = {0: rows}
-            if len(dimensions) == 4 and latents is not None:
-                wanted |= {2: latents[0], 3: latents[1]}
-        shapes[name] = tuple(_size(name, dimensions, index, wanted.get(index)) for index in range(len(dimensions)))
+        if dimensions and isinstance(dimensions[0], int) and dimensions[0] != rows:
+            raise GraphError(f"{name} has {dimensions[0]} rows in the ONNX file; {rows} are wanted")
+        shapes[name] = tuple(_size(name, dimension, known) for dimension in dimensions)
     return shapes
 
 
@@ -98,13 +94,15 @@ def profile(of_rows: Mapping[int, Mapping[str, Shape]], rows: Rows) -> dict[str,
     return {name: (least[name], best[name], most[name]) for name in least}
 
 
-def _size(name: str, dimensions: tuple[int | str, ...], index: int, wanted: int | None) -> int:
-    fixed = dimensions[index]
-    if isinstance(fixed, int):
-        if wanted is not None and wanted != fixed:
-            raise GraphError(f"dimension {index} of {name} is {fixed} in the ONNX file; {wanted} is wanted")
-        return fixed
-    if wanted is None:
-        hint = "; give the latents' size" if len(dimensions) == 4 else ""
-        raise GraphError(f"dimension {index} of {name} ({fixed}) is open in the ONNX file{hint}")
-    return wanted
+def _size(name: str, dimension: int | str, known: Mapping[str, int]) -> int:
+    if isinstance(dimension, int):
+        return dimension
+    found = _DIMENSION.fullmatch(dimension)
+    if not found:
+        raise GraphError(f"a dimension of {name} is {dimension!r} in the ONNX file; known: rows, height, width")
+    factor, unit, divisor = int(found[1] or 1), found[2], int(found[3] or 1)
+    if unit not in known:
+        raise GraphError(f"{name} has an open {unit} in the ONNX file; give the latents' size")
+    if known[unit] % divisor:
+        raise GraphError(f"{name} has {dimension} cells; wanted: latents whose {unit} is a multiple of {divisor}")
+    return factor * known[unit] // divisor

@@ -20,7 +20,7 @@ Tensors = dict[str, torch.Tensor]
 SCALES = {"timesteps": 1000.0, "time_ids": 1024.0}
 """Inputs whose values are no noise → the largest."""
 
-TOKENS = 1000
+TOKENS = 100
 """Token numbers are below; every vocabulary has them."""
 
 _TYPES = {

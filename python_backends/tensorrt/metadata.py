@@ -47,9 +47,10 @@ class Machine:
 
         from .versions import require_gpu, require_tensorrt
 
+        release = require_tensorrt().__version__
         require_gpu(device)
         major, minor = torch.cuda.get_device_capability(device)
-        return cls(torch.cuda.get_device_name(device), f"{major}.{minor}", require_tensorrt().__version__)
+        return cls(torch.cuda.get_device_name(device), f"{major}.{minor}", release)
 
 
 class EngineMetadata(BaseModel):
@@ -137,7 +138,8 @@ class EngineMetadata(BaseModel):
             self._refuse(directory, f"{plan} is missing")
         if sha256(plan) != self.plan_sha256:
             self._refuse(directory, f"{plan} is not the file that {self.name}.json describes")
-        self.check_sources(directory, [f"{self.name}.weights.json"])
+        if self.refittable:
+            self.check_sources(directory, [f"{self.name}.weights.json"])
         return plan
 
     def check_sources(self, directory: Path, names: Iterable[str] | None = None) -> None:

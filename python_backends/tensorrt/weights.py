@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+ADAPTED = {
+    "unet_encoder": "unet",
+    "unet_decoder": "unet",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+}
+"""Engines that LoRAs adapt → the component that they are of. All others keep their weights, and all their fusions."""
+
 
 class MappedWeight(BaseModel):
     """Where an engine holds a module's weight.
@@ -35,16 +43,18 @@ WeightMap = dict[str, MappedWeight]
 
 
 def read_weight_map(directory: Path, name: str) -> WeightMap:
-    """`NAME.weights.json`; empty where a network has none, because no LoRA adapts it.
+    """`NAME.weights.json`; empty for a network that no LoRA adapts.
 
     Raises:
         EngineMismatchError: If it is not what the exporter writes.
     """
-    path = directory / f"{name}.weights.json"
-    if not path.exists():
+    if name not in ADAPTED:
         return {}
+    path = directory / f"{name}.weights.json"
     try:
         return TypeAdapter(WeightMap).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise EngineMismatchError(f"{path} is missing; export the ONNX files again") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])

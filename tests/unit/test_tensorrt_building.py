@@ -79,8 +79,8 @@ def test_sizes_are_written_into_the_file(directory: Path) -> None:
     )
     model = onnx.load_from_string(content)
     fixed = Graph(graph.path, model)
-    assert fixed.inputs["latents"] == ("latents_0", 4, 8, 16)
-    assert fixed.inputs["encoder_hidden_states"] == ("encoder_hidden_states_0", 77, 16)
+    assert fixed.inputs["latents"] == ("rows", 4, 8, 16)
+    assert fixed.inputs["timesteps"] == ("rows",)
     assert model.graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL
     assert graph.inputs["latents"] == ("rows", 4, "height", "width"), "the original is as it was"
 
@@ -105,7 +105,11 @@ def test_latents() -> None:
         parse_latents("0x3")
 
 
-INPUTS = {"latents": ("n", 4, "h", "w"), "timesteps": ("n",), "encoder_hidden_states": ("n", 77, 16)}
+INPUTS = {
+    "latents": ("rows", 4, "height", "width"),
+    "timesteps": ("rows",),
+    "encoder_hidden_states": ("rows", 77, 16),
+}
 
 
 def test_shapes_of_inputs() -> None:
@@ -114,18 +118,18 @@ def test_shapes_of_inputs() -> None:
         "timesteps": (2,),
         "encoder_hidden_states": (2, 77, 16),
     }
-    decoder = {"mid": ("n", 8, "a", "b"), "skip_0": ("n", 4, "c", "d"), "embedding": ("n", 32)}
-    known = {"mid": (2, 8, 2, 4), "skip_0": (2, 4, 8, 16)}
-    assert input_shapes(decoder, 2, (8, 16), known) == known | {"embedding": (2, 32)}
+    derived = {"mid": ("rows", 8, "height/4", "width/4"), "picture": ("rows", 3, "8*height", "8*width")}
+    assert input_shapes(derived, 1, (8, 16)) == {"mid": (1, 8, 2, 4), "picture": (1, 3, 64, 128)}
+    assert input_shapes({"latents": (2, 4, 64, 64)}, 2, None) == {"latents": (2, 4, 64, 64)}
 
 
 @pytest.mark.parametrize(
     ("inputs", "latents", "message"),
     [
-        ({"latents": ("n", 4, "h", "w")}, None, r"dimension 2 of latents \(h\) is open.*give the latents' size"),
-        ({"latents": ("n", 4, 64, 64)}, (32, 32), "dimension 2 of latents is 64 in the ONNX file; 32 is wanted"),
-        ({"input_ids": ("n", "tokens")}, None, r"dimension 1 of input_ids \(tokens\) is open in the ONNX file$"),
-        ({"latents": (1, 4, 64, 64)}, (64, 64), "dimension 0 of latents is 1 in the ONNX file; 2 is wanted"),
+        ({"latents": ("rows", 4, "height", "width")}, None, "latents has an open height.*give the latents' size"),
+        ({"mid": ("rows", 4, "height/4", 8)}, (6, 8), "mid has height/4 cells; wanted: .* multiple of 4"),
+        ({"input_ids": ("rows", "s21")}, None, "a dimension of input_ids is 's21' in the ONNX file; known: rows"),
+        ({"latents": (1, 4, 64, 64)}, None, "latents has 1 rows in the ONNX file; 2 are wanted"),
     ],
 )
 def test_shapes_that_stay_open_or_contradict(

@@ -78,6 +78,11 @@ def test_a_changed_or_missing_file_is_refused(engine: EngineMetadata, tmp_path: 
         engine.check(tmp_path, MACHINE)
 
 
+def test_an_engine_without_refitting_needs_no_weight_map(engine: EngineMetadata, tmp_path: Path) -> None:
+    (tmp_path / "unet_encoder.weights.json").unlink()
+    engine.model_copy(update={"refittable": ()}).check(tmp_path, MACHINE)
+
+
 def test_a_server_needs_no_onnx_file(engine: EngineMetadata, tmp_path: Path) -> None:
     (tmp_path / "unet_encoder.onnx").write_text("another graph")
     engine.check(tmp_path, MACHINE)

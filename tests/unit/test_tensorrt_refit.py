@@ -228,3 +228,5 @@ def test_maps_that_do_not_fit_are_refused(checkpoint: Checkpoint, tmp_path: Path
     with pytest.raises(EngineMismatchError, match=r"conv_in\.transposed: Field required; export the ONNX files again"):
         read_weight_map(tmp_path, "unet_encoder")
     assert read_weight_map(tmp_path, "vae_decoder") == {}
+    with pytest.raises(EngineMismatchError, match=r"text_encoder\.weights\.json is missing; export"):
+        read_weight_map(tmp_path, "text_encoder")
