@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _PRECISIONS = ("FLOAT16", "BFLOAT16", "FLOAT")
 _NAMES = {"FLOAT16": "float16", "BFLOAT16": "bfloat16", "FLOAT": "float32"}
+
+Dimensions = tuple[int | str, ...]
 
 
 class GraphError(ValueError):
@@ -56,28 +59,33 @@ class Graph:
             raise GraphError(f"{path} is not ONNX: {error}") from None
 
     @property
-    def inputs(self) -> dict[str, tuple[int | str, ...]]:
+    def inputs(self) -> dict[str, Dimensions]:
         """Input → shape; dimensions that vary are names."""
-        return {
-            value.name: tuple(
-                dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or "?"
-                for dimension in value.type.tensor_type.shape.dim
-            )
-            for value in self.model.graph.input
-        }
+        return {value.name: _dimensions(value) for value in self.model.graph.input}
+
+    @property
+    def outputs(self) -> dict[str, Dimensions]:
+        """Output → shape; dimensions that vary are names."""
+        return {value.name: _dimensions(value) for value in self.model.graph.output}
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Input or output → ONNX's name of its type, such as `FLOAT16`."""
+        from onnx import TensorProto
+
+        values = (*self.model.graph.input, *self.model.graph.output)
+        return {value.name: TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in values}
 
     @property
     def precision(self) -> str:
         """Of most of the weights: `float16`, `bfloat16` or `float32`."""
-        from math import prod
-
         from onnx import TensorProto
 
         counts = dict.fromkeys(_PRECISIONS, 0)
         for tensor in self.model.graph.initializer:
             kind = TensorProto.DataType.Name(tensor.data_type)
             if kind in counts:
-                counts[kind] += prod(tensor.dims)
+                counts[kind] += math.prod(tensor.dims)
         return _NAMES[max(counts, key=lambda kind: counts[kind])]
 
     @property
@@ -124,6 +132,13 @@ class Graph:
                     dimension.dim_value = size
         del model.graph.value_info[:]  # sizes that the exporter saw
         return model.SerializeToString()
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> Dimensions:
+    return tuple(
+        dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or "?"
+        for dimension in value.type.tensor_type.shape.dim
+    )
 
 
 def fixed_shapes(shapes: list[Shape]) -> tuple[int | None, ...]:

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.tensorrt.graph import Graph, GraphError, fixed_shapes, names
+from swiftdiffusion.export.tensorrt.plan_models import plan_config, write_plan_model
 from swiftdiffusion.export.tensorrt.profiles import Rows, input_shapes, parse_latents, parse_rows, profile
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
 
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 18, "swiftdiffusion" : 1]>
@@ -144,6 +146,53 @@ def test_only_what_varies_stays_open() -> None:
     assert profile(of_rows, Rows(1, 2, 4))["latents"] == ((1, 4, 8, 16), (2, 4, 8, 16), (4, 4, 8, 16))
     assert fixed_shapes([shapes["latents"] for shapes in of_rows.values()]) == (None, 4, 8, 16)
     assert fixed_shapes([of_rows[2]["latents"]]) == (2, 4, 8, 16)
+
+
+VAE = """
+<ir_version: 10, opset_import: ["" : 18]>
+vae_decoder (float16[rows, 4, height, width] latents) => (
+    float[rows, 4, height, width] image, float[rows, unknown] more
+)
+{ image = Cast <to = 1> (latents) more = Identity (image) }
+"""
+
+
+def test_a_model_that_triton_serves_by_itself(tmp_path: Path) -> None:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    onnx.save(onnx.parser.parse_model(VAE), tmp_path / "vae_decoder.onnx")
+    (tmp_path / "vae_decoder.plan").write_bytes(b"plan")
+    graph = Graph.read(tmp_path, "vae_decoder")
+    of_rows = {rows: input_shapes(graph.inputs, rows, (8, 16)) for rows in (1, 2, 4)}
+    metadata = EngineMetadata(
+        name="vae_decoder",
+        gpu="a GPU",
+        compute_capability="9.0",
+        tensorrt="11.4.0",
+        driver="580.1",
+        torch="2.13.0",
+        triton=None,
+        precision="float16",
+        profiles=tuple(profile(of_rows, rows) for rows in parse_rows("1,1:2:4")),
+        sources={},
+        plan_sha256="",
+        plugins=(),
+        refittable=(),
+        onnx=str(tmp_path),
+        options=(),
+    )
+    config = plan_config("vae", metadata, graph, gpus=(1,))
+    written = write_plan_model(tmp_path / "repository", tmp_path, config, "vae_decoder")
+    assert (written / "1" / "model.plan").read_bytes() == b"plan"
+    read = text_format.Parse((written / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert (read.name, read.platform, read.max_batch_size) == ("vae", "tensorrt_plan", 4)
+    assert [(each.name, list(each.dims)) for each in read.input] == [("latents", [4, 8, 16])]
+    assert [(each.name, list(each.dims)) for each in read.output] == [("image", [4, 8, 16]), ("more", [-1])]
+    assert read.input[0].data_type == model_config_pb2.TYPE_FP16
+    assert read.output[0].data_type == model_config_pb2.TYPE_FP32
+    assert list(read.instance_group[0].profile) == ["0", "1"]
+    assert list(read.instance_group[0].gpus) == [1]
 
 
 def _without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
