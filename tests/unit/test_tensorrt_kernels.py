@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,3 +157,12 @@ def test_a_geglu_is_launched_as_the_operator_launches_it(
 def test_groups_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="320 channels in 33 groups"):
         replace(NODE, groups=33).source(90, 1)
+
+
+def test_what_they_compute() -> None:
+    """In a process of its own: whether `triton` interprets kernels is chosen at its import."""
+    tests = Path(__file__).with_name("test_tensorrt_interpreted.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", str(tests)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert run.returncode == 0, run.stdout + run.stderr
