@@ -7,6 +7,8 @@ import typer
 
 from ..export.command import export
 from ..export.profile_command import profile_lora
+from ..export.tensorrt.build_command import build_engines
+from ..export.tensorrt.verify_command import verify_engines
 from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
 from .generate_command import generate
@@ -26,4 +28,6 @@ app.command()(perf)
 app.command()(lora_mix)
 app.command()(export)
 app.command()(profile_lora)
+app.command()(build_engines)
+app.command()(verify_engines)
 app.command()(doctor)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn import functional
 
 from .configurations import configuration
 from .kernel_source import TYPES, KernelSource
 from .triton_language import kernels_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def geglu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -63,7 +68,9 @@ def launch(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return y
 
 
-def sources(width: int, dtype: torch.dtype, architecture: int, bias: bool = False) -> tuple[KernelSource, ...]:
+def sources(
+    width: int, dtype: torch.dtype, architecture: int, bias: bool = False, settings: Mapping[str, int] | None = None
+) -> tuple[KernelSource, ...]:
     """What to compile ahead of time for outputs [rows, width].
 
     Args:
@@ -71,12 +78,13 @@ def sources(width: int, dtype: torch.dtype, architecture: int, bias: bool = Fals
         dtype: Of every tensor.
         architecture: Such as 90.
         bias: Whether there is one.
+        settings: Those of the configuration if None.
 
     Raises:
         MissingTritonError: Without the `triton` package.
     """
     kernels = kernels_of("geglu")
-    settings = configuration("geglu", architecture)
+    settings = settings or configuration("geglu", architecture)
     pointer = f"*{TYPES[dtype]}"
     types = {"x": pointer, "rows": "i32", "width": "i32", "y": pointer}
     constants: dict[str, int | None] = {"ROWS": settings["block_rows"], "COLUMNS": settings["block_columns"]}

@@ -14,6 +14,10 @@ would cost more than the multiprocessors that it would bring in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_SPLITS = 64
 """Bounds what each normalising program reads of the others' statistics."""
@@ -48,7 +52,7 @@ def plan_group_norm(
     groups: int,
     itemsize: int,
     channels_last: bool,
-    settings: dict[str, int],
+    settings: Mapping[str, int],
     multiprocessors: int,
 ) -> GroupNormPlan:
     """The geometry for one input.

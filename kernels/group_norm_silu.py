@@ -15,6 +15,8 @@ from .memory_format import dense_format, is_channels_last
 from .triton_language import kernels_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .group_norm_plan import GroupNormPlan
 
 
@@ -107,7 +109,7 @@ def launch(
     after = {"EPSILON": eps, "SILU": silu, "num_warps": settings["num_warps"]}
     with torch.cuda.device_of(x):
         if plan.splits == 1:
-            kernels.whole[grid[:2]](x, weight, bias, embedding, channels, pixels, y, **lanes, **after)
+            kernels.whole[grid[:2]](x, embedding, weight, bias, channels, pixels, y, **lanes, **after)
             return y
         partial = torch.empty((len(x), groups, plan.splits, 2), dtype=torch.float32, device=x.device)
         share = plan.pixels_per_split
@@ -130,6 +132,7 @@ def sources(
     eps: float = 1e-5,
     silu: bool = True,
     embedding: bool = False,
+    settings: Mapping[str, int] | None = None,
 ) -> tuple[KernelSource, ...]:
     """What to compile ahead of time for one input: the single-launch kernel, or the two of the split one.
 
@@ -142,13 +145,14 @@ def sources(
         eps: Added to the variance.
         silu: Whether SiLU follows.
         embedding: Whether there is one.
+        settings: Those of the configuration if None.
 
     Raises:
         MissingTritonError: Without the `triton` package.
     """
     kernels = kernels_of("group_norm_silu")
     _, channels, pixels = shape
-    settings = configuration("group_norm_silu", architecture)
+    settings = settings or configuration("group_norm_silu", architecture)
     plan = plan_group_norm(shape, groups, dtype.itemsize, channels_last, settings, settings["multiprocessors"])
     pointer = f"*{TYPES[dtype]}"
     lanes = _lanes(plan, channels // groups, channels_last)

@@ -131,9 +131,9 @@ def _normalise(
 @triton.jit
 def whole(
     x,
+    embedding,
     weight,
     bias,
-    embedding,
     channels,
     pixels,
     y,

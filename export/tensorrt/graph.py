@@ -1,0 +1,151 @@
+"""An ONNX file before TensorRT reads it: its inputs, its files, its operators; and sizes written into it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...python_backends.tensorrt.metadata import sha256
+from .plugins import NAMESPACE, OPERATORS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import onnx
+
+    from ...python_backends.tensorrt.metadata import Shape
+
+_PRECISIONS = ("FLOAT16", "BFLOAT16", "FLOAT")
+_NAMES = {"FLOAT16": "float16", "BFLOAT16": "bfloat16", "FLOAT": "float32"}
+
+Dimensions = tuple[int | str, ...]
+
+
+class GraphError(ValueError):
+    """An ONNX file from which no engine can be built; the message says why."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file, without its weights.
+
+    Attributes:
+        path: Of the file.
+        model: What it holds; tensors in other files are left there.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+
+    @classmethod
+    def read(cls, directory: Path, name: str) -> Graph:
+        """Reads `NAME.onnx`.
+
+        Raises:
+            GraphError: If there is none, or it is not ONNX.
+        """
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        path = directory / f"{name}.onnx"
+        try:
+            return cls(path, onnx.load(path, load_external_data=False))
+        except FileNotFoundError:
+            known = ", ".join(names(directory)) or "none"
+            raise GraphError(f"{directory} has no {path.name}; networks there: {known}") from None
+        except DecodeError as error:
+            raise GraphError(f"{path} is not ONNX: {error}") from None
+
+    @property
+    def inputs(self) -> dict[str, Dimensions]:
+        """Input → shape; dimensions that vary are names."""
+        return {value.name: _dimensions(value) for value in self.model.graph.input}
+
+    @property
+    def outputs(self) -> dict[str, Dimensions]:
+        """Output → shape; dimensions that vary are names."""
+        return {value.name: _dimensions(value) for value in self.model.graph.output}
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Input or output → ONNX's name of its type, such as `FLOAT16`."""
+        from onnx import TensorProto
+
+        values = (*self.model.graph.input, *self.model.graph.output)
+        return {value.name: TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in values}
+
+    @property
+    def precision(self) -> str:
+        """Of most of the weights: `float16`, `bfloat16` or `float32`."""
+        from onnx import TensorProto
+
+        counts = dict.fromkeys(_PRECISIONS, 0)
+        for tensor in self.model.graph.initializer:
+            kind = TensorProto.DataType.Name(tensor.data_type)
+            if kind in counts:
+                counts[kind] += math.prod(tensor.dims)
+        return _NAMES[max(counts, key=lambda kind: counts[kind])]
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Operators among its nodes that this project has plugins for."""
+        used = {node.op_type for node in self.model.graph.node if node.domain == NAMESPACE}
+        return tuple(operator for operator in OPERATORS if operator in used)
+
+    def sources(self) -> dict[str, str]:
+        """File beside the ONNX file, itself and its weight map included → SHA-256.
+
+        Raises:
+            GraphError: If one is missing.
+        """
+        outside = {
+            entry.value
+            for tensor in self.model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        weights = self.path.with_suffix(".weights.json")
+        files = [self.path.name, *sorted(outside), *([weights.name] if weights.exists() else [])]
+        try:
+            return {name: sha256(self.path.parent / name) for name in files}
+        except FileNotFoundError as error:
+            raise GraphError(f"{self.path} wants {error.filename}, which is missing") from None
+
+    def with_shapes(self, shapes: Mapping[str, tuple[int | None, ...]]) -> bytes:
+        """The file's content with dimensions of inputs written into it; weights outside stay outside.
+
+        What is fixed here, kernels may rely on.
+
+        Args:
+            shapes: Input → shape; None for dimensions that are to vary.
+        """
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for value in model.graph.input:
+            dimensions = value.type.tensor_type.shape.dim
+            for dimension, size in zip(dimensions, shapes[value.name], strict=True):
+                if size is not None:
+                    dimension.dim_value = size
+        del model.graph.value_info[:]  # sizes that the exporter saw
+        return model.SerializeToString()
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> Dimensions:
+    return tuple(
+        dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or "?"
+        for dimension in value.type.tensor_type.shape.dim
+    )
+
+
+def fixed_shapes(shapes: list[Shape]) -> tuple[int | None, ...]:
+    """What some shapes of one input have in common; None where they differ."""
+    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+
+
+def names(directory: Path) -> list[str]:
+    """Networks of an ONNX directory."""
+    return sorted(path.stem for path in directory.glob("*.onnx"))

@@ -1,0 +1,81 @@
+"""`swiftdiffusion verify-engines`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .verification import Comparison
+
+
+def verify_engines(
+    onnx: Annotated[Path, typer.Option(help="Directory of the ONNX files that the engines were built from.")],
+    engines: Annotated[
+        list[Path], typer.Option(help="Directory of engines; repeat it for others, such as those without plugins.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Whose UNet is compared with; else ONNX Runtime. LoRAs need it.")
+    ] = None,
+    loras: Annotated[
+        list[Path] | None, typer.Option(help="LoRA files; patched in one after the other, and the first again.")
+    ] = None,
+    device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
+) -> None:
+    """Compare engines with what they were built from, before, with and after LoRAs."""
+    from rich.progress import Progress
+
+    from ...python_backends.checkpoint import CheckpointError
+    from ...python_backends.errors import InvalidRequestError
+    from ...python_backends.tensorrt.metadata import EngineMismatchError
+    from ...python_backends.tensorrt.refit import RefitError
+    from ...python_backends.tensorrt.versions import TensorRTUnavailableError, require_gpu, require_tensorrt
+    from .graph import GraphError
+    from .loaded_engines import LoadedEngines
+
+    if loras and checkpoint is None:
+        raise typer.BadParameter("--loras needs --checkpoint, which the LoRAs are for")
+    try:
+        require_tensorrt()
+        require_gpu(device)
+        loaded = LoadedEngines(onnx, engines, checkpoint, device)
+        with Progress(transient=True) as progress:
+            task = progress.add_task("comparing", total=None)
+            results = loaded.verify(loras or [], lambda: progress.advance(task))
+    except (
+        CheckpointError,
+        EngineMismatchError,
+        GraphError,
+        InvalidRequestError,
+        RefitError,
+        TensorRTUnavailableError,
+    ) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    show(results)
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+def show(results: Sequence[Comparison]) -> None:
+    """Prints a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "variant", "rows", "LoRAs", "error", "allowed", "ms", "")
+    for result in results:
+        table.add_row(
+            result.engine,
+            result.variant,
+            str(result.rows),
+            result.state,
+            f"{result.error:.2e}",
+            f"{result.tolerance:.0e}" if result.tolerance else "no bit",
+            "" if result.milliseconds is None else f"{result.milliseconds:.2f}",
+            "[green]ok[/]" if result.passed else "[red]beyond[/]",
+        )
+    Console().print(table)

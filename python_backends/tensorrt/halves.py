@@ -1,0 +1,78 @@
+"""A UNet's two halves as engines, called as `unet_halves.EncoderHalf` and `DecoderHalf` are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from ..unet_halves import Halfway
+
+ENCODER, DECODER = "unet_encoder", "unet_decoder"
+
+ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
+"""The arguments of `EncoderHalf.forward`; an engine takes those that its UNet has."""
+
+FIRST_OUTPUTS = ("mid", "embedding")
+"""What comes before the skips in `Halfway`."""
+
+
+def halfway_names(names: list[str] | dict[str, object]) -> list[str]:
+    """Those of an engine's tensors that go from one half to the other, in the order of `Halfway`."""
+    skips = sorted((name for name in names if name.startswith("skip_")), key=lambda name: int(name.split("_")[1]))
+    return [*FIRST_OUTPUTS, *skips]
+
+
+class EngineHalves:
+    """Both halves on one GPU.
+
+    Attributes:
+        encoder: Its engine.
+        decoder: Its engine.
+    """
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        """Loads both.
+
+        Args:
+            directory: Of `build-engines`.
+            device: A GPU.
+
+        Raises:
+            EngineMismatchError: If they are not for this machine.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        self.encoder = Engine.load(directory, ENCODER, device)
+        self.decoder = Engine.load(directory, DECODER, device)
+        self._halfway = halfway_names(list(self.encoder.outputs))
+
+    def encode(self, *arguments: torch.Tensor) -> Halfway:
+        """What `decode` needs; the next call with inputs of these shapes overwrites it.
+
+        Args:
+            *arguments: Those of ENCODER_INPUTS, in that order; absent ones are empty.
+
+        Raises:
+            EngineShapeError: If the engine was not built for these shapes.
+        """
+        given = dict(zip(ENCODER_INPUTS, arguments, strict=True))
+        found = self.encoder.run({name: given[name] for name in self.encoder.inputs})
+        return tuple(found[name] for name in self._halfway)
+
+    def decode(self, encoder_hidden_states: torch.Tensor, *halfway: torch.Tensor) -> torch.Tensor:
+        """The noise prediction [B, C, h, w]; the next call with inputs of these shapes overwrites it.
+
+        Args:
+            encoder_hidden_states: [B, tokens, width].
+            *halfway: What `encode` gave, with residuals added or without.
+
+        Raises:
+            EngineShapeError: If the engine was not built for these shapes.
+        """
+        given = dict(zip(self._halfway, halfway, strict=True)) | {"encoder_hidden_states": encoder_hidden_states}
+        return self.decoder.run({name: given[name] for name in self.decoder.inputs})["noise_prediction"]
