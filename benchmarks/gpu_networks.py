@@ -88,7 +88,8 @@ class Ours:
         """Changes the network."""
         device = network.conv_in.weight.device
         Runtime().prepare(network, device)
-        self._encoder, self._decoder = Runtime().calls(EncoderHalf(network), DecoderHalf(network), device=device)
+        running = Runtime().unet(network, device, network.conv_in.weight.dtype)
+        self.patcher, self._encoder, self._decoder = running.patcher, running.encoder, running.decoder
 
     @staticmethod
     def eager(network: UNet2DConditionModel, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -110,7 +111,7 @@ class OurControlNet:
         """Changes the network."""
         device = network.conv_in.weight.device
         Runtime().prepare(network, device)
-        (self._call,) = Runtime().calls(PositionalControlNet(network), device=device)
+        self._call = Runtime().controlnet(PositionalControlNet(network), "", device)
         self._stream = torch.cuda.Stream() if device.type == "cuda" else None
 
     def beside(self, ours: Ours, given: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:

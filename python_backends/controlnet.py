@@ -29,7 +29,13 @@ class TritonPythonModel(Reloadable):
         compute = ComputeSettings.from_settings(settings)
         path = (settings.repository / settings.parameters["controlnet"]).resolve()
         self._network = ControlNet(
-            path, compute.checkpoint, compute.device, compute.dtype, ControlImages().get, compute.runtime
+            path,
+            compute.checkpoint,
+            compute.device,
+            compute.dtype,
+            ControlImages().get,
+            compute.runtime,
+            engine=settings.name,
         )
 
     def respond(self, requests: list[Any]) -> list[Any]:

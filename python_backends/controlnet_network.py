@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .completed_request import ControlNetUse
-    from .runtimes import Call
 
 EMBEDDING_BYTES = 2**28
 """Embedded pictures that are kept, in bytes."""
@@ -45,6 +44,7 @@ class ControlNet:
         dtype: torch.dtype,
         get_image: Callable[[str], np.ndarray],
         runtime: Runtime | None = None,
+        engine: str = "",
     ) -> None:
         """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS.
 
@@ -54,7 +54,8 @@ class ControlNet:
             device: Where it computes.
             dtype: Of weights and activations.
             get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
-            runtime: What evaluates it. A union's work depends on what its pictures are: it runs without graphs.
+            runtime: What evaluates it.
+            engine: Its name among the runtime's TensorRT engines.
 
         Raises:
             ControlNetFileError: If there is none.
@@ -63,9 +64,7 @@ class ControlNet:
         runtime = runtime or Runtime()
         runtime.prepare(network, device)
         self._module = PositionalControlNet(network)
-        self._call: Call = self._module
-        if not self._module.control_modes:
-            (self._call,) = runtime.calls(self._module, device=device)
+        self._call = runtime.controlnet(self._module, engine, device)
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)

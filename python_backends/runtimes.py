@@ -12,13 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..kernels.triton_language import require_triton
 from .cuda_graphs import CudaGraphs
 from .fused_modules import fuse
+from .lora.modules import UNET
+from .lora.patcher import Patcher
+from .unet_halves import DecoderHalf, EncoderHalf
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from .controlnet_modules import PositionalControlNet
+    from .tensorrt.refit import EnginePatcher
 
 TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
 Call = Callable[..., Any]
@@ -26,6 +35,21 @@ Call = Callable[..., Any]
 
 class RuntimeUnavailableError(ImportError):
     """The chosen runtime cannot run here; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class RunningUNet:
+    """A UNet, ready to be called.
+
+    Attributes:
+        patcher: Patches LoRAs into it.
+        encoder: Called as `EncoderHalf` is.
+        decoder: Called as `DecoderHalf` is.
+    """
+
+    patcher: Patcher | EnginePatcher
+    encoder: Call
+    decoder: Call
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,7 @@ class Runtime:
         Raises:
             MissingTritonError: On a GPU without the `triton` package.
         """
-        if device.type != "cuda":
+        if device.type != "cuda" or self.name == TENSORRT:
             return
         require_triton(f"runtime {self.name} on a GPU")
         if self.name == TORCH:
@@ -61,8 +85,44 @@ class Runtime:
         """Whether modules are traced there."""
         return self.name == TORCH and device.type == "cpu"
 
-    def calls(self, *modules: torch.nn.Module, device: torch.device) -> tuple[Call, ...]:
-        """Modules that are called one after the other, each with what the one before gave, as this runtime calls them.
+    def unet(self, unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> RunningUNet:
+        """A prepared UNet as this runtime calls it.
+
+        Raises:
+            EngineMismatchError: If the engines are not for this machine, or not of this checkpoint.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        if self.name == TENSORRT:
+            from .tensorrt.halves import EngineHalves
+            from .tensorrt.refit import unet_patcher
+
+            halves = EngineHalves(self.engines, device)
+            return RunningUNet(unet_patcher(unet, halves, self.engines, dtype), halves.encode, halves.decode)
+        patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
+        return RunningUNet(patcher, *self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device))
+
+    def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
+        """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.
+
+        Args:
+            module: The ControlNet.
+            name: Of its engine.
+            device: Where it is.
+
+        Raises:
+            EngineMismatchError: If the engine is not for this machine.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        if module.control_modes:
+            return module
+        if self.name == TENSORRT:
+            from .tensorrt.halves import EngineControlNet
+
+            return EngineControlNet(self.engines, name, device)
+        return self._calls(module, device=device)[0]
+
+    def _calls(self, *modules: torch.nn.Module, device: torch.device) -> tuple[Call, ...]:
+        """Modules that are called one after the other, each with what the one before gave.
 
         On a GPU what they give is overwritten by the next call.
         """

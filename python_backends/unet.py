@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .lora.modules import UNET
-from .lora.patcher import Patcher
 from .runtimes import Runtime
-from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
+from .unet_halves import Halfway, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,10 +39,11 @@ class UNet:
         unet = checkpoint.load_unet(device, dtype).eval()
         runtime = runtime or Runtime()
         runtime.prepare(unet, device)
-        self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
-        self._halves = runtime.calls(EncoderHalf(unet), DecoderHalf(unet), device=device)
+        running = runtime.unet(unet, device, dtype)
+        self.patcher = running.patcher
+        self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
-        self._traced: dict[torch.Size, tuple[Call, ...]] = {}
+        self._traced: dict[torch.Size, tuple[Call, Call]] = {}
         for rows in WARM_UP_ROWS:
             tensors = example(checkpoint, rows)
             if runtime.traces(device):
@@ -87,10 +86,10 @@ class UNet:
             context = tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype)
             return self._of(tensors)[1](context, *halfway).float().cpu()
 
-    def _of(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, ...]:
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, Call]:
         return self._traced.get(tensors["LATENTS"].shape, self._halves)
 
-    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, ...]:
+    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, Call]:
         encoder, decoder = self._halves
         inputs = arguments(tensors, self._device, self._dtype)
         with torch.no_grad():

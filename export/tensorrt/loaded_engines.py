@@ -11,8 +11,7 @@ from ...python_backends.lora.canonical import Canonicaliser
 from ...python_backends.lora.modules import UNET
 from ...python_backends.lora.patcher import Patcher
 from ...python_backends.tensorrt.engine import Engine
-from ...python_backends.tensorrt.halves import DECODER, ENCODER
-from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
+from ...python_backends.tensorrt.metadata import DECODER, ENCODER, EngineMetadata, EngineMismatchError
 from ...python_backends.tensorrt.refit import EnginePatcher, EngineRefitter
 from ...python_backends.tensorrt.weights import read_weight_map
 from .references import OnnxReference, TorchReference

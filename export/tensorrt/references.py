@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ...python_backends.tensorrt.halves import DECODER, ENCODER, ENCODER_INPUTS, FIRST_OUTPUTS, halfway_names
+from ...python_backends.tensorrt.halves import ENCODER_INPUTS, FIRST_OUTPUTS, halfway_names
+from ...python_backends.tensorrt.metadata import DECODER, ENCODER
 from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
 
 if TYPE_CHECKING:

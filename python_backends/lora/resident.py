@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from ..tensorrt.refit import EnginePatcher
     from .patcher import Patcher
 
 DEVICE_BYTES = 2**30
@@ -35,7 +36,7 @@ class ResidentLoras:
         current: The resident set.
     """
 
-    def __init__(self, patcher: Patcher, directory: Path) -> None:
+    def __init__(self, patcher: Patcher | EnginePatcher, directory: Path) -> None:
         """Starts with no LoRAs.
 
         Args:

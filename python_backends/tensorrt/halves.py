@@ -1,10 +1,11 @@
-"""A UNet's two halves as engines, called as `unet_halves.EncoderHalf` and `DecoderHalf` are."""
+"""Engines that are called as the networks of PyTorch are: a UNet's two halves, a ControlNet."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from .engine import Engine
+from .metadata import DECODER, ENCODER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..unet_halves import Halfway
-
-ENCODER, DECODER = "unet_encoder", "unet_decoder"
 
 ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 """The arguments of `EncoderHalf.forward`; an engine takes those that its UNet has."""
@@ -76,3 +75,40 @@ class EngineHalves:
         """
         given = dict(zip(self._halfway, halfway, strict=True)) | {"encoder_hidden_states": encoder_hidden_states}
         return self.decoder.run({name: given[name] for name in self.decoder.inputs})["noise_prediction"]
+
+
+class EngineControlNet:
+    """A ControlNet on one GPU, called as `controlnet_modules.PositionalControlNet` is. A union has no engine."""
+
+    def __init__(self, directory: Path, name: str, device: torch.device) -> None:
+        """Loads it.
+
+        Args:
+            directory: Of `build-engines`.
+            name: Of the engine: `controlnet_NAME`.
+            device: A GPU.
+
+        Raises:
+            EngineMismatchError: If it is not for this machine.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        self._engine = Engine.load(directory, name, device)
+        self._outputs = sorted(self._engine.outputs, key=_residual_order)
+
+    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Residuals of the skips and then of the mid block; the next call with inputs of these shapes overwrites them.
+
+        Args:
+            *arguments: The first five of ENCODER_INPUTS, and the embedded picture; absent ones are empty.
+
+        Raises:
+            EngineShapeError: If the engine was not built for these shapes.
+        """
+        given = dict(zip((*ENCODER_INPUTS[:5], "control_embedding"), arguments, strict=True))
+        found = self._engine.run({name: given[name] for name in self._engine.inputs})
+        return tuple(found[name] for name in self._outputs)
+
+
+def _residual_order(name: str) -> float:
+    number = name.removeprefix("residual_")
+    return float(number) if number.isdigit() else float("inf")

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..lora.modules import adaptable_weights
+from ..lora.modules import UNET, adaptable_weights
 from ..lora.patcher import Patcher
 from .engine import logger, torch_type
-from .metadata import EngineMismatchError
+from .metadata import DECODER, ENCODER, EngineMismatchError
 from .versions import require_tensorrt
-from .weights import EngineWeights
+from .weights import EngineWeights, read_weight_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from ..lora.canonical import CanonicalLora
     from .engine import Engine
+    from .halves import EngineHalves
     from .weights import WeightMap
 
 
@@ -90,6 +92,23 @@ class EngineRefitter:
                 raise RefitError("TensorRT could not refit the engine; its log says why")
 
 
+def unet_patcher(unet: torch.nn.Module, halves: EngineHalves, engines: Path, dtype: torch.dtype) -> EnginePatcher:
+    """Patches LoRAs into a UNet's two engines.
+
+    Args:
+        unet: On the engines' device, unpatched.
+        halves: The engines.
+        engines: Their directory.
+        dtype: Of their weights.
+
+    Raises:
+        EngineMismatchError: If they do not fit together, or were built without refitting.
+    """
+    parts = ((ENCODER, halves.encoder), (DECODER, halves.decoder))
+    refitted = [(UNET, EngineRefitter(engine), read_weight_map(engines, name)) for name, engine in parts]
+    return EnginePatcher({UNET: unet}, refitted, dtype)
+
+
 class EnginePatcher:
     """Does for engines what `lora.patcher.Patcher` does for networks of PyTorch.
 
@@ -127,6 +146,14 @@ class EnginePatcher:
                     f"such as {missing[0]}"
                 )
         self._touched: set[tuple[str, str]] = set()
+
+    def takes_uploads(self) -> bool:
+        """As `Patcher.takes_uploads`."""
+        return self._patcher.takes_uploads()
+
+    def prepare(self, lora: CanonicalLora) -> CanonicalLora:
+        """As `Patcher.prepare`."""
+        return self._patcher.prepare(lora)
 
     @torch.no_grad()
     def apply(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
