@@ -33,6 +33,13 @@ def export(
         str | None,
         typer.Option(help="float32, float16, bfloat16; float16 on GPUs, else float32.", rich_help_panel=_PLACES),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="torch; compile (torch.compile); tensorrt, with --engines.", rich_help_panel=_PLACES),
+    ] = None,
+    engines: Annotated[
+        Path | None, typer.Option(help="TensorRT engines, from build-engines.", rich_help_panel=_PLACES)
+    ] = None,
     max_batch_size: Annotated[int | None, typer.Option(help="Requests that denoise together; 8.")] = None,
     steps: Annotated[int | None, typer.Option(help="Default steps; else the pipeline's own.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default guidance; else the own.")] = None,
@@ -83,6 +90,8 @@ def export(
         "vae_gpu": vae_gpu,
         "threads": threads,
         "dtype": dtype,
+        "runtime": runtime,
+        "engines": engines,
         "max_batch_size": max_batch_size,
         "steps": steps,
         "guidance_scale": guidance_scale,

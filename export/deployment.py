@@ -28,6 +28,8 @@ class Pipeline(Table):
     vae_gpu: Gpu | None = None
     threads: int = Field(default=1, ge=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    runtime: Literal["torch", "compile", "tensorrt"] = "torch"
+    engines: Path | None = None
     max_batch_size: int = Field(default=8, ge=1, le=64)
     steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0)
@@ -45,6 +47,15 @@ class Pipeline(Table):
                 f"unet_gpus names {len(self.unet_gpus)} GPUs for {self.unet_shards} UNet shards; wanted: at most one "
                 "GPU per shard"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Pipeline:
+        if self.runtime == "tensorrt" and not (self.unet_gpus and self.engines):
+            lacking = "engines, the directory that build-engines wrote" if self.unet_gpus else "unet_gpus"
+            raise ValueError(f"runtime is tensorrt; wanted with it: {lacking}")
+        if self.engines is not None and self.runtime != "tensorrt":
+            raise ValueError(f"engines is given; wanted with it: runtime tensorrt, not {self.runtime}")
         return self
 
 
@@ -116,7 +127,7 @@ class Deployment(Table):
             return None if path is None else base / path
 
         pipelines = {
-            name: each.model_copy(update={"checkpoint": based(each.checkpoint), "loras": based(each.loras)})
+            name: each.model_copy(update={key: based(getattr(each, key)) for key in ("checkpoint", "loras", "engines")})
             for name, each in deployment.pipelines.items()
         }
         networks = {
@@ -160,6 +171,8 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         unet_gpus=pipeline.unet_gpus,
         threads=pipeline.threads,
         dtype=pipeline.dtype,
+        runtime=pipeline.runtime,
+        engines=None if pipeline.engines is None else pipeline.engines.resolve(),
         max_batch_size=pipeline.max_batch_size,
         steps=_given(pipeline.steps, steps),
         guidance_scale=_given(pipeline.guidance_scale, guidance_scale),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .config_parts import Model, batched, python_model
-from .pipeline_models import PipelineModels, compute_parameters, unet_inputs
+from .pipeline_models import PipelineModels, compute_parameters, runtime_parameters, unet_inputs
 from .text_encoders import shared_text_encoders
 
 if TYPE_CHECKING:
@@ -57,7 +57,11 @@ def _controlnet(network: ServedControlNet, users: list[ServedPipeline], referenc
         f"controlnet_{network.name}",
         [*taken, ("CONTROL", "STRING", (1,))],
         [("RESIDUALS", RESIDUAL_TYPES[dtype], (-1,)), ("FAILURES", "STRING", (1,))],
-        {**compute_parameters(first, dtype, reference), "controlnet": reference(network.path)},
+        {
+            **compute_parameters(first, dtype, reference),
+            **runtime_parameters(first, reference),
+            "controlnet": reference(network.path),
+        },
         max_batch_size=sum(2 * user.options.unet_shards * user.options.max_batch_size for user in users),
         gpus=network.gpus,
         processes=network.processes,

@@ -56,6 +56,12 @@ def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[
     return {"checkpoint": reference(served.checkpoint.path), "dtype": dtype, "threads": str(served.options.threads)}
 
 
+def runtime_parameters(served: ServedPipeline, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that evaluates a UNet or ControlNet."""
+    engines = served.options.engines
+    return {"runtime": served.options.runtime, "engines": "" if engines is None else reference(engines)}
+
+
 class PipelineModels:
     """Writes the configurations of one pipeline."""
 
@@ -145,6 +151,7 @@ class PipelineModels:
             "places": str(options.max_batch_size),
             "text_encoder": self._text_encoder,
             "lora_store": f"{self._prefix}lora_store",
+            "uploads_ahead": "1" if options.unet_gpus else "0",
         }
         inputs = [REQUEST, *self._embeddings, ENCODING, TICKETS]
         candidates = CANDIDATES_PER_PLACE * options.max_batch_size
@@ -155,7 +162,7 @@ class PipelineModels:
         urls = {each.name: each.url for each in self._options.controlnets if each.url is not None}
         config = self._computing(
             name,
-            [*self._unet_inputs, ("LORA_SET", "STRING", (1,)), ("CONTROLS", "STRING", (1,))],
+            [*self._unet_inputs, *((name, "STRING", (1,)) for name in ("LORA_SET", "LORAS_AHEAD", "CONTROLS"))],
             [
                 ("NOISE_PRED", "FP32", self._latents[2]),
                 ("PATCH_MS", "FP32", (1,)),
@@ -163,6 +170,7 @@ class PipelineModels:
                 ("STALE", "STRING", (1,)),
             ],
             self._options.unet_gpu(index),
+            **runtime_parameters(self._served, self._reference),
             controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
             controlnet_urls=json.dumps(urls, sort_keys=True),
         )

@@ -57,6 +57,8 @@ class ServingOptions:
         controlnet_timeout_s: Longest time that a shard waits for one, per step.
         text_encoder_gpu: GPU of the text encoders; None: the CPU.
         vae_gpu: GPU of the VAE; None: the CPU.
+        runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
+        engines: Directory of the TensorRT engines.
     """
 
     unet_shards: int
@@ -75,6 +77,8 @@ class ServingOptions:
     controlnet_timeout_s: float = 60.0
     text_encoder_gpu: int | None = None
     vae_gpu: int | None = None
+    runtime: str = "torch"
+    engines: Path | None = None
 
     def unet_gpu(self, shard: int) -> int | None:
         """Where a shard runs; None: the CPU."""

@@ -24,6 +24,7 @@ in a buffer that the tables own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,7 @@ from .kernel_source import TYPES
 from .memory_format import is_channels_last
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 VECTOR = 8
 """Elements that places, ranks and vectorised rows are multiples of: 16 bytes in half precision."""
@@ -42,18 +43,37 @@ SLOT_COLUMNS = 10
 
 
 @dataclass(frozen=True)
-class LowRankTerm:
-    """scale · up · down, of one LoRA for one module.
+class FactorGroup:
+    """Low-rank factors of n modules whose weights have one shape.
 
     Attributes:
-        up: [out, rank].
-        down: [rank, in · kh · kw], in the order of a contiguous [out, in, kh, kw] weight.
-        scale: Of the request, times alpha ÷ rank.
+        modules: Their numbers.
+        up: [n, out, rank].
+        down: [n, rank, in · kh · kw], in the weights' own memory order.
+        scales: n numbers, alpha ÷ rank.
     """
 
+    modules: Sequence[int]
     up: torch.Tensor
     down: torch.Tensor
-    scale: float
+    scales: Sequence[float]
+
+
+@dataclass(frozen=True)
+class PackedLora:
+    """A LoRA where the weights are, as the kernel reads it. Tables are on the CPU, the factors on the device.
+
+    Attributes:
+        modules: int64 [n].
+        terms: int64 [n, 4]; places count from the start of its own factors.
+        scales: float32 [n], alpha ÷ rank.
+        factors: [elements].
+    """
+
+    modules: torch.Tensor
+    terms: torch.Tensor
+    scales: torch.Tensor
+    factors: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -132,68 +152,96 @@ class WeightTable:
         if moved:
             raise ValueError(f"weights {moved[:8]} have moved since the table was built")
 
-    def plan(self, terms: Mapping[int, Sequence[LowRankTerm]], restored: Iterable[int] = ()) -> PatchPlan:
-        """The tables of a LoRA set. Once per set; the factors are packed where they lie and sent in one copy.
+    def pristine_of(self, first: int, count: int) -> torch.Tensor:
+        """W0 of `count` neighbours of one shape, from module `first`: a view [count, out, in · kh · kw]."""
+        place, rows, columns = self._slots[first, 3:6].tolist()
+        strides = (_padded(rows * columns), columns, 1)
+        return self.pristine.as_strided((count, rows, columns), strides, place)
 
-        Args:
-            terms: Module → its terms, summed in this order; all factors on one device, be it the CPU.
-            restored: Further modules that shall be W0: those that the set before adapted.
+    def pack(self, groups: Sequence[FactorGroup]) -> PackedLora:
+        """A LoRA on the weights' device. Once per LoRA; on the current stream.
 
         Raises:
-            ValueError: If a term does not fit its module.
+            ValueError: If factors do not fit their modules.
         """
-        modules = sorted({*terms, *restored})
-        ordered = [(module, term) for module in modules for term in terms.get(module, ())]
-        kinds = {tensor.dtype for _, term in ordered for tensor in (term.up, term.down)}
+        kinds = {tensor.dtype for group in groups for tensor in (group.up, group.down)}
         dtype = kinds.pop() if len(kinds) == 1 and kinds <= TYPES.keys() else torch.float32
-        parts: list[torch.Tensor] = []
-        rows = []
-        end = 0
-        for module, term in ordered:
-            up, down = self._factors(module, term)  # of a multiple of 8 elements, both
-            parts += up.flatten().to(dtype), down.flatten().to(dtype)
-            rows.append([end, end + up.numel(), up.shape[1], 0])
-            end += up.numel() + down.numel()
         device = self.pristine.device
-        slots, tiles, block = self._place_tiles(modules, [len(terms.get(module, ())) for module in modules])
+        parts: list[torch.Tensor] = []
+        tables = [torch.zeros(0, 4, dtype=torch.int64)]
+        end = 0
+        for group in groups:
+            self._check_factors(group)
+            padding = (-group.up.shape[-1]) % VECTOR
+            pad = torch.nn.functional.pad
+            up = pad(group.up.to(device, dtype), (0, padding))
+            down = pad(group.down.to(device, dtype), (0, 0, 0, padding))
+            parts += up.flatten(), down.flatten()
+            numbers = torch.arange(len(up))
+            table = torch.zeros(len(up), 4, dtype=torch.int64)
+            table[:, 0] = end + numbers * up[0].numel()
+            table[:, 1] = end + up.numel() + numbers * down[0].numel()
+            table[:, 2] = up.shape[-1]
+            tables.append(table)
+            end += up.numel() + down.numel()
+        return PackedLora(
+            modules=torch.tensor([module for group in groups for module in group.modules], dtype=torch.int64),
+            terms=torch.cat(tables),
+            scales=torch.tensor([scale for group in groups for scale in group.scales], dtype=torch.float32),
+            factors=torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=device),
+        )
+
+    def plan(self, loras: Sequence[tuple[PackedLora, float]], restored: Iterable[int] = ()) -> PatchPlan:
+        """The tables of a LoRA set: a few operations on small tensors, and a copy of its factors on the device.
+
+        Args:
+            loras: LoRAs of this table with the request's scales; sums are formed in this order.
+            restored: Further modules that shall be W0: those that the set before adapted.
+        """
+        kinds = {lora.factors.dtype for lora, _ in loras}
+        dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+        none, no_terms = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64)
+        starts = [0, *accumulate(len(lora.factors) for lora, _ in loras)]
+        moved = [lora.terms + torch.tensor([at, at, 0, 0]) for (lora, _), at in zip(loras, starts, strict=False)]
+        of_term = torch.cat([none, *(lora.modules for lora, _ in loras)])
+        order = of_term.argsort(stable=True)
+        modules = torch.cat([of_term, torch.tensor(list(restored), dtype=torch.int64)]).unique()
+        counts = torch.bincount(torch.searchsorted(modules, of_term), minlength=len(modules))
+        device = self.pristine.device
+        slots, tiles, block = self._place_tiles(modules, counts)
+        scales = torch.cat([torch.zeros(0), *(lora.scales * scale for lora, scale in loras)])
+        factors = [lora.factors.to(dtype) for lora, _ in loras] or [torch.zeros(0, dtype=dtype, device=device)]
         return PatchPlan(
-            modules=tuple(modules),
+            modules=tuple(modules.tolist()),
             slots=slots.to(device),
-            terms=torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(device),
-            scales=torch.tensor([term.scale for _, term in ordered], dtype=torch.float32).to(device),
+            terms=torch.cat([no_terms, *moved])[order].to(device),
+            scales=scales[order].to(device),
             tiles=tiles.to(device),
-            factors=(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).to(device),
+            factors=factors[0] if len(factors) == 1 else torch.cat(factors),
             block=block,
         )
 
     def _place_tiles(
-        self, modules: Sequence[int], terms: Sequence[int]
+        self, modules: torch.Tensor, terms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+        """Slots of these modules with so many terms each, tiles, and the size of a tile."""
         settings = configuration("lora_patch", self.pristine.device)
         block = settings["block_rows"], settings["block_columns"]
-        slots = self._slots[list(modules)].clone()
-        ends = torch.tensor(terms, dtype=torch.int64).cumsum(0)
-        slots[:, 6], slots[:, 7] = ends - torch.tensor(terms, dtype=torch.int64), ends
+        slots = self._slots[modules]
+        ends = terms.cumsum(0)
+        slots[:, 6], slots[:, 7] = ends - terms, ends
         counts = -(-slots[:, 4] // block[0]) * -(-slots[:, 5] // block[1])
         slots[:, 8] = counts.cumsum(0) - counts
         tiles = torch.arange(len(modules), dtype=torch.int32).repeat_interleave(counts)
         return slots, tiles, block
 
-    def _factors(self, module: int, term: LowRankTerm) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both factors with the padded rank, `down` in the weight's memory order."""
-        weight = self.weights[module]
-        rank = term.up.shape[-1]
-        wanted = (len(weight), rank), (rank, weight.numel() // len(weight))
-        if (tuple(term.up.shape), tuple(term.down.shape)) != wanted:
-            raise ValueError(
-                f"factors {list(term.up.shape)}, {list(term.down.shape)} for a weight {list(weight.shape)}"
-            )
-        down = term.down
-        if is_channels_last(weight):
-            down = down.reshape(rank, *weight.shape[1:]).permute(0, 2, 3, 1).reshape(rank, -1)
-        padding = _padded(rank) - rank
-        pad = torch.nn.functional.pad
-        return pad(term.up, (0, padding)), pad(down, (0, 0, 0, padding))
+    def _check_factors(self, group: FactorGroup) -> None:
+        count, rank = len(group.modules), group.up.shape[-1]
+        for module in group.modules:
+            out, columns = self._slots[module, 4:6].tolist()
+            if group.up.shape != (count, out, rank) or group.down.shape != (count, rank, columns):
+                shapes = f"factors {list(group.up.shape)}, {list(group.down.shape)} for {count} modules"
+                raise ValueError(f"{shapes}; wanted by module {module}: {[count, out, rank]}, {[count, rank, columns]}")
 
 
 def _check(weight: torch.Tensor, first: torch.Tensor) -> None:

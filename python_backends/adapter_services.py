@@ -28,17 +28,20 @@ THREADS = 8
 class AdapterServices:
     """Makes the `RequestLoras` of the requests that come to one denoiser."""
 
-    def __init__(self, text_encoder: str, lora_store: str, has_pooled: bool, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, text_encoder: str, lora_store: str, has_pooled: bool, uploads_ahead: bool, timeout_s: float = 300.0
+    ) -> None:
         """Opens what the server's processes share.
 
         Args:
             text_encoder: Its model.
             lora_store: Its model.
             has_pooled: Whether the text encoder gives POOLED_PROMPT_EMBEDS.
+            uploads_ahead: See `RequestLoras`.
             timeout_s: Longest wait of a request at a LoRA's bound.
         """
         self.text_encoder, self.lora_store = text_encoder, lora_store
-        self._timeout_s = timeout_s
+        self._timeout_s, self._uploads_ahead = timeout_s, uploads_ahead
         self.has_pooled = has_pooled
         self.outcomes = Outcomes(host_cache_directory())
         self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
@@ -58,7 +61,8 @@ class AdapterServices:
         taken = tickets_from_json(tickets, self.outcomes)
         if [ticket.name for ticket in taken] != [use.name for use in request.loras]:
             raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
-        return RequestLoras(request.loras, taken, _Calls(self, request), self._timeout_s)
+        calls = _Calls(self, request)
+        return RequestLoras(request.loras, taken, calls, self._timeout_s, uploads_ahead=self._uploads_ahead)
 
     def count(self, loras: RequestLoras) -> None:
         """Adds a request that has ended to the metrics."""

@@ -10,6 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .checkpoint import Checkpoint
+from .runtimes import TORCH, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,16 +29,19 @@ class ComputeSettings:
         checkpoint: The served checkpoint; a relative path counts from the repository's directory.
         device: Its `instance_group`'s GPU, else the CPU.
         dtype: Floating-point type of weights and activations.
+        runtime: What evaluates a UNet or ControlNet: see `runtimes`.
     """
 
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
+    runtime: Runtime
 
     @classmethod
     def from_settings(cls, settings: ModelSettings) -> ComputeSettings:
         """Reads the parameters `checkpoint` and `dtype`, and prepares the process."""
         prepare_torch(settings)
+        engines = settings.parameters.get("engines", "")
         device = torch.device("cpu" if settings.gpu is None else f"cuda:{settings.gpu}")
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -45,6 +49,7 @@ class ComputeSettings:
             checkpoint=Checkpoint((settings.repository / settings.parameters["checkpoint"]).resolve()),
             device=device,
             dtype=getattr(torch, settings.parameters["dtype"]),
+            runtime=Runtime(settings.parameters.get("runtime", TORCH), (settings.repository / engines).resolve()),
         )
 
 

@@ -28,7 +28,9 @@ class TritonPythonModel(Reloadable):
         self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "CONTROL"]
         compute = ComputeSettings.from_settings(settings)
         path = (settings.repository / settings.parameters["controlnet"]).resolve()
-        self._network = ControlNet(path, compute.checkpoint, compute.device, compute.dtype, ControlImages().get)
+        self._network = ControlNet(
+            path, compute.checkpoint, compute.device, compute.dtype, ControlImages().get, compute.runtime
+        )
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """RESIDUALS and FAILURES for every request; those that Triton batched are evaluated in one call."""

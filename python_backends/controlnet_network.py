@@ -10,6 +10,7 @@ from cachetools import LRUCache
 from .controlnet_modules import PositionalControlNet, factors
 from .controlnet_weights import load_controlnet
 from .errors import InvalidRequestError, RequestError
+from .runtimes import Runtime
 from .unet import WARM_UP_ROWS, arguments, example, trace
 from .unet_halves import pack
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .completed_request import ControlNetUse
+    from .runtimes import Call
 
 EMBEDDING_BYTES = 2**28
 """Embedded pictures that are kept, in bytes."""
@@ -42,6 +44,7 @@ class ControlNet:
         device: torch.device,
         dtype: torch.dtype,
         get_image: Callable[[str], np.ndarray],
+        runtime: Runtime | None = None,
     ) -> None:
         """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS.
 
@@ -51,12 +54,18 @@ class ControlNet:
             device: Where it computes.
             dtype: Of weights and activations.
             get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
+            runtime: What evaluates it. A union's work depends on what its pictures are: it runs without graphs.
 
         Raises:
             ControlNetFileError: If there is none.
         """
-        network = load_controlnet(path, checkpoint, dtype)
-        self._module = PositionalControlNet(network.to(device).requires_grad_(False).eval())
+        network = load_controlnet(path, checkpoint, dtype).to(device).requires_grad_(False).eval()
+        runtime = runtime or Runtime()
+        runtime.prepare(network, device)
+        self._module = PositionalControlNet(network)
+        self._call: Call = self._module
+        if not self._module.control_modes:
+            (self._call,) = runtime.calls(self._module, device=device)
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
@@ -65,7 +74,7 @@ class ControlNet:
             tensors = example(checkpoint, rows)
             channels = network.conv_in.out_channels
             embedded = torch.zeros(rows, channels, *tensors["LATENTS"].shape[-2:], device=device, dtype=dtype)
-            if device.type == "cpu" and not self._module.control_modes:
+            if runtime.traces(device) and not self._module.control_modes:
                 inputs = (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded)
                 self._traced[tensors["LATENTS"].shape] = trace(self._module, inputs)
             for _ in range(3):  # the first calls of a graph optimise it
@@ -121,9 +130,10 @@ class ControlNet:
         scale: float | None,
     ) -> list[torch.Tensor]:
         inputs = (*arguments(tensors, self._device, self._dtype)[:ARGUMENTS], *embedded)
-        traced = self._traced.get(tensors["LATENTS"].shape)
+        options = {"modes": modes, "scale": scale} if modes else {}
+        call = self._traced.get(tensors["LATENTS"].shape, self._call)
         with torch.inference_mode():
-            return list(self._module(*inputs, modes=modes, scale=scale) if traced is None else traced(*inputs))
+            return list(call(*inputs, **options))
 
     def _scaled(self, residuals: list[torch.Tensor], controls: Sequence[ControlNetUse]) -> torch.Tensor:
         """[B, sum of C·h·w]."""

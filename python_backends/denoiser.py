@@ -62,6 +62,7 @@ class TritonPythonModel:
             settings.parameters["text_encoder"],
             settings.parameters["lora_store"],
             self._has_pooled,
+            settings.parameters["uploads_ahead"] == "1",
             float(settings.parameters.get("lora_timeout_s", 300)),
         )
         self._places = int(settings.parameters["places"])

@@ -93,6 +93,7 @@ class ShardPool:
 def _evaluated(shard: str, call: UNetCall) -> ShardResult:
     inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
     inputs.append(text_tensor("LORA_SET", *[set_to_json(call.loras)] * len(call.rows)))
+    inputs.append(text_tensor("LORAS_AHEAD", *[set_to_json(call.ahead)] * len(call.rows)))
     inputs.append(text_tensor("CONTROLS", *(uses_to_json(uses) for uses in call.controls)))
     response = call_model(shard, inputs, ["NOISE_PRED", "PATCH_MS", "FAILURES", "STALE"])
     patch_ms = pb_utils.get_output_tensor_by_name(response, "PATCH_MS").as_numpy()

@@ -9,14 +9,14 @@ import torch
 
 from .lora.modules import UNET
 from .lora.patcher import Patcher
+from .runtimes import Runtime
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .checkpoint import Checkpoint
-
-_Halves = tuple[torch.nn.Module, torch.nn.Module]
+    from .runtimes import Call
 
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
@@ -26,23 +26,28 @@ class UNet:
     """diffusers' `UNet2DConditionModel` in two halves, called with named tensors, float32 in and out.
 
     On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
-    the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves.
-    Parameters are not frozen into the graphs; patching them in place takes effect.
+    the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves. On
+    a GPU every call is a CUDA graph over fused operators. Parameters are not frozen into graphs; patching them in place
+    takes effect.
 
     Attributes:
         patcher: Patches LoRAs into the weights.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS."""
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, runtime: Runtime | None = None
+    ) -> None:
+        """Loads the weights, makes graphs where that helps, and evaluates with each of WARM_UP_ROWS."""
         unet = checkpoint.load_unet(device, dtype).eval()
-        self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before tracing
-        self._halves: _Halves = EncoderHalf(unet), DecoderHalf(unet)
+        runtime = runtime or Runtime()
+        runtime.prepare(unet, device)
+        self.patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
+        self._halves = runtime.calls(EncoderHalf(unet), DecoderHalf(unet), device=device)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
-        self._traced: dict[torch.Size, _Halves] = {}
+        self._traced: dict[torch.Size, tuple[Call, ...]] = {}
         for rows in WARM_UP_ROWS:
             tensors = example(checkpoint, rows)
-            if device.type == "cpu":
+            if runtime.traces(device):
                 self._traced[tensors["LATENTS"].shape] = self._trace(tensors)
             for _ in range(3):  # the first calls of a graph optimise it
                 self(tensors)
@@ -70,7 +75,7 @@ class UNet:
 
         Args:
             tensors: What `encode` took.
-            halfway: What it gave.
+            halfway: What it gave; changed in place where there are residuals.
             residuals: Of ControlNets, packed as `unet_halves.join` wants them; None for none.
 
         Returns:
@@ -78,14 +83,14 @@ class UNet:
         """
         with torch.inference_mode():
             if residuals is not None:
-                halfway = join(halfway, residuals.to(self._device, self._dtype))
+                join(halfway, residuals.to(self._device, self._dtype))
             context = tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype)
             return self._of(tensors)[1](context, *halfway).float().cpu()
 
-    def _of(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, ...]:
         return self._traced.get(tensors["LATENTS"].shape, self._halves)
 
-    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> _Halves:
+    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, ...]:
         encoder, decoder = self._halves
         inputs = arguments(tensors, self._device, self._dtype)
         with torch.no_grad():
@@ -108,7 +113,7 @@ def arguments(
     )
 
 
-def trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+def trace(module: Call, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     """The module as a graph for inputs of these shapes; parameters that change in place take effect."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed

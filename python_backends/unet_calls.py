@@ -24,12 +24,14 @@ class UNetCall:
     Attributes:
         rows: (request, half) of each batch row.
         loras: The set that is to be resident.
+        ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
     loras: LoraSet
+    ahead: LoraSet
     controls: tuple[tuple[ControlNetUse, ...], ...]
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
@@ -61,7 +63,8 @@ def unet_calls(
         for name in members[0][0].conditioning:
             tensors[name] = _join([denoising.conditioning[name][half : half + 1] for denoising, half in members])
         controls = tuple(denoising.controls(half) for denoising, half in members)
-        calls.append(UNetCall(members, loras, controls, tensors))
+        ahead = tuple(sorted({each for denoising, _ in members for each in denoising.loras.ahead}))
+        calls.append(UNetCall(members, loras, ahead, controls, tensors))
     return calls
 
 

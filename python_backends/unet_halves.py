@@ -109,16 +109,17 @@ def residual_size(halfway: Halfway) -> int:
     return sum(tensor[0].numel() for tensor in (*skips, mid))
 
 
-def join(halfway: Halfway, residuals: torch.Tensor) -> Halfway:
-    """Adds ControlNet residuals to skips and mid block output, as diffusers does.
+def join(halfway: Halfway, residuals: torch.Tensor) -> None:
+    """Adds ControlNet residuals to skips and mid block output, in place: graphs are captured over these tensors.
 
     Args:
         halfway: What `EncoderHalf` gave.
         residuals: [B, sum of C·h·w over skips, then mid]: `pack`ed; rows of zeros change nothing.
     """
-    mid, embedding, *skips = halfway
-    *down, middle = unpack(residuals, [tuple(tensor.shape[1:]) for tensor in (*skips, mid)])
-    return mid + middle, embedding, *(skip + residual for skip, residual in zip(skips, down, strict=True))
+    mid, _, *skips = halfway
+    targets = (*skips, mid)
+    for target, residual in zip(targets, unpack(residuals, [tensor.shape[1:] for tensor in targets]), strict=True):
+        target.add_(residual)
 
 
 def pack(residuals: Sequence[torch.Tensor]) -> torch.Tensor:

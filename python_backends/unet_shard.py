@@ -35,11 +35,11 @@ class TritonPythonModel(Reloadable):
         """Loads the UNet, which warms itself up."""
         settings = ModelSettings.from_triton(args)
         names = [tensor["name"] for tensor in settings.config["input"]]
-        self._input_names = [name for name in names if name not in ("LORA_SET", "CONTROLS")]
+        self._input_names = [name for name in names if name not in ("LORA_SET", "LORAS_AHEAD", "CONTROLS")]
         self._controlnets = _controlnet_calls(settings)
         self._bytes = Counter(*TRANSFERRED)
         compute = ComputeSettings.from_settings(settings)
-        self._unet = UNet(compute.checkpoint, compute.device, compute.dtype)
+        self._unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
         self._name = settings.name
         self._patch_seconds = Histogram(
@@ -50,13 +50,16 @@ class TritonPythonModel(Reloadable):
         """NOISE_PRED for every request; those that Triton batched are evaluated in one call per LoRA set."""
         by_set: dict[LoraSet, list[int]] = {}
         controls: dict[int, list[tuple[ControlNetUse, ...]]] = {}
+        ahead: set[str] = set()
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
             try:
                 controls[number] = [uses_from_json(text) for text in input_texts(request, "CONTROLS")]
+                ahead |= {key for key, _ in set_from_json(input_text(request, "LORAS_AHEAD"))}
                 by_set.setdefault(set_from_json(input_text(request, "LORA_SET")), []).append(number)
             except RequestError as error:
                 responses[number] = error_response(error)
+        self._loras.upload(ahead)
         for loras in sorted(by_set, key=lambda loras: loras != self._loras.current):
             numbers = by_set[loras]
             try:

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from .backend import ComputeSettings, input_tensor, output_tensor
 from .errors import from_report
 from .latent_decoding import decode_latents
+from .runtimes import Runtime
 from .settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class TritonPythonModel:
         checkpoint = compute.checkpoint
         overflows = compute.dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
         self._vae = checkpoint.load_vae(compute.device, torch.float32 if overflows else compute.dtype)
+        Runtime().prepare(self._vae, compute.device)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
         decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
 

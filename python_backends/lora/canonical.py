@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,10 @@ class Group:
     modules: tuple[str, ...]
     scales: tuple[float, ...]
     tensors: dict[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> Group:
+        """A copy on a device."""
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class LoraRun:
         reloads: How many there were.
         loaded: The LoRA once it is ready and leased.
         lease: Keeps its file in the host cache.
+        leased_at_step: The step before which it got it.
         adapts_text: Whether it has parts for the text encoders.
         patched_at_step: The first step that ran with it.
         patch_ms: The longest that a shard took to make it resident with its set, at that step.
@@ -67,6 +68,7 @@ class LoraRun:
     reloads: int = 0
     loaded: LoadedLora | None = None
     lease: Lease | None = None
+    leased_at_step: int | None = None
     adapts_text: bool = False
     patched_at_step: int | None = None
     patch_ms: float = 0.0
@@ -98,6 +100,7 @@ class RequestLoras:
         services: Services | None,
         timeout_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
+        uploads_ahead: bool = False,
     ) -> None:
         """Takes up a request's LoRAs.
 
@@ -107,7 +110,10 @@ class RequestLoras:
             services: The other models; None for a request without LoRAs.
             timeout_s: Longest wait at a bound.
             clock: Seconds.
+            uploads_ahead: Whether a LoRA that arrives during the run goes on one step later where its bound allows it,
+                so that shards on GPUs upload it while they compute.
         """
+        self._uploads_ahead = uploads_ahead
         self.runs = [LoraRun(use, ticket) for use, ticket in zip(uses, tickets, strict=True)]
         self.current: LoraSet = NO_LORAS
         self._services = cast(Services, services)
@@ -145,10 +151,15 @@ class RequestLoras:
         if all(run.patched_at_step is not None for run in self.runs):
             return True, None
         self._count_waiting()
-        ready = [run for run in self.runs if run.patched_at_step is not None or self._is_ready(run, step)]
+        ready = [run for run in self.runs if run.patched_at_step is not None or self._is_ready(run, step, steps)]
         embeddings = self._put_on(ready, step)
         self._late = [run for run in self.runs if run.patched_at_step is None and self._is_late(run, step, steps)]
         return not self._late, embeddings
+
+    @property
+    def ahead(self) -> LoraSet:
+        """The LoRAs that are there and not on yet: what shards may upload."""
+        return _set_of([run for run in self.runs if run.lease is not None and run.patched_at_step is None])
 
     def close(self) -> None:
         """At the request's end: gives the files up."""
@@ -181,11 +192,13 @@ class RequestLoras:
             for run in self.runs
         ]
 
-    def _is_ready(self, run: LoraRun, step: int) -> bool:
-        """Whether a LoRA may go on: loaded, leased, and wanted by now."""
+    def _is_ready(self, run: LoraRun, step: int, steps: int) -> bool:
+        """Whether a LoRA may go on: loaded, leased, wanted by now, and uploaded if there is time for that."""
         if run.lease is None:
             self._lease(run)
-        return run.lease is not None and run.may_start(step)
+            run.leased_at_step = step
+        has_time = self._uploads_ahead and 0 < step < run.latest_step(steps)
+        return run.lease is not None and run.may_start(step) and not (has_time and run.leased_at_step == step)
 
     def _is_late(self, run: LoraRun, step: int, steps: int) -> bool:
         """Whether the next step waits: at the bound, and at step 0 for what is there but for its encoding."""

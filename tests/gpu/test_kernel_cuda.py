@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from low_rank import Term, plan_of
 from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, lora_patch
-from swiftdiffusion.kernels.lora_tables import LowRankTerm, WeightTable
+from swiftdiffusion.kernels.lora_tables import WeightTable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -84,15 +85,13 @@ def test_lora_patch_in_a_captured_graph(dtype: torch.dtype, factors: torch.dtype
         seen = [weight * 1 for weight in weights]
     terms = {
         module: [
-            LowRankTerm(
-                torch.randn(len(weight), rank).to(factors), torch.randn(rank, weight[0].numel()).to(factors), 0.1
-            )
+            Term(torch.randn(len(weight), rank).to(factors), torch.randn(rank, weight[0].numel()).to(factors), 0.1)
             for rank in ranks
         ]
         for (module, weight), ranks in zip(enumerate(weights), ((4, 64), (17,), (128, 1), (3,)), strict=True)
     }
     for wanted in (terms, {}, {0: terms[0]}):
-        lora_patch.lora_patch(table, table.plan(wanted, restored=range(len(weights))))
+        lora_patch.lora_patch(table, plan_of(table, wanted, restored=range(len(weights))))
         graph.replay()
         for module, (weight, original) in enumerate(zip(seen, originals, strict=True)):
             exact = original.double()

@@ -17,8 +17,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_kernel_interpreter.py", allow_module_level=True)
 pytest.importorskip("triton")
 
+from low_rank import Term, plan_of
 from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, lora_patch
-from swiftdiffusion.kernels.lora_tables import LowRankTerm, WeightTable
+from swiftdiffusion.kernels.lora_tables import WeightTable
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Of the largest value: rounding of the result, and for float32 of the sums."""
@@ -161,7 +162,7 @@ def test_lora_patch(
     table = WeightTable(weights)
     terms = {
         module: [
-            LowRankTerm(
+            Term(
                 torch.randn(len(weights[module]), rank).to(factors),
                 torch.randn(rank, weights[module][0].numel()).to(factors),
                 0.3,
@@ -171,7 +172,8 @@ def test_lora_patch(
         for module, ranks in adapted.items()
     }
     everything = range(len(weights))
-    for plan, wanted in ((table.plan(terms, restored=everything), terms), (table.plan({}, restored=everything), {})):
+    for wanted in (terms, {}):
+        plan = plan_of(table, wanted, restored=everything)
         for weight in weights:
             weight.fill_(torch.nan)  # what is not written shows
         tables = (plan.factors, plan.slots, plan.terms, plan.scales, plan.tiles, plan.block)

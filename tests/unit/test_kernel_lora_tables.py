@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from low_rank import Term, plan_of
 from swiftdiffusion.kernels.lora_patch import lora_patch
-from swiftdiffusion.kernels.lora_tables import LowRankTerm, WeightTable
+from swiftdiffusion.kernels.lora_tables import WeightTable
 
 SHAPES = ((6, 5), (8, 4, 3, 3), (3, 16), (130, 72))
 
@@ -22,12 +23,12 @@ def weights(dtype: torch.dtype, channels_last: bool = False) -> list[torch.Tenso
     return made
 
 
-def term(weight: torch.Tensor, rank: int, scale: float, dtype: torch.dtype = torch.float32) -> LowRankTerm:
+def term(weight: torch.Tensor, rank: int, scale: float, dtype: torch.dtype = torch.float32) -> Term:
     out, columns = len(weight), weight.numel() // len(weight)
-    return LowRankTerm(torch.randn(out, rank).to(dtype), torch.randn(rank, columns).to(dtype), scale)
+    return Term(torch.randn(out, rank).to(dtype), torch.randn(rank, columns).to(dtype), scale)
 
 
-def patched(weight: torch.Tensor, terms: list[LowRankTerm]) -> torch.Tensor:
+def patched(weight: torch.Tensor, terms: list[Term]) -> torch.Tensor:
     total = weight.double()
     for one in terms:
         total = total + one.scale * (one.up.double() @ one.down.double()).reshape(weight.shape)
@@ -50,15 +51,15 @@ def test_patches_and_restores(
     originals = [weight.clone() for weight in ours]
     table = WeightTable(ours)
     terms = {module: [term(ours[module], rank, 0.3, factors) for rank in ranks] for module, ranks in adapted.items()}
-    lora_patch(table, table.plan({0: [term(ours[0], 2, 9.0)]}))
-    lora_patch(table, table.plan(terms, restored=[0]))
+    lora_patch(table, plan_of(table, {0: [term(ours[0], 2, 9.0)]}))
+    lora_patch(table, plan_of(table, terms, restored=[0]))
     for module, (weight, original) in enumerate(zip(ours, originals, strict=True)):
         of_module = terms.get(module, [])
         if of_module:
             torch.testing.assert_close(weight, patched(original, of_module).to(dtype), rtol=1e-2, atol=1e-4)
         else:
             assert torch.equal(weight, original)
-    lora_patch(table, table.plan({}, restored=range(6)))
+    lora_patch(table, plan_of(table, {}, restored=range(6)))
     assert all(torch.equal(weight, original) for weight, original in zip(ours, originals, strict=True))
 
 
@@ -67,17 +68,17 @@ def test_scales_can_be_changed_in_place() -> None:
     original = ours[3].clone()
     table = WeightTable(ours)
     one = term(ours[3], 4, 1.0)
-    plan = table.plan({3: [one]})
+    plan = plan_of(table, {3: [one]})
     plan.scales.fill_(-0.5)
     lora_patch(table, plan)
-    torch.testing.assert_close(ours[3], patched(original, [LowRankTerm(one.up, one.down, -0.5)]).float())
+    torch.testing.assert_close(ours[3], patched(original, [Term(one.up, one.down, -0.5)]).float())
 
 
 def test_tables_are_as_documented() -> None:
     ours = weights(torch.float16)
     table = WeightTable(ours)
     assert len(table.buffers) == 5, "views of one tensor share a buffer"
-    plan = table.plan({3: [term(ours[3], 3, 1.0, torch.float16), term(ours[3], 9, 2.0)], 5: []}, restored=[0])
+    plan = plan_of(table, {3: [term(ours[3], 3, 1.0, torch.float16), term(ours[3], 9, 2.0)]}, restored=[0, 5])
     assert plan.modules == (0, 3, 5)
     assert plan.factors.dtype == torch.float32, "of mixed types"
     assert plan.terms[:, 2].tolist() == [8, 16], "ranks are padded to whole vectors"
@@ -94,7 +95,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ours = weights(torch.float32)
     table = WeightTable(ours)
     with pytest.raises(ValueError, match="factors"):
-        table.plan({0: [term(ours[1], 2, 1.0)]})
+        plan_of(table, {0: [term(ours[1], 2, 1.0)]})
     with pytest.raises(ValueError, match="gaps"):
         WeightTable([torch.zeros(4, 6)[:, ::2]])
     with pytest.raises(ValueError, match="float16"):
@@ -103,7 +104,7 @@ def test_what_does_not_fit_is_refused() -> None:
         WeightTable([])
     module = torch.nn.Linear(3, 3)
     moved = WeightTable([module.weight])
-    plan = moved.plan({}, restored=[0])
+    plan = plan_of(moved, {}, restored=[0])
     module.weight.data = torch.zeros(3, 3)
     with pytest.raises(ValueError, match="moved"):
         lora_patch(moved, plan)
@@ -112,7 +113,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_the_op_says_what_it_changes() -> None:
     ours = weights(torch.float32)
     table = WeightTable(ours)
-    plan = table.plan({0: [term(ours[0], 2, 1.0)]})
+    plan = plan_of(table, {0: [term(ours[0], 2, 1.0)]})
     tables = (plan.factors, plan.slots, plan.terms, plan.scales, plan.tiles, list(plan.block))
     arguments = (table.buffers, table.pristine, *tables)
     torch.library.opcheck(torch.ops.swiftdiffusion.lora_patch, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -100,29 +100,37 @@ def test_one_that_is_resident_came_from_the_gpu(store: Store) -> None:
     assert entry(loras.report())["source"] == "gpu"
 
 
-@given(bound=st.integers(0, STEPS + 5), ready_at=st.integers(0, 3 * STEPS))
+@given(bound=st.integers(0, STEPS + 5), ready_at=st.integers(0, 3 * STEPS), ahead=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_it_goes_on_as_soon_as_it_is_ready_and_never_after_its_bound(
-    tmp_path_factory: pytest.TempPathFactory, bound: int, ready_at: int
+    tmp_path_factory: pytest.TempPathFactory, bound: int, ready_at: int, ahead: bool
 ) -> None:
-    """`ready_at` counts step boundaries, those at which the request waits included."""
+    """`ready_at` counts step boundaries, those at which the request waits included.
+
+    With uploads ahead, one that arrives during the run is announced for a step, unless that would be beyond its bound.
+    """
     store = Store(tmp_path_factory.mktemp("store"))
     ticket, outcome = store.pending("unet")
-    loras = RequestLoras([use(bound=bound)], [ticket], Models())
+    loras = RequestLoras([use(bound=bound)], [ticket], Models(), uploads_ahead=ahead)
     step = boundary = 0
     ran_without = []
+    announced = []
     while step < STEPS:
         if boundary == ready_at:
             outcome.put(store.loaded("unet"))
         may_step, _ = loras.advance(step, STEPS)
         if may_step:
             ran_without.append(not loras.current)
+            announced += [step] * bool(loras.ahead)
             step += 1
         boundary += 1
         assert boundary <= STEPS + ready_at + 1
     limit = min(bound, STEPS - 1)
-    assert ran_without == [number < min(limit, ready_at) for number in range(STEPS)]
-    assert entry(loras.report())["patched_at_step"] == min(limit, ready_at)
+    is_announced = ahead and 0 < ready_at < limit
+    patched = min(limit, ready_at) + is_announced
+    assert ran_without == [number < patched for number in range(STEPS)]
+    assert announced == [ready_at] * is_announced
+    assert entry(loras.report())["patched_at_step"] == patched
     loras.close()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,6 +11,26 @@ from swiftdiffusion.python_backends.unet import UNet
 from swiftdiffusion.python_backends.unet_halves import pack
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(getattr(checkpoints, request.param)(tmp_path_factory.mktemp(request.param) / "checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def unet(checkpoint: Checkpoint) -> UNet:
+    return UNet(checkpoint, CPU, torch.float32)
+
+
+@pytest.fixture
+def module(unet: UNet, checkpoint: Checkpoint) -> torch.nn.Module:
+    """diffusers' own, with the weights that the shard's has by now."""
+    loaded = checkpoint.load_unet(CPU, torch.float32)
+    own = unet._halves[0].unet.parameters()
+    for parameter, other in zip(loaded.parameters(), own, strict=True):
+        parameter.data = other.clone()  # mapped from the file it is unaligned, which changes the last bits
+    return loaded
 
 
 def arguments(checkpoint: Checkpoint, rows: int, side: int) -> dict[str, torch.Tensor]:
@@ -31,17 +49,18 @@ def arguments(checkpoint: Checkpoint, rows: int, side: int) -> dict[str, torch.T
     return tensors
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd15"])
 @pytest.mark.parametrize(("rows", "side"), [(1, 16), (2, 16), (3, 16), (2, 24)])
-def test_every_call_equals_the_module(tmp_path: Path, family: str, rows: int, side: int) -> None:
-    checkpoint = Checkpoint(getattr(checkpoints, family)(tmp_path))
-    unet, module = UNet(checkpoint, CPU, torch.float32), checkpoint.load_unet(CPU, torch.float32)
-    for parameter in module.parameters():
-        parameter.data = parameter.data.clone()  # mapped from the file it is unaligned, which changes the last bits
+def test_every_call_equals_the_module(
+    checkpoint: Checkpoint, unet: UNet, module: torch.nn.Module, rows: int, side: int
+) -> None:
     tensors = arguments(checkpoint, rows, side)
 
     def expected() -> torch.Tensor:
-        added = {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]} if family == "sdxl" else None
+        added = (
+            {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]}
+            if checkpoint.family == "sdxl"
+            else None
+        )
         with torch.inference_mode():
             return module(
                 tensors["LATENTS"],
@@ -60,19 +79,20 @@ def test_every_call_equals_the_module(tmp_path: Path, family: str, rows: int, si
     assert not torch.equal(unet(tensors), before)
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd15"])
 @pytest.mark.parametrize(("rows", "side"), [(2, 16), (2, 24), (1, 20)])
-def test_residuals_join_as_in_diffusers(tmp_path: Path, family: str, rows: int, side: int) -> None:
-    checkpoint = Checkpoint(getattr(checkpoints, family)(tmp_path))
-    unet, module = UNet(checkpoint, CPU, torch.float32), checkpoint.load_unet(CPU, torch.float32)
-    for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
+def test_residuals_join_as_in_diffusers(
+    checkpoint: Checkpoint, unet: UNet, module: torch.nn.Module, rows: int, side: int
+) -> None:
     tensors = arguments(checkpoint, rows, side)
     halfway = unet.encode(tensors)
     generator = torch.Generator().manual_seed(0)
     mid, _, *skips = halfway
     residuals = [torch.randn(tensor.shape, generator=generator) for tensor in (*skips, mid)]
-    added = {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]} if family == "sdxl" else None
+    added = (
+        {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]}
+        if checkpoint.family == "sdxl"
+        else None
+    )
     with torch.inference_mode():
         expected = module(
             tensors["LATENTS"],
@@ -85,4 +105,4 @@ def test_residuals_join_as_in_diffusers(tmp_path: Path, family: str, rows: int, 
         )[0]
     assert torch.equal(unet.decode(tensors, halfway, pack(residuals)), expected)
     nothing = torch.zeros_like(pack(residuals))
-    assert torch.equal(unet.decode(tensors, halfway, nothing), unet(tensors))
+    assert torch.equal(unet.decode(tensors, unet.encode(tensors), nothing), unet(tensors))

@@ -1,0 +1,200 @@
+"""The GPU runtime against diffusers and torch.compile, with random weights at SDXL's real sizes; needs no files.
+
+Every part compares variants that take turns in one process. Results are medians; the JSON has quartiles, versions, and
+the GPU's clocks as found. `--tiny` runs the same code at toy sizes, on a CPU too: that checks the benchmark, and its
+numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import gpu_kernels
+import gpu_lora
+import gpu_networks as networks
+import torch
+import typer
+from gpu_timing import Timing, compare
+from machine import describe
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("kernels", "unet", "controlnet", "lora", "vae")
+QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
+
+
+class Bench:
+    """One run."""
+
+    def __init__(self, tiny: bool, rounds: int, tune: bool, compiled: bool) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        self._tiny, self._rounds, self._tune, self._compiled = tiny, rounds, tune, compiled
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """Each kernel against PyTorch and the memory."""
+        shrink = 8 if self._tiny else 1
+        return gpu_kernels.measure(self.device, self.dtype, shrink, self._rounds, self._tune)
+
+    def unet(self) -> dict[str, Any]:
+        """A step with guidance, and with one latent: what a shard does when two share a request."""
+        results: dict[str, Any] = {}
+        for rows in (2, 1):
+            theirs = self._unet()
+            given = networks.inputs(theirs, rows)
+            exact = networks.in_float32(theirs, given)
+            ours = networks.Ours(self._unet())
+            last = networks.diffusers_call(self._unet().to(memory_format=torch.channels_last), given)
+            variants = {"eager": networks.diffusers_call(theirs, given), "eager, channels-last": last}
+            if self._compiled:
+                compiled = torch.compile(self._unet().to(memory_format=torch.channels_last), mode="max-autotune")
+                variants["torch.compile"] = networks.diffusers_call(compiled, given)
+            variants["ours"] = lambda ours=ours, given=given: ours.step(given)
+            timings = compare(variants, self._rounds)
+            results[f"{rows} rows"] = {
+                **_ratios(timings, "ours"),
+                "error_against_float32": {
+                    name: networks.relative_error(variants[name](), exact) for name in ("eager", "ours")
+                },
+            }
+            del theirs, ours, last, variants, exact
+            torch.compiler.reset()
+            _free()
+        return results
+
+    def controlnet(self) -> dict[str, Any]:
+        """A ControlNet on a stream of its own beside the encoder half, on one GPU."""
+        unet = self._unet()
+        network = networks.OurControlNet(networks.controlnet(unet, self.device, self.dtype))
+        given = networks.inputs(unet, 2)
+        ours = networks.Ours(unet)
+        embedded = torch.randn(
+            2, unet.config.block_out_channels[0], *given[0].shape[2:], device=self.device, dtype=self.dtype
+        )
+        variants = {
+            "bare": lambda: ours.step(given),
+            "beside": lambda: network.beside(ours, given, embedded),
+            "before": lambda: network.before(ours, given, embedded),
+        }
+        same = torch.equal(variants["beside"]().clone(), variants["before"]())
+        return {**_ratios(compare(variants, self._rounds), "bare"), "beside_equals_before": same}
+
+    def lora(self) -> dict[str, Any]:
+        """Rank 64 on all modules."""
+        return gpu_lora.measure(self._unet(), 2, 4 if self._tiny else 64, self._rounds)
+
+    def vae(self) -> dict[str, Any]:
+        """A picture of 1024²."""
+        results = {}
+        for dtype in dict.fromkeys((self.dtype, torch.float32)):
+            theirs, ours = (networks.vae(not self._tiny, self.device, dtype) for _ in range(2))
+            networks.Runtime().prepare(ours, self.device)
+            latents = torch.randn(1, 4, *(2 * [16 if self._tiny else 128]), device=self.device, dtype=dtype)
+            variants = {
+                "eager": lambda vae=theirs, latents=latents: vae.decode(latents, return_dict=False)[0],
+                "ours": lambda vae=ours, latents=latents: vae.decode(latents, return_dict=False)[0],
+            }
+            error = networks.relative_error(variants["ours"](), variants["eager"]())
+            results[str(dtype)] = {**_ratios(compare(variants, self._rounds), "ours"), "difference": error}
+            del theirs, ours, variants
+            _free()
+        return results
+
+    def _unet(self) -> Any:
+        return networks.unet(not self._tiny, self.device, self.dtype)
+
+
+def _ratios(timings: dict[str, Timing], base: str) -> dict[str, Any]:
+    return {
+        "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
+        f"over_{base}": {name: round(each.median_ms / timings[base].median_ms, 3) for name, each in timings.items()},
+    }
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def gpu_state() -> dict[str, str]:
+    """What nvidia-smi says, as found."""
+    if not torch.cuda.is_available():
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"]
+    said = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    return dict(zip(QUERY.split(","), (part.strip() for part in said.split("\n")[0].split(",")), strict=False))
+
+
+def show(console: Console, results: dict[str, Any]) -> None:
+    """Tables of the medians."""
+    table = Table("what", "variant", "ms", "÷")
+    for part in ("unet", "vae"):
+        for case, result in results.get(part, {}).items():
+            _rows(table, f"{part} {case}", result)
+    if "controlnet" in results:
+        _rows(table, "UNet with a ControlNet", results["controlnet"])
+    console.print(table)
+    kernels = Table("kernel", "shape", "ours µs", "torch µs", "torch ÷ ours", "share of copy bandwidth")
+    for row in results.get("kernels", [])[1:]:
+        times = row["microseconds"]
+        ratio, share = f"{row['torch_over_ours']:.2f}", f"{row['share_of_copy_bandwidth']:.0%}"
+        shape = " × ".join(map(str, row["shape"]))
+        kernels.add_row(row["op"], shape, f"{times['ours']:.1f}", f"{times['torch']:.1f}", ratio, share)
+    console.print(kernels)
+    if "lora" in results:
+        console.print_json(data=results["lora"])
+
+
+def _rows(table: Table, what: str, result: dict[str, Any]) -> None:
+    ratios = next(value for key, value in result.items() if key.startswith("over_"))
+    for name, timing in result["milliseconds"].items():
+        table.add_row(what, name, f"{timing['median_ms']:.2f}", f"{ratios[name]:.2f}")
+
+
+def main(
+    parts: Annotated[str, typer.Option(help=f"Of {','.join(PARTS)}.")] = ",".join(PARTS),
+    rounds: Annotated[int, typer.Option(min=2)] = 30,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Toy sizes: checks the benchmark itself.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Time the kernels' other settings too.")] = False,
+    compiled: Annotated[bool, typer.Option(help="Compare with torch.compile: minutes of compiling.")] = True,
+    out: Annotated[Path, typer.Option(help="Result file.")] = ROOT / "benchmarks/results/gpu.json",
+) -> None:
+    """Measure the GPU runtime side by side with diffusers and torch.compile."""
+    wanted = [part.strip() for part in parts.split(",")]
+    unknown = sorted(set(wanted).difference(PARTS))
+    if unknown:
+        raise typer.BadParameter(f"--parts names {', '.join(unknown)}; allowed: {', '.join(PARTS)}")
+    if not (tiny or torch.cuda.is_available()):
+        raise typer.BadParameter("there is no CUDA GPU; --tiny checks the benchmark itself on the CPU")
+    console = Console()
+    bench = Bench(tiny, rounds, tune, compiled)
+    results: dict[str, Any] = {}
+    with torch.inference_mode():
+        for part in wanted:
+            measure: Callable[[], Any] = getattr(bench, part)
+            with console.status(part):
+                results[part] = measure()
+            _free()
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    record = {
+        "command": f"python benchmarks/gpu.py --parts {parts} --rounds {rounds}{' --tiny' * tiny}{' --tune' * tune}",
+        "machine": describe() | versions,
+        "gpu": gpu_state(),
+        "dtype": str(bench.dtype),
+        **results,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    show(console, results)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,145 @@
+"""Each kernel alone at SDXL's sizes: against PyTorch's operators, and against the memory's measured bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from gpu_timing import captured, compare
+from torch.nn import functional
+
+from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu
+
+SETS = 4
+"""Input sets that take turns, so that none is in the cache when its turn comes."""
+
+REPEATS = 5
+"""Of the sets, in one captured graph."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel at one size.
+
+    Attributes:
+        op: Its name.
+        shape: Of its input.
+        nbytes: Least that it must move: every input read once, every output written once.
+        ours: Call over an input set.
+        torch: The same in PyTorch's operators.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    nbytes: int
+    ours: Callable[[int], object]
+    torch: Callable[[int], object]
+
+
+def cases(device: torch.device, dtype: torch.dtype, shrink: int) -> Iterator[Case]:
+    """SDXL at 1024² with guidance; `shrink` divides heights, widths and rows of tokens."""
+
+    def noise(*shape: int) -> list[torch.Tensor]:
+        return [torch.randn(*shape, device=device, dtype=dtype) for _ in range(SETS)]
+
+    for channels, side in ((320, 128), (640, 128), (640, 64), (1280, 64), (1280, 32), (2560, 32)):
+        side //= shrink
+        xs = [x.contiguous(memory_format=torch.channels_last) for x in noise(2, channels, side, side)]
+        (weight, bias, *_), embeddings = noise(channels), noise(2, channels)
+
+        def fused(n: int, xs: Any = xs, weight: Any = weight, bias: Any = bias, embeddings: Any = embeddings) -> object:
+            return group_norm_silu.group_norm_silu(xs[n], 32, weight, bias, embedding=embeddings[n])
+
+        def separate(n: int, xs: Any = xs, weight: Any = weight, bias: Any = bias, e: Any = embeddings) -> object:
+            return functional.silu(functional.group_norm(xs[n] + e[n][:, :, None, None], 32, weight, bias))
+
+        yield Case("group_norm_silu", tuple(xs[0].shape), 2 * xs[0].nbytes, fused, separate)
+    for tokens, width in ((4096, 2560), (1024, 5120)):
+        xs = noise(2, tokens // shrink**2, 2 * width)
+
+        def gated(n: int, xs: Any = xs) -> object:
+            return geglu.geglu(xs[n])
+
+        def chunked(n: int, xs: Any = xs) -> object:
+            hidden, gate = xs[n].chunk(2, dim=-1)
+            return hidden * functional.gelu(gate)
+
+        yield Case("geglu", tuple(xs[0].shape), xs[0].nbytes * 3 // 2, gated, chunked)
+    shape = (1, 4, 128 // shrink, 128 // shrink)
+    samples = [sample.float() for sample in noise(*shape)]
+    halves, coefficients = (noise(*shape), noise(*shape)), torch.randn(1, 6, device=device)
+
+    def step(n: int) -> object:
+        return cfg_step.cfg_step(samples[n], halves[0][n], coefficients, halves[1][n])
+
+    def steps(n: int) -> object:
+        return cfg_step.reference(samples[n], halves[0][n], coefficients, halves[1][n], None)
+
+    moved = 3 * samples[0].nbytes + 2 * halves[0][0].nbytes
+    yield Case("cfg_step", shape, moved, step, steps)
+
+
+def measure(device: torch.device, dtype: torch.dtype, shrink: int, rounds: int, tune: bool) -> list[dict[str, Any]]:
+    """A row per case, with the fastest of the candidate settings if `tune`."""
+    bandwidth = copy_bandwidth(device, shrink)
+    rows = []
+    calls = SETS * REPEATS
+    for case in cases(device, dtype, shrink):
+        variants = {
+            side: captured(lambda n, call=call: call(n % SETS), calls)
+            for side, call in (("ours", case.ours), ("torch", case.torch))
+        }
+        timings = compare(variants, rounds)
+        milliseconds = timings["ours"].median_ms / calls
+        row = {
+            "op": case.op,
+            "shape": case.shape,
+            "microseconds": {name: round(1000 * timing.median_ms / calls, 3) for name, timing in timings.items()},
+            "torch_over_ours": round(timings["torch"].median_ms / timings["ours"].median_ms, 3),
+            "share_of_copy_bandwidth": round(case.nbytes / milliseconds / bandwidth, 3),
+        }
+        if tune:
+            row["candidates"] = [_candidate(case, settings, rounds, calls) for settings in _candidates(case.op)]
+        rows.append(row)
+    return [{"copy_gb_per_s": round(bandwidth / 1e6, 1)}, *rows]
+
+
+def copy_bandwidth(device: torch.device, shrink: int) -> float:
+    """Bytes read and written in a millisecond by a large copy on the device."""
+    size = 2**30 // shrink**4
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device).random_() for _ in range(2))
+    return 2 * size / compare({"copy": lambda: target.copy_(source)}, 20)["copy"].median_ms
+
+
+def _candidates(op: str) -> tuple[dict[str, int], ...]:
+    return tuple(dict(settings) for settings in configurations.CANDIDATES[op])
+
+
+def _candidate(case: Case, settings: dict[str, int], rounds: int, calls: int) -> dict[str, Any]:
+    with _settings(settings):
+        call = captured(lambda n: case.ours(n % SETS), calls)
+        timing = compare({"it": call}, rounds)["it"]
+    return {
+        **settings,
+        "microseconds": round(1000 * timing.median_ms / calls, 3),
+    }
+
+
+@contextmanager
+def _settings(settings: dict[str, int]) -> Iterator[None]:
+    """Over those of the table, in every op."""
+    known = configurations.configuration
+
+    def changed(op: str, device: torch.device | int) -> dict[str, int]:
+        return known(op, device) | settings
+
+    with (
+        mock.patch.object(group_norm_silu, "configuration", changed),
+        mock.patch.object(geglu, "configuration", changed),
+        mock.patch.object(cfg_step, "configuration", changed),
+    ):
+        yield

@@ -1,0 +1,83 @@
+"""A LoRA of rank 64 on all of SDXL's 722 modules: upload, patch, restore, and graphs after it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from gpu_networks import Ours, inputs, relative_error
+from gpu_timing import compare
+from lora_workloads import ROLES
+
+from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
+from swiftdiffusion.python_backends.lora.modules import UNET, adaptable_weights, stack_order
+from swiftdiffusion.python_backends.lora.patcher import Patcher
+
+UPLOADS = 5
+
+
+def random_lora(unet: torch.nn.Module, rank: int, seed: int) -> CanonicalLora:
+    """Factors in float16 on the CPU, stacked as canonical files stack them."""
+    weights = {name: weight for name, weight in adaptable_weights(unet).items() if name.endswith(ROLES)}
+    random = torch.Generator().manual_seed(seed)
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name in stack_order(weights):
+        shapes.setdefault(tuple(weights[name].shape), []).append(name)
+    groups = []
+    for (out, features), names in shapes.items():
+        factors = {"up": (len(names), out, rank), "down": (len(names), rank, features)}
+        tensors = {name: (0.02 * torch.randn(shape, generator=random)).half() for name, shape in factors.items()}
+        groups.append(Group(UNET, "low_rank", tuple(names), (1.0,) * len(names), tensors))
+    return CanonicalLora(tuple(groups))
+
+
+def measure(unet: torch.nn.Module, rows: int, rank: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of each part, and whether graphs captured before see the patched weights."""
+    ours = Ours(unet)
+    patcher = Patcher({UNET: unet}, one_launch=True)
+    given = inputs(unet, rows)
+    with torch.inference_mode():
+        before = ours.step(given).clone()
+    loras = [random_lora(unet, rank, seed) for seed in range(2)]
+    uploads = []
+    for _ in range(UPLOADS):
+        _synchronize()
+        start = time.perf_counter()
+        prepared = [patcher.prepare(loras[0])]
+        _synchronize()
+        uploads.append(1000 * (time.perf_counter() - start))
+    prepared.append(patcher.prepare(loras[1]))
+    sets = {
+        "one": [(prepared[0], 0.7)],
+        "other": [(prepared[1], 0.5)],
+        "two": [(prepared[0], 0.7), (prepared[1], 0.5)],
+        "none": [],
+    }
+    timings = {}
+    for on, then in (("one", "other"), ("one", "none"), ("two", "none")):
+        name = f"{on}, then {then}"
+        timings[name] = compare({name: lambda a=on, b=then: [patcher.apply(sets[each]) for each in (a, b)]}, rounds)[
+            name
+        ].median_ms
+    with torch.inference_mode():
+        patcher.apply(sets["two"])
+        patched = ours.step(given).clone()
+        eager = Ours.eager(unet, given)
+        patcher.apply([])
+        restored = ours.step(given).clone()
+    return {
+        "rank": rank,
+        "modules": patcher.apply(sets["one"]),
+        "megabytes": round(prepared[0].nbytes / 1e6, 1),
+        "upload_ms": sorted(round(value, 2) for value in uploads),
+        "two_swaps_ms": timings,
+        "graph_after_patch_against_eager": relative_error(patched, eager),
+        "patch_changes_output_by": relative_error(patched, before),
+        "restored_bits": bool(torch.equal(restored, before)),
+    }
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,115 @@
+"""The GPU runtime: fused channels-last networks as CUDA graphs, against diffusers' modules in float64 on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+import lora_files
+from swiftdiffusion.python_backends import cuda_graphs
+from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.completed_request import ControlNetUse
+from swiftdiffusion.python_backends.controlnet_network import ControlNet
+from swiftdiffusion.python_backends.lora.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.modules import BaseModules
+from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.unet import UNet, arguments
+from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf, join, residual_size
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(getattr(checkpoints, request.param)(tmp_path_factory.mktemp(request.param) / "checkpoint"))
+
+
+def inputs(checkpoint: Checkpoint, rows: int, side: int = 16) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(rows)
+    tensors = {
+        "LATENTS": torch.randn(rows, 4, side, side, generator=random),
+        "TIMESTEPS": torch.arange(rows)[:, None] * 100.0 + 7,
+        "ENCODER_HIDDEN_STATES": torch.randn(rows, *checkpoint.text_embedding_shape, generator=random),
+    }
+    if checkpoint.pooled_width is not None:
+        pooled = torch.randn(rows, checkpoint.pooled_width, generator=random)
+        tensors |= {"TEXT_EMBEDS": pooled, "TIME_IDS": torch.full((rows, 6), 64.0)}
+    return tensors
+
+
+def exact(
+    network: torch.nn.Module, tensors: dict[str, torch.Tensor], residuals: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The prediction of diffusers' modules in float64."""
+    given = tuple(tensor.double() for tensor in arguments(tensors, CPU, torch.float64))
+    halfway = EncoderHalf(network)(*given)
+    if residuals is not None:
+        join(halfway, residuals)
+    return DecoderHalf(network)(given[2], *halfway)
+
+
+def error(result: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((result.double() - wanted).norm() / wanted.norm())
+
+
+@DTYPES
+@torch.no_grad()
+def test_every_shape_joins_and_replays(
+    checkpoint: Checkpoint, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "GRAPHS", 2)
+    unet, reference = UNet(checkpoint, GPU, dtype), checkpoint.load_unet(CPU, torch.float64)
+    for rows, side in ((2, 16), (1, 16), (3, 16), (2, 24), (2, 16), (1, 20)):
+        tensors = inputs(checkpoint, rows, side)
+        assert error(unet(tensors), exact(reference, tensors)) < TOLERANCE[dtype]
+        halfway = unet.encode(tensors)
+        residuals = torch.randn(rows, residual_size(halfway), generator=torch.Generator().manual_seed(0))
+        result = unet.decode(tensors, halfway, residuals)
+        assert error(result, exact(reference, tensors, residuals.double())) < TOLERANCE[dtype]
+
+
+@DTYPES
+@torch.no_grad()
+def test_graphs_see_loras_that_are_patched_in_later(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+    unet, reference = UNet(checkpoint, GPU, dtype), checkpoint.load_unet(CPU, torch.float64)
+    on_cpu = checkpoint.load_unet(CPU, torch.float32)
+    tensors = inputs(checkpoint, 2)
+    before = unet(tensors)
+    file = lora_files.kohya({"unet": dict(BaseModules.of(checkpoint).shapes["unet"])}).save(tmp_path / "a.safetensors")
+    lora = Canonicaliser(checkpoint).read(file)
+    unet.patcher.apply([(lora, 0.8)])
+    Patcher({"unet": on_cpu}).apply([(lora, 0.8)])
+    reference.load_state_dict(on_cpu.state_dict())
+    patched = unet(tensors)
+    assert error(patched, exact(reference, tensors)) < TOLERANCE[dtype]
+    assert not torch.equal(patched, before)
+    unet.patcher.apply([])
+    assert torch.equal(unet(tensors), before)
+
+
+@DTYPES
+@torch.no_grad()
+def test_a_controlnet(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+    path = checkpoints.controlnet(checkpoint.path, tmp_path / "controlnet", 0)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    networks = [
+        ControlNet(path, checkpoint, device, of, lambda _: image) for device, of in ((GPU, dtype), (CPU, torch.float32))
+    ]
+    tensors = inputs(checkpoint, 2)
+    uses = [ControlNetUse("x", ("a" * 64,), scale, 0.0, 1.0, False) for scale in (0.5, 1.0)]
+    for _ in range(2):
+        (ours, failures), (wanted, _) = (network(tensors, uses) for network in networks)
+        assert not failures
+        assert error(ours.cpu(), wanted.double()) < TOLERANCE[dtype]
