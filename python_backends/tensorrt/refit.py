@@ -128,6 +128,14 @@ class EnginePatcher:
                 )
         self._touched: set[tuple[str, str]] = set()
 
+    def takes_uploads(self) -> bool:
+        """As of Patcher."""
+        return self._patcher.takes_uploads()
+
+    def prepare(self, lora: CanonicalLora) -> CanonicalLora:
+        """As of Patcher."""
+        return self._patcher.prepare(lora)
+
     @torch.no_grad()
     def apply(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
         """Makes these LoRAs, and no others, be in the engines.
