@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ...python_backends.tensorrt.metadata import EngineMetadata
 
 
 def build_engines(
@@ -28,6 +31,8 @@ def build_engines(
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
 ) -> None:
     """Build TensorRT engines from ONNX files, on a GPU of the kind that will serve."""
+    from rich.progress import Progress
+
     from ...kernels.triton_language import MissingTritonError
     from ...python_backends.tensorrt.metadata import EngineMismatchError
     from ...python_backends.tensorrt.versions import TensorRTUnavailableError
@@ -36,33 +41,42 @@ def build_engines(
     from .profiles import parse_latents, parse_rows
 
     try:
-        settings = BuildSettings(
-            onnx=onnx,
-            engines=engines,
-            rows=parse_rows(rows),
-            latents=None if latents is None else parse_latents(latents),
-            plugins=plugins,
-            refit=refit,
-            workspace_bytes=None if workspace_mib is None else workspace_mib * 2**20,
-            device=device,
-            options=_options(rows, latents, plugins, refit, workspace_mib, device),
-        )
+        profiles, size = parse_rows(rows), None if latents is None else parse_latents(latents)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    settings = BuildSettings(
+        onnx=onnx,
+        engines=engines,
+        rows=profiles,
+        latents=size,
+        plugins=plugins,
+        refit=refit,
+        workspace_bytes=None if workspace_mib is None else workspace_mib * 2**20,
+        device=device,
+        options=_options(rows, latents, plugins, refit, workspace_mib, device),
+    )
+    try:
         found = names(onnx)
         if not found or (unknown := sorted(set(network or ()) - set(found))):
-            wanted = f"{', '.join(unknown)}" if found else "any network"
+            wanted = ", ".join(unknown) if found else "any network"
             raise GraphError(f"{onnx} has no ONNX file of {wanted}; there: {', '.join(found) or 'none'}")
         builder = EngineBuilder(settings)
-        for name in network or found:
-            metadata = builder.build(name)
-            size = (settings.engines / f"{name}.plan").stat().st_size / 2**20
-            typer.echo(
-                f"{settings.engines / name}.plan: {size:.0f} MiB, {metadata.precision}, "
-                f"{len(metadata.refittable)} refittable weights, plugins: {', '.join(metadata.plugins) or 'none'}"
-            )
-    except (TensorRTUnavailableError, MissingTritonError, GraphError, EngineMismatchError, BuildError, ValueError) as e:
-        typer.secho(str(e), fg="red", err=True)
+        with Progress(transient=True) as progress:
+            for name in progress.track(network or found, description="building"):
+                metadata = builder.build(name)
+                progress.console.print(_summary(metadata, engines), soft_wrap=True, highlight=False)
+    except (BuildError, EngineMismatchError, GraphError, MissingTritonError, TensorRTUnavailableError) as error:
+        typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"compare them: swiftdiffusion verify-engines --onnx {onnx} --engines {engines}")
+
+
+def _summary(metadata: EngineMetadata, engines: Path) -> str:
+    plan = engines / f"{metadata.name}.plan"
+    return (
+        f"{plan}: {plan.stat().st_size / 2**20:.0f} MiB, {metadata.precision}, "
+        f"{len(metadata.refittable)} refittable weights, plugins: {', '.join(metadata.plugins) or 'none'}"
+    )
 
 
 def _options(

@@ -44,9 +44,12 @@ class Graph:
         """Reads `NAME.onnx`.
 
         Raises:
-            GraphError: If there is none, or it is not ONNX.
+            GraphError: If there is none, or it is not ONNX, or the package `onnx` is missing.
         """
-        import onnx
+        try:
+            import onnx
+        except ModuleNotFoundError:
+            raise GraphError("reading ONNX files needs onnx: pip install 'swiftdiffusion[tensorrt]'") from None
         from google.protobuf.message import DecodeError
 
         path = directory / f"{name}.onnx"

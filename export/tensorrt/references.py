@@ -9,6 +9,7 @@ import torch
 from ...python_backends.tensorrt.halves import ENCODER_INPUTS, FIRST_OUTPUTS, halfway_names
 from ...python_backends.tensorrt.metadata import DECODER, ENCODER
 from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
+from .graph import GraphError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +45,15 @@ class OnnxReference:
     """An ONNX file in ONNX Runtime, on the CPU."""
 
     def __init__(self, path: Path) -> None:
-        """Loads the file; needs `onnxruntime`."""
-        import onnxruntime
+        """Loads the file.
+
+        Raises:
+            GraphError: If the package `onnxruntime` is missing.
+        """
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise GraphError(f"comparing with {path} needs onnxruntime: pip install onnxruntime") from None
 
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -181,6 +181,21 @@ def test_everything_of_either_set_is_refitted_and_nothing_else(
     assert engines.halves[0].refits == refits, "nothing to do"
 
 
+def test_loras_are_prepared_as_for_the_patcher(checkpoint: Checkpoint, loras: list[CanonicalLora]) -> None:
+    engines = Engines(checkpoint)
+    assert not engines.patcher.takes_uploads(), "on the CPU"
+    assert engines.patcher.prepare(loras[0]) is loras[0]
+
+
+def test_channels_last_weights_are_given_in_the_order_of_the_onnx_file(checkpoint: Checkpoint) -> None:
+    unet = load(checkpoint).to(memory_format=torch.channels_last)
+    Patcher({"unet": unet})
+    weights = EngineWeights(maps(unet)[0], adaptable_weights(unet), torch.float32)
+    (conv,) = weights.update(["conv_in"]).values()
+    assert conv.is_contiguous()
+    assert torch.equal(conv, load(checkpoint).conv_in.weight)
+
+
 def test_weights_that_the_engine_wants_together(checkpoint: Checkpoint, loras: list[CanonicalLora]) -> None:
     prefix = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     fused = tuple(f"{prefix}.{name}.weight.T" for name in ("to_q", "to_k", "to_v"))
