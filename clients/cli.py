@@ -6,6 +6,7 @@ Command modules import what is heavy inside their functions, so that the client 
 import typer
 
 from ..export.command import export
+from ..export.onnx.command import export_onnx
 from ..export.profile_command import profile_lora
 from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
@@ -25,5 +26,6 @@ app.command()(generate)
 app.command()(perf)
 app.command()(lora_mix)
 app.command()(export)
+app.command()(export_onnx)
 app.command()(profile_lora)
 app.command()(doctor)
