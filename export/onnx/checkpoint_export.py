@@ -79,9 +79,7 @@ class OnnxOptions:
         least = 2 if self.dynamic else 1
         if self.rows < least:
             raise OnnxExportError(f"--rows is {self.rows}; wanted: at least {least}{' without --fixed' * self.dynamic}")
-        return Sizes(
-            self.rows, asked["height"] // factor, asked["width"] // factor, multiple // factor, self.dynamic
-        )
+        return Sizes(self.rows, asked["height"] // factor, asked["width"] // factor, multiple // factor, self.dynamic)
 
 
 def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -> list[str]:

@@ -67,7 +67,7 @@ def unet_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iter
     """The two halves of the UNet."""
     unet = checkpoint.load_unet(CPU, dtype)
     fuse(unet)
-    _keep_dtype(unet, dtype)
+    keep_dtype(unet, dtype)
     inputs = example_inputs(checkpoint, dtype, sizes)
     encoder = WithoutAbsentInputs(EncoderHalf(unet), INPUTS, list(inputs))
     shapes = output_shapes(encoder, inputs)
@@ -86,7 +86,7 @@ def controlnet_parts(
     """A ControlNet, and what embeds its picture."""
     network = load_controlnet(path, checkpoint, dtype).requires_grad_(False).eval()
     fuse(network)
-    _keep_dtype(network, dtype)
+    keep_dtype(network, dtype)
     embedding = network.controlnet_cond_embedding
     controlnet = PositionalControlNet(network)
     factor = checkpoint.vae_scale_factor
@@ -94,9 +94,7 @@ def controlnet_parts(
     embedder = ControlEmbedder(controlnet, embedding)
     (embedded,) = output_shapes(embedder, pixels)
     inputs = {
-        key: tensor
-        for key, tensor in example_inputs(checkpoint, dtype, sizes).items()
-        if key in INPUTS[:ARGUMENTS]
+        key: tensor for key, tensor in example_inputs(checkpoint, dtype, sizes).items() if key in INPUTS[:ARGUMENTS]
     } | {"control_embedding": torch.zeros(embedded, dtype=dtype)}
     module = WithoutAbsentInputs(controlnet, (*INPUTS[:ARGUMENTS], "control_embedding"), list(inputs))
     residuals = [f"residual_{index}" for index in range(len(network.controlnet_down_blocks))]
@@ -153,7 +151,7 @@ def _check_controlnets(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) 
             )
 
 
-def _keep_dtype(network: torch.nn.Module, dtype: torch.dtype) -> None:
+def keep_dtype(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Gives the embeddings of SDXL's sizes the network's type where they are made, and not one operator later.
 
     diffusers concatenates them, float32, with the pooled embedding and casts what comes out. The bits are the same; an

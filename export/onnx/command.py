@@ -18,9 +18,7 @@ def export_onnx(
     controlnet: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="A ControlNet to export as well; repeatable.")
     ] = None,
-    fixed: Annotated[
-        bool, typer.Option("--fixed", help="Graphs for just this batch and size; else for any.")
-    ] = False,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Graphs for just this batch and size; else for any.")] = False,
     height: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Batch; a picture with guidance takes 2.")] = 2,

@@ -91,7 +91,9 @@ class GraphPart:
 def output_shapes(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Shape]:
     """Shapes of what a module gives for inputs of these shapes; nothing is computed."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        outputs = module(*(tensor if mode.is_our_fake(tensor) else mode.from_tensor(tensor) for tensor in inputs.values()))
+        outputs = module(
+            *(tensor if mode.is_our_fake(tensor) else mode.from_tensor(tensor) for tensor in inputs.values())
+        )
     return [tuple(tensor.shape) for tensor in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs)]
 
 

@@ -29,7 +29,9 @@ def run(op_type: str, tensors: list[torch.Tensor], **attributes: float) -> torch
         helper.make_tensor_value_info(name, kind, tensor.shape)
         for name, tensor in zip(INPUTS[op_type], tensors, strict=True)
     ]
-    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("y", kind, None)])
+    graph = helper.make_graph(
+        [node], "one", inputs, [helper.make_tensor_value_info("y", kind, [None] * tensors[0].ndim)]
+    )
     model = helper.make_model(
         graph,
         functions=[function_body(op_type)],

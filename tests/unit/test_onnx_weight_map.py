@@ -28,7 +28,9 @@ def loras(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> l
     """Over everything, over every third module in float16, LoHa over convolutions, LoKr, DoRA of both kinds."""
     directory = tmp_path_factory.mktemp("loras")
     shapes = dict(BaseModules.of(checkpoint).shapes["unet"])
-    weights = {("unet", name): weight for name, weight in adaptable_weights(checkpoint.load_unet(CPU, torch.float32)).items()}
+    weights = {
+        ("unet", name): weight for name, weight in adaptable_weights(checkpoint.load_unet(CPU, torch.float32)).items()
+    }
     some = {name: shape for number, (name, shape) in enumerate(shapes.items()) if number % 3 == 0}
     made = [
         lora_files.kohya(BaseModules.of(checkpoint).shapes),
