@@ -15,7 +15,7 @@ from ...python_backends.unet import arguments, example
 from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
 from ..controlnets import fitting
 from ..serving_options import ServedControlNet
-from .graph_modules import ControlEmbedder, TextEncoderGraph, Tensors, VaeDecoderGraph, WithoutAbsentInputs
+from .graph_modules import ControlEmbedder, Tensors, TextEncoderGraph, VaeDecoderGraph, WithoutAbsentInputs
 from .graph_part import GraphPart, Sizes, output_shapes
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ def export_onnx(
     width: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Batch; a picture with guidance takes 2.")] = 2,
 ) -> None:
-    """Write a checkpoint's networks as ONNX graphs, with the fused operators as nodes that TensorRT takes as plugins."""
+    """Write a checkpoint's networks as ONNX graphs, with fused operators as nodes that TensorRT takes as plugins."""
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         typer.secho(

@@ -15,7 +15,7 @@ from onnx.defs import OpSchema
 from onnxscript import opset18
 from onnxscript.values import Op, Opset
 
-from ...kernels import geglu, group_norm_silu  # registers the operators
+from ...kernels import geglu, group_norm_silu  # noqa: F401  they register the operators
 
 DOMAIN = "swiftdiffusion"
 DOMAIN_VERSION = 1
@@ -71,7 +71,7 @@ def _group_norm_silu(
     return _ADD_GROUP_NORM_SILU(x, embedding, weight, bias, **attributes)
 
 
-def _geglu_node(x: ir.Value, bias: ir.Value | None) -> Any:
+def _geglu_node(x: Any, bias: Any | None) -> Any:
     return _GEGLU(x if bias is None else opset18.Add(x, bias), **PLUGIN)
 
 

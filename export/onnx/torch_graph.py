@@ -15,8 +15,8 @@ import torch
 from onnx_ir.passes import common
 
 from ...python_backends.lora.modules import adaptable_weights
-from .fused_nodes import OPSET, translations
 from .function_bodies import add_function_bodies
+from .fused_nodes import OPSET, translations
 from .weight_map import TRANSPOSED, MappedWeight, WeightMap
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def torch_graph(part: GraphPart) -> TorchGraph:
             optimize=False,
             verbose=False,
         )
-    assert program is not None  # without a file to write there is one
+    assert program is not None and program.exported_program is not None  # it is None where a file is written
     model, prefix = program.model, _prefix(part)
     _fold_transposes(model.graph)
     _optimise(model)
@@ -118,20 +118,20 @@ def _fold_transposes(graph: ir.Graph) -> None:
             graph.register_initializer(_transposed(weight, name))
         ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
         graph.remove(node, safe=True)
-        if not weight.uses():
+        if weight.name is not None and not weight.uses():
             graph.initializers.pop(weight.name)
 
 
 def _transposed(weight: ir.Value, name: str) -> ir.Value:
     values = weight.const_value
     assert values is not None and values.shape is not None
-    shape = ir.Shape(tuple(values.shape)[::-1])
+    shape = ir.Shape(values.numpy().shape[::-1])
     lazy = ir.LazyTensor(lambda: ir.tensor(values.numpy().T.copy()), dtype=values.dtype, shape=shape, name=name)
     return ir.Value(name=name, type=weight.type, shape=shape, const_value=lazy)
 
 
 def _optimise(model: ir.Model) -> None:
-    """onnxscript's optimisation without its merging of equal initializers: equal weights may be patched apart."""
+    """As onnxscript's optimiser, but equal initializers stay apart: weights that are equal now may be patched later."""
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
     onnxscript.rewriter.rewrite(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
