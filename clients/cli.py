@@ -6,6 +6,7 @@ Command modules import what is heavy inside their functions, so that the client 
 import typer
 
 from ..export.command import export
+from ..export.onnx.command import export_onnx
 from ..export.profile_command import profile_lora
 from ..export.tensorrt.build_command import build_engines
 from ..export.tensorrt.verify_command import verify_engines
@@ -27,6 +28,7 @@ app.command()(generate)
 app.command()(perf)
 app.command()(lora_mix)
 app.command()(export)
+app.command()(export_onnx)
 app.command()(profile_lora)
 app.command()(build_engines)
 app.command()(verify_engines)

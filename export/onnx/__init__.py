@@ -1,0 +1,1 @@
+"""ONNX graphs of a checkpoint's networks, with the fused operators as nodes of their own."""

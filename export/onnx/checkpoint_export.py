@@ -1,0 +1,188 @@
+"""A checkpoint → a directory of ONNX graphs, their weights, their weight maps and `export.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from sys import stderr
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from ...python_backends.lora.modules import UNET, adaptable_weights
+from .checkpoint_parts import checkpoint_parts, part_names
+from .fused_nodes import DOMAIN, OPSET
+from .graph_part import Sizes
+from .torch_graph import LostWeightError, torch_graph
+from .weight_map import SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ...python_backends.checkpoint import Checkpoint
+    from .graph_part import GraphPart
+
+DESCRIPTION = "export.json"
+DTYPES = ("float32", "float16")
+PACKAGES = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
+"""Whose versions are written down: what the graphs look like depends on them."""
+
+
+class OnnxExportError(ValueError):
+    """What was asked for cannot be exported; the message names the option, what was given and what is wanted."""
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How a checkpoint is exported.
+
+    Attributes:
+        dtype: Of weights, inputs and outputs: `float32` or `float16`. Timesteps and SDXL's sizes are float32; so is a
+            VAE that overflows in float16, and so are its pictures.
+        controlnets: Name → directory or file of a ControlNet.
+        height: Of the pictures, in pixels; None: the checkpoint's default.
+        width: As height.
+        rows: Batch.
+        dynamic: Whether the graphs take any batch and size; those above are then just what they are traced with.
+    """
+
+    dtype: str = "float16"
+    controlnets: Mapping[str, Path] = field(default_factory=dict)
+    height: int | None = None
+    width: int | None = None
+    rows: int = 2
+    dynamic: bool = True
+
+    def sizes(self, checkpoint: Checkpoint) -> Sizes:
+        """The latents' sizes.
+
+        Raises:
+            OnnxExportError: If they are not the checkpoint's.
+        """
+        height, width = checkpoint.default_size
+        asked = {"height": self.height or height, "width": self.width or width}
+        multiple, factor = checkpoint.size_multiple, checkpoint.vae_scale_factor
+        for name, side in asked.items():
+            if side < 1 or side % multiple:
+                raise OnnxExportError(f"--{name} is {side}; allowed: multiples of {multiple}")
+            if self.dynamic and side == multiple:
+                raise OnnxExportError(f"--{name} is {side}; wanted without --fixed: at least {2 * multiple}")
+        least = 2 if self.dynamic else 1
+        if self.rows < least:
+            raise OnnxExportError(f"--rows is {self.rows}; wanted: at least {least}{' without --fixed' * self.dynamic}")
+        return Sizes(self.rows, asked["height"] // factor, asked["width"] // factor, multiple // factor, self.dynamic)
+
+
+def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -> list[str]:
+    """Writes every graph as `NAME.onnx`, `NAME.onnx.data` and `NAME.weights.json`, and `export.json` beside them.
+
+    Nothing is left behind by an export that fails.
+
+    Args:
+        checkpoint: The checkpoint.
+        directory: New or empty.
+        options: See there.
+
+    Returns:
+        Names of the graphs.
+
+    Raises:
+        OnnxExportError: If an option is not allowed, or the directory is not empty.
+        UnexportableError: If a network has no graph of this kind.
+        ControlNetFileError: If a ControlNet does not fit.
+        LostWeightError: If a graph computes with a weight that it does not name.
+    """
+    if options.dtype not in DTYPES:
+        raise OnnxExportError(f"--dtype is {options.dtype}; allowed: {', '.join(DTYPES)}")
+    sizes = options.sizes(checkpoint)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OnnxExportError(f"{directory} is in use; wanted: a new or empty directory")
+    names = part_names(checkpoint, options.controlnets)
+    parts = checkpoint_parts(checkpoint, getattr(torch, options.dtype), sizes, options.controlnets)
+    directory.mkdir(parents=True, exist_ok=True)
+    mapped: set[str] = set()
+    graphs = {}
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
+        for name, part in zip(_shown(names), parts, strict=True):
+            graph = torch_graph(part)
+            graphs[name] = _write(Path(temporary) / name, part, graph.model)
+            graph.weights.save(Path(temporary) / f"{name}{SUFFIX}")
+            if part.component == UNET:
+                mapped |= graph.weights.weights.keys()
+            if name == "unet_decoder" and (lost := adaptable_weights(part.network).keys() - mapped):
+                raise LostWeightError(f"neither half of the UNet computes with {min(lost)}; wanted: one that does")
+        description = _description(checkpoint, options, sizes) | {"graphs": graphs}
+        (Path(temporary) / DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")
+        for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == DESCRIPTION):
+            file.rename(directory / file.name)
+    return names
+
+
+def _shown(names: list[str]) -> Iterator[str]:
+    """The names, each shown while its graph is made."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not stderr.isatty()) as progress:
+        task = progress.add_task("", total=len(names))
+        for name in names:
+            progress.update(task, description=name)
+            yield name
+            progress.advance(task)
+
+
+def _write(path: Path, part: GraphPart, model: ir.Model) -> dict[str, Any]:
+    """Writes a graph and its weights, and checks what was written."""
+    file = path.with_name(f"{path.name}.onnx")
+    ir.save(model, file, external_data=f"{file.name}.data")
+    onnx.checker.check_model(str(file), full_check=True)
+    return {
+        "file": file.name,
+        "component": part.component,
+        "inputs": [_described(value) for value in model.graph.inputs],
+        "outputs": [_described(value) for value in model.graph.outputs],
+        "fused_nodes": dict(Counter(node.op_type for node in model.graph if node.domain == DOMAIN)),
+    }
+
+
+def _described(value: ir.Value) -> dict[str, Any]:
+    assert value.dtype is not None and value.shape is not None
+    shape = [axis if isinstance(axis, int) else axis.value for axis in value.shape]
+    return {"name": value.name, "dtype": value.dtype.numpy().name, "shape": shape}
+
+
+def _description(checkpoint: Checkpoint, options: OnnxOptions, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "family": checkpoint.family,
+        "dtype": options.dtype,
+        "dynamic": options.dynamic,
+        "rows": sizes.rows,
+        "height": sizes.height * checkpoint.vae_scale_factor,
+        "width": sizes.width * checkpoint.vae_scale_factor,
+        "size_multiple": checkpoint.size_multiple,
+        "vae_scale_factor": checkpoint.vae_scale_factor,
+        "opset": OPSET,
+        "versions": {package: version(package) for package in PACKAGES},
+        "sha256": {name: _sha256(file) for name, file in _sources(checkpoint, options.controlnets).items()},
+    }
+
+
+def _sources(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> dict[str, Path]:
+    """The files with the weights that went into the graphs."""
+    parts = ("unet", "text_encoder", "text_encoder_2", "vae")
+    found = {f"{part}/{file.name}": file for part in parts for file in checkpoint.weight_files(part)}
+    for name, path in controlnets.items():
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        found |= {f"controlnet_{name}/{file.name}": file for file in files}
+    return found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,162 @@
+"""A checkpoint's networks, loaded one after the other, as the modules that become graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...python_backends.controlnet_modules import PositionalControlNet
+from ...python_backends.controlnet_network import ARGUMENTS
+from ...python_backends.controlnet_weights import load_controlnet
+from ...python_backends.fused_modules import fuse
+from ...python_backends.lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from ...python_backends.unet import arguments, example
+from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
+from ..controlnets import fitting
+from ..serving_options import ServedControlNet
+from .graph_modules import ControlEmbedder, Tensors, TextEncoderGraph, VaeDecoderGraph, WithoutAbsentInputs
+from .graph_part import GraphPart, Sizes, output_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from ...python_backends.checkpoint import Checkpoint
+
+INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
+"""Of `EncoderHalf.forward`, in its order."""
+CPU = torch.device("cpu")
+
+
+class UnexportableError(ValueError):
+    """A network that has no graph of this kind; the message says why."""
+
+
+def part_names(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> list[str]:
+    """Names of all graphs, in the order in which they are made."""
+    of_controlnets = [name for each in controlnets for name in (f"controlnet_{each}", f"controlnet_{each}_embedder")]
+    encoders = [TEXT_ENCODER, TEXT_ENCODER_2] if checkpoint.family == "sdxl" else [TEXT_ENCODER]
+    return ["unet_encoder", "unet_decoder", *of_controlnets, *encoders, "vae_decoder"]
+
+
+def checkpoint_parts(
+    checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes, controlnets: Mapping[str, Path]
+) -> Iterator[GraphPart]:
+    """All parts; a network is loaded when its first one is asked for.
+
+    Args:
+        checkpoint: The checkpoint.
+        dtype: Of weights and tensors. A VAE that overflows in float16 stays float32.
+        sizes: Of the examples.
+        controlnets: Name → directory or file.
+
+    Raises:
+        ControlNetFileError: If a ControlNet does not fit.
+        UnexportableError: If a network has no graph of this kind.
+    """
+    _check_controlnets(checkpoint, controlnets)
+    yield from unet_parts(checkpoint, dtype, sizes)
+    for name, path in controlnets.items():
+        yield from controlnet_parts(name, path, checkpoint, dtype, sizes)
+    yield from text_encoder_parts(checkpoint, dtype, sizes)
+    yield vae_part(checkpoint, dtype, sizes)
+
+
+def unet_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iterator[GraphPart]:
+    """The two halves of the UNet."""
+    unet = checkpoint.load_unet(CPU, dtype)
+    fuse(unet)
+    keep_dtype(unet, dtype)
+    inputs = example_inputs(checkpoint, dtype, sizes)
+    encoder = WithoutAbsentInputs(EncoderHalf(unet), INPUTS, list(inputs))
+    shapes = output_shapes(encoder, inputs)
+    halfway = ["mid", "embedding", *(f"skip_{index}" for index in range(len(shapes) - 2))]
+    yield GraphPart("unet_encoder", UNET, encoder, unet, inputs, halfway, sizes)
+    context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
+    between = {name: torch.zeros(shape, dtype=dtype) for name, shape in zip(halfway, shapes, strict=True)}
+    yield GraphPart(
+        "unet_decoder", UNET, Tensors(DecoderHalf(unet)), unet, context | between, ["noise_prediction"], sizes
+    )
+
+
+def controlnet_parts(
+    name: str, path: Path, checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes
+) -> Iterator[GraphPart]:
+    """A ControlNet, and what embeds its picture."""
+    network = load_controlnet(path, checkpoint, dtype).requires_grad_(False).eval()
+    fuse(network)
+    keep_dtype(network, dtype)
+    embedding = network.controlnet_cond_embedding
+    controlnet = PositionalControlNet(network)
+    factor = checkpoint.vae_scale_factor
+    pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
+    embedder = ControlEmbedder(controlnet, embedding)
+    (embedded,) = output_shapes(embedder, pixels)
+    inputs = {
+        key: tensor for key, tensor in example_inputs(checkpoint, dtype, sizes).items() if key in INPUTS[:ARGUMENTS]
+    } | {"control_embedding": torch.zeros(embedded, dtype=dtype)}
+    module = WithoutAbsentInputs(controlnet, (*INPUTS[:ARGUMENTS], "control_embedding"), list(inputs))
+    residuals = [f"residual_{index}" for index in range(len(network.controlnet_down_blocks))]
+    component = f"controlnet_{name}"
+    yield GraphPart(component, component, module, network, inputs, [*residuals, "residual_mid"], sizes)
+    yield GraphPart(
+        f"{component}_embedder", component, Tensors(embedder), embedder, pixels, ["control_embedding"], sizes
+    )
+
+
+def text_encoder_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iterator[GraphPart]:
+    """SD 1.5's text encoder, or both of SDXL."""
+    pipeline = checkpoint.load_text_pipeline(CPU, dtype)
+    tokens, _ = checkpoint.text_embedding_shape
+    for component in (TEXT_ENCODER, TEXT_ENCODER_2):
+        encoder = getattr(pipeline, component, None)
+        if encoder is None:
+            continue
+        if getattr(encoder.config, "use_attention_mask", False):
+            raise UnexportableError(f"{checkpoint.path}/{component} wants an attention mask; wanted: one that does not")
+        penultimate, pooled = checkpoint.family == "sdxl", component == TEXT_ENCODER_2
+        module = Tensors(TextEncoderGraph(encoder.requires_grad_(False).eval(), penultimate, pooled))
+        inputs = {"input_ids": torch.zeros(sizes.rows, tokens, dtype=torch.int64)}
+        outputs = ["hidden_states", "pooled"] if pooled else ["hidden_states"]
+        yield GraphPart(component, component, module, encoder, inputs, outputs, sizes)
+
+
+def vae_part(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> GraphPart:
+    """The VAE's decoder."""
+    overflows = dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
+    kept = torch.float32 if overflows else dtype
+    vae = checkpoint.load_vae(CPU, kept)
+    fuse(vae)
+    latents = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width, dtype=kept)
+    return GraphPart("vae_decoder", "vae", Tensors(VaeDecoderGraph(vae)), vae, {"latents": latents}, ["image"], sizes)
+
+
+def example_inputs(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> dict[str, torch.Tensor]:
+    """What the UNet's encoder half takes: zeros under the names of INPUTS, absent inputs left out."""
+    tensors = example(checkpoint, sizes.rows)
+    tensors["LATENTS"] = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width)
+    tensors["TIMESTEPS"] = torch.zeros(sizes.rows, 1)
+    given = dict(zip(INPUTS, arguments(tensors, CPU, dtype), strict=True))
+    return {name: tensor for name, tensor in given.items() if tensor.numel()}
+
+
+def _check_controlnets(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> None:
+    for name, path in controlnets.items():
+        fitted = fitting(ServedControlNet(name, path), {name: checkpoint})[name]
+        if fitted.control_modes:
+            raise UnexportableError(
+                f"ControlNet {name} ({path}) is a union, whose graph would depend on the pictures' modes; "
+                "wanted: a ControlNetModel, which steers by one picture of one kind"
+            )
+
+
+def keep_dtype(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Gives the embeddings of SDXL's sizes the network's type where they are made, and not one operator later.
+
+    diffusers concatenates them, float32, with the pooled embedding and casts what comes out. The bits are the same; an
+    ONNX Concat of two types is not valid.
+    """
+    projection = getattr(network, "add_time_proj", None)
+    if projection is not None:
+        projection.register_forward_hook(lambda module, inputs, output: output.to(dtype))

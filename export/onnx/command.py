@@ -1,0 +1,64 @@
+"""`swiftdiffusion export-onnx`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PACKAGES = ("onnx", "onnxscript")
+
+
+def export_onnx(
+    checkpoint: Annotated[Path, typer.Option(help="A diffusers-format SDXL or SD 1.5 directory.")],
+    output: Annotated[Path, typer.Option(help="A new or empty directory for the graphs.")],
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    controlnet: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="A ControlNet to export as well; repeatable.")
+    ] = None,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Graphs for just this batch and size; else for any.")] = False,
+    height: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Batch; a picture with guidance takes 2.")] = 2,
+) -> None:
+    """Write a checkpoint's networks as ONNX graphs, with fused operators as nodes that TensorRT takes as plugins."""
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        typer.secho(
+            f'export-onnx needs {" and ".join(missing)}: pip install "swiftdiffusion[onnx]"', fg="red", err=True
+        )
+        raise typer.Exit(2)
+    controlnets = _controlnets(controlnet or [])
+
+    from ...python_backends.checkpoint import Checkpoint, CheckpointError
+    from ...python_backends.controlnet_weights import ControlNetFileError
+    from .checkpoint_export import OnnxExportError, OnnxOptions
+    from .checkpoint_export import export_onnx as write
+    from .checkpoint_parts import UnexportableError
+    from .torch_graph import LostWeightError
+
+    options = OnnxOptions(
+        dtype=dtype, controlnets=controlnets, height=height, width=width, rows=rows, dynamic=not fixed
+    )
+    try:
+        names = write(Checkpoint(checkpoint.resolve()), output, options)
+    except (CheckpointError, ControlNetFileError, OnnxExportError, UnexportableError, LostWeightError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{output}: {', '.join(names)}")
+
+
+def _controlnets(given: list[str]) -> dict[str, Path]:
+    from ..controlnet_placement import NAME
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not (NAME.fullmatch(name) and path):
+            raise typer.BadParameter(f'--controlnet is "{text}"; wanted: NAME=PATH')
+        if name in found:
+            raise typer.BadParameter(f"--controlnet names {name} twice; wanted: a name of its own for each")
+        found[name] = Path(path)
+    return found
