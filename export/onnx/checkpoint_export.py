@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ...python_backends.lora.modules import UNET, adaptable_weights
+from ...python_backends.tensorrt.weights import write_weight_map
 from .checkpoint_parts import checkpoint_parts, part_names
 from .fused_nodes import DOMAIN, OPSET
 from .graph_part import Sizes
 from .torch_graph import LostWeightError, torch_graph
-from .weight_map import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,9 +83,9 @@ class OnnxOptions:
 
 
 def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -> list[str]:
-    """Writes every graph as `NAME.onnx`, `NAME.onnx.data` and `NAME.weights.json`, and `export.json` beside them.
+    """Writes every graph as `NAME.onnx` and `NAME.onnx.data`, and `export.json` beside them.
 
-    Nothing is left behind by an export that fails.
+    Those that LoRAs adapt have a `NAME.weights.json` too. Nothing is left behind by an export that fails.
 
     Args:
         checkpoint: The checkpoint.
@@ -115,9 +115,9 @@ def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -
         for name, part in zip(_shown(names), parts, strict=True):
             graph = torch_graph(part)
             graphs[name] = _write(Path(temporary) / name, part, graph.model)
-            graph.weights.save(Path(temporary) / f"{name}{SUFFIX}")
+            write_weight_map(Path(temporary), name, graph.weights)
             if part.component == UNET:
-                mapped |= graph.weights.weights.keys()
+                mapped |= graph.weights.keys()
             if name == "unet_decoder" and (lost := adaptable_weights(part.network).keys() - mapped):
                 raise LostWeightError(f"neither half of the UNet computes with {min(lost)}; wanted: one that does")
         description = _description(checkpoint, options, sizes) | {"graphs": graphs}

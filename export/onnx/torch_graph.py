@@ -15,9 +15,9 @@ import torch
 from onnx_ir.passes import common
 
 from ...python_backends.lora.modules import adaptable_weights
+from ...python_backends.tensorrt.weights import TRANSPOSED, MappedWeight, WeightMap
 from .function_bodies import add_function_bodies
 from .fused_nodes import OPSET, translations
-from .weight_map import TRANSPOSED, MappedWeight, WeightMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,12 +97,12 @@ def _weight_map(graph: ir.Graph, part: GraphPart, used: set[str]) -> WeightMap:
                 f"{part.name}: {name} {list(weight.shape)} is in the graph as {found or 'nothing that has its name'}; "
                 f"wanted: one initializer, {name} or {name}{TRANSPOSED}"
             )
-        place = MappedWeight(found[0], found[0] != name, tuple(weight.shape))
+        place = MappedWeight(initializer=found[0], transposed=found[0] != name, shape=tuple(weight.shape))
         shape = graph.initializers[found[0]].shape
         if shape is None or tuple(shape) != place.initializer_shape:
             raise LostWeightError(f"{part.name}: {found[0]} is {shape}; wanted: {list(place.initializer_shape)}")
         places[module] = place
-    return WeightMap(part.component, places)
+    return places
 
 
 def _fold_transposes(graph: ir.Graph) -> None:

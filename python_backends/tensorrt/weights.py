@@ -1,4 +1,4 @@
-"""Initialisers of engines as LoRAs change them: which, and to what. Knows nothing of TensorRT."""
+"""Initialisers of ONNX graphs and engines as LoRAs change them: which, and to what. Knows nothing of TensorRT."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+TRANSPOSED = ".T"
+"""Ends the name of an initialiser that holds a weight's transpose."""
+
 ADAPTED = {
     "unet_encoder": "unet",
     "unet_decoder": "unet",
@@ -23,7 +26,7 @@ ADAPTED = {
 
 
 class MappedWeight(BaseModel):
-    """Where an engine holds a module's weight.
+    """Where a graph, or the engine that is built from it, holds a module's weight.
 
     Attributes:
         initializer: Its name.
@@ -37,9 +40,25 @@ class MappedWeight(BaseModel):
     transposed: bool
     shape: tuple[int, ...]
 
+    @property
+    def initializer_shape(self) -> tuple[int, ...]:
+        """Of the initialiser."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    def as_module(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The initialiser's tensor as the module has it; a view."""
+        return tensor.T if self.transposed else tensor
+
 
 WeightMap = dict[str, MappedWeight]
 """Module name, relative to its network → place."""
+
+
+def write_weight_map(directory: Path, name: str, weights: WeightMap) -> None:
+    """`NAME.weights.json`; nothing for a network that no LoRA adapts."""
+    if name in ADAPTED:
+        text = TypeAdapter(WeightMap).dump_json(weights, indent=1)
+        (directory / f"{name}.weights.json").write_bytes(text + b"\n")
 
 
 def read_weight_map(directory: Path, name: str) -> WeightMap:

@@ -29,7 +29,6 @@ from swiftdiffusion.export.onnx.checkpoint_parts import UnexportableError, keep_
 from swiftdiffusion.export.onnx.graph_modules import VaeDecoderGraph, WithoutAbsentInputs
 from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
 from swiftdiffusion.export.onnx.torch_graph import torch_graph
-from swiftdiffusion.export.onnx.weight_map import WeightMap
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.controlnet_modules import PositionalControlNet
 from swiftdiffusion.python_backends.controlnet_weights import load_controlnet
@@ -38,6 +37,7 @@ from swiftdiffusion.python_backends.latent_decoding import decode_latents
 from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
 from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.tensorrt.weights import EngineWeights, read_weight_map
 from swiftdiffusion.python_backends.unet import arguments, example
 from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf
 
@@ -82,9 +82,10 @@ class Exported:
         values = ir.load(self.directory / f"{name}.onnx").graph.initializers.values()
         return {value.name: torch.from_numpy(value.const_value.numpy().copy()) for value in values}
 
-    def weight_map(self, name: str) -> WeightMap:
-        component = json.loads((self.directory / "export.json").read_text())["graphs"][name]["component"]
-        return WeightMap.load(self.directory / f"{name}.weights.json", component)
+    def weights_of(self, network: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
+        """A graph's initializers that LoRAs adapt, as a network has them."""
+        places = read_weight_map(self.directory, name)
+        return EngineWeights(places, adaptable_weights(network), torch.float32).update(places)
 
 
 def session(file: Path) -> onnxruntime.InferenceSession:
@@ -148,7 +149,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         *encoders,
         "vae_decoder",
     ]
-    written = {f"{name}{suffix}" for name in names for suffix in (".onnx", ".onnx.data", ".weights.json")}
+    written = {f"{name}{suffix}" for name in names for suffix in (".onnx", ".onnx.data")}
+    written |= {f"{name}.weights.json" for name in ("unet_encoder", "unet_decoder", *encoders)}
     assert {file.name for file in (directory / "onnx").iterdir()} == written | {"export.json"}
     return Exported(checkpoint, controlnet, directory / "onnx", (2, 8, 12), (3, 16, 6) if dynamic else None)
 
@@ -295,11 +297,10 @@ def test_every_adaptable_weight_is_mapped_once(exported: Exported) -> None:
         weights = adaptable_weights(parts[component])
         mapped: list[str] = []
         for graph in graphs:
-            initializers, places = exported.initializers(graph), exported.weight_map(graph)
-            assert places.component == component
-            for module, place in places.weights.items():
+            initializers, places = exported.initializers(graph), read_weight_map(exported.directory, graph)
+            for module, place in places.items():
                 assert torch.equal(place.as_module(initializers[place.initializer]), weights[module]), module
-            mapped += places.weights
+            mapped += places
         skipped = {name for name in weights if name.startswith("encoder.layers.2.")}  # SDXL takes the layer before
         unused = skipped if component == "text_encoder" and "text_encoder_2" in parts else set()
         assert sorted(mapped) == sorted(weights.keys() - unused)
@@ -326,24 +327,18 @@ def test_a_lora_on_the_graphs(exported: Exported, lora: CanonicalLora) -> None:
     inputs = unet_inputs(exported.checkpoint, exported.size)
     before = halfway(unet, inputs)
     context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
-    Patcher({"unet": unet}).apply([(lora, 0.7)])
+    patcher = Patcher({"unet": unet})
+    patcher.apply([(lora, 0.7)])
     between = halfway(unet, inputs)
     after = DecoderHalf(unet)(*context.values(), *between.values())
-    patched, pristine = {}, {}
-    for name in ("unet_encoder", "unet_decoder"):
-        pristine[name] = exported.initializers(name)
-        patched[name] = exported.weight_map(name).refit_tensors([(lora, 0.7)], pristine[name])
-
-    assert_close(run(exported.session("unet_encoder", patched["unet_encoder"]), inputs), between)
-    decoder = exported.session("unet_decoder", patched["unet_decoder"])
+    encoder = exported.session("unet_encoder", exported.weights_of(unet, "unet_encoder"))
+    assert_close(run(encoder, inputs), between)
+    decoder = exported.session("unet_decoder", exported.weights_of(unet, "unet_decoder"))
     assert_close(run(decoder, context | between), {"noise_prediction": after})
-
     assert (between["mid"] - before["mid"]).abs().max() > 0.01
-    restored = exported.weight_map("unet_encoder").refit_tensors(
-        [], pristine["unet_encoder"], refitted=patched["unet_encoder"]
-    )
-    assert restored.keys() == patched["unet_encoder"].keys()
-    assert_close(run(exported.session("unet_encoder", restored), inputs), before)
+    patcher.apply([])
+    pristine = exported.initializers("unet_encoder")
+    assert all(torch.equal(pristine[key], each) for key, each in exported.weights_of(unet, "unet_encoder").items())
 
 
 @torch.no_grad()
@@ -355,8 +350,7 @@ def test_a_lora_on_the_text_encoder(exported: Exported, lora: CanonicalLora) -> 
     ids = torch.arange(2 * 77).reshape(2, 77) % 50
     expected = encoder(ids, output_hidden_states=True)
     hidden = expected.hidden_states[-2] if name == "text_encoder_2" else expected.last_hidden_state
-    changed = exported.weight_map(name).refit_tensors([(lora, 1.0)], exported.initializers(name))
-    outputs = run(exported.session(name, changed), {"input_ids": ids})
+    outputs = run(exported.session(name, exported.weights_of(encoder, name)), {"input_ids": ids})
     assert_close({"hidden_states": outputs["hidden_states"]}, {"hidden_states": hidden})
 
 
@@ -447,7 +441,7 @@ def test_the_names_at_the_real_widths() -> None:
     sizes = Sizes(2, 128, 128, 4, dynamic=False)
     graph = torch_graph(GraphPart("unet_encoder", "unet", module, unet, inputs, outputs, sizes))
     expected = {name for name in adaptable_weights(unet) if not name.startswith(("up_blocks", "conv_out"))}
-    assert graph.weights.weights.keys() == expected
+    assert graph.weights.keys() == expected
     assert Counter(node.op_type for node in graph.model.graph if node.domain) == nodes
 
 

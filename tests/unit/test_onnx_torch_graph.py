@@ -11,7 +11,7 @@ from swiftdiffusion.export.onnx import command, torch_graph
 from swiftdiffusion.export.onnx.graph_modules import Tensors
 from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
 from swiftdiffusion.export.onnx.torch_graph import LostWeightError
-from swiftdiffusion.export.onnx.weight_map import MappedWeight
+from swiftdiffusion.python_backends.tensorrt.weights import MappedWeight
 
 
 def two_layers() -> GraphPart:
@@ -24,7 +24,9 @@ def two_layers() -> GraphPart:
 
 def test_equal_weights_stay_apart() -> None:
     graph = torch_graph.torch_graph(two_layers())
-    assert graph.weights.weights == {name: MappedWeight(f"{name}.weight.T", True, (4, 4)) for name in "01"}
+    assert graph.weights == {
+        name: MappedWeight(initializer=f"{name}.weight.T", transposed=True, shape=(4, 4)) for name in "01"
+    }
 
 
 def test_a_weight_without_its_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
