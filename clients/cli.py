@@ -9,6 +9,7 @@ from ..export.command import export
 from ..export.onnx.command import export_onnx
 from ..export.profile_command import profile_lora
 from ..export.tensorrt.build_command import build_engines
+from ..export.tensorrt.plan_command import plan_models
 from ..export.tensorrt.verify_command import verify_engines
 from ..python_backends.server.doctor_command import doctor
 from ..python_backends.server.serve_command import serve
@@ -32,4 +33,5 @@ app.command()(export_onnx)
 app.command()(profile_lora)
 app.command()(build_engines)
 app.command()(verify_engines)
+app.command()(plan_models)
 app.command()(doctor)

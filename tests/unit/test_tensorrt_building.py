@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.tensorrt.graph import Graph, GraphError, fixed_shapes, names
-from swiftdiffusion.export.tensorrt.plan_models import plan_config, write_plan_model
 from swiftdiffusion.export.tensorrt.profiles import Rows, input_shapes, parse_latents, parse_rows, profile
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
 
@@ -182,11 +181,15 @@ def test_a_model_that_triton_serves_by_itself(tmp_path: Path) -> None:
         onnx=str(tmp_path),
         options=(),
     )
-    config = plan_config("vae", metadata, graph, gpus=(1,))
-    written = write_plan_model(tmp_path / "repository", tmp_path, config, "vae_decoder")
+    metadata.save(tmp_path)
+    where = ["--onnx", str(tmp_path), "--engines", str(tmp_path), "--repository", str(tmp_path / "repository")]
+    result = CliRunner().invoke(app, ["plan-models", *where, "--gpu", "1"])
+    assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(app, ["plan-models", *where]).exit_code == 2, "it is not empty any more"
+    written = tmp_path / "repository" / "vae_decoder"
     assert (written / "1" / "model.plan").read_bytes() == b"plan"
     read = text_format.Parse((written / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    assert (read.name, read.platform, read.max_batch_size) == ("vae", "tensorrt_plan", 4)
+    assert (read.name, read.platform, read.max_batch_size) == ("vae_decoder", "tensorrt_plan", 4)
     assert [(each.name, list(each.dims)) for each in read.input] == [("latents", [4, 8, 16])]
     assert [(each.name, list(each.dims)) for each in read.output] == [("image", [4, 8, 16]), ("more", [-1])]
     assert read.input[0].data_type == model_config_pb2.TYPE_FP16

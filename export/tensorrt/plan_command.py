@@ -1,0 +1,35 @@
+"""`swiftdiffusion plan-models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NETWORKS = ("vae_decoder", "text_encoder", "text_encoder_2")
+
+
+def plan_models(
+    onnx: Annotated[Path, typer.Option(help="Directory of the ONNX files.")],
+    engines: Annotated[Path, typer.Option(help="Directory of the engines, from build-engines.")],
+    repository: Annotated[Path, typer.Option(help="Where to write the models: a repository of their own.")],
+    gpu: Annotated[list[int] | None, typer.Option(min=0, help="An instance on each; repeatable; 0.")] = None,
+) -> None:
+    """Write VAE and text encoder engines as models that Triton serves by itself, without Python."""
+    from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
+    from .graph import Graph, GraphError
+    from .plan_models import plan_config, write_plan_model
+
+    if repository.exists() and any(repository.iterdir()):
+        raise typer.BadParameter(f"--repository {repository} is in use; wanted: a new or empty directory")
+    built = [name for name in NETWORKS if (engines / f"{name}.plan").is_file()]
+    try:
+        if not built:
+            raise EngineMismatchError(f"{engines} has no engine of {', '.join(NETWORKS)}")
+        for name in built:
+            config = plan_config(name, EngineMetadata.read(engines, name), Graph.read(onnx, name), tuple(gpu or [0]))
+            typer.echo(str(write_plan_model(repository, engines, config, name)))
+    except (EngineMismatchError, GraphError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
