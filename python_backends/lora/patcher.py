@@ -52,9 +52,9 @@ class Patcher:
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
         self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
 
-    def takes_uploads(self) -> bool:
-        """Whether `prepare` does anything; from now on other threads may call it, beside the models' calls."""
-        return self._one_launch and self._table is not None  # which is built by the thread that patches
+    def uploads_to(self) -> torch.device | None:
+        """Where `prepare` puts LoRAs, if it does; from now on another thread may call it, beside the models' calls."""
+        return self._table.pristine.device if self._one_launch else None  # the table is built by this thread
 
     @cached_property
     def _table(self) -> WeightTable:

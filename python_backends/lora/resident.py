@@ -49,7 +49,7 @@ class ResidentLoras:
         self._consistent = True
         self._prepared: LRUCache[str, PreparedLora] = LRUCache(DEVICE_BYTES, getsizeof=lambda lora: lora.nbytes)
         self._uploads: dict[str, Future[CanonicalLora]] = {}
-        self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        self._stream: torch.cuda.Stream | None = None
         self._thread = ThreadPoolExecutor(1, "lora-upload")
 
     def upload(self, keys: Collection[str]) -> None:
@@ -57,8 +57,11 @@ class ResidentLoras:
 
         One that cannot be read is not an error yet: `ensure` raises it, if the LoRA is still wanted then.
         """
-        if not keys or not self._patcher.takes_uploads():
+        device = self._patcher.uploads_to() if keys else None
+        if device is None:
             return
+        if device.type == "cuda" and self._stream is None:
+            self._stream = torch.cuda.Stream(device)
         for key in [key for key, upload in self._uploads.items() if upload.done()]:
             self._take(key)
         for key in keys:

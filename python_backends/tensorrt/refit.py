@@ -147,9 +147,9 @@ class EnginePatcher:
                 )
         self._touched: set[tuple[str, str]] = set()
 
-    def takes_uploads(self) -> bool:
-        """As `Patcher.takes_uploads`."""
-        return self._patcher.takes_uploads()
+    def uploads_to(self) -> torch.device | None:
+        """As `Patcher.uploads_to`."""
+        return self._patcher.uploads_to()
 
     def prepare(self, lora: CanonicalLora) -> CanonicalLora:
         """As `Patcher.prepare`."""

@@ -183,7 +183,7 @@ def test_everything_of_either_set_is_refitted_and_nothing_else(
 
 def test_loras_are_prepared_as_for_the_patcher(checkpoint: Checkpoint, loras: list[CanonicalLora]) -> None:
     engines = Engines(checkpoint)
-    assert not engines.patcher.takes_uploads(), "on the CPU"
+    assert engines.patcher.uploads_to() is None, "on the CPU"
     assert engines.patcher.prepare(loras[0]) is loras[0]
 
 
