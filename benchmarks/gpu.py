@@ -1,8 +1,7 @@
 """The GPU runtime against diffusers and torch.compile, with random weights at SDXL's real sizes; needs no files.
 
 Every part compares variants that take turns in one process. Results are medians; the JSON has quartiles, versions, and
-the GPU's clocks as found. `--tiny` runs the same code at toy sizes, on a CPU too: that checks the benchmark, and its
-numbers mean nothing.
+the GPU's clocks as found. `--tiny` takes toy sizes, on a CPU too: that checks this program; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -184,8 +183,9 @@ def main(
                 results[part] = measure()
             _free()
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    flags = " --tiny" * tiny + " --tune" * tune + " --no-compiled" * (not compiled)
     record = {
-        "command": f"python benchmarks/gpu.py --parts {parts} --rounds {rounds}{' --tiny' * tiny}{' --tune' * tune}",
+        "command": f"python benchmarks/gpu.py --parts {parts} --rounds {rounds}{flags}",
         "machine": describe() | versions,
         "gpu": gpu_state(),
         "dtype": str(bench.dtype),

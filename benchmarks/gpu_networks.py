@@ -143,7 +143,8 @@ def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:
 
 def in_float32(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What diffusers' module gives in float32."""
-    return diffusers_call(deepcopy(network).float(), tuple(tensor.float() for tensor in given))()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return diffusers_call(deepcopy(network).float(), tuple(tensor.float() for tensor in given))()
 
 
 def _random(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:

@@ -198,7 +198,7 @@ class WeightTable:
             loras: LoRAs of this table with the request's scales; sums are formed in this order.
             restored: Further modules that shall be W0: those that the set before adapted.
         """
-        kinds = {lora.factors.dtype for lora, _ in loras}
+        kinds = {lora.factors.dtype for lora, _ in loras if len(lora.factors)}
         dtype = kinds.pop() if len(kinds) == 1 else torch.float32
         none, no_terms = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64)
         starts = [0, *accumulate(len(lora.factors) for lora, _ in loras)]

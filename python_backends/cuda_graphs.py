@@ -11,11 +11,31 @@ from cachetools import LRUCache
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GRAPHS = 8
-"""Shapes that are kept: 1, 2, 4 … rows of the sizes that are asked for. A new one costs three calls, once."""
+GRAPHS = 12
+"""Shapes that are kept. Whole requests bring two rows each: a batch of eight has 1, 2, 4, 6 … 16 rows. Any other shape costs
+three calls."""
 
 WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""
+
+
+@dataclass(frozen=True)
+class CaptureSite:
+    """What graphs that never run at the same time share.
+
+    Attributes:
+        pool: Where their memory comes from.
+        stream: Where they are warmed up and captured; cuBLAS keeps a workspace for each such stream.
+    """
+
+    pool: Any
+    stream: torch.cuda.Stream
+
+    @classmethod
+    def make(cls, device: torch.device) -> CaptureSite:
+        """A new one."""
+        return cls(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
+
 
 _Shapes = tuple[torch.Size, ...]
 
@@ -23,20 +43,20 @@ _Shapes = tuple[torch.Size, ...]
 class CudaGraphs:
     """Calls of a module, captured for each tuple of input shapes and replayed ever after.
 
-    Parameters are not copied: patching them in place, on the same stream, takes effect. Graphs of one pool must not run
+    Parameters are not copied: patching them in place, on the same stream, takes effect. Graphs of one site must not run
     at the same time, and of each the outputs hold until its next call.
     """
 
-    def __init__(self, module: Callable[..., Any], pool: Any, adopts: bool = False) -> None:
+    def __init__(self, module: Callable[..., Any], site: CaptureSite, adopts: bool = False) -> None:
         """Captures nothing yet.
 
         Args:
             module: Takes tensors and gives a tensor or a tuple of them. Its work depends on their shapes alone.
-            pool: `torch.cuda.graph_pool_handle()`: where the graphs' memory comes from.
-            adopts: Whether the first inputs of a shape may become the graph's own: those that come back are then not
-                copied. For what another graph gives.
+            site: Shared with the graphs that run before and after.
+            adopts: Whether the first inputs of a shape become the graph's own: those that come back are then not
+                copied, and later calls overwrite them. For what another graph gives.
         """
-        self._module, self._pool, self._adopts = module, pool, adopts
+        self._module, self._site, self._adopts = module, site, adopts
         self._captured: LRUCache[_Shapes, _Captured] = LRUCache(GRAPHS)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -57,14 +77,15 @@ class CudaGraphs:
 
     def _capture(self, inputs: tuple[torch.Tensor, ...]) -> _Captured:
         own = inputs if self._adopts else tuple(tensor.clone() for tensor in inputs)
-        side = torch.cuda.Stream()
+        side = self._site.stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_CALLS):
                 self._module(*own)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # others may upload meanwhile
+        mode = "thread_local"  # others may upload meanwhile
+        with torch.cuda.graph(graph, pool=self._site.pool, stream=side, capture_error_mode=mode):
             outputs = self._module(*own)
         return _Captured(own, graph, outputs)
 

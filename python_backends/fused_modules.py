@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn import functional
 
 from ..kernels.geglu import geglu
 from ..kernels.group_norm_silu import group_norm_silu
+from ..kernels.memory_format import dense_format
 
 
 class FusedGroupNorm(torch.nn.GroupNorm):
@@ -49,6 +51,25 @@ class FusedGEGLU(GEGLU):
         return geglu(self.proj(hidden_states))
 
 
+class FusedTransformer2DModel(Transformer2DModel):
+    """`Transformer2DModel` over pictures, whose result keeps the layout of what came in: channels-last stays so."""
+
+    def _get_output_for_continuous_inputs(
+        self,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor,
+        batch_size: int,
+        height: int,
+        width: int,
+        inner_dim: int,
+    ) -> torch.Tensor:
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        image = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+        image = image.contiguous(memory_format=dense_format(residual))
+        return (image if self.use_linear_projection else self.proj_out(image)) + residual
+
+
 def fuse(network: torch.nn.Module) -> None:
     """Lets every module of a network that has a fused form compute with it, in place.
 
@@ -63,6 +84,8 @@ def fuse(network: torch.nn.Module) -> None:
                 _fuse_norm(norm, silu=True)
         elif type(module) is GEGLU:
             module.__class__ = FusedGEGLU
+        elif type(module) is Transformer2DModel and module.is_input_continuous:
+            module.__class__ = FusedTransformer2DModel
         elif isinstance(getattr(module, "conv_act", None), torch.nn.SiLU):
             norm = module.get_submodule("conv_norm_out")
             if _is_norm(norm):

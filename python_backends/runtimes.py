@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..kernels.triton_language import require_triton
-from .cuda_graphs import CudaGraphs
+from .cuda_graphs import CaptureSite, CudaGraphs
 from .fused_modules import fuse
 from .lora.modules import UNET
 from .lora.patcher import Patcher
@@ -33,8 +33,8 @@ TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
 Call = Callable[..., Any]
 
 
-class RuntimeUnavailableError(ImportError):
-    """The chosen runtime cannot run here; the message says what it lacks."""
+class UnknownRuntimeError(ValueError):
+    """There is no runtime of that name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         if self.name not in RUNTIMES:
-            raise RuntimeUnavailableError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
+            raise UnknownRuntimeError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
 
     def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
         """Gets a network on its device ready, in place and before its weights are moved.
@@ -130,5 +130,5 @@ class Runtime:
             return tuple(torch.compile(module) for module in modules)
         if device.type != "cuda":
             return modules
-        pool = torch.cuda.graph_pool_handle()
-        return tuple(CudaGraphs(module, pool, adopts=number > 0) for number, module in enumerate(modules))
+        site = CaptureSite.make(device)
+        return tuple(CudaGraphs(module, site, adopts=number > 0) for number, module in enumerate(modules))

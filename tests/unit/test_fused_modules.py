@@ -16,6 +16,7 @@ from swiftdiffusion.python_backends.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.controlnet_modules import PositionalControlNet
 from swiftdiffusion.python_backends.controlnet_weights import load_controlnet
 from swiftdiffusion.python_backends.fused_modules import fuse
+from swiftdiffusion.python_backends.lora.patcher import Patcher
 from swiftdiffusion.python_backends.unet import arguments, example
 from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf
 
@@ -60,6 +61,30 @@ def test_a_unet(checkpoint: Checkpoint) -> None:
         network.get_parameter("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight").mul_(2)
     assert torch.equal(predict(other), predict(unet))
     assert not torch.equal(predict(other), before)
+
+
+@torch.no_grad()
+def test_channels_last_from_the_first_convolution_to_the_last(checkpoint: Checkpoint) -> None:
+    unet = checkpoint.load_unet(CPU, torch.float32)
+    other = fused(unet).to(memory_format=torch.channels_last)
+    Patcher({"unet": other})  # moves the weights
+    wrong = []
+
+    def look(name: str, given: torch.Tensor) -> None:
+        if given.ndim == 4 and not given.is_contiguous(memory_format=torch.channels_last):
+            wrong.append(name)
+
+    for name, module in other.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm) and name != "conv_in":
+            module.register_forward_pre_hook(lambda _, given, name=name: look(name, given[0]))
+    taken = inputs(checkpoint)
+    halfway = EncoderHalf(other)(*taken)
+    for number, tensor in enumerate(halfway):
+        look(f"halfway {number}", tensor)
+    result = DecoderHalf(other)(taken[2], *halfway)
+    assert not wrong
+    expected = DecoderHalf(unet)(taken[2], *EncoderHalf(unet)(*taken))
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-5)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from low_rank import Term, plan_of
 from swiftdiffusion.kernels.lora_patch import lora_patch
-from swiftdiffusion.kernels.lora_tables import WeightTable
+from swiftdiffusion.kernels.lora_tables import FactorGroup, WeightTable
 
 SHAPES = ((6, 5), (8, 4, 3, 3), (3, 16), (130, 72))
 
@@ -89,6 +89,15 @@ def test_tables_are_as_documented() -> None:
     tiles = [-(-height // rows) * -(-width // columns) for height, width in ((6, 5), (130, 72), (4, 8))]
     assert plan.tiles.tolist() == [0] * tiles[0] + [1] * tiles[1] + [2] * tiles[2]
     assert plan.slots[:, 8].tolist() == [0, tiles[0], tiles[0] + tiles[1]]
+
+
+def test_a_lora_without_terms_leaves_the_others_their_type() -> None:
+    """One for the text encoders alone, beside one for the UNet."""
+    ours = weights(torch.float16)
+    table = WeightTable(ours)
+    one = term(ours[0], 2, 1.0, torch.float16)
+    packed = table.pack([FactorGroup([0], one.up[None], one.down[None], [1.0])])
+    assert table.plan([(table.pack([]), 1.0), (packed, 1.0)]).factors.dtype == torch.float16
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -11,13 +11,13 @@ import torch
 import checkpoints
 from swiftdiffusion.kernels.triton_language import MissingTritonError
 from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.runtimes import Runtime, RuntimeUnavailableError
+from swiftdiffusion.python_backends.runtimes import Runtime, UnknownRuntimeError
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError
 from swiftdiffusion.python_backends.unet import UNet
 
 
 def test_an_unknown_one_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(RuntimeUnavailableError, match="'onnx'; allowed: torch, compile, tensorrt"):
+    with pytest.raises(UnknownRuntimeError, match="'onnx'; allowed: torch, compile, tensorrt"):
         Runtime("onnx")
 
 
