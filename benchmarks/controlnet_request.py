@@ -181,9 +181,9 @@ def profile(checkpoint: Checkpoint, network: Path, image: np.ndarray) -> dict[st
         for rows in (1, 2):
             tensors = example(checkpoint, rows)
             start = time.perf_counter()
-            halfway = unet.encode(tensors)
+            encoded = unet.encode(tensors)
             middle = time.perf_counter()
-            unet.decode(tensors, halfway)
+            unet.decode(encoded)
             end = time.perf_counter()
             net(tensors, [use] * rows)
             times[f"unet_encoder_{rows}"].append(middle - start)

@@ -10,9 +10,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..python_backends.checkpoint import Checkpoint, CheckpointError
 from ..python_backends.lora.catalogue import Catalogue, CatalogueError
-from ..python_backends.tensorrt.metadata import DECODER, ENCODER, EngineMetadata, EngineMismatchError
+from ..python_backends.tensorrt.metadata import EngineMismatchError
 from .controlnet_placement import NAME, ControlNetPlacement, DeploymentError, Gpu, Table, first_mistake
 from .controlnets import fitting
+from .engine_checks import check_engines
 from .serving_options import ServedControlNet, ServedPipeline, ServingOptions
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Deployment(Table):
             }
             for served in pipelines.values():
                 served.options.request_rules(served.checkpoint)  # raises, if a default is beyond the limits
-                _check_engines(served.options)
+            check_engines(pipelines)
             return pipelines
         except (CheckpointError, CatalogueError, EngineMismatchError, ValueError) as error:
             raise DeploymentError(str(error)) from error
@@ -188,14 +189,6 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         text_encoder_gpu=_given(pipeline.text_encoder_gpu, first),
         vae_gpu=_given(pipeline.vae_gpu, first),
     )
-
-
-def _check_engines(options: ServingOptions) -> None:
-    """Raises EngineMismatchError, with the command that builds it, if one is missing; where it runs, it is checked."""
-    if options.engines is not None:
-        networks = [each.name for each in options.controlnets if each.url is None and not each.control_modes]
-        for name in (ENCODER, DECODER, *(f"controlnet_{each}" for each in networks)):
-            EngineMetadata.read(options.engines, name)
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .config_parts import Model, batched, python_model
+from .engine_checks import controlnet_rows, users_of
 from .pipeline_models import PipelineModels, compute_parameters, runtime_parameters, unet_inputs
 from .text_encoders import shared_text_encoders
 
@@ -43,8 +44,7 @@ def controlnet_models(pipelines: Mapping[str, ServedPipeline], reference: Callab
     here = {each.name: each for served in pipelines.values() for each in served.options.controlnets if not each.url}
     models = []
     for name, network in here.items():
-        users = [served for served in pipelines.values() if name in {each.name for each in served.options.controlnets}]
-        models.append(_controlnet(network, users, reference))
+        models.append(_controlnet(network, users_of(name, pipelines), reference))
     return [*models, Model(_control_images(), "control_image_store")] if models else []
 
 
@@ -59,10 +59,10 @@ def _controlnet(network: ServedControlNet, users: list[ServedPipeline], referenc
         [("RESIDUALS", RESIDUAL_TYPES[dtype], (-1,)), ("FAILURES", "STRING", (1,))],
         {
             **compute_parameters(first, dtype, reference),
-            **runtime_parameters(first, reference),
+            **runtime_parameters(first, network.gpus[0] if network.gpus else None, reference),
             "controlnet": reference(network.path),
         },
-        max_batch_size=sum(2 * user.options.unet_shards * user.options.max_batch_size for user in users),
+        max_batch_size=controlnet_rows(users),
         gpus=network.gpus,
         processes=network.processes,
     )

@@ -16,6 +16,7 @@ from .config_parts import (
     model_input,
     python_model,
 )
+from .engine_checks import shard_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,10 +57,11 @@ def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[
     return {"checkpoint": reference(served.checkpoint.path), "dtype": dtype, "threads": str(served.options.threads)}
 
 
-def runtime_parameters(served: ServedPipeline, reference: Callable[[Path], str]) -> dict[str, str]:
-    """Parameters of a model that evaluates a UNet or ControlNet."""
-    engines = served.options.engines
-    return {"runtime": served.options.runtime, "engines": "" if engines is None else reference(engines)}
+def runtime_parameters(served: ServedPipeline, gpu: int | None, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that evaluates a UNet or ControlNet; what is on no GPU has no engine."""
+    engines = None if gpu is None else served.options.engines
+    runtime = "torch" if engines is None and served.options.engines is not None else served.options.runtime
+    return {"runtime": runtime, "engines": "" if engines is None else reference(engines)}
 
 
 class PipelineModels:
@@ -170,11 +172,12 @@ class PipelineModels:
                 ("STALE", "STRING", (1,)),
             ],
             self._options.unet_gpu(index),
-            **runtime_parameters(self._served, self._reference),
+            **runtime_parameters(self._served, self._options.unet_gpu(index), self._reference),
+            patches="0" if self._options.loras is None else "1",
             controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
             controlnet_urls=json.dumps(urls, sort_keys=True),
         )
-        config.max_batch_size *= 2  # both halves of a request's guidance
+        config.max_batch_size = shard_rows(self._served)
         return config
 
     def _vae_decoder(self) -> pb.ModelConfig:

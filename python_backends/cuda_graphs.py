@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GRAPHS = 12
-"""Shapes that are kept. Whole requests bring two rows each: a batch of eight has 1, 2, 4, 6 … 16 rows. Any other shape costs
-three calls."""
+"""Shapes that are kept. Whole requests bring two rows each: a batch of eight has 1, 2, 4, 6 … 16 rows. Any other shape
+costs three calls."""
 
 WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""

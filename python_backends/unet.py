@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What goes from one half of a call to the other.
+
+    Attributes:
+        halfway: What the encoder half gave.
+        context: ENCODER_HIDDEN_STATES where the UNet is: sent once.
+        decoder: The half that goes on.
+    """
+
+    halfway: Halfway
+    context: torch.Tensor
+    decoder: Call
 
 
 class UNet:
@@ -53,9 +69,9 @@ class UNet:
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
-        return self.decode(tensors, self.encode(tensors))
+        return self.decode(self.encode(tensors))
 
-    def encode(self, tensors: Mapping[str, torch.Tensor]) -> Halfway:
+    def encode(self, tensors: Mapping[str, torch.Tensor]) -> Encoded:
         """The encoder half.
 
         Args:
@@ -64,17 +80,16 @@ class UNet:
                 TIMESTEP_COND [B, width].
                 Float32, on any device.
         """
+        encoder, decoder = self._traced.get(tensors["LATENTS"].shape, self._halves)
         with torch.inference_mode():
-            return self._of(tensors)[0](*arguments(tensors, self._device, self._dtype))
+            given = arguments(tensors, self._device, self._dtype)
+            return Encoded(encoder(*given), given[2], decoder)
 
-    def decode(
-        self, tensors: Mapping[str, torch.Tensor], halfway: Halfway, residuals: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def decode(self, encoded: Encoded, residuals: torch.Tensor | None = None) -> torch.Tensor:
         """The decoder half.
 
         Args:
-            tensors: What `encode` took.
-            halfway: What it gave; changed in place where there are residuals.
+            encoded: What `encode` gave last; changed in place where there are residuals.
             residuals: Of ControlNets, packed as `unet_halves.join` wants them; None for none.
 
         Returns:
@@ -82,12 +97,8 @@ class UNet:
         """
         with torch.inference_mode():
             if residuals is not None:
-                join(halfway, residuals.to(self._device, self._dtype))
-            context = tensors["ENCODER_HIDDEN_STATES"].to(self._device, self._dtype)
-            return self._of(tensors)[1](context, *halfway).float().cpu()
-
-    def _of(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, Call]:
-        return self._traced.get(tensors["LATENTS"].shape, self._halves)
+                join(encoded.halfway, residuals.to(self._device, self._dtype))
+            return encoded.decoder(encoded.context, *encoded.halfway).float().cpu()
 
     def _trace(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, Call]:
         encoder, decoder = self._halves

@@ -40,6 +40,8 @@ class TritonPythonModel(Reloadable):
         self._bytes = Counter(*TRANSFERRED)
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
+        if settings.parameters["patches"] == "1":
+            self._unet.patcher.warm_up()
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
         self._name = settings.name
         self._patch_seconds = Histogram(
@@ -77,13 +79,13 @@ class TritonPythonModel(Reloadable):
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
         joined, rows = joined_inputs(requests, self._input_names)
         with self._controlnets.start(joined, controls) as pending:
-            halfway = self._unet.encode(joined)
-            residuals = pending.wait(residual_size(halfway))
+            encoded = self._unet.encode(joined)
+            residuals = pending.wait(residual_size(encoded.halfway))
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
-        prediction = self._unet.decode(joined, halfway, residuals.total)
+        prediction = self._unet.decode(encoded, residuals.total)
         failures = row_reports(residuals.failures, len(controls))
         ends = list(accumulate(rows))
         stale = [json.dumps(positions) for positions in pending.stale]

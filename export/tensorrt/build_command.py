@@ -26,7 +26,9 @@ def build_engines(
     plugins: Annotated[
         bool, typer.Option(help="This project's kernels as plugins; else TensorRT's own in their place.")
     ] = True,
-    refit: Annotated[bool, typer.Option(help="Engines that take LoRAs.")] = True,
+    refit: Annotated[
+        bool, typer.Option(help="Engines that take LoRAs, as serving wants them; else just to compare speeds.")
+    ] = True,
     workspace_mib: Annotated[int | None, typer.Option(min=1, help="Most scratch memory of a layer; else all.")] = None,
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
 ) -> None:

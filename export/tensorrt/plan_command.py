@@ -28,7 +28,9 @@ def plan_models(
         if not built:
             raise EngineMismatchError(f"{engines} has no engine of {', '.join(NETWORKS)}")
         for name in built:
-            config = plan_config(name, EngineMetadata.read(engines, name), Graph.read(onnx, name), tuple(gpu or [0]))
+            metadata = EngineMetadata.read(engines, name)
+            metadata.check_sources(onnx)
+            config = plan_config(name, metadata, Graph.read(onnx, name), tuple(gpu or [0]))
             typer.echo(str(write_plan_model(repository, engines, config, name)))
     except (EngineMismatchError, GraphError) as error:
         typer.secho(str(error), fg="red", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import count
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -23,7 +24,7 @@ _TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "INT64": "INT6
 def plan_config(model: str, metadata: EngineMetadata, graph: Graph, gpus: tuple[int, ...] = (0,)) -> pb.ModelConfig:
     """The config.pbtxt of an engine's model.
 
-    Triton batches requests up to the largest batch of the engine's profiles, all of which an instance may use.
+    Triton batches requests as far as the engine's profiles go without a gap; an instance may use all of them.
 
     Args:
         model: Name of the model.
@@ -34,7 +35,9 @@ def plan_config(model: str, metadata: EngineMetadata, graph: Graph, gpus: tuple[
     Raises:
         GraphError: If a tensor has no batch dimension, or a type that Triton does not know.
     """
-    most = max(bounds[2][0] for profile in metadata.profiles for bounds in profile.values())
+    most = next(rows for rows in count(1) if not metadata.holds(rows)) - 1
+    if not most:
+        raise GraphError(f"engine {metadata.name} takes no single row; wanted: one built with --rows 1:…")
     config = pb.ModelConfig(name=model, platform="tensorrt_plan", max_batch_size=most)
     types = graph.types
     sizes = _sizes(metadata, graph)

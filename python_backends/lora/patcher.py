@@ -52,6 +52,11 @@ class Patcher:
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
         self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
 
+    def warm_up(self) -> None:
+        """On a GPU: copies W0 and compiles the kernel, so that the first LoRA pays for neither."""
+        if self._one_launch:
+            lora_patch(self._table, self._table.plan([], restored=[0]))
+
     def uploads_to(self) -> torch.device | None:
         """Where `prepare` puts LoRAs, if it does; from now on another thread may call it, beside the models' calls."""
         return self._table.pristine.device if self._one_launch else None  # the table is built by this thread

@@ -49,6 +49,7 @@ class ResidentLoras:
         self._consistent = True
         self._prepared: LRUCache[str, PreparedLora] = LRUCache(DEVICE_BYTES, getsizeof=lambda lora: lora.nbytes)
         self._uploads: dict[str, Future[CanonicalLora]] = {}
+        self._too_large: set[str] = set()
         self._stream: torch.cuda.Stream | None = None
         self._thread = ThreadPoolExecutor(1, "lora-upload")
 
@@ -65,7 +66,7 @@ class ResidentLoras:
         for key in [key for key, upload in self._uploads.items() if upload.done()]:
             self._take(key)
         for key in keys:
-            if key not in self._prepared and key not in self._uploads:
+            if key not in self._prepared and key not in self._uploads and key not in self._too_large:
                 self._uploads[key] = self._thread.submit(self._read_aside, key)
 
     def ensure(self, wanted: LoraSet) -> float:
@@ -115,6 +116,9 @@ class ResidentLoras:
             self._keep(key, lora)
 
     def _keep(self, key: str, lora: CanonicalLora) -> CanonicalLora:
-        if isinstance(lora, PreparedLora) and lora.nbytes <= DEVICE_BYTES:
-            self._prepared[key] = lora
+        if isinstance(lora, PreparedLora):
+            if lora.nbytes <= DEVICE_BYTES:
+                self._prepared[key] = lora
+            else:
+                self._too_large.add(key)
         return lora

@@ -119,6 +119,12 @@ class EngineMetadata(BaseModel):
             place = ".".join(str(part) for part in first["loc"])
             raise EngineMismatchError(f"{path}: {place or 'the text'}: {first['msg']}; {again}") from None
 
+    def holds(self, rows: int) -> bool:
+        """Whether some optimisation profile takes batches of so many rows."""
+        return any(
+            all(low[0] <= rows <= high[0] for low, _, high in profile.values() if low) for profile in self.profiles
+        )
+
     def check(self, directory: Path, machine: Machine) -> Path:
         """Compares with the machine, and with the files beside the plan.
 

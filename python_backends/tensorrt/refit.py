@@ -104,6 +104,11 @@ def unet_patcher(unet: torch.nn.Module, halves: EngineHalves, engines: Path, dty
     Raises:
         EngineMismatchError: If they do not fit together, or were built without refitting.
     """
+    built = halves.encoder.inputs["latents"]
+    if built != dtype:
+        raise EngineMismatchError(
+            f"the engines in {engines} compute in {built}; wanted: the repository's --dtype, {dtype}"
+        )
     parts = ((ENCODER, halves.encoder), (DECODER, halves.decoder))
     refitted = [(UNET, EngineRefitter(engine), read_weight_map(engines, name)) for name, engine in parts]
     return EnginePatcher({UNET: unet}, refitted, dtype)
@@ -146,6 +151,10 @@ class EnginePatcher:
                     f"such as {missing[0]}"
                 )
         self._touched: set[tuple[str, str]] = set()
+
+    def warm_up(self) -> None:
+        """As `Patcher.warm_up`."""
+        self._patcher.warm_up()
 
     def uploads_to(self) -> torch.device | None:
         """As `Patcher.uploads_to`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .metadata import Bounds, Shape
 
 
-class EngineShapeError(ValueError):
+class EngineShapeError(InvalidRequestError):
     """A call whose tensors no profile of the engine holds."""
 
 

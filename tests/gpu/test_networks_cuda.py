@@ -74,9 +74,9 @@ def test_every_shape_joins_and_replays(
     for rows, side in ((2, 16), (1, 16), (3, 16), (2, 24), (2, 16), (1, 20)):
         tensors = inputs(checkpoint, rows, side)
         assert error(unet(tensors), exact(reference, tensors)) < TOLERANCE[dtype]
-        halfway = unet.encode(tensors)
-        residuals = torch.randn(rows, residual_size(halfway), generator=torch.Generator().manual_seed(0))
-        result = unet.decode(tensors, halfway, residuals)
+        encoded = unet.encode(tensors)
+        residuals = torch.randn(rows, residual_size(encoded.halfway), generator=torch.Generator().manual_seed(0))
+        result = unet.decode(encoded, residuals)
         assert error(result, exact(reference, tensors, residuals.double())) < TOLERANCE[dtype]
 
 

@@ -84,9 +84,9 @@ def test_residuals_join_as_in_diffusers(
     checkpoint: Checkpoint, unet: UNet, module: torch.nn.Module, rows: int, side: int
 ) -> None:
     tensors = arguments(checkpoint, rows, side)
-    halfway = unet.encode(tensors)
+    encoded = unet.encode(tensors)
     generator = torch.Generator().manual_seed(0)
-    mid, _, *skips = halfway
+    mid, _, *skips = encoded.halfway
     residuals = [torch.randn(tensor.shape, generator=generator) for tensor in (*skips, mid)]
     added = (
         {"text_embeds": tensors["TEXT_EMBEDS"], "time_ids": tensors["TIME_IDS"]}
@@ -103,6 +103,6 @@ def test_residuals_join_as_in_diffusers(
             mid_block_additional_residual=residuals[-1],
             return_dict=False,
         )[0]
-    assert torch.equal(unet.decode(tensors, halfway, pack(residuals)), expected)
+    assert torch.equal(unet.decode(encoded, pack(residuals)), expected)
     nothing = torch.zeros_like(pack(residuals))
-    assert torch.equal(unet.decode(tensors, unet.encode(tensors), nothing), unet(tensors))
+    assert torch.equal(unet.decode(unet.encode(tensors), nothing), unet(tensors))

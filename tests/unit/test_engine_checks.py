@@ -1,0 +1,110 @@
+"""Engines that do not take what a repository would ask of them are refused when it is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+from swiftdiffusion.export.controlnet_placement import DeploymentError
+from swiftdiffusion.export.deployment import Deployment
+from swiftdiffusion.export.model_configs import repository_models
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
+
+Rows = tuple[int, int]
+TABLE = """
+[pipelines.a]
+checkpoint = "checkpoint"
+unet_gpus = [0]
+max_batch_size = 4
+unet_shards = 2
+runtime = "tensorrt"
+engines = "engines"
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = checkpoints.sd15(tmp_path_factory.mktemp("models") / "checkpoint")
+    checkpoints.controlnet(path, path.parent / "edges", 0)
+    return path
+
+
+def write_engine(directory: Path, name: str, *rows: Rows, precision: str = "float16") -> None:
+    directory.mkdir(exist_ok=True)
+    EngineMetadata(
+        name=name,
+        gpu="a GPU",
+        compute_capability="9.0",
+        tensorrt="11.4.0",
+        driver="580.1",
+        torch="2.13.0",
+        triton=None,
+        precision=precision,
+        profiles=tuple(
+            dict.fromkeys(("latents", "mid"), ((low, 4, 8, 8), (low, 4, 8, 8), (high, 4, 8, 8))) for low, high in rows
+        ),
+        sources={},
+        plan_sha256="",
+        plugins=(),
+        refittable=(),
+        onnx="onnx",
+        options=(),
+    ).save(directory)
+
+
+def deployed(checkpoint: Path, directory: Path, more: str = "") -> Deployment:
+    for name in ("checkpoint", "edges"):
+        (directory / name).symlink_to(checkpoint.parent / name)
+    (directory / "d.toml").write_text(TABLE + more)
+    return Deployment.read(directory / "d.toml")
+
+
+EDGES = "[controlnets.edges]\npath = 'edges'\n"
+ON_GPU = EDGES + "gpus = [1]\n"
+SECOND = "[pipelines.b]\ncheckpoint = 'checkpoint'\nunet_gpus = [0]\n"
+
+
+def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint: Path, tmp_path: Path) -> None:
+    for half in ("unet_encoder", "unet_decoder"):
+        write_engine(tmp_path / "engines", half, (1, 1), (2, 8))
+    pipelines = deployed(checkpoint, tmp_path, EDGES).resolve()
+    models = {model.config.name: model.config for model in repository_models(pipelines, str)}
+    runtimes = {
+        name: (config.parameters["runtime"].string_value, config.parameters["engines"].string_value)
+        for name, config in models.items()
+        if "runtime" in config.parameters
+    }
+    engines = ("tensorrt", str((tmp_path / "engines").resolve()))
+    assert runtimes == {"unet_shard0": engines, "unet_shard1": engines, "controlnet_edges": ("torch", "")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "precision", "more", "said"),
+    [
+        ([(1, 2)], "float16", "", "unet_encoder .* takes no batch of 3 rows; wanted: 1 to 8, .*--rows 1:2:8"),
+        ([(1, 1), (3, 8)], "float16", "", "takes no batch of 2 rows"),
+        ([(1, 8)], "bfloat16", "", "computes in bfloat16; wanted: float16"),
+        ([(1, 8)], "float16", ON_GPU, "no engine controlnet_edges"),
+        ([(1, 8)], "float16", ON_GPU + SECOND, "edges is shared by pipelines of runtimes tensorrt .* and torch"),
+    ],
+)
+def test_what_does_not_is_refused(
+    checkpoint: Path, tmp_path: Path, rows: list[Rows], precision: str, more: str, said: str
+) -> None:
+    for half in ("unet_encoder", "unet_decoder"):
+        write_engine(tmp_path / "engines", half, *rows, precision=precision)
+    with pytest.raises(DeploymentError, match=said):
+        deployed(checkpoint, tmp_path, more).resolve()
+
+
+def test_a_controlnet_takes_the_rows_of_all_shards(checkpoint: Path, tmp_path: Path) -> None:
+    for half in ("unet_encoder", "unet_decoder"):
+        write_engine(tmp_path / "engines", half, (1, 8))
+    write_engine(tmp_path / "engines", "controlnet_edges", (1, 8))
+    deployment = deployed(checkpoint, tmp_path, ON_GPU)
+    with pytest.raises(DeploymentError, match=r"controlnet_edges .* takes no batch of 9 rows; wanted: 1 to 16"):
+        deployment.resolve()
+    write_engine(tmp_path / "engines", "controlnet_edges", (1, 16))
+    deployment.resolve()
