@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Control
     checkpoint = Checkpoint(checkpoints.sdxl(directory / "sdxl"))
     make = {"plain": checkpoints.controlnet, "union": checkpoints.controlnet_union}
     paths: dict[str, Path] = {kind: made(checkpoint.path, directory / kind, 0) for kind, made in make.items()}
-    return lambda kind: ControlNet(paths[kind], checkpoint, torch.device("cpu"), torch.float32, image)
+    return cache(lambda kind: ControlNet(paths[kind], checkpoint, torch.device("cpu"), torch.float32, image))
 
 
 def tensors(rows: int) -> dict[str, torch.Tensor]:
