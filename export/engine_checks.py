@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..python_backends.tensorrt.metadata import DECODER, ENCODER, EngineMetadata, EngineMismatchError
+from ..python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
+from ..python_backends.tensorrt.tensor_names import DECODER, ENCODER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

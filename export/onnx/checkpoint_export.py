@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ...python_backends.lora.modules import UNET, adaptable_weights
+from ...python_backends.tensorrt.tensor_names import DECODER
 from ...python_backends.tensorrt.weights import write_weight_map
 from .checkpoint_parts import checkpoint_parts, part_names
 from .fused_nodes import DOMAIN, OPSET
@@ -118,7 +119,7 @@ def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -
             write_weight_map(Path(temporary), name, graph.weights)
             if part.component == UNET:
                 mapped |= graph.weights.keys()
-            if name == "unet_decoder" and (lost := adaptable_weights(part.network).keys() - mapped):
+            if name == DECODER and (lost := adaptable_weights(part.network).keys() - mapped):
                 raise LostWeightError(f"neither half of the UNet computes with {min(lost)}; wanted: one that does")
         description = _description(checkpoint, options, sizes) | {"graphs": graphs}
         (Path(temporary) / DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")

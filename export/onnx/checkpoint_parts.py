@@ -11,6 +11,7 @@ from ...python_backends.controlnet_network import ARGUMENTS
 from ...python_backends.controlnet_weights import load_controlnet
 from ...python_backends.fused_modules import fuse
 from ...python_backends.lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from ...python_backends.tensorrt.tensor_names import CONTROL_EMBEDDING, DECODER, ENCODER, ENCODER_INPUTS, halfway_of
 from ...python_backends.unet import arguments, example
 from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
 from ..controlnets import fitting
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from ...python_backends.checkpoint import Checkpoint
 
-INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
-"""Of `EncoderHalf.forward`, in its order."""
 CPU = torch.device("cpu")
 
 
@@ -37,7 +36,7 @@ def part_names(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> list[
     """Names of all graphs, in the order in which they are made."""
     of_controlnets = [name for each in controlnets for name in (f"controlnet_{each}", f"controlnet_{each}_embedder")]
     encoders = [TEXT_ENCODER, TEXT_ENCODER_2] if checkpoint.family == "sdxl" else [TEXT_ENCODER]
-    return ["unet_encoder", "unet_decoder", *of_controlnets, *encoders, "vae_decoder"]
+    return [ENCODER, DECODER, *of_controlnets, *encoders, "vae_decoder"]
 
 
 def checkpoint_parts(
@@ -69,15 +68,13 @@ def unet_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iter
     fuse(unet)
     keep_dtype(unet, dtype)
     inputs = example_inputs(checkpoint, dtype, sizes)
-    encoder = WithoutAbsentInputs(EncoderHalf(unet), INPUTS, list(inputs))
+    encoder = WithoutAbsentInputs(EncoderHalf(unet), ENCODER_INPUTS, list(inputs))
     shapes = output_shapes(encoder, inputs)
-    halfway = ["mid", "embedding", *(f"skip_{index}" for index in range(len(shapes) - 2))]
-    yield GraphPart("unet_encoder", UNET, encoder, unet, inputs, halfway, sizes)
+    halfway = halfway_of(len(shapes))
+    yield GraphPart(ENCODER, UNET, encoder, unet, inputs, halfway, sizes)
     context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
     between = {name: torch.zeros(shape, dtype=dtype) for name, shape in zip(halfway, shapes, strict=True)}
-    yield GraphPart(
-        "unet_decoder", UNET, Tensors(DecoderHalf(unet)), unet, context | between, ["noise_prediction"], sizes
-    )
+    yield GraphPart(DECODER, UNET, Tensors(DecoderHalf(unet)), unet, context | between, ["noise_prediction"], sizes)
 
 
 def controlnet_parts(
@@ -93,16 +90,14 @@ def controlnet_parts(
     pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
     embedder = ControlEmbedder(controlnet, embedding)
     (embedded,) = output_shapes(embedder, pixels)
-    inputs = {
-        key: tensor for key, tensor in example_inputs(checkpoint, dtype, sizes).items() if key in INPUTS[:ARGUMENTS]
-    } | {"control_embedding": torch.zeros(embedded, dtype=dtype)}
-    module = WithoutAbsentInputs(controlnet, (*INPUTS[:ARGUMENTS], "control_embedding"), list(inputs))
+    shared = ENCODER_INPUTS[:ARGUMENTS]
+    inputs = {key: tensor for key, tensor in example_inputs(checkpoint, dtype, sizes).items() if key in shared}
+    inputs[CONTROL_EMBEDDING] = torch.zeros(embedded, dtype=dtype)
+    module = WithoutAbsentInputs(controlnet, (*shared, CONTROL_EMBEDDING), list(inputs))
     residuals = [f"residual_{index}" for index in range(len(network.controlnet_down_blocks))]
     component = f"controlnet_{name}"
     yield GraphPart(component, component, module, network, inputs, [*residuals, "residual_mid"], sizes)
-    yield GraphPart(
-        f"{component}_embedder", component, Tensors(embedder), embedder, pixels, ["control_embedding"], sizes
-    )
+    yield GraphPart(f"{component}_embedder", component, Tensors(embedder), embedder, pixels, [CONTROL_EMBEDDING], sizes)
 
 
 def text_encoder_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iterator[GraphPart]:
@@ -133,11 +128,11 @@ def vae_part(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> GraphP
 
 
 def example_inputs(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> dict[str, torch.Tensor]:
-    """What the UNet's encoder half takes: zeros under the names of INPUTS, absent inputs left out."""
+    """What the UNet's encoder half takes: zeros under the names of ENCODER_INPUTS, absent inputs left out."""
     tensors = example(checkpoint, sizes.rows)
     tensors["LATENTS"] = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width)
     tensors["TIMESTEPS"] = torch.zeros(sizes.rows, 1)
-    given = dict(zip(INPUTS, arguments(tensors, CPU, dtype), strict=True))
+    given = dict(zip(ENCODER_INPUTS, arguments(tensors, CPU, dtype), strict=True))
     return {name: tensor for name, tensor in given.items() if tensor.numel()}
 
 

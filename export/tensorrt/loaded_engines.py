@@ -11,8 +11,9 @@ from ...python_backends.lora.canonical import Canonicaliser
 from ...python_backends.lora.modules import UNET
 from ...python_backends.lora.patcher import Patcher
 from ...python_backends.tensorrt.engine import Engine
-from ...python_backends.tensorrt.metadata import DECODER, ENCODER, EngineMetadata, EngineMismatchError
+from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
 from ...python_backends.tensorrt.refit import EnginePatcher, EngineRefitter
+from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER
 from ...python_backends.tensorrt.weights import read_weight_map
 from .references import OnnxReference, TorchReference
 from .verification import cases, verify

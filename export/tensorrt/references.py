@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ...python_backends.tensorrt.halves import ENCODER_INPUTS, FIRST_OUTPUTS, halfway_names
-from ...python_backends.tensorrt.metadata import DECODER, ENCODER
+from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER, ENCODER_INPUTS, halfway_among, halfway_of
 from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
 from .graph import GraphError
 
@@ -87,9 +86,8 @@ class TorchReference:
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             if self._is_encoder:
                 halfway = self._half(*(given.get(name, torch.empty(0)) for name in ENCODER_INPUTS))
-                names = [*FIRST_OUTPUTS, *(f"skip_{index}" for index in range(len(halfway) - len(FIRST_OUTPUTS)))]
-                return dict(zip(names, halfway, strict=True))
-            halfway = [given[name] for name in halfway_names(list(given))]
+                return dict(zip(halfway_of(len(halfway)), halfway, strict=True))
+            halfway = [given[name] for name in halfway_among(given)]
             return {"noise_prediction": self._half(given["encoder_hidden_states"], *halfway)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .engine import Engine
-from .metadata import DECODER, ENCODER
+from .tensor_names import CONTROL_EMBEDDING, DECODER, ENCODER, ENCODER_INPUTS, halfway_among
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,18 +13,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..unet_halves import Halfway
-
-ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
-"""The arguments of `EncoderHalf.forward`; an engine takes those that its UNet has."""
-
-FIRST_OUTPUTS = ("mid", "embedding")
-"""What comes before the skips in `Halfway`."""
-
-
-def halfway_names(names: list[str] | dict[str, object]) -> list[str]:
-    """Those of an engine's tensors that go from one half to the other, in the order of `Halfway`."""
-    skips = sorted((name for name in names if name.startswith("skip_")), key=lambda name: int(name.split("_")[1]))
-    return [*FIRST_OUTPUTS, *skips]
 
 
 class EngineHalves:
@@ -48,7 +36,7 @@ class EngineHalves:
         """
         self.encoder = Engine.load(directory, ENCODER, device)
         self.decoder = Engine.load(directory, DECODER, device)
-        self._halfway = halfway_names(list(self.encoder.outputs))
+        self._halfway = halfway_among(self.encoder.outputs)
 
     def encode(self, *arguments: torch.Tensor) -> Halfway:
         """What `decode` needs; the next call with inputs of these shapes overwrites it.
@@ -104,7 +92,7 @@ class EngineControlNet:
         Raises:
             EngineShapeError: If the engine was not built for these shapes.
         """
-        given = dict(zip((*ENCODER_INPUTS[:5], "control_embedding"), arguments, strict=True))
+        given = dict(zip((*ENCODER_INPUTS[:5], CONTROL_EMBEDDING), arguments, strict=True))
         found = self._engine.run({name: given[name] for name in self._engine.inputs})
         return tuple(found[name] for name in self._outputs)
 

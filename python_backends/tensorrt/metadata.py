@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-ENCODER, DECODER = "unet_encoder", "unet_decoder"
-"""Engines of a UNet's halves."""
-
 Shape = tuple[int, ...]
 Bounds = tuple[Shape, Shape, Shape]
 """Smallest, best and largest shape of an input."""

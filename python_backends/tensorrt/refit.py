@@ -14,7 +14,8 @@ import torch
 from ..lora.modules import UNET, adaptable_weights
 from ..lora.patcher import Patcher
 from .engine import logger, torch_type
-from .metadata import DECODER, ENCODER, EngineMismatchError
+from .metadata import EngineMismatchError
+from .tensor_names import DECODER, ENCODER
 from .versions import require_tensorrt
 from .weights import EngineWeights, read_weight_map
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from ..lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .metadata import EngineMismatchError
+from .tensor_names import DECODER, ENCODER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,10 +19,10 @@ TRANSPOSED = ".T"
 """Ends the name of an initialiser that holds a weight's transpose."""
 
 ADAPTED = {
-    "unet_encoder": "unet",
-    "unet_decoder": "unet",
-    "text_encoder": "text_encoder",
-    "text_encoder_2": "text_encoder_2",
+    ENCODER: UNET,
+    DECODER: UNET,
+    TEXT_ENCODER: TEXT_ENCODER,
+    TEXT_ENCODER_2: TEXT_ENCODER_2,
 }
 """Engines that LoRAs adapt → the component that they are of. All others keep their weights, and all their fusions."""
 

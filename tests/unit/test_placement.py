@@ -16,9 +16,10 @@ from swiftdiffusion.python_backends.unet_calls import unet_calls
 
 @dataclass(frozen=True)
 class Loras:
-    """A request's current LoRA set."""
+    """A request's current LoRA set, and what it will want."""
 
     current: LoraSet = ()
+    ahead: LoraSet = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,3 +118,10 @@ def test_calls_of_the_resident_set_come_first_and_sets_are_not_mixed() -> None:
     inputs = {work: (torch.zeros(1, 4, 8, 8), torch.zeros(1, 1)) for work in works}
     calls = unet_calls(cast(Any, [(work, 0) for work in works]), cast(Any, inputs), B.current)
     assert [(call.loras, len(call.rows)) for call in calls] == [(B.current, 2), (A.current, 1)]
+
+
+def test_a_call_says_once_what_its_requests_will_want() -> None:
+    works = [Work(loras=Loras(ahead=ahead)) for ahead in (A.current, (), A.current + B.current)]
+    inputs = {work: (torch.zeros(1, 4, 8, 8), torch.zeros(1, 1)) for work in works}
+    (call,) = unet_calls(cast(Any, [(work, 0) for work in works]), cast(Any, inputs))
+    assert call.ahead == tuple(sorted(A.current + B.current))

@@ -1,0 +1,28 @@
+"""Names of the graphs and engines of a UNet's halves, and of what goes in and out of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ENCODER, DECODER = "unet_encoder", "unet_decoder"
+
+ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
+"""The arguments of `EncoderHalf.forward`; a graph takes those that its UNet has, and a ControlNet's the first five."""
+
+CONTROL_EMBEDDING = "control_embedding"
+"""The embedded picture that a ControlNet takes after them."""
+
+_FIRST = ("mid", "embedding")
+
+
+def halfway_of(count: int) -> list[str]:
+    """Names of so many tensors of `unet_halves.Halfway`, in its order."""
+    return [*_FIRST, *(f"skip_{index}" for index in range(count - len(_FIRST)))]
+
+
+def halfway_among(names: Iterable[str]) -> list[str]:
+    """Those of a graph's tensors that go from one half to the other, in the order of `unet_halves.Halfway`."""
+    return halfway_of(len(_FIRST) + sum(name.startswith("skip_") for name in names))
