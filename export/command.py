@@ -38,7 +38,8 @@ def export(
         typer.Option(help="torch; compile (torch.compile); tensorrt, with --engines.", rich_help_panel=_PLACES),
     ] = None,
     engines: Annotated[
-        Path | None, typer.Option(help="TensorRT engines, from build-engines.", rich_help_panel=_PLACES)
+        Path | None,
+        typer.Option(help="TensorRT engines, from build-engines; built here if it is empty.", rich_help_panel=_PLACES),
     ] = None,
     max_batch_size: Annotated[int | None, typer.Option(help="Requests that denoise together; 8.")] = None,
     steps: Annotated[int | None, typer.Option(help="Default steps; else the pipeline's own.")] = None,
@@ -106,8 +107,11 @@ def export(
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):
         raise typer.BadParameter("wanted: --checkpoint with options, or --deployment FILE, which says all the rest")
 
+    from ..python_backends.tensorrt.versions import TensorRTUnavailableError
     from .deployment import Deployment, DeploymentError
     from .repository import RepositoryError, write_pipelines
+    from .tensorrt.engines import BuildError
+    from .tensorrt.missing_engines import build_missing
 
     try:
         asked = (
@@ -116,8 +120,10 @@ def export(
             else Deployment.read(deployment)
         )
         pipelines = asked.resolve()
+        for plan in build_missing(pipelines):
+            typer.echo(str(plan))
         models = write_pipelines(pipelines, repository, only_controlnets)
-    except (DeploymentError, RepositoryError) as error:
+    except (DeploymentError, RepositoryError, TensorRTUnavailableError, BuildError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{repository}: {', '.join(models)}")

@@ -10,10 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..python_backends.checkpoint import Checkpoint, CheckpointError
 from ..python_backends.lora.catalogue import Catalogue, CatalogueError
-from ..python_backends.tensorrt.metadata import EngineMismatchError
 from .controlnet_placement import NAME, ControlNetPlacement, DeploymentError, Gpu, Table, first_mistake
 from .controlnets import fitting
-from .engine_checks import check_engines
 from .serving_options import ServedControlNet, ServedPipeline, ServingOptions
 
 if TYPE_CHECKING:
@@ -155,9 +153,8 @@ class Deployment(Table):
             }
             for served in pipelines.values():
                 served.options.request_rules(served.checkpoint)  # raises, if a default is beyond the limits
-            check_engines(pipelines)
             return pipelines
-        except (CheckpointError, CatalogueError, EngineMismatchError, ValueError) as error:
+        except (CheckpointError, CatalogueError, ValueError) as error:
             raise DeploymentError(str(error)) from error
 
 

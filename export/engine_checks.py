@@ -29,8 +29,12 @@ def users_of(name: str, pipelines: Mapping[str, ServedPipeline]) -> list[ServedP
     return [served for served in pipelines.values() if name in {each.name for each in served.options.controlnets}]
 
 
-def check_engines(pipelines: Mapping[str, ServedPipeline]) -> None:
+def check_engines(pipelines: Mapping[str, ServedPipeline], only_controlnets: bool = False) -> None:
     """Looks at the engines of every pipeline with runtime `tensorrt`.
+
+    Args:
+        pipelines: By the names of their public models.
+        only_controlnets: Whether UNets are not served.
 
     Raises:
         EngineMismatchError: If one is missing or does not fit, with what is wanted.
@@ -38,7 +42,7 @@ def check_engines(pipelines: Mapping[str, ServedPipeline]) -> None:
     networks: dict[str, ServedControlNet] = {}
     for served in pipelines.values():
         networks |= {each.name: each for each in served.options.controlnets if each.gpus and each.url is None}
-        if served.options.engines is not None:
+        if served.options.engines is not None and not only_controlnets:
             for half in (ENCODER, DECODER):
                 _check(served.options.engines, half, served.options.dtype, shard_rows(served))
     for name, network in networks.items():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import text_format
 
+from ..python_backends.tensorrt.metadata import EngineMismatchError
+from .engine_checks import check_engines
 from .model_configs import controlnet_models, repository_models
 from .serving_options import ServedPipeline
 
@@ -49,10 +51,14 @@ def write_pipelines(
         Names of the models.
 
     Raises:
-        RepositoryError: If the directory holds anything else, or cannot be written.
+        RepositoryError: If the directory holds anything else, or cannot be written, or engines do not fit.
     """
     repository = repository.resolve()
     _check_replaceable(repository)
+    try:
+        check_engines(pipelines, only_controlnets)
+    except EngineMismatchError as error:
+        raise RepositoryError(str(error)) from error
     write = controlnet_models if only_controlnets else repository_models
     models = write(pipelines, lambda path: _reference(path.resolve(), repository))
     names = [model.config.name for model in models]

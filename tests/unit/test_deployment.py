@@ -163,7 +163,7 @@ def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_p
         (("--runtime", "tensorrt", "--engines", "e"), "runtime is tensorrt; wanted with it: unet_gpus"),
         (("--runtime", "tensorrt", "--unet-gpus", "0"), "wanted with it: engines"),
         (("--engines", "e"), "engines is given; wanted with it: runtime tensorrt, not torch"),
-        (("--runtime", "tensorrt", "--unet-gpus", "0", "--engines", "e"), "swiftdiffusion build-engines --onnx"),
+        (("--runtime", "tensorrt", "--unet-gpus", "0", "--engines", "e"), "TensorRT is missing"),
         (("--steps", "1000"), "the default of steps is 1000"),
         (("--name", "a/b"), '"a/b" is no name'),
         (("--name", "denoiser"), "two models would be called denoiser"),

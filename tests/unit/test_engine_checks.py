@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import checkpoints
-from swiftdiffusion.export.controlnet_placement import DeploymentError
 from swiftdiffusion.export.deployment import Deployment
+from swiftdiffusion.export.engine_checks import check_engines
 from swiftdiffusion.export.model_configs import repository_models
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
+from swiftdiffusion.export.repository import RepositoryError, write_pipelines
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
 
 Rows = tuple[int, int]
 TABLE = """
@@ -70,6 +71,7 @@ def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint:
     for half in ("unet_encoder", "unet_decoder"):
         write_engine(tmp_path / "engines", half, (1, 1), (2, 8))
     pipelines = deployed(checkpoint, tmp_path, EDGES).resolve()
+    check_engines(pipelines)
     models = {model.config.name: model.config for model in repository_models(pipelines, str)}
     runtimes = {
         name: (config.parameters["runtime"].string_value, config.parameters["engines"].string_value)
@@ -95,16 +97,18 @@ def test_what_does_not_is_refused(
 ) -> None:
     for half in ("unet_encoder", "unet_decoder"):
         write_engine(tmp_path / "engines", half, *rows, precision=precision)
-    with pytest.raises(DeploymentError, match=said):
-        deployed(checkpoint, tmp_path, more).resolve()
+    pipelines = deployed(checkpoint, tmp_path, more).resolve()
+    with pytest.raises(RepositoryError, match=said):
+        write_pipelines(pipelines, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_controlnet_takes_the_rows_of_all_shards(checkpoint: Path, tmp_path: Path) -> None:
     for half in ("unet_encoder", "unet_decoder"):
         write_engine(tmp_path / "engines", half, (1, 8))
     write_engine(tmp_path / "engines", "controlnet_edges", (1, 8))
-    deployment = deployed(checkpoint, tmp_path, ON_GPU)
-    with pytest.raises(DeploymentError, match=r"controlnet_edges .* takes no batch of 9 rows; wanted: 1 to 16"):
-        deployment.resolve()
+    pipelines = deployed(checkpoint, tmp_path, ON_GPU).resolve()
+    with pytest.raises(EngineMismatchError, match=r"controlnet_edges .* takes no batch of 9 rows; wanted: 1 to 16"):
+        check_engines(pipelines)
     write_engine(tmp_path / "engines", "controlnet_edges", (1, 16))
-    deployment.resolve()
+    check_engines(pipelines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,3 +33,35 @@ def test_a_gpu_without_the_triton_language_says_what_to_install(name: str, monke
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingTritonError, match=r"pip install 'swiftdiffusion\[kernels\]'"):
         Runtime(name).prepare(torch.nn.Linear(1, 1), torch.device("cuda"))
+
+
+COMMANDS = """
+import sys
+for package in ("onnx", "onnxscript", "onnxruntime", "onnx_ir", "tensorrt", "triton"):
+    sys.modules[package] = None
+from typer.testing import CliRunner
+from swiftdiffusion.clients.cli import app
+for words in sys.stdin.read().splitlines():
+    result = CliRunner().invoke(app, words.split(" "))
+    print(result.exit_code, " ".join(result.output.split()))
+"""
+
+
+def test_commands_without_the_packages_say_what_to_install(tmp_path: Path) -> None:
+    checkpoint = checkpoints.sd15(tmp_path / "checkpoint")
+    (tmp_path / "unet_encoder.onnx").touch()
+    export = f"export --checkpoint {checkpoint} --repository {tmp_path}"
+    graphs, engines = f"--onnx {tmp_path}", f"--engines {tmp_path}/engines"
+    asked = {
+        f"{export}/plain": "0 ",
+        f"{export}/engines --runtime tensorrt --unet-gpus 0 {engines}": "2 TensorRT is missing",
+        f"export-onnx --checkpoint {checkpoint} --output {tmp_path}/onnx": "2 export-onnx needs onnx",
+        f"build-engines {graphs} {engines}": "2 ",
+        f"verify-engines {graphs} {engines}": "2 ",
+    }
+    command = [sys.executable, "-c", COMMANDS]
+    said = subprocess.run(command, input="\n".join(asked), capture_output=True, text=True, check=True).stdout
+    for line, beginning in zip(said.splitlines(), asked.values(), strict=True):
+        assert line.startswith(beginning), line
+        assert beginning == "0 " or "pip install" in line
+    assert not (tmp_path / "engines").exists()
