@@ -36,16 +36,14 @@ class PreparedLora(CanonicalLora):
         """
         start, viewed = 0, []
         for group in groups:
-            count, rank = len(group.modules), int(packed.terms[start, 2])
-            place, end = int(packed.terms[start, 0]), start + count
-            shapes = {"up": (count, -1, rank), "down": (count, rank, -1)}
-            sizes = {name: tensor.numel() // tensor.shape[_RANK[name]] * rank for name, tensor in group.tensors.items()}
-            tensors = {}
-            for name in ("up", "down"):
-                tensors[name] = packed.factors[place : place + sizes[name]].view(shapes[name])
-                place += sizes[name]
+            (count, out, _), columns = group.tensors["up"].shape, group.tensors["down"].shape[2]
+            up, down, rank, _ = packed.terms[start].tolist()
+            tensors = {
+                "up": packed.factors[up : up + count * out * rank].view(count, out, rank),
+                "down": packed.factors[down : down + count * rank * columns].view(count, rank, columns),
+            }
             viewed.append(replace(group, tensors=tensors))
-            start = end
+            start += count
         return cls(tuple(viewed), packed)
 
     def record_stream(self) -> None:
@@ -61,7 +59,3 @@ class PreparedLora(CanonicalLora):
         if self.packed is not None:
             return self.packed.factors.nbytes
         return sum(tensor.nbytes for group in self.groups for tensor in group.tensors.values())
-
-
-_RANK = {"up": 2, "down": 1}
-"""Which dimension of a group's factor is the rank."""
