@@ -32,6 +32,8 @@ def export_onnx(
         raise typer.Exit(2)
     controlnets = _controlnets(controlnet or [])
 
+    from diffusers.utils import logging
+
     from ...python_backends.checkpoint import Checkpoint, CheckpointError
     from ...python_backends.controlnet_weights import ControlNetFileError
     from .checkpoint_export import OnnxExportError, OnnxOptions
@@ -39,6 +41,8 @@ def export_onnx(
     from .checkpoint_parts import UnexportableError
     from .torch_graph import LostWeightError
 
+    logging.set_verbosity_error()  # that float16 does not run on a CPU: it need not
+    logging.disable_progress_bar()
     options = OnnxOptions(
         dtype=dtype, controlnets=controlnets, height=height, width=width, rows=rows, dynamic=not fixed
     )
