@@ -1,5 +1,6 @@
 """What a server needs from the machine, checked one by one."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -11,12 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 
+from ...kernels.triton_language import MissingTritonError, require_triton
+from ..tensorrt.versions import TensorRTUnavailableError, require_tensorrt
 from .binary import ServerBinary, find_server_binary
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
-from .repository_weights import check_weights, wanted_gpus
+from .repository_weights import check_weights, models_of_runtime, wanted_gpus
 from .shared_memory import SHARED_MEMORY
 
 MIB = 1 << 20
@@ -61,6 +65,7 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
             status = Status.OK if weights.problem is None else Status.MISSING
             yield Check(f"weights of {weights.models}", status, weights.found, weights.problem or "")
         yield from _placed(wanted_gpus(repository))
+        yield from _runtimes(repository)
     yield from _ports()
 
 
@@ -129,6 +134,26 @@ def _placed(wanted: Mapping[int, Sequence[str]]) -> Iterator[Check]:
             has = f"this machine has {there or 'none'} that torch can use"
             advice = "export with GPUs that are there, or serve where they are"
             yield Check(f"GPU {gpu}", Status.MISSING, f"wanted by {', '.join(models)}; {has}", advice)
+
+
+def _runtimes(repository: Path) -> Iterator[Check]:
+    """The Triton language, if anything is on a GPU; TensorRT, if anything runs engines."""
+    gpus, engines = wanted_gpus(repository), models_of_runtime(repository, "tensorrt")
+    wanted = {
+        "Triton language": (sorted({model for models in gpus.values() for model in models}), _require_triton),
+        "TensorRT": (engines, require_tensorrt),
+    }
+    for subject, (models, require) in wanted.items():
+        if models:
+            try:
+                yield Check(subject, Status.OK, f"{require().__version__}, for {', '.join(models)}")
+            except (MissingTritonError, TensorRTUnavailableError) as error:
+                yield Check(subject, Status.MISSING, f"wanted by {', '.join(models)}", str(error))
+
+
+def _require_triton() -> ModuleType:
+    require_triton("what runs on a GPU")
+    return importlib.import_module("triton")
 
 
 def _torch_gpus() -> int:

@@ -50,6 +50,12 @@ def wanted_gpus(repository: Path) -> dict[int, list[str]]:
     return dict(sorted(wanted.items()))
 
 
+def models_of_runtime(repository: Path, runtime: str) -> list[str]:
+    """The models that a runtime evaluates."""
+    files = sorted(repository.glob("*/config.pbtxt"))
+    return [file.parent.name for file in files if _config(file).parameters["runtime"].string_value == runtime]
+
+
 def _references(config_file: Path) -> list[str]:
     config = _config(config_file)
     return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]

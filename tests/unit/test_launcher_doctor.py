@@ -1,5 +1,6 @@
 """`swiftdiffusion doctor` finds what is missing."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_a_gpu_that_is_not_there(repository: Path) -> None:
     (check,) = (check for check in run_checks(repository) if check.subject == "GPU 97")
     assert check.status is Status.MISSING
     assert check.found.startswith("wanted by unet_shard0; this machine has")
+
+
+def test_a_runtime_that_is_not_there(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects = {"Triton language", "TensorRT"}
+    assert not subjects & {check.subject for check in run_checks(repository)}
+    config = repository / "unet_shard0" / "config.pbtxt"
+    runtime = 'parameters { key: "runtime" value { string_value: "tensorrt" } }\n'
+    config.write_text(config.read_text() + runtime + "instance_group [ { kind: KIND_GPU gpus: [ 97 ] } ]\n")
+    for package in ("triton", "tensorrt"):
+        monkeypatch.setitem(sys.modules, package, None)
+    checks = {check.subject: check for check in run_checks(repository) if check.subject in subjects}
+    assert {check.status for check in checks.values()} == {Status.MISSING}
+    assert {check.found for check in checks.values()} == {"wanted by unet_shard0"}
+    assert "swiftdiffusion[kernels]" in checks["Triton language"].advice
+    assert "tensorrt-cu13" in checks["TensorRT"].advice
 
 
 def test_this_machine_can_serve(repository: Path) -> None:
