@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/gpu.json"
 PARTS = ("kernels", "unet", "controlnet", "lora", "vae")
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
 
@@ -133,23 +134,33 @@ def gpu_state() -> dict[str, str]:
 
 
 def show(console: Console, results: dict[str, Any]) -> None:
-    """Tables of the medians."""
-    table = Table("what", "variant", "ms", "÷")
+    """Tables of the medians, and what was compared."""
+    if not torch.cuda.is_available():
+        console.print("On a CPU the operators are their eager references: these times say nothing of a GPU.")
+    table = Table("what", "variant", "ms", "÷ ours, or bare")
     for part in ("unet", "vae"):
         for case, result in results.get(part, {}).items():
             _rows(table, f"{part} {case}", result)
     if "controlnet" in results:
         _rows(table, "UNet with a ControlNet", results["controlnet"])
-    console.print(table)
+    if table.rows:
+        console.print(table)
     kernels = Table("kernel", "shape", "ours µs", "torch µs", "torch ÷ ours", "share of copy bandwidth")
     for row in results.get("kernels", [])[1:]:
         times = row["microseconds"]
         ratio, share = f"{row['torch_over_ours']:.2f}", f"{row['share_of_copy_bandwidth']:.0%}"
         shape = " × ".join(map(str, row["shape"]))
         kernels.add_row(row["op"], shape, f"{times['ours']:.1f}", f"{times['torch']:.1f}", ratio, share)
-    console.print(kernels)
+    if kernels.rows:
+        console.print(kernels)
+    checks = {f"unet, {case}": each["error_against_float32"] for case, each in results.get("unet", {}).items()}
+    if "controlnet" in results:
+        checks["controlnet beside = before"] = results["controlnet"]["beside_equals_before"]
+    checks |= {f"vae, {case}: difference": each["difference"] for case, each in results.get("vae", {}).items()}
     if "lora" in results:
-        console.print_json(data=results["lora"])
+        checks["lora"] = results["lora"]
+    if checks:
+        console.print_json(data=checks)
 
 
 def _rows(table: Table, what: str, result: dict[str, Any]) -> None:
@@ -164,7 +175,7 @@ def main(
     tiny: Annotated[bool, typer.Option("--tiny", help="Toy sizes: checks the benchmark itself.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Time the kernels' other settings too.")] = False,
     compiled: Annotated[bool, typer.Option(help="Compare with torch.compile: minutes of compiling.")] = True,
-    out: Annotated[Path, typer.Option(help="Result file.")] = ROOT / "benchmarks/results/gpu.json",
+    out: Annotated[Path, typer.Option(help="Result file.", show_default=False)] = RESULT,
 ) -> None:
     """Measure the GPU runtime side by side with diffusers and torch.compile."""
     wanted = [part.strip() for part in parts.split(",")]
@@ -194,6 +205,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     show(console, results)
+    console.print(f"{out}", soft_wrap=True)
 
 
 if __name__ == "__main__":

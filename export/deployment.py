@@ -52,8 +52,8 @@ class Pipeline(Table):
     @model_validator(mode="after")
     def _can_run(self) -> Pipeline:
         if self.runtime == "tensorrt" and not (self.unet_gpus and self.engines):
-            lacking = "engines, the directory that build-engines wrote" if self.unet_gpus else "unet_gpus"
-            raise ValueError(f"runtime is tensorrt; wanted with it: {lacking}")
+            lacking = [key for key in ("unet_gpus", "engines") if not getattr(self, key)]
+            raise ValueError(f"runtime is tensorrt; wanted with it: {' and '.join(lacking)}")
         if self.engines is not None and self.runtime != "tensorrt":
             raise ValueError(f"engines is given; wanted with it: runtime tensorrt, not {self.runtime}")
         return self

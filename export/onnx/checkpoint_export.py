@@ -106,7 +106,7 @@ def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -
         raise OnnxExportError(f"--dtype is {options.dtype}; allowed: {', '.join(DTYPES)}")
     sizes = options.sizes(checkpoint)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise OnnxExportError(f"{directory} is in use; wanted: a new or empty directory")
+        raise OnnxExportError(f"--output {directory} is not empty; wanted: a new or empty directory")
     names = part_names(checkpoint, options.controlnets)
     parts = checkpoint_parts(checkpoint, getattr(torch, options.dtype), sizes, options.controlnets)
     directory.mkdir(parents=True, exist_ok=True)

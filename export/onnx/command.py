@@ -12,7 +12,9 @@ PACKAGES = ("onnx", "onnxscript")
 
 
 def export_onnx(
-    checkpoint: Annotated[Path, typer.Option(help="A diffusers-format SDXL or SD 1.5 directory.")],
+    checkpoint: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="A diffusers-format SDXL or SD 1.5 directory.")
+    ],
     output: Annotated[Path, typer.Option(help="A new or empty directory for the graphs.")],
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     controlnet: Annotated[
@@ -33,6 +35,7 @@ def export_onnx(
     controlnets = _controlnets(controlnet or [])
 
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from ...python_backends.checkpoint import Checkpoint, CheckpointError
     from ...python_backends.controlnet_weights import ControlNetFileError
@@ -43,6 +46,7 @@ def export_onnx(
 
     logging.set_verbosity_error()  # that float16 does not run on a CPU: it need not
     logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     options = OnnxOptions(
         dtype=dtype, controlnets=controlnets, height=height, width=width, rows=rows, dynamic=not fixed
     )
@@ -52,6 +56,7 @@ def export_onnx(
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{output}: {', '.join(names)}")
+    typer.echo(f"on a GPU: swiftdiffusion build-engines --onnx {output} --engines …")
 
 
 def _controlnets(given: list[str]) -> dict[str, Path]:
@@ -62,6 +67,8 @@ def _controlnets(given: list[str]) -> dict[str, Path]:
         name, _, path = text.partition("=")
         if not (NAME.fullmatch(name) and path):
             raise typer.BadParameter(f'--controlnet is "{text}"; wanted: NAME=PATH')
+        if "@" in path and not Path(path).exists():
+            raise typer.BadParameter(f'--controlnet is "{text}"; wanted: NAME=PATH, without a place')
         if name in found:
             raise typer.BadParameter(f"--controlnet names {name} twice; wanted: a name of its own for each")
         found[name] = Path(path)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build_engines(
-    onnx: Annotated[Path, typer.Option(help="Directory of the ONNX files.")],
+    onnx: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Directory of the ONNX files.")],
     engines: Annotated[Path, typer.Option(help="Where to write the engines.")],
     rows: Annotated[
         str, typer.Option(help="Batch sizes: 1,2 for an engine tuned to each; 1:2:8 for 1 to 8, best at 2.")

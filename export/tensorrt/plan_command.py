@@ -11,10 +11,12 @@ NETWORKS = ("vae_decoder", "text_encoder", "text_encoder_2")
 
 
 def plan_models(
-    onnx: Annotated[Path, typer.Option(help="Directory of the ONNX files.")],
-    engines: Annotated[Path, typer.Option(help="Directory of the engines, from build-engines.")],
+    onnx: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Directory of the ONNX files.")],
+    engines: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Directory of the engines, from build-engines.")
+    ],
     repository: Annotated[Path, typer.Option(help="Where to write the models: a repository of their own.")],
-    gpu: Annotated[list[int] | None, typer.Option(min=0, help="An instance on each; repeatable; 0.")] = None,
+    gpu: Annotated[list[int] | None, typer.Option(min=0, help="An instance on each; repeatable; else GPU 0.")] = None,
 ) -> None:
     """Write VAE and text encoder engines as models that Triton serves by itself, without Python."""
     from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
@@ -22,11 +24,11 @@ def plan_models(
     from .plan_models import plan_config, write_plan_model
 
     if repository.exists() and any(repository.iterdir()):
-        raise typer.BadParameter(f"--repository {repository} is in use; wanted: a new or empty directory")
+        raise typer.BadParameter(f"--repository {repository} is not empty; wanted: a new or empty directory")
     built = [name for name in NETWORKS if (engines / f"{name}.plan").is_file()]
     try:
         if not built:
-            raise EngineMismatchError(f"{engines} has no engine of {', '.join(NETWORKS)}")
+            raise EngineMismatchError(f"{engines} has no engine of {', '.join(NETWORKS)}; build-engines makes them")
         for name in built:
             metadata = EngineMetadata.read(engines, name)
             metadata.check_sources(onnx)

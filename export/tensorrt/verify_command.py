@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 
 
 def verify_engines(
-    onnx: Annotated[Path, typer.Option(help="Directory of the ONNX files that the engines were built from.")],
+    onnx: Annotated[
+        Path,
+        typer.Option(
+            exists=True, file_okay=False, help="Directory of the ONNX files that the engines were built from."
+        ),
+    ],
     engines: Annotated[
-        list[Path], typer.Option(help="Directory of engines; repeat it for others, such as those without plugins.")
+        list[Path],
+        typer.Option(
+            exists=True, file_okay=False, help="Directory of engines; repeat it for others, as those without plugins."
+        ),
     ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Whose UNet is compared with; else ONNX Runtime. LoRAs need it.")

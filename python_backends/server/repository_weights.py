@@ -32,6 +32,8 @@ def check_weights(repository: Path) -> Iterator[WeightsState]:
     if not repository.is_dir():
         yield WeightsState("the repository", str(repository), "no such directory: `swiftdiffusion export` makes one")
         return
+    if not any(repository.glob("*/config.pbtxt")):
+        yield WeightsState("the repository", str(repository), "it holds no models: `swiftdiffusion export` makes one")
     users: dict[Path, list[str]] = defaultdict(list)
     for config_file in sorted(repository.glob("*/config.pbtxt")):
         for reference in _references(config_file):

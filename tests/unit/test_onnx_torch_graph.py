@@ -45,6 +45,6 @@ def test_shapes_in_words() -> None:
 
 def test_the_command_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    result = CliRunner().invoke(app, ["export-onnx", "--checkpoint", "here", "--output", "there"])
+    result = CliRunner().invoke(app, ["export-onnx", "--checkpoint", ".", "--output", "there"])
     assert result.exit_code == 2
     assert 'export-onnx needs onnx and onnxscript: pip install "swiftdiffusion[onnx]"' in result.stderr
