@@ -139,7 +139,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         where = ["--checkpoint", str(path), "--output", str(directory / "onnx")]
         result = CliRunner().invoke(app, ["export-onnx", *where, *options, "--fixed"])
         assert result.exit_code == 0, result.output
-        names = result.stdout.strip().removeprefix(f"{directory / 'onnx'}: ").split(", ")
+        line, _ = result.stdout.splitlines()
+        names = line.removeprefix(f"{directory / 'onnx'}: ").split(", ")
     encoders = ["text_encoder", "text_encoder_2"] if dynamic else ["text_encoder"]
     assert names == [
         "unet_encoder",
