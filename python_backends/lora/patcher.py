@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...kernels.kernel_source import TYPES
 from ...kernels.lora_patch import lora_patch
 from ...kernels.lora_tables import FactorGroup, WeightTable
 from .modules import adaptable_weights, stack_order
@@ -53,9 +54,15 @@ class Patcher:
         self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
 
     def warm_up(self) -> None:
-        """On a GPU: copies W0 and compiles the kernel, so that the first LoRA pays for neither."""
-        if self._one_launch:
-            lora_patch(self._table, self._table.plan([], restored=[0]))
+        """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
+        if not self._one_launch:
+            return
+        _, out, columns = self._stacks[0].weights.shape
+        for dtype in TYPES:
+            factors = torch.zeros(1, out, 1, dtype=dtype), torch.zeros(1, 1, columns, dtype=dtype)
+            nothing = self._table.pack([FactorGroup([0], *factors, [1.0])])
+            lora_patch(self._table, self._table.plan([(nothing, 1.0)]))
+        lora_patch(self._table, self._table.plan([], restored=[0]))
 
     def uploads_to(self) -> torch.device | None:
         """Where `prepare` puts LoRAs, if it does; from now on another thread may call it, beside the models' calls."""

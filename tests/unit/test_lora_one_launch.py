@@ -110,6 +110,12 @@ def test_a_lora_that_is_on_the_device_needs_its_file_no_more(unet: torch.nn.Modu
             file.with_suffix(".gone").rename(file)
 
 
+def test_warming_up_changes_nothing(unet: torch.nn.Module) -> None:
+    ours = copy.deepcopy(unet)
+    Patcher({"unet": ours}, one_launch=True).warm_up()
+    assert all(torch.equal(weight, adaptable_weights(unet)[name]) for name, weight in adaptable_weights(ours).items())
+
+
 def test_uploads_ahead(unet: torch.nn.Module, files: Path) -> None:
     ours, theirs = copy.deepcopy(unet), copy.deepcopy(unet)
     resident = ResidentLoras(Patcher({"unet": ours}, one_launch=True), files)
