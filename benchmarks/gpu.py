@@ -19,6 +19,7 @@ import gpu_lora
 import gpu_networks as networks
 import torch
 import typer
+from gpu_plot import plot
 from gpu_timing import Timing, compare
 from machine import describe
 from rich.console import Console
@@ -206,6 +207,9 @@ def main(
     out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     show(console, results)
     console.print(f"{out}", soft_wrap=True)
+    picture = out.with_suffix(".png")
+    if plot(results, picture):
+        console.print(f"{picture}", soft_wrap=True)
 
 
 if __name__ == "__main__":
