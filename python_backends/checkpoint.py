@@ -157,9 +157,12 @@ class Checkpoint:
         return unet.to(device).requires_grad_(False).eval()
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-        """The autoencoder in evaluation mode."""
+        """The autoencoder in evaluation mode; in float32 if it overflows in float16 (`force_upcast`)."""
+        import torch
         from diffusers import AutoencoderKL
 
+        if dtype == torch.float16 and self.vae_config.get("force_upcast", True):
+            dtype = torch.float32
         vae = AutoencoderKL.from_pretrained(
             self.path, subfolder="vae", dtype=dtype, variant=self.variant, use_safetensors=True
         )

@@ -26,8 +26,7 @@ class TritonPythonModel:
         """Loads the autoencoder and decodes once at the default size."""
         compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
         checkpoint = compute.checkpoint
-        overflows = compute.dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
-        self._vae = checkpoint.load_vae(compute.device, torch.float32 if overflows else compute.dtype)
+        self._vae = checkpoint.load_vae(compute.device, compute.dtype)
         Runtime().prepare(self._vae, compute.device)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
         decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))

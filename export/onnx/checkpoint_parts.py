@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...python_backends.controlnet_modules import PositionalControlNet
-from ...python_backends.controlnet_network import ARGUMENTS
 from ...python_backends.controlnet_weights import load_controlnet
 from ...python_backends.fused_modules import fuse
 from ...python_backends.lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
-from ...python_backends.tensorrt.tensor_names import CONTROL_EMBEDDING, DECODER, ENCODER, ENCODER_INPUTS, halfway_of
+from ...python_backends.tensorrt.tensor_names import (
+    CONTROL_EMBEDDING,
+    CONTROLNET_INPUTS,
+    DECODER,
+    ENCODER,
+    ENCODER_INPUTS,
+    halfway_of,
+)
 from ...python_backends.unet import arguments, example
 from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
 from ..controlnets import fitting
@@ -90,10 +96,10 @@ def controlnet_parts(
     pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
     embedder = ControlEmbedder(controlnet, embedding)
     (embedded,) = output_shapes(embedder, pixels)
-    shared = ENCODER_INPUTS[:ARGUMENTS]
-    inputs = {key: tensor for key, tensor in example_inputs(checkpoint, dtype, sizes).items() if key in shared}
+    given = example_inputs(checkpoint, dtype, sizes)
+    inputs = {key: tensor for key, tensor in given.items() if key in CONTROLNET_INPUTS}
     inputs[CONTROL_EMBEDDING] = torch.zeros(embedded, dtype=dtype)
-    module = WithoutAbsentInputs(controlnet, (*shared, CONTROL_EMBEDDING), list(inputs))
+    module = WithoutAbsentInputs(controlnet, (*CONTROLNET_INPUTS, CONTROL_EMBEDDING), list(inputs))
     residuals = [f"residual_{index}" for index in range(len(network.controlnet_down_blocks))]
     component = f"controlnet_{name}"
     yield GraphPart(component, component, module, network, inputs, [*residuals, "residual_mid"], sizes)
@@ -119,10 +125,9 @@ def text_encoder_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes)
 
 def vae_part(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> GraphPart:
     """The VAE's decoder."""
-    overflows = dtype == torch.float16 and checkpoint.vae_config.get("force_upcast", True)
-    kept = torch.float32 if overflows else dtype
-    vae = checkpoint.load_vae(CPU, kept)
+    vae = checkpoint.load_vae(CPU, dtype)
     fuse(vae)
+    kept = next(vae.parameters()).dtype  # one that overflows stays float32
     latents = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width, dtype=kept)
     return GraphPart("vae_decoder", "vae", Tensors(VaeDecoderGraph(vae)), vae, {"latents": latents}, ["image"], sizes)
 

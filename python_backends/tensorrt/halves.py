@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .engine import Engine
-from .tensor_names import CONTROL_EMBEDDING, DECODER, ENCODER, ENCODER_INPUTS, halfway_among
+from .tensor_names import CONTROL_EMBEDDING, CONTROLNET_INPUTS, DECODER, ENCODER, ENCODER_INPUTS, halfway_among
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,12 +87,12 @@ class EngineControlNet:
         """Residuals of the skips and then of the mid block; the next call with inputs of these shapes overwrites them.
 
         Args:
-            *arguments: The first five of ENCODER_INPUTS, and the embedded picture; absent ones are empty.
+            *arguments: Those of CONTROLNET_INPUTS, and the embedded picture; absent ones are empty.
 
         Raises:
             EngineShapeError: If the engine was not built for these shapes.
         """
-        given = dict(zip((*ENCODER_INPUTS[:5], CONTROL_EMBEDDING), arguments, strict=True))
+        given = dict(zip((*CONTROLNET_INPUTS, CONTROL_EMBEDDING), arguments, strict=True))
         found = self._engine.run({name: given[name] for name in self._engine.inputs})
         return tuple(found[name] for name in self._outputs)
 

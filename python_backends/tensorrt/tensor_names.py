@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 ENCODER, DECODER = "unet_encoder", "unet_decoder"
 
 ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
-"""The arguments of `EncoderHalf.forward`; a graph takes those that its UNet has, and a ControlNet's the first five."""
+"""The arguments of `EncoderHalf.forward`; a graph takes those that its UNet has."""
+
+CONTROLNET_INPUTS = ENCODER_INPUTS[:5]
+"""Those that a ControlNet takes too."""
 
 CONTROL_EMBEDDING = "control_embedding"
 """The embedded picture that a ControlNet takes after them."""
