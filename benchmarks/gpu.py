@@ -89,7 +89,8 @@ class Bench:
 
     def lora(self) -> dict[str, Any]:
         """Rank 64 on all modules."""
-        return gpu_lora.measure(self._unet(), 2, 4 if self._tiny else 64, self._rounds)
+        bandwidth = gpu_kernels.copy_bandwidth(self.device, 8 if self._tiny else 1)
+        return gpu_lora.measure(self._unet(), self._unet(), 2, 4 if self._tiny else 64, self._rounds, bandwidth)
 
     def vae(self) -> dict[str, Any]:
         """A picture of 1024²."""

@@ -12,6 +12,7 @@ from lora_workloads import ROLES
 
 from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
 from swiftdiffusion.python_backends.lora.modules import UNET, adaptable_weights, stack_order
+from swiftdiffusion.python_backends.lora.patcher import Patcher
 
 UPLOADS = 5
 
@@ -31,8 +32,19 @@ def random_lora(unet: torch.nn.Module, rank: int, seed: int) -> CanonicalLora:
     return CanonicalLora(tuple(groups))
 
 
-def measure(unet: torch.nn.Module, rows: int, rank: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of each part, and whether graphs captured before see the patched weights."""
+def measure(
+    unet: torch.nn.Module, other: torch.nn.Module, rows: int, rank: int, rounds: int, bandwidth: float
+) -> dict[str, Any]:
+    """Milliseconds of each part, and whether graphs captured before see the patched weights.
+
+    Args:
+        unet: Patched in one launch.
+        other: Another like it, patched with PyTorch's batched products.
+        rows: Of a step.
+        rank: Of the LoRAs.
+        rounds: Measured turns.
+        bandwidth: Of a copy, in bytes per millisecond.
+    """
     ours = Ours(unet)
     patcher = ours.patcher
     given = inputs(unet, rows)
@@ -54,11 +66,19 @@ def measure(unet: torch.nn.Module, rows: int, rank: int, rounds: int) -> dict[st
         "none": [],
     }
     timings = {}
-    for on, then in (("one", "other"), ("one", "none"), ("two", "none")):
+    for on, then in (("one", "none"), ("two", "none")):
         name = f"{on}, then {then}"
         timings[name] = compare({name: lambda a=on, b=then: [patcher.apply(sets[each]) for each in (a, b)]}, rounds)[
             name
         ].median_ms
+    stacks = Patcher({UNET: other}, one_launch=False)
+    both = {
+        "ours": lambda: [patcher.apply(sets[each]) for each in ("one", "other")],
+        "torch": lambda: [stacks.apply(sets[each]) for each in ("one", "other")],
+    }
+    side_by_side = {name: timing.median_ms / 2 for name, timing in compare(both, rounds).items()}
+    adapted = [weight for name, weight in adaptable_weights(unet).items() if name.endswith(ROLES)]
+    moved = 2 * sum(weight.nbytes for weight in adapted)  # W0 read, W written
     with torch.inference_mode():
         patcher.apply(sets["two"])
         patched = ours.step(given).clone()
@@ -71,6 +91,8 @@ def measure(unet: torch.nn.Module, rows: int, rank: int, rounds: int) -> dict[st
         "megabytes": round(sum(t.nbytes for group in loras[0].groups for t in group.tensors.values()) / 1e6, 1),
         "upload_ms": sorted(round(value, 2) for value in uploads),
         "two_swaps_ms": timings,
+        "swap_ms": side_by_side,
+        "share_of_copy_bandwidth": round(moved / side_by_side["ours"] / bandwidth, 3),
         "graph_after_patch_against_eager": relative_error(patched, eager),
         "patch_changes_output_by": relative_error(patched, before),
         "restored_bits": bool(torch.equal(restored, before)),
