@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,12 @@ def test_follower_passes_on_every_line_over_truncations(tmp_path: Path) -> None:
     lines: list[str] = []
     follower = LogFollower(log, lines.append, truncate_above=1000)
     expected = [f"line {number} äö" for number in range(500)]
+    halves = ["".join(f"{line}\n" for line in half) for half in (expected[:250], expected[250:])]
     with log.open("a") as file:
-        for line in expected[:250]:
-            print(line, file=file, flush=True)
-        while len(lines) < 250 or log.stat().st_size:
-            pass
-        for line in expected[250:]:
-            print(line, file=file, flush=True)
+        for half in halves:
+            print(half, end="", file=file, flush=True)  # one write: seen whole, and so truncated whole
+            while log.stat().st_size:
+                time.sleep(0.01)
     follower.close()
     assert lines == expected
 
