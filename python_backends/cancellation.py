@@ -7,15 +7,18 @@ denoiser looks for it at every step, at the first one too: a request that still 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import InvalidRequestError
 from .runtime import runtime_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FORGOTTEN_AFTER_S = 3600.0
@@ -35,9 +38,11 @@ class RequestRegistry:
 
     def accept(self, request_id: str) -> None:
         """Notes a new request, which has no place in a denoiser yet; a flag from before does not concern it."""
-        _remove_old(self._waiting)
-        (self._waiting / _file_name(request_id)).touch()
-        (self._cancelled / _file_name(request_id)).unlink(missing_ok=True)
+        with self._alone():
+            _remove_old(self._waiting)
+            (self._waiting / _file_name(request_id)).touch()
+            if not self._runs(request_id):
+                (self._cancelled / _file_name(request_id)).unlink(missing_ok=True)
 
     def refuse(self, request_id: str) -> None:
         """Forgets a request that was accepted and ends before it comes to a denoiser."""
@@ -49,18 +54,19 @@ class RequestRegistry:
         Raises:
             InvalidRequestError: If a request with this id runs.
         """
-        file = self._running / _file_name(request_id)
-        if file.exists() and _is_alive(file.read_text("ascii")):
-            raise InvalidRequestError(
-                f'REQUEST_ID is "{request_id}", which a running request has; allowed: an id of its own'
-            )
-        file.write_text(str(os.getpid()), "ascii")
-        (self._waiting / _file_name(request_id)).unlink(missing_ok=True)
+        with self._alone():
+            (self._waiting / _file_name(request_id)).unlink(missing_ok=True)
+            if self._runs(request_id):
+                raise InvalidRequestError(
+                    f'REQUEST_ID is "{request_id}", which a running request has; allowed: an id of its own'
+                )
+            (self._running / _file_name(request_id)).write_text(str(os.getpid()), "ascii")
 
     def leave(self, request_id: str) -> None:
         """Forgets a request that ended."""
-        for folder in (self._running, self._cancelled):
-            (folder / _file_name(request_id)).unlink(missing_ok=True)
+        with self._alone():
+            for folder in (self._running, self._cancelled):
+                (folder / _file_name(request_id)).unlink(missing_ok=True)
 
     def is_cancelled(self, request_id: str) -> bool:
         """Whether a request is to end."""
@@ -72,12 +78,27 @@ class RequestRegistry:
         Triton may drop a waiting request whose client has gone before a denoiser sees it: after the flag it counts as
         gone.
         """
-        _remove_old(self._cancelled)
-        (self._cancelled / _file_name(request_id)).touch()
-        waiting = self._waiting / _file_name(request_id)
-        waits = waiting.exists()
-        waiting.unlink(missing_ok=True)
-        return waits or (self._running / _file_name(request_id)).exists()
+        with self._alone():
+            _remove_old(self._cancelled)
+            (self._cancelled / _file_name(request_id)).touch()
+            waiting = self._waiting / _file_name(request_id)
+            waits = waiting.exists()
+            waiting.unlink(missing_ok=True)
+            return waits or self._runs(request_id)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process or thread changes the registry."""
+        lock = os.open(self._running, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _runs(self, request_id: str) -> bool:
+        file = self._running / _file_name(request_id)
+        return file.exists() and _is_alive(file.read_text("ascii"))
 
 
 def _remove_old(folder: Path) -> None:
@@ -97,6 +118,6 @@ def _file_name(request_id: str) -> str:
 def _is_alive(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):  # ValueError: not yet written, by a process that died
+    except (ProcessLookupError, ValueError):  # ValueError: its process died before it wrote
         return False
     return True

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,31 @@ def test_a_waiting_request_is_cancelled_too(registry: RequestRegistry) -> None:
 def test_a_flag_from_before_does_not_concern_a_new_request(registry: RequestRegistry) -> None:
     registry.cancel("a")
     registry.accept("a")
+    assert not registry.is_cancelled("a")
+
+
+def test_who_is_told_that_a_new_request_is_cancelled_is_told_the_truth(registry: RequestRegistry) -> None:
+    def cancel_until_told(request_id: str) -> None:
+        deadline = time.monotonic() + 10
+        while not registry.cancel(request_id):
+            assert time.monotonic() < deadline
+
+    with ThreadPoolExecutor(1) as threads:
+        for request_id in map(str, range(100)):
+            told = threads.submit(cancel_until_told, request_id)
+            registry.accept(request_id)
+            told.result()
+            assert registry.is_cancelled(request_id)
+
+
+def test_another_request_of_the_same_id_does_not_bring_a_cancelled_one_back(registry: RequestRegistry) -> None:
+    registry.accept("a")
+    registry.enter("a")
+    assert registry.cancel("a")
+    registry.accept("a")
+    assert registry.is_cancelled("a")
+    registry.leave("a")
+    registry.enter("a")
     assert not registry.is_cancelled("a")
 
 
@@ -100,3 +126,13 @@ def test_a_refused_request_waits_no_more(tmp_path: Path) -> None:
     registry.accept("mine")
     registry.refuse("mine")
     assert not registry.cancel("mine")
+
+
+def test_a_request_whose_id_is_taken_waits_no_more(registry: RequestRegistry) -> None:
+    registry.accept("a")
+    registry.enter("a")
+    registry.accept("a")
+    with pytest.raises(InvalidRequestError):
+        registry.enter("a")
+    registry.leave("a")
+    assert not registry.cancel("a")
