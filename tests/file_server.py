@@ -23,6 +23,7 @@ class Behaviour:
         stall_after: Send nothing more after so many bytes, until the test ends.
         drip_s: Pause between chunks of 1 KiB.
         delay_s: Pause before the answer.
+        gate: Answer only once it is set.
         redirect: Path to send the client to.
         headers: More headers.
         reason: Phrase beside the status of a failure, if not the usual one.
@@ -36,6 +37,7 @@ class Behaviour:
     stall_after: int | None = None
     drip_s: float = 0.0
     delay_s: float = 0.0
+    gate: threading.Event | None = None
     redirect: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
@@ -100,6 +102,8 @@ def _answer(request: BaseHTTPRequestHandler, server: FileServer) -> None:
         request.send_error(404)
         return
     server.stop.wait(how.delay_s)
+    while how.gate is not None and not how.gate.wait(0.05) and not server.stop.is_set():
+        pass
     if how.failures:
         request.send_error(how.failures.pop(0), how.reason)
         return

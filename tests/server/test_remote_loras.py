@@ -6,8 +6,10 @@ import json
 import os
 import secrets
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -57,12 +59,19 @@ def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, r
 
 
 def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "farther", delay_s=0.7)
-    first = generate_with(tiny, [(name, 1.0)], LORA_BOUND=150, STEPS=150)
-    step = first.info["loras"][0]["patched_at_step"]
-    assert 0 < step < 149
-    replayed = generate_with(tiny, [(name, 1.0)], LORA_PATCH_STEP=step, STEPS=150)
-    assert (first.image == replayed.image).all()
+    gate = threading.Event()
+    name = publish(tiny, remote, "farther", gate=gate)
+    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=150, steps=150, seed=7)
+    with Client(tiny.grpc_url, timeout=60) as client:
+        events = client.stream(asked)
+        assert isinstance(next(events), Progress)
+        gate.set()
+        *_, result = events
+        assert isinstance(result, GenerationResult)
+        step = result.info.loras[0].patched_at_step
+        assert 0 < step < 149
+        replayed = client.generate(replace(asked, lora_bound=None, lora_patch_step=step))
+    assert (result.pixels == replayed.pixels).all()
 
 
 def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> None:
@@ -77,22 +86,26 @@ def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> Non
 
 
 def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "slow", delay_s=3.0)
+    gate = threading.Event()
+    name = publish(tiny, remote, "slow", gate=gate)
     with ThreadPoolExecutor(2) as threads:
         waiting = threads.submit(generate_with, tiny, [(name, 1.0)])
         others = [generate_with(tiny, loras) for loras in ([], [("attention", 1.0)]) for _ in range(3)]
         assert not waiting.done()
         assert all(other.info["largest_batch"] == 1 for other in others)
+        gate.set()
         assert waiting.result().info["loras"][0]["patched_at_step"] == 0
 
 
 def test_requests_that_wait_take_no_place_from_others(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "stuck", delay_s=4.0)
+    gate = threading.Event()
+    name = publish(tiny, remote, "stuck", gate=gate)
     with ThreadPoolExecutor(10) as threads:  # two more than the running batch has places
         waiting = [threads.submit(generate_with, tiny, [(name, 1.0)], SEED=seed) for seed in range(10)]
         time.sleep(0.5)
         assert generate_with(tiny, [("attention", 1.0)]).info["largest_batch"] == 1
         assert not any(one.done() for one in waiting)
+        gate.set()
         assert {one.result().info["loras"][0]["patched_at_step"] for one in waiting} == {0}
 
 
@@ -116,11 +129,13 @@ def test_a_store_that_fails_ends_its_request_only(
 
 
 def test_a_loader_that_dies_costs_its_requests_only_time(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "interrupted", delay_s=1.5)
+    gate = threading.Event()
+    name = publish(tiny, remote, "interrupted", gate=gate)
     with ThreadPoolExecutor(2) as threads:
         loading = threads.submit(generate_with, tiny, [(name, 1.0)])
         wait_for(lambda: remote.gets.get(f"/{name}.safetensors", 0) == 1)
         os.kill(stub_of(tiny, "lora_store"), signal.SIGKILL)
         assert generate_with(tiny, []).info["largest_batch"] == 1
+        gate.set()
         assert loading.result(60).info["loras"][0]["source"] == "remote"
     assert generate_with(tiny, [(name, 1.0)]).info["loras"][0]["patched_at_step"] == 0

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
-from file_server import FileServer
+from file_server import FileServer, wait_for
 from swiftdiffusion.python_backends.lora.fetch_errors import FetchError
 from swiftdiffusion.python_backends.lora.fetching import Fetcher, FetchLimits
 
@@ -121,7 +121,7 @@ def test_a_stalling_server_holds_nobody(server: FileServer, target: Path) -> Non
     start = time.monotonic()
     error = failure(server.add("/x", CONTENT, stall_after=1000), target, limits)
     assert (error.kind, str(error)) == ("timeout", "its store sent nothing for 0.3 s")
-    assert 0.5 < time.monotonic() - start < 2.5
+    assert 0.5 < time.monotonic() - start < 10
     assert server.gets["/x"] == 2
     assert failure(server.add("/silent", CONTENT, delay_s=60.0), target, limits).kind == "timeout"
 
@@ -130,7 +130,7 @@ def test_a_dripping_server_holds_nobody(server: FileServer, target: Path) -> Non
     limits = FetchLimits(max_bytes=2**20, timeout_s=0.5, read_timeout_s=0.3)
     start = time.monotonic()
     assert failure(server.add("/x", CONTENT, drip_s=0.1), target, limits).kind == "timeout"
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 10
     assert server.gets["/x"] == 1
 
 
@@ -209,16 +209,17 @@ def test_memory_stays_bounded(server: FileServer, target: Path) -> None:
 
 def test_several_threads_fetch_at_a_time(server: FileServer, tmp_path: Path) -> None:
     fetcher, found = Fetcher(LIMITS), []
-    urls = [server.add(f"/{index}", CONTENT, delay_s=0.2) for index in range(8)]
+    gate = threading.Event()
+    urls = [server.add(f"/{index}", CONTENT, gate=gate) for index in range(8)]
 
     def fetch(index: int) -> None:
         found.append(fetcher.fetch(urls[index], tmp_path / str(index), SHA256))
 
     threads = [threading.Thread(target=fetch, args=(index,)) for index in range(8)]
-    start = time.monotonic()
     for thread in threads:
         thread.start()
+    wait_for(lambda: len(server.gets) == 8)
+    gate.set()
     for thread in threads:
         thread.join()
     assert found == [SHA256] * 8
-    assert time.monotonic() - start < 1.2

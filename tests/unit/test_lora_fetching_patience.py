@@ -77,7 +77,7 @@ def test_a_store_that_hangs_holds_nobody(tmp_path: Path, where: str) -> None:
     start = time.monotonic()
     error = failure(Fetcher(LIMITS), f"hanging://{where}", target)
     assert (error.kind, str(error)) == ("timeout", "its store did not send the file within 0.3 s")
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 10
     target.unlink()
     HangingFileSystem.go_on.set()
     wait_for(lambda: not abandoned())
