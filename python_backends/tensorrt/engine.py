@@ -91,6 +91,7 @@ class Engine:
                 raise EngineMismatchError(f"TensorRT {trt.__version__} does not take {plan}; its log says why")
             size = max(int(self.cuda_engine.device_memory_size_v2), 1)
             self._activations = torch.empty(size, dtype=torch.uint8, device=device)
+            self._stream = torch.cuda.Stream()
         names = [self.cuda_engine.get_tensor_name(index) for index in range(self.cuda_engine.num_io_tensors)]
         types = {name: torch_type(self.cuda_engine.get_tensor_dtype(name)) for name in names}
         taken = [name for name in names if self.cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -111,7 +112,9 @@ class Engine:
         return cls(metadata.check(directory, Machine.here(device.index or 0)), device)
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Enqueues one evaluation on PyTorch's current stream.
+        """Enqueues one evaluation, between what PyTorch's current stream has and what it will get.
+
+        It runs on a stream of its own: on the default one, which the current one usually is, TensorRT synchronises.
 
         Args:
             inputs: Name → tensor, of any type, on any device; exactly those of `inputs`.
@@ -126,10 +129,14 @@ class Engine:
         """
         with torch.cuda.device(self.device):
             ready = self._of({name: tuple(tensor.shape) for name, tensor in inputs.items()})
-            for name, tensor in inputs.items():
-                ready.inputs[name].copy_(tensor, non_blocking=True)
-            if not ready.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-                raise RuntimeError("TensorRT could not run the engine; its log says why")
+            caller = torch.cuda.current_stream()
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                for name, tensor in inputs.items():
+                    ready.inputs[name].copy_(tensor, non_blocking=True)
+                if not ready.context.execute_async_v3(self._stream.cuda_stream):
+                    raise RuntimeError("TensorRT could not run the engine; its log says why")
+            caller.wait_stream(self._stream)
         return dict(ready.outputs)
 
     def _of(self, shapes: dict[str, Shape]) -> _Ready:

@@ -83,7 +83,7 @@ class EngineRefitter:
         return list(self._refitter.get_missing_weights())
 
     def refit(self) -> None:
-        """See Refittable; enqueued on PyTorch's current stream, where the engine runs too.
+        """See Refittable; enqueued on PyTorch's current stream, for which the engine's runs wait.
 
         Raises:
             RefitError: If TensorRT fails.
@@ -119,7 +119,7 @@ class EnginePatcher:
     """Does for engines what `lora.patcher.Patcher` does for networks of PyTorch.
 
     The networks' adaptable weights stay on the GPU beside the engines': they are what the refitter reads.
-    Patch between calls of the engines, never during one, and on the stream on which they run.
+    Patch between calls of the engines, never during one, and on the stream from which they are called.
     """
 
     def __init__(

@@ -3,13 +3,12 @@
 import asyncio
 import re
 import threading
-import time
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
-from demo_requests import LONG, ONE_STEP, PROMPT, REQUEST, wait_until_running
+from demo_requests import LONG, PROMPT, REQUEST, wait_until_running, wait_until_stopped
 from swiftdiffusion.clients import (
     AsyncClient,
     Client,
@@ -156,7 +155,7 @@ def test_a_cancelled_task_frees_the_server(url: str) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.sleep(ONE_STEP)
+            await asyncio.to_thread(wait_until_stopped, url)
             return await client.cancel("abandoned")
 
     assert not asyncio.run(run())
@@ -171,7 +170,7 @@ def test_a_task_cancelled_at_once_frees_the_server(url: str) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.sleep(0.5)
+            await asyncio.to_thread(wait_until_stopped, url)
             return await client.cancel("hasty")
 
     assert not asyncio.run(run())
@@ -185,7 +184,7 @@ def test_leaving_a_stream_frees_the_server(server: TritonServer) -> None:
                 if event.step == 2:
                     break
             await events.aclose()
-            await asyncio.sleep(ONE_STEP)
+            await asyncio.to_thread(wait_until_stopped, server.grpc_url)
             return await client.cancel("left")
 
     assert not asyncio.run(run(AsyncClient(server.grpc_url)))
@@ -193,7 +192,7 @@ def test_leaving_a_stream_frees_the_server(server: TritonServer) -> None:
         for event in client.stream(long_request("left-too")):
             assert isinstance(event, Progress)
             break
-        time.sleep(ONE_STEP)
+        wait_until_stopped(server.grpc_url)
         assert not client.cancel("left-too")
 
 
@@ -203,7 +202,7 @@ def test_timeouts(url: str, of_server: bool) -> None:
     with Client(url, timeout=None if of_server else 0.5) as client:
         with pytest.raises(RequestTimeout, match="TIMEOUT_MS" if of_server else "within 0.5 s"):
             client.generate(request)
-        time.sleep(ONE_STEP)
+        wait_until_stopped(url)
         assert not client.cancel("late")
 
 
