@@ -107,12 +107,14 @@ def export(
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):
         raise typer.BadParameter("wanted: --checkpoint with options, or --deployment FILE, which says all the rest")
 
+    from ..python_backends.library_messages import silence_libraries
     from ..python_backends.tensorrt.versions import TensorRTUnavailableError
     from .deployment import Deployment, DeploymentError
     from .repository import RepositoryError, write_pipelines
     from .tensorrt.engines import BuildError
     from .tensorrt.missing_engines import build_missing
 
+    silence_libraries()
     try:
         asked = (
             Deployment.from_options(name, given | {"checkpoint": checkpoint}, controlnet or ())

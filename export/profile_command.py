@@ -34,10 +34,12 @@ def profile_lora(
     from ..python_backends.checkpoint import Checkpoint, CheckpointError
     from ..python_backends.completed_request import CompletedRequest
     from ..python_backends.errors import InvalidRequestError
+    from ..python_backends.library_messages import silence_libraries
     from ..python_backends.lora.catalogue import Catalogue, CatalogueError
     from .local_pipeline import LocalPipeline
     from .lora_profile import profile_lora as measure
 
+    silence_libraries()
     try:
         catalogue = Catalogue(loras)
         entries = [catalogue.entry(name) for name in names or catalogue.names()]

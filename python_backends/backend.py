@@ -10,6 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .checkpoint import Checkpoint
+from .library_messages import silence_libraries
 from .runtimes import TORCH, Runtime
 
 if TYPE_CHECKING:
@@ -55,13 +56,10 @@ class ComputeSettings:
 
 def prepare_torch(settings: ModelSettings) -> None:
     """Applies the process-wide choices: the parameter `threads`, no gradients, no progress bars in the server's log."""
-    from diffusers.utils import logging
-
     torch.set_num_threads(int(settings.parameters["threads"]))
     _keep_freed_memory()
     torch.set_grad_enabled(False)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence_libraries()
 
 
 def _keep_freed_memory() -> None:

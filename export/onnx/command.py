@@ -34,19 +34,15 @@ def export_onnx(
         raise typer.Exit(2)
     controlnets = _controlnets(controlnet or [])
 
-    from diffusers.utils import logging
-    from transformers.utils import logging as transformers_logging
-
     from ...python_backends.checkpoint import Checkpoint, CheckpointError
     from ...python_backends.controlnet_weights import ControlNetFileError
+    from ...python_backends.library_messages import silence_libraries
     from .checkpoint_export import OnnxExportError, OnnxOptions
     from .checkpoint_export import export_onnx as write
     from .checkpoint_parts import UnexportableError
     from .torch_graph import LostWeightError
 
-    logging.set_verbosity_error()  # that float16 does not run on a CPU: it need not
-    logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    silence_libraries()  # also that float16 does not run on a CPU: it need not
     options = OnnxOptions(
         dtype=dtype, controlnets=controlnets, height=height, width=width, rows=rows, dynamic=not fixed
     )

@@ -39,6 +39,7 @@ def verify_engines(
 
     from ...python_backends.checkpoint import CheckpointError
     from ...python_backends.errors import InvalidRequestError
+    from ...python_backends.library_messages import silence_libraries
     from ...python_backends.tensorrt.metadata import EngineMismatchError
     from ...python_backends.tensorrt.refit import RefitError
     from ...python_backends.tensorrt.versions import TensorRTUnavailableError, require_gpu, require_tensorrt
@@ -50,6 +51,7 @@ def verify_engines(
     try:
         require_tensorrt()
         require_gpu(device)
+        silence_libraries()
         loaded = LoadedEngines(onnx, engines, checkpoint, device)
         with Progress(transient=True) as progress:
             task = progress.add_task("comparing", total=None)
