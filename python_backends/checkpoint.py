@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextConfig
+    from transformers import CLIPTextConfig, PreTrainedModel
 
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
 """diffusers' pipeline class of a checkpoint → name of its public model."""
@@ -24,9 +24,19 @@ class CheckpointError(ValueError):
 
 def weights_variant(directory: Path) -> str | None:
     """`fp16` where a network's weights exist only under that name (`….fp16.safetensors`), else None."""
-    names = [file.name for file in directory.glob("diffusion_pytorch_model*.safetensors")]
+    names = [file.name for file in directory.glob("*model*.safetensors")]  # diffusion_pytorch_model, model
     of_variant = [name for name in names if ".fp16." in name or ".fp16-" in name]
     return "fp16" if names and len(of_variant) == len(names) else None
+
+
+def missing_weights(network: torch.nn.Module) -> list[str]:
+    """Names of the weights that diffusers did not find in the network's file: it leaves them without memory."""
+    return [name for name, parameter in network.named_parameters() if parameter.is_meta]
+
+
+def _raise_if_missing(weights: list[str], part: Path) -> None:
+    if weights:
+        raise CheckpointError(f"{part} is not whole: it lacks {weights[0]} ({len(weights)} in all)")
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,6 @@ class Checkpoint:
     def vae_config(self) -> dict[str, Any]:
         """`vae/config.json`."""
         return self._read("vae/config.json")
-
-    @cached_property
-    def variant(self) -> str | None:
-        """`fp16` where the UNet's weights exist only under that name, else None."""
-        return weights_variant(self.path / "unet")
 
     @cached_property
     def force_zeros_for_empty_prompt(self) -> bool:
@@ -148,13 +153,14 @@ class Checkpoint:
         return int(parameters["num_inference_steps"].default), float(parameters["guidance_scale"].default)
 
     def load_unet(self, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
-        """The UNet in evaluation mode."""
+        """The UNet in evaluation mode.
+
+        Raises:
+            CheckpointError: If its file lacks weights, as of every `load_…` that reads weights.
+        """
         from diffusers import UNet2DConditionModel
 
-        unet = UNet2DConditionModel.from_pretrained(
-            self.path, subfolder="unet", dtype=dtype, variant=self.variant, use_safetensors=True
-        )
-        return unet.to(device).requires_grad_(False).eval()
+        return self._load_network(UNet2DConditionModel, "unet", dtype).to(device)
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
         """The autoencoder in evaluation mode; in float32 if it overflows in float16 (`force_upcast`)."""
@@ -163,34 +169,29 @@ class Checkpoint:
 
         if dtype == torch.float16 and self.vae_config.get("force_upcast", True):
             dtype = torch.float32
-        vae = AutoencoderKL.from_pretrained(
-            self.path, subfolder="vae", dtype=dtype, variant=self.variant, use_safetensors=True
-        )
-        return vae.to(device).requires_grad_(False).eval()
+        return self._load_network(AutoencoderKL, "vae", dtype).to(device)
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
         """A pipeline of tokenisers and text encoders only: its `encode_prompt` is the reference."""
-        parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-        return self._load_pipeline(parts, dtype=dtype, variant=self.variant, use_safetensors=True).to(device)
+        encoders = {name: self._load_text_encoder(name, dtype) for name in self._text_encoders}
+        return self._load_pipeline(("tokenizer", "tokenizer_2"), **encoders).to(device)
 
     def empty_parts(self) -> dict[str, torch.nn.Module]:
         """The UNet and the text encoders by name, without weights (on the meta device): their modules and shapes."""
-        import transformers
         from accelerate import init_empty_weights
         from diffusers import UNet2DConditionModel
 
         with init_empty_weights():
             parts = {"unet": UNet2DConditionModel.from_config(self.unet_config)}
             for encoder in self._text_encoders:
-                model_class = getattr(transformers, self._index[encoder][1])
-                parts[encoder] = model_class(self._text_config(encoder))
+                parts[encoder] = self._text_encoder_class(encoder)(self._text_config(encoder))
         return parts
 
     def weight_files(self, part: str) -> list[Path]:
         """The safetensors files of a part such as `unet`."""
         files = sorted((self.path / part).glob("*.safetensors"))
-        of_variant = [file for file in files if f".{self.variant}" in file.name]
-        return of_variant if self.variant else [file for file in files if ".fp16" not in file.name]
+        variant = weights_variant(self.path / part)
+        return [file for file in files if variant or ".fp16" not in file.name]
 
     def load_scheduler(self) -> SchedulerMixin:
         """The checkpoint's own scheduler as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
@@ -205,6 +206,25 @@ class Checkpoint:
 
         return CLIPTextConfig.from_pretrained(self.path / encoder)
 
+    def _load_network(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
+        path = self.path / part
+        network = kind.from_pretrained(path, dtype=dtype, variant=weights_variant(path), use_safetensors=True)
+        _raise_if_missing(missing_weights(network), path)
+        return network.requires_grad_(False).eval()
+
+    def _text_encoder_class(self, encoder: str) -> Any:
+        import transformers
+
+        return getattr(transformers, self._index[encoder][1])
+
+    def _load_text_encoder(self, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
+        """As the pipeline would load it; transformers would give weights that the file lacks random values."""
+        path = self.path / encoder
+        options = {"variant": weights_variant(path), "use_safetensors": True, "output_loading_info": True}
+        model, report = self._text_encoder_class(encoder).from_pretrained(path, dtype=dtype, **options)
+        _raise_if_missing(sorted(report["missing_keys"]), path)
+        return model
+
     @property
     def _pipeline_class(self) -> type[DiffusionPipeline]:
         import diffusers
@@ -212,10 +232,10 @@ class Checkpoint:
         return getattr(diffusers, self.pipeline_class_name)
 
     def _load_pipeline(self, parts: tuple[str, ...], **options: Any) -> DiffusionPipeline:
-        absent = {name: None for name, value in self._index.items() if isinstance(value, list) and name not in parts}
+        unused = {name: None for name, value in self._index.items() if isinstance(value, list) and name not in parts}
         if self.family == "sd15":
             options["requires_safety_checker"] = False
-        return self._pipeline_class.from_pretrained(self.path, **absent, **options)
+        return self._pipeline_class.from_pretrained(self.path, **(unused | options))
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self.path / name

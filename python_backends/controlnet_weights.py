@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from .checkpoint import weights_variant
+from .checkpoint import missing_weights, weights_variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,11 +65,14 @@ def load_controlnet(path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> C
     """The network on the CPU.
 
     Raises:
-        ControlNetFileError: If a single file does not hold the weights of such a network.
+        ControlNetFileError: If it does not hold the weights of such a network, all of them.
     """
     if path.suffix != ".safetensors":
         kind = _class_of(controlnet_config(path, checkpoint))
-        return kind.from_pretrained(path, dtype=dtype, variant=weights_variant(path), use_safetensors=True)
+        network = kind.from_pretrained(path, dtype=dtype, variant=weights_variant(path), use_safetensors=True)
+        if missing := missing_weights(network):
+            raise ControlNetFileError(f"{path} is not whole: it lacks {missing[0]} ({len(missing)} in all)")
+        return network
     shapes = _shapes(path)
     config = _single_file_config(path, shapes, checkpoint)
     with tempfile.TemporaryDirectory() as directory:
@@ -80,8 +83,7 @@ def load_controlnet(path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> C
             )
         except (KeyError, ValueError, RuntimeError, OSError) as error:
             raise ControlNetFileError(f"{path} does not fit {checkpoint.path}: {error}") from error
-    missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
-    if missing:
+    if missing := missing_weights(network):
         raise ControlNetFileError(f"{path} does not fit {checkpoint.path}: it lacks {missing[0]}")
     foreign = set(shapes) - set(network.state_dict()) if CONVERTED in shapes else set()
     if foreign:
