@@ -80,8 +80,8 @@ class AsyncClient:
         tensors = request.tensors()
         model = await self.model()
         start = time.monotonic()
-        async with self._cancelled_on_server(request):
-            outputs = await asyncio.wait_for(self._open().infer(model, tensors), self.timeout)
+        async with self._cancelled_on_server(request), asyncio.timeout(self.timeout):
+            outputs = await self._open().infer(model, tensors)
         return parse_result(outputs, request, time.monotonic() - start)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Progress | GenerationResult, None]:
@@ -103,7 +103,8 @@ class AsyncClient:
             while True:
                 left = None if self.timeout is None else self.timeout - (time.monotonic() - start)
                 try:
-                    answer = await asyncio.wait_for(anext(answers), left)
+                    async with asyncio.timeout(left):  # wait_for of Python 3.11 may swallow a task's cancellation
+                        answer = await anext(answers)
                 except StopAsyncIteration:
                     break
                 if answer["IMAGE"] is not None:
@@ -118,8 +119,9 @@ class AsyncClient:
         Returns:
             Whether such a request was running.
         """
-        call = self._open().infer(CANCEL_MODEL, cancel_tensors(request_id), outputs=("CANCELLED",))
-        answer = (await asyncio.wait_for(call, _CANCEL_SECONDS))["CANCELLED"]
+        async with asyncio.timeout(_CANCEL_SECONDS):
+            outputs = await self._open().infer(CANCEL_MODEL, cancel_tensors(request_id), outputs=("CANCELLED",))
+        answer = outputs["CANCELLED"]
         return answer is not None and bool(answer.any())
 
     async def model(self) -> str:
@@ -201,7 +203,8 @@ class AsyncClient:
 
     async def _within_health_time(self, call: Awaitable[T]) -> T:
         try:
-            return await asyncio.wait_for(call, _HEALTH_SECONDS)
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                return await call
         except TimeoutError as error:
             raise ServerUnreachable(f"the server at {self.url} does not answer within {_HEALTH_SECONDS:g} s") from error
 
