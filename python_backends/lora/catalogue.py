@@ -52,6 +52,11 @@ class CatalogueEntry:
         """Whether it has to be fetched."""
         return is_remote(self.location)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether its file is still the one that it was read of."""
+        return self.identity == _identity(self.location, self.sha256)
+
 
 class Catalogue:
     """The LoRAs of one server, by name; what the operator adds, edits or removes shows at the next lookup.

@@ -99,8 +99,10 @@ class DiskCache:
         if self._is_intact(held.path, sha256):
             return held
         logger.warning("%s is corrupt and removed", held.path)
-        held.path.unlink(missing_ok=True)
         held.close()
+        with self._contents.writing():
+            if not self._is_intact(held.path, sha256):  # else another server has put a good one there meanwhile
+                held.path.unlink(missing_ok=True)
         return None
 
     @contextmanager

@@ -62,6 +62,8 @@ def remove_stale_host_caches() -> None:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink == 0:  # removed by another, and perhaps made anew, before the lock
+                continue
             _remove(directory)
             logger.info("removed the host cache of a server that is gone: %s", directory)
         except BlockingIOError:

@@ -218,7 +218,8 @@ class LoraStore:
             try:
                 return self._publisher.publish(path, content, "disk", lambda: _state(before) == _state(path.stat()))
             finally:
-                if _state(before) == _state(path.stat()):  # else what was read need not be what was hashed
+                # Else what was hashed need not be what was read now, or what the entry was made of.
+                if _state(before) == _state(path.stat()) and entry.is_current:
                     self._learn(entry.identity, content)
         except OSError as error:
             logger.warning("%s: %s", path, error)

@@ -91,6 +91,22 @@ def test_an_edited_file_is_loaded_anew(setup: Setup) -> None:
     assert first.path.exists()  # requests may have it in use
 
 
+def test_a_file_replaced_while_its_load_waits_and_put_back(setup: Setup) -> None:
+    go_on = threading.Event()
+    setup.canonicaliser.before = lambda source: wait_for(go_on.is_set) if source.stem.startswith("slow") else None
+    for index in range(2):  # as many as are made ready at a time
+        setup.file(f"slow{index}", b"%d" % index)
+        setup.start(f"slow{index}")
+    old = setup.file("papercut", GOOD)
+    waiting = setup.start("papercut")
+    kept = old.rename(setup.directory / "kept")
+    setup.file("papercut", OTHER)
+    go_on.set()
+    assert waiting.result(10).path.read_bytes() == b"canonical " + OTHER
+    kept.rename(old)
+    assert setup.load("papercut").path.read_bytes() == b"canonical " + GOOD
+
+
 def test_what_needs_no_fetch_never_waits_for_one(setup: Setup, server: FileServer) -> None:
     setup.remote("before", server.add("/x", OTHER))
     setup.load("before")
