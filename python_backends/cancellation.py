@@ -2,7 +2,6 @@
 
 Triton does not tell a step inside an ensemble that its client cancelled. So the model `cancel` leaves a flag, and a
 denoiser looks for it at every step, at the first one too: a request that still waits for a place is cancelled as well.
-`preprocess` takes away a flag that is older than the request.
 """
 
 from __future__ import annotations
@@ -26,7 +25,11 @@ FORGOTTEN_AFTER_S = 3600.0
 
 
 class RequestRegistry:
-    """Requests that have a REQUEST_ID: which wait, which run and in which process, which are cancelled."""
+    """Requests that have a REQUEST_ID: which wait, which run and in which process, which are cancelled.
+
+    A file is named after a request's id and its run, so that nothing that concerns one request touches another that
+    came with the same id.
+    """
 
     def __init__(self, directory: Path | None = None) -> None:
         """Opens the registry in a directory; None for that of the server."""
@@ -36,55 +39,55 @@ class RequestRegistry:
         for folder in (self._waiting, self._running, self._cancelled):
             folder.mkdir(mode=0o700, exist_ok=True)
 
-    def accept(self, request_id: str) -> None:
-        """Notes a new request, which has no place in a denoiser yet; a flag from before does not concern it."""
+    def accept(self, request_id: str, run_id: str) -> None:
+        """Notes a new request, which has no place in a denoiser yet."""
         with self._alone():
-            _remove_old(self._waiting)
-            (self._waiting / _file_name(request_id)).touch()
-            if not self._runs(request_id):
-                (self._cancelled / _file_name(request_id)).unlink(missing_ok=True)
+            for folder in (self._waiting, self._cancelled):
+                _remove_old(folder)
+            (self._waiting / _file_name(request_id, run_id)).touch()
 
-    def refuse(self, request_id: str) -> None:
-        """Forgets a request that was accepted and ends before it comes to a denoiser."""
-        (self._waiting / _file_name(request_id)).unlink(missing_ok=True)
-
-    def enter(self, request_id: str) -> None:
+    def enter(self, request_id: str, run_id: str) -> None:
         """Registers a request as running in this process.
 
         Raises:
-            InvalidRequestError: If a request with this id runs.
+            InvalidRequestError: If another request with this id runs.
         """
         with self._alone():
-            (self._waiting / _file_name(request_id)).unlink(missing_ok=True)
-            if self._runs(request_id):
+            if self._running_files(request_id):
                 raise InvalidRequestError(
                     f'REQUEST_ID is "{request_id}", which a running request has; allowed: an id of its own'
                 )
-            (self._running / _file_name(request_id)).write_text(str(os.getpid()), "ascii")
+            name = _file_name(request_id, run_id)
+            (self._running / name).write_text(str(os.getpid()), "ascii")
+            (self._waiting / name).unlink(missing_ok=True)
 
-    def leave(self, request_id: str) -> None:
-        """Forgets a request that ended."""
+    def leave(self, request_id: str, run_id: str) -> bool:
+        """Forgets a request that ends; whether it was cancelled, which its client has been told."""
+        name = _file_name(request_id, run_id)
         with self._alone():
-            for folder in (self._running, self._cancelled):
-                (folder / _file_name(request_id)).unlink(missing_ok=True)
+            cancelled = (self._cancelled / name).exists()
+            for folder in (self._waiting, self._running, self._cancelled):
+                (folder / name).unlink(missing_ok=True)
+        return cancelled
 
-    def is_cancelled(self, request_id: str) -> bool:
+    def is_cancelled(self, request_id: str, run_id: str) -> bool:
         """Whether a request is to end."""
-        return (self._cancelled / _file_name(request_id)).exists()
+        return (self._cancelled / _file_name(request_id, run_id)).exists()
 
     def cancel(self, request_id: str) -> bool:
-        """Flags a request; whether it runs, or waits for its place and was not flagged yet.
+        """Flags every request of that id; whether any runs, or waits for its place and was not flagged yet.
 
         Triton may drop a waiting request whose client has gone before a denoiser sees it: after the flag it counts as
         gone.
         """
         with self._alone():
-            _remove_old(self._cancelled)
-            (self._cancelled / _file_name(request_id)).touch()
-            waiting = self._waiting / _file_name(request_id)
-            waits = waiting.exists()
-            waiting.unlink(missing_ok=True)
-            return waits or self._runs(request_id)
+            waiting = list(self._waiting.glob(_file_name(request_id, None)))
+            found = [*waiting, *self._running_files(request_id)]
+            for file in found:
+                (self._cancelled / file.name).touch()
+            for file in waiting:
+                file.unlink()
+        return bool(found)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -96,13 +99,13 @@ class RequestRegistry:
         finally:
             os.close(lock)
 
-    def _runs(self, request_id: str) -> bool:
-        file = self._running / _file_name(request_id)
-        return file.exists() and _is_alive(file.read_text("ascii"))
+    def _running_files(self, request_id: str) -> list[Path]:
+        files = self._running.glob(_file_name(request_id, None))
+        return [file for file in files if _is_alive(file.read_text("ascii"))]
 
 
 def _remove_old(folder: Path) -> None:
-    """Removes what no request came for: an unknown id was cancelled, or a request ended before its denoiser."""
+    """Removes what no denoiser came to: Triton drops a request whose client has gone."""
     for file in folder.iterdir():
         try:
             if time.time() - file.stat().st_mtime > FORGOTTEN_AFTER_S:
@@ -111,8 +114,13 @@ def _remove_old(folder: Path) -> None:
             continue
 
 
-def _file_name(request_id: str) -> str:
-    return hashlib.sha256(request_id.encode("utf-8")).hexdigest()
+def _file_name(request_id: str, run_id: str | None) -> str:
+    """Of one run; for None a pattern that all runs of the id match."""
+    return f"{_digest(request_id)}.{'*' if run_id is None else _digest(run_id)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _is_alive(pid: str) -> bool:

@@ -101,16 +101,15 @@ class TritonPythonModel:
 
     def _take_up(self, request: Any) -> Denoising | RequestError:
         """The run that a request belongs to, started if it is new; the error of one that is to end before its step."""
-        run_id = None
+        parsed = None
         try:
             parsed = CompletedRequest.from_json(input_text(request, "REQUEST"))
-            run_id = parsed.run_id
-            denoising = self._running.get(run_id) or self._join(parsed, request)
+            denoising = self._running.get(parsed.run_id) or self._join(parsed, request)
             self._raise_if_stopped(denoising)
             denoising.put_on_loras()
         except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
-            if run_id is not None:
-                self._leave(run_id)
+            if parsed is not None:
+                self._leave(parsed)
             return as_request_error(error, "denoising")
         return denoising
 
@@ -127,17 +126,17 @@ class TritonPythonModel:
                 parsed, self._scheduler_config, self._geometry, embeddings, pooled, encoding, loras, images
             )
             if parsed.request_id is not None:
-                self._registry.enter(parsed.request_id)
+                self._registry.enter(parsed.request_id, parsed.run_id)
             undone.pop_all()
         self._running[parsed.run_id] = denoising
         return denoising
 
     def _raise_if_stopped(self, denoising: Denoising) -> None:
-        request, place_in_run = denoising.request, f"after step {denoising.step} of {denoising.steps}"
-        if request.request_id is not None and self._registry.is_cancelled(request.request_id):
-            raise RequestCancelledError(f'REQUEST_ID "{request.request_id}" was cancelled {place_in_run}')
+        request = denoising.request
+        if request.request_id is not None and self._registry.is_cancelled(request.request_id, request.run_id):
+            raise _cancelled(denoising)
         if request.deadline is not None and time.time() > request.deadline:
-            raise RequestTimeoutError(f"TIMEOUT_MS passed {place_in_run}")
+            raise RequestTimeoutError(f"TIMEOUT_MS passed {_place_in_run(denoising)}")
 
     def _gathers(self, runs: list[Denoising | RequestError]) -> bool:
         """Whether to take no step yet: requests come back from the last one singly, and those missing are waited for.
@@ -192,8 +191,8 @@ class TritonPythonModel:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
             return None
         if run.failure is not None or run.done:
-            self._leave(run.request.run_id)
-            response = self._progress(run) if run.failure is None else self._stopped(run.failure)
+            failure = _cancelled(run) if self._leave(run.request) else run.failure
+            response = self._progress(run) if failure is None else self._stopped(failure)
             return self._send(request, response, ended=True)
         request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
         return self._send(request, self._progress(run), ended=False) if self._decoupled else None
@@ -219,19 +218,18 @@ class TritonPythonModel:
             return error_response(error)
         return _latents_response(torch.zeros(1, self._geometry.channels, 1, 1), True, {"error": to_report(error)})
 
-    def _leave(self, run_id: str) -> None:
-        denoising = self._running.pop(run_id, None)
-        if denoising is None:
-            return
-        denoising.close()
-        self._adapters.count(denoising.loras)
-        if denoising.request.request_id is not None:
-            self._registry.leave(denoising.request.request_id)
+    def _leave(self, request: CompletedRequest) -> bool:
+        """Forgets a request, whether it had joined or not; whether it was cancelled, in its last step even."""
+        denoising = self._running.pop(request.run_id, None)
+        if denoising is not None:
+            denoising.close()
+            self._adapters.count(denoising.loras)
+        return request.request_id is not None and self._registry.leave(request.request_id, request.run_id)
 
     def _forget_abandoned(self) -> None:
         now = time.monotonic()
-        for run_id in [key for key, run in self._running.items() if now - run.touched > ABANDONED_AFTER_S]:
-            self._leave(run_id)
+        for run in [run for run in self._running.values() if now - run.touched > ABANDONED_AFTER_S]:
+            self._leave(run.request)
 
 
 def _latents_response(latents: torch.Tensor, preview: bool, info: dict[str, Any]) -> Any:
@@ -242,3 +240,12 @@ def _latents_response(latents: torch.Tensor, preview: bool, info: dict[str, Any]
             text_tensor("INFO", json.dumps(info)),
         ]
     )
+
+
+def _cancelled(denoising: Denoising) -> RequestCancelledError:
+    request_id = denoising.request.request_id
+    return RequestCancelledError(f'REQUEST_ID "{request_id}" was cancelled {_place_in_run(denoising)}')
+
+
+def _place_in_run(denoising: Denoising) -> str:
+    return f"after step {denoising.step} of {denoising.steps}"

@@ -63,12 +63,13 @@ class TritonPythonModel:
         except RequestError as error:
             return error_response(error)
         if parsed.request_id is not None:
-            self._registry.accept(parsed.request_id)  # before anything that takes time: it may be cancelled from now on
+            # Before anything that takes time: it may be cancelled from now on.
+            self._registry.accept(parsed.request_id, parsed.run_id)
         try:
             tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
         except RequestError as error:
             if parsed.request_id is not None:
-                self._registry.refuse(parsed.request_id)
+                self._registry.leave(parsed.request_id, parsed.run_id)
             return error_response(error)
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])

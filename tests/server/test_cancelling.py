@@ -46,6 +46,22 @@ def test_a_cancelled_request_ends_and_another_goes_on(tiny: Any) -> None:
     generate(tiny, tiny.model, PROMPT="a cat", REQUEST_ID="x y/z", STEPS=2)
 
 
+def test_who_is_told_so_gets_no_picture(tiny: Any) -> None:
+    """Not in the last step either, which is the only one here: at whatever moment the flag comes."""
+    told = 0
+    for moment in range(20):
+        with ThreadPoolExecutor(1) as threads:
+            request = threads.submit(
+                generate, tiny, tiny.model, PROMPT="a cat", STEPS=1, HEIGHT=128, WIDTH=128, REQUEST_ID=f"last {moment}"
+            )
+            time.sleep(0.005 * moment)
+            if cancel(tiny, f"last {moment}"):
+                told += 1
+                with pytest.raises(InferenceServerException, match="was cancelled after step"):
+                    request.result()
+    assert told
+
+
 def test_a_request_that_waits_for_a_place_is_cancelled(tiny: Any) -> None:
     """Eight others run; the ninth is flagged while it waits and ends when it gets its place."""
     with ThreadPoolExecutor(9) as threads:

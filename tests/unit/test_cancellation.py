@@ -22,28 +22,40 @@ def registry(tmp_path: Path) -> RequestRegistry:
 
 
 def test_a_running_request_is_cancelled_and_forgotten(registry: RequestRegistry, tmp_path: Path) -> None:
-    registry.accept("a")
-    registry.enter("a")
-    assert not registry.is_cancelled("a")
+    registry.accept("a", "run")
+    registry.enter("a", "run")
+    assert not registry.is_cancelled("a", "run")
     assert registry.cancel("a")
-    assert registry.is_cancelled("a")
-    registry.leave("a")
-    assert not registry.is_cancelled("a")
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    assert registry.is_cancelled("a", "run")
+    assert registry.leave("a", "run")
+    assert not registry.cancel("a")
+    assert files(tmp_path) == []
+
+
+def files(directory: Path) -> list[Path]:
+    return [file for file in directory.rglob("*") if file.is_file()]
+
+
+def test_one_that_is_not_cancelled_leaves_so(registry: RequestRegistry, tmp_path: Path) -> None:
+    registry.accept("a", "run")
+    registry.enter("a", "run")
+    assert not registry.leave("a", "run")
+    assert files(tmp_path) == []
 
 
 def test_a_waiting_request_is_cancelled_too(registry: RequestRegistry) -> None:
     assert not registry.cancel("a")
-    registry.accept("a")
+    registry.accept("a", "run")
     assert registry.cancel("a")
-    registry.enter("a")
-    assert registry.is_cancelled("a")
+    assert not registry.cancel("a"), "it counts as gone"
+    registry.enter("a", "run")
+    assert registry.is_cancelled("a", "run")
 
 
-def test_a_flag_from_before_does_not_concern_a_new_request(registry: RequestRegistry) -> None:
+def test_cancelling_does_not_concern_a_later_request(registry: RequestRegistry) -> None:
     registry.cancel("a")
-    registry.accept("a")
-    assert not registry.is_cancelled("a")
+    registry.accept("a", "run")
+    assert not registry.is_cancelled("a", "run")
 
 
 def test_who_is_told_that_a_new_request_is_cancelled_is_told_the_truth(registry: RequestRegistry) -> None:
@@ -55,50 +67,69 @@ def test_who_is_told_that_a_new_request_is_cancelled_is_told_the_truth(registry:
     with ThreadPoolExecutor(1) as threads:
         for request_id in map(str, range(100)):
             told = threads.submit(cancel_until_told, request_id)
-            registry.accept(request_id)
+            registry.accept(request_id, "run")
             told.result()
-            assert registry.is_cancelled(request_id)
+            assert registry.is_cancelled(request_id, "run")
 
 
-def test_another_request_of_the_same_id_does_not_bring_a_cancelled_one_back(registry: RequestRegistry) -> None:
-    registry.accept("a")
-    registry.enter("a")
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_retry_with_the_same_id_neither_saves_nor_suffers(registry: RequestRegistry, runs: bool) -> None:
+    registry.accept("a", "first")
+    if runs:
+        registry.enter("a", "first")
     assert registry.cancel("a")
-    registry.accept("a")
-    assert registry.is_cancelled("a")
-    registry.leave("a")
-    registry.enter("a")
-    assert not registry.is_cancelled("a")
+    registry.accept("a", "retry")
+    assert registry.is_cancelled("a", "first")
+    assert not registry.is_cancelled("a", "retry")
+    if not runs:
+        registry.enter("a", "first")
+    assert registry.leave("a", "first")
+    registry.enter("a", "retry")
+    assert not registry.leave("a", "retry")
+
+
+def test_all_that_wait_with_an_id_are_cancelled(registry: RequestRegistry) -> None:
+    for run in ("one", "two"):
+        registry.accept("a", run)
+    registry.leave("a", "one")
+    assert registry.cancel("a")
+    assert [registry.is_cancelled("a", run) for run in ("one", "two")] == [False, True]
 
 
 def test_an_id_has_one_owner_until_that_process_dies(registry: RequestRegistry, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from swiftdiffusion.python_backends.cancellation import RequestRegistry;"
-        f"RequestRegistry(Path({str(tmp_path)!r})).enter('a'); print('in', flush=True); sys.stdin.read()"
+        f"RequestRegistry(Path({str(tmp_path)!r})).enter('a', 'b'); print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"in\n"
     with pytest.raises(InvalidRequestError, match='REQUEST_ID is "a", which a running request has'):
-        registry.enter("a")
+        registry.enter("a", "c")
     other.kill()
     other.wait()
-    registry.enter("a")
+    assert not registry.cancel("a")
+    registry.enter("a", "c")
 
 
-def test_flags_without_a_request_do_not_pile_up(registry: RequestRegistry, tmp_path: Path) -> None:
+def test_what_no_denoiser_came_to_does_not_pile_up(registry: RequestRegistry, tmp_path: Path) -> None:
     for index in range(20):
-        registry.cancel(f"nobody {index}")
+        registry.accept(f"nobody {index}", "run")
+        if index % 2:
+            registry.cancel(f"nobody {index}")
     past = time.time() - cancellation.FORGOTTEN_AFTER_S - 1
-    for flag in (tmp_path / "cancelled").iterdir():
-        os.utime(flag, (past, past))
-    registry.cancel("somebody")
-    assert len(list((tmp_path / "cancelled").iterdir())) == 1
+    for file in files(tmp_path):
+        os.utime(file, (past, past))
+    registry.accept("somebody", "run")
+    assert len(files(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("request_id", ["../../x", "a/b", "\u2026", "x" * 256])
-def test_any_text_is_an_id(registry: RequestRegistry, tmp_path: Path, request_id: str) -> None:
-    registry.enter(request_id)
-    assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 1
+@pytest.mark.parametrize("text", ["../../x", "a/b", "\u2026", "x" * 256, "*"])
+def test_any_text_is_an_id(registry: RequestRegistry, tmp_path: Path, text: str) -> None:
+    registry.accept("another", "run")
+    registry.enter(text, text)
+    assert len(files(tmp_path)) == 2
+    assert registry.cancel(text)
+    assert not registry.is_cancelled("another", "run")
 
 
 def test_the_directory_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,20 +150,3 @@ def test_the_directory_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_launcher_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "mine"))
     assert runtime.runtime_directory() == tmp_path / "mine"
-
-
-def test_a_refused_request_waits_no_more(tmp_path: Path) -> None:
-    registry = RequestRegistry(tmp_path)
-    registry.accept("mine")
-    registry.refuse("mine")
-    assert not registry.cancel("mine")
-
-
-def test_a_request_whose_id_is_taken_waits_no_more(registry: RequestRegistry) -> None:
-    registry.accept("a")
-    registry.enter("a")
-    registry.accept("a")
-    with pytest.raises(InvalidRequestError):
-        registry.enter("a")
-    registry.leave("a")
-    assert not registry.cancel("a")
