@@ -4,6 +4,8 @@ import errno
 import socket
 from collections.abc import Mapping
 
+import psutil
+
 from .errors import PortBusyError
 
 
@@ -40,6 +42,17 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
                 probe.bind((host, port))
         except OSError as error:
             raise PortBusyError(_sentence(error, host, port, flag)) from error
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process listens on a TCP port; True where the system does not tell."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections)
 
 
 def _sentence(error: OSError, host: str, port: int, flag: str) -> str:

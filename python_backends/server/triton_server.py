@@ -19,7 +19,7 @@ from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, Star
 from .loading import check_loaded, repository_index
 from .log import tail
 from .options import ServerOptions, models_of
-from .ports import check_ports, free_ports
+from .ports import check_ports, free_ports, listens
 from .processes import kill_group, signal_group, terminate_with_parent
 from .shared_memory import region_prefix, remove_regions, remove_stale_regions
 
@@ -172,7 +172,8 @@ class TritonServer:
         deadline = time.monotonic() + self.options.startup_timeout_seconds
         while True:
             self.check_alive()
-            index = repository_index(self.http_url, self.log_path)
+            listening = listens(self.pid, self.address.http_port)  # else another server may answer there
+            index = repository_index(self.http_url, self.log_path) if listening else None
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
                 check_loaded(models_of(self.repository), index, self.log_path)
                 return

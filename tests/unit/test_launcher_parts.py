@@ -2,8 +2,13 @@
 
 import os
 import socket
+import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ from swiftdiffusion.python_backends.server.errors import (
     PortBusyError,
     PythonVersionError,
     ServerBinaryNotFoundError,
+    StartupTimeoutError,
     UnsupportedOptionError,
 )
 from swiftdiffusion.python_backends.server.log import (
@@ -26,7 +32,7 @@ from swiftdiffusion.python_backends.server.log import (
     tail,
 )
 from swiftdiffusion.python_backends.server.options import ServerOptions, models_of
-from swiftdiffusion.python_backends.server.ports import check_ports, free_ports
+from swiftdiffusion.python_backends.server.ports import check_ports, free_ports, listens
 from swiftdiffusion.python_backends.server.python_stub import PYTHON_VERSION, STUB, check_stub, embedded_python
 from swiftdiffusion.python_backends.server.triton_server import TritonServer
 
@@ -67,6 +73,54 @@ def test_free_ports_differ_and_are_free() -> None:
     ports = free_ports(5)
     assert len(set(ports)) == 5
     check_ports("127.0.0.1", {f"--{port}": port for port in ports})
+
+
+def test_who_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert listens(os.getpid(), port)
+        with subprocess.Popen(["sleep", "60"]) as other:
+            assert not listens(other.pid, port)
+            other.kill()
+    assert not listens(os.getpid(), port)
+    assert not listens(2**22 + 1, port)  # beyond Linux's largest process id
+
+
+def test_another_server_at_the_port_does_not_make_this_one_ready(tmp_path: Path) -> None:
+    (tmp_path / "repository" / "model" / "1").mkdir(parents=True)
+    binary = tmp_path / "tritonserver"
+    binary.write_text("#!/bin/sh\nexec sleep 60\n")  # it loads and loads
+    binary.chmod(0o755)
+    options = ServerOptions(extra_arguments=("--backend-directory=none",), startup_timeout_seconds=1)
+    with pytest.raises(StartupTimeoutError):
+        server = TritonServer(tmp_path / "repository", binary=ServerBinary(binary), options=options)
+        server.start()
+        try:
+            with http_server(b'[{"name": "model", "version": "1", "state": "READY"}]', server.address.http_port):
+                server.wait_ready()
+        finally:
+            server.stop()
+
+
+@contextmanager
+def http_server(answer: bytes, port: int) -> Iterator[None]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *args: object) -> None:
+            """Says nothing."""
+
+    with HTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_events_of_models() -> None:
