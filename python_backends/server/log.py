@@ -66,7 +66,7 @@ class LogFollower:
         path: the file; it must exist.
         on_line: gets each line without its end.
         truncate_above: empty the file when it has grown past this many bytes and all of it was passed on; for files
-            that nobody else reads. The writer must append (O_APPEND).
+            that nobody else reads. The writer must append (O_APPEND); what it writes in the very moment is lost.
     """
 
     _PAUSE_SECONDS = 0.1
