@@ -10,7 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .checkpoint import Checkpoint
-from .library_messages import silence_libraries
+from .library_messages import silence_diffusers
 from .runtimes import TORCH, Runtime
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def prepare_torch(settings: ModelSettings) -> None:
     torch.set_num_threads(int(settings.parameters["threads"]))
     _keep_freed_memory()
     torch.set_grad_enabled(False)
-    silence_libraries()
+    silence_diffusers()
 
 
 def _keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import time
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .errors import InvalidRequestError
@@ -119,6 +120,7 @@ def _file_name(request_id: str, run_id: str | None) -> str:
     return f"{_digest(request_id)}.{'*' if run_id is None else _digest(run_id)}"
 
 
+@lru_cache(256)  # a denoiser asks for its requests at every step
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
