@@ -38,13 +38,13 @@ from rich.progress import track
 from rich.table import Table
 
 from swiftdiffusion.clients import Client, ControlNet, GenerationRequest, Lora
-from swiftdiffusion.export.repository import write_repository
-from swiftdiffusion.export.serving_options import ServedControlNet, ServingOptions
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import ControlNetUse
-from swiftdiffusion.python_backends.controlnet_network import ControlNet as BackendControlNet
-from swiftdiffusion.python_backends.server import TritonServer
-from swiftdiffusion.python_backends.unet import UNet, example
+from swiftdiffusion.export.repository.serving_options import ServedControlNet, ServingOptions
+from swiftdiffusion.export.repository.writing import write_repository
+from swiftdiffusion.python_backends.controlnets.network import ControlNet as BackendControlNet
+from swiftdiffusion.python_backends.launcher import TritonServer
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.unet import UNet, example
+from swiftdiffusion.python_backends.request.completed import ControlNetUse
 
 WARM_UP = 2
 PROMPT = "a red circle above a blue square on a white background"

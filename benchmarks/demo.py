@@ -18,15 +18,15 @@ from rich.progress import track
 from rich.table import Table
 
 from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Lora
-from swiftdiffusion.clients.contact_sheet import contact_sheet
-from swiftdiffusion.clients.generate_command import describe_lora
+from swiftdiffusion.clients.commands.contact_sheet import contact_sheet
+from swiftdiffusion.clients.commands.generate_command import describe_lora
 from swiftdiffusion.export.demo.checker import Verdict
 from swiftdiffusion.export.demo.drawing import PLAIN_STYLE, Style
 from swiftdiffusion.export.demo.lora.checking import check_styled, in_plain_style
 from swiftdiffusion.export.demo.lora.recipes import RECIPES
 from swiftdiffusion.export.demo.lora.scores import score
 from swiftdiffusion.export.demo.prompts import Prompt, held_out_prompts
-from swiftdiffusion.python_backends.server import TritonServer
+from swiftdiffusion.python_backends.launcher import TritonServer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, STYLED_SIDE, STEERED_SIDE = 256, 168, 128

@@ -10,9 +10,9 @@ from gpu_networks import Ours, inputs, relative_error
 from gpu_timing import compare
 from lora_workloads import ROLES
 
-from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
-from swiftdiffusion.python_backends.lora.modules import UNET, adaptable_weights, stack_order
-from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora, Group
+from swiftdiffusion.python_backends.lora.files.modules import UNET, adaptable_weights, stack_order
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 
 UPLOADS = 5
 

@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.utils import logging
 from lora_workloads import SDXL
 
-from swiftdiffusion.python_backends.controlnet_modules import PositionalControlNet
-from swiftdiffusion.python_backends.runtimes import Runtime
-from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf, join, pack
+from swiftdiffusion.python_backends.networks.controlnet_modules import PositionalControlNet
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
+from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf, join, pack
 
 REAL = SDXL | {
     "block_out_channels": (320, 640, 1280),

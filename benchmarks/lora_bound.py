@@ -27,10 +27,10 @@ from swiftdiffusion.export.demo.lora.checking import check_styled
 from swiftdiffusion.export.demo.lora.recipes import RECIPES, Recipe
 from swiftdiffusion.export.demo.lora.scores import style_score
 from swiftdiffusion.export.demo.prompts import Prompt, held_out_prompts
-from swiftdiffusion.export.local_pipeline import LocalPipeline
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import CompletedRequest
-from swiftdiffusion.python_backends.lora.profiles import Profiles
+from swiftdiffusion.export.profile.local_pipeline import LocalPipeline
+from swiftdiffusion.python_backends.lora.loading.profiles import Profiles
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.request.completed import CompletedRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 LORAS = ROOT / "export/demo/loras"

@@ -33,11 +33,11 @@ from rich.progress import track
 from rich.table import Table
 from safetensors.torch import load_file
 
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser
-from swiftdiffusion.python_backends.lora.lora_set import make_set
-from swiftdiffusion.python_backends.lora.patcher import Patcher
-from swiftdiffusion.python_backends.lora.resident import ResidentLoras
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.lora_set import make_set
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.lora.patching.resident import ResidentLoras
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

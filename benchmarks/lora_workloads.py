@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.modules import adaptable_weights
+from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 ROLES = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")

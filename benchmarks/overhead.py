@@ -28,10 +28,10 @@ from rich.table import Table
 
 from swiftdiffusion.clients import Client, GenerationRequest
 from swiftdiffusion.clients.perf.statistics import ModelWork, read_statistics
-from swiftdiffusion.export.repository import write_repository
-from swiftdiffusion.export.serving_options import ServingOptions
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.server import TritonServer
+from swiftdiffusion.export.repository.serving_options import ServingOptions
+from swiftdiffusion.export.repository.writing import write_repository
+from swiftdiffusion.python_backends.launcher import TritonServer
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 WARM_UP = 2
 """Rounds that are not counted."""

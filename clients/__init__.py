@@ -1,8 +1,8 @@
 """Clients of the wire contract: Python, command line, perf_analyzer."""
 
-from .async_client import DEFAULT_URL, AsyncClient, Health, ModelState
-from .client import Client
-from .errors import (
+from .client.async_client import DEFAULT_URL, AsyncClient, Health, ModelState
+from .client.client import Client
+from .client.errors import (
     InvalidRequest,
     LoraUnavailable,
     ModelNotFound,
@@ -14,8 +14,8 @@ from .errors import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
-from .request import ControlNet, GenerationRequest, Lora
-from .result import ControlNetReport, GenerationInfo, GenerationResult, LoraReport, Progress
+from .client.request import ControlNet, GenerationRequest, Lora
+from .client.result import ControlNetReport, GenerationInfo, GenerationResult, LoraReport, Progress
 
 __all__ = [
     "DEFAULT_URL",

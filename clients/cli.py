@@ -11,9 +11,9 @@ from ..export.profile_command import profile_lora
 from ..export.tensorrt.build_command import build_engines
 from ..export.tensorrt.plan_command import plan_models
 from ..export.tensorrt.verify_command import verify_engines
-from ..python_backends.server.doctor_command import doctor
-from ..python_backends.server.serve_command import serve
-from .generate_command import generate
+from ..python_backends.launcher.doctor_command import doctor
+from ..python_backends.launcher.serve_command import serve
+from .commands.generate_command import generate
 from .perf.command import perf
 from .perf.lora_mix import lora_mix
 

@@ -107,10 +107,10 @@ def export(
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):
         raise typer.BadParameter("wanted: --checkpoint with options, or --deployment FILE, which says all the rest")
 
-    from ..python_backends.library_messages import silence_libraries
+    from ..python_backends.common.library_messages import silence_libraries
     from ..python_backends.tensorrt.versions import TensorRTUnavailableError
-    from .deployment import Deployment, DeploymentError
-    from .repository import RepositoryError, write_pipelines
+    from .repository.deployment import Deployment, DeploymentError
+    from .repository.writing import RepositoryError, write_pipelines
     from .tensorrt.engines import BuildError
     from .tensorrt.missing_engines import build_missing
 

@@ -31,13 +31,13 @@ def profile_lora(
     """Find the step at which a LoRA begins to matter, and keep it beside the file as its default bound."""
     import torch
 
-    from ..python_backends.checkpoint import Checkpoint, CheckpointError
-    from ..python_backends.completed_request import CompletedRequest
-    from ..python_backends.errors import InvalidRequestError
-    from ..python_backends.library_messages import silence_libraries
-    from ..python_backends.lora.catalogue import Catalogue, CatalogueError
-    from .local_pipeline import LocalPipeline
-    from .lora_profile import profile_lora as measure
+    from ..python_backends.common.errors import InvalidRequestError
+    from ..python_backends.common.library_messages import silence_libraries
+    from ..python_backends.lora.loading.catalogue import Catalogue, CatalogueError
+    from ..python_backends.networks.checkpoint import Checkpoint, CheckpointError
+    from ..python_backends.request.completed import CompletedRequest
+    from .profile.local_pipeline import LocalPipeline
+    from .profile.lora_profile import profile_lora as measure
 
     silence_libraries()
     try:

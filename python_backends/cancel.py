@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .cancellation import RequestRegistry
-from .errors import InvalidRequestError
-from .request_parsing import parse_request_id
-from .settings import error_response, input_arrays
+from .backend.settings import error_response, input_arrays
+from .common.errors import InvalidRequestError
+from .request.cancellation import RequestRegistry
+from .request.parsing import parse_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .control_images import ControlImages
-from .controlnet_fields import MAX_CONTROL_SIDE
-from .errors import InvalidRequestError, RequestError
-from .settings import error_response, input_arrays, text_tensor
+from .backend.settings import error_response, input_arrays, text_tensor
+from .common.errors import InvalidRequestError, RequestError
+from .controlnets.images import ControlImages
+from .request.controlnets import MAX_CONTROL_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .backend import ComputeSettings, joined_inputs, output_tensor
-from .completed_request import ControlNetUse, use_from_json
-from .control_images import ControlImages
-from .controlnet_network import ControlNet
-from .errors import row_reports
-from .reloadable import Reloadable
-from .settings import ModelSettings, as_request_error, error_response, input_texts, text_tensor
+from .backend.reloadable import Reloadable
+from .backend.settings import ModelSettings, as_request_error, error_response, input_texts, text_tensor
+from .backend.tensors import ComputeSettings, joined_inputs, output_tensor
+from .common.errors import row_reports
+from .controlnets.images import ControlImages
+from .controlnets.network import ControlNet
+from .request.completed import ControlNetUse, use_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .adapter_services import AdapterServices
-from .backend import input_tensor, output_tensor, prepare_torch
-from .cancellation import RequestRegistry
-from .completed_request import CompletedRequest
-from .control_images import ControlImages
-from .denoising import Denoising, LatentGeometry
-from .errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
-from .info import final_info
-from .metrics import Histogram
-from .placement import place
-from .schedulers import SCHEDULERS
-from .settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
-from .shard_pool import ShardPool
-from .unet_calls import unet_calls
+from .backend.metrics import Histogram
+from .backend.settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
+from .backend.tensors import input_tensor, output_tensor, prepare_torch
+from .common.errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
+from .controlnets.images import ControlImages
+from .engine.adapter_services import AdapterServices
+from .engine.info import final_info
+from .engine.placement import place
+from .engine.run import Denoising, LatentGeometry
+from .engine.shard_pool import ShardPool
+from .engine.unet_calls import unet_calls
+from .request.cancellation import RequestRegistry
+from .request.completed import CompletedRequest
+from .request.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

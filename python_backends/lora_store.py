@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .checkpoint import Checkpoint
-from .completed_request import CompletedRequest
-from .errors import RequestError
-from .lora.canonical import Canonicaliser
-from .lora.catalogue import Catalogue
-from .lora.disk_cache import DiskCache
-from .lora.fetching import Fetcher, FetchLimits
-from .lora.host_cache import HostCache, host_cache_directory
-from .lora.host_directory import remove_stale_host_caches
-from .lora.outcomes import Outcomes
-from .lora.safetensors_file import FileLimits
-from .lora.store import LoraStore, StoreObserver
-from .lora.tickets import Ticket, tickets_to_json
-from .metrics import LORA_REFUSALS, Counter, Gauge, Histogram
-from .reloadable import Reloadable
-from .runtime import runtime_directory
-from .settings import ModelSettings, error_response, input_text, text_tensor
+from .backend.metrics import LORA_REFUSALS, Counter, Gauge, Histogram
+from .backend.reloadable import Reloadable
+from .backend.settings import ModelSettings, error_response, input_text, text_tensor
+from .common.errors import RequestError
+from .common.runtime_directory import runtime_directory
+from .lora.files.canonical import Canonicaliser
+from .lora.files.safetensors_file import FileLimits
+from .lora.loading.catalogue import Catalogue
+from .lora.loading.disk_cache import DiskCache
+from .lora.loading.fetching import Fetcher, FetchLimits
+from .lora.loading.outcomes import Outcomes
+from .lora.loading.store import LoraStore, StoreObserver
+from .lora.loading.tickets import Ticket, tickets_to_json
+from .networks.checkpoint import Checkpoint
+from .request.completed import CompletedRequest
+from .shared_memory.host_cache import HostCache, host_cache_directory
+from .shared_memory.host_directory import remove_stale_host_caches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from .lora.outcomes import LoadedLora
+    from .lora.loading.outcomes import LoadedLora
 
 logger = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .cancellation import RequestRegistry
-from .control_images import ControlImages
-from .controlnet_fields import KnownControlNet
-from .errors import RequestError, UnknownLoraError
-from .lora.catalogue import Catalogue
-from .lora.tickets import raise_failure
-from .metrics import LORA_REFUSALS, Counter
-from .model_calls import load_loras
-from .request_parsing import RequestRules, parse_request
-from .settings import ModelSettings, catalogue_directory, error_response, input_arrays, text_tensor
+from .backend.metrics import LORA_REFUSALS, Counter
+from .backend.model_calls import load_loras
+from .backend.settings import ModelSettings, catalogue_directory, error_response, input_arrays, text_tensor
+from .common.errors import RequestError, UnknownLoraError
+from .controlnets.images import ControlImages
+from .lora.loading.catalogue import Catalogue
+from .lora.loading.tickets import raise_failure
+from .request.cancellation import RequestRegistry
+from .request.controlnets import KnownControlNet
+from .request.parsing import RequestRules, parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

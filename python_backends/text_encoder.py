@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ComputeSettings, output_tensor
-from .completed_request import CompletedRequest
-from .errors import InvalidRequestError
-from .lora.lora_set import NO_LORAS, LoraSet, set_from_json
-from .prompt_encoding import Embedding, PromptEncoder
-from .reloadable import Reloadable
-from .settings import ModelSettings, as_request_error, error_response, input_arrays, input_text, text_tensor
+from .backend.reloadable import Reloadable
+from .backend.settings import ModelSettings, as_request_error, error_response, input_arrays, input_text, text_tensor
+from .backend.tensors import ComputeSettings, output_tensor
+from .common.errors import InvalidRequestError
+from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
+from .networks.prompt_encoding import Embedding, PromptEncoder
+from .request.completed import CompletedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

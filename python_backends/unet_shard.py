@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ComputeSettings, joined_inputs, output_tensor
-from .completed_request import ControlNetUse, uses_from_json
-from .control_images import ControlImages
-from .controlnet_calls import ControlNetCalls, Endpoint
-from .errors import RequestError, row_reports
-from .local_controlnet import LocalControlNet
-from .lora.host_directory import host_cache_directory
-from .lora.lora_set import LoraSet, set_from_json
-from .lora.resident import ResidentLoras
-from .metrics import TRANSFERRED, Counter, Histogram
-from .reloadable import Reloadable
-from .settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
-from .unet import UNet
-from .unet_halves import residual_size
+from .backend.metrics import TRANSFERRED, Counter, Histogram
+from .backend.reloadable import Reloadable
+from .backend.settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
+from .backend.tensors import ComputeSettings, joined_inputs, output_tensor
+from .common.errors import RequestError, row_reports
+from .controlnets.calls import ControlNetCalls, Endpoint
+from .controlnets.images import ControlImages
+from .controlnets.local import LocalControlNet
+from .lora.files.lora_set import LoraSet, set_from_json
+from .lora.patching.resident import ResidentLoras
+from .networks.unet import UNet
+from .networks.unet_halves import residual_size
+from .request.completed import ControlNetUse, uses_from_json
+from .shared_memory.host_directory import host_cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,7 @@ def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
     def endpoint(name: str) -> Endpoint:
         if name not in urls:
             return LocalControlNet(name, timeout_s)
-        from .remote_controlnet import RemoteControlNet  # needs gRPC, which a server without such ControlNets does not
+        from .controlnets.remote import RemoteControlNet  # needs gRPC, which a server without such ControlNets does not
 
         return RemoteControlNet(name, urls[name], timeout_s, ControlImages().get)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend import ComputeSettings, input_tensor, output_tensor
-from .errors import from_report
-from .latent_decoding import decode_latents
-from .runtimes import Runtime
-from .settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
+from .backend.settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
+from .backend.tensors import ComputeSettings, input_tensor, output_tensor
+from .common.errors import from_report
+from .networks.latent_decoding import decode_latents
+from .networks.runtimes import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

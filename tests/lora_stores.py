@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.errors import InvalidRequestError, RequestError, UnusableFileError
-from swiftdiffusion.python_backends.lora.catalogue import Catalogue
-from swiftdiffusion.python_backends.lora.disk_cache import DiskCache
-from swiftdiffusion.python_backends.lora.failure_memory import FailureMemory
-from swiftdiffusion.python_backends.lora.fetching import Fetcher, FetchLimits
-from swiftdiffusion.python_backends.lora.host_cache import HostCache
-from swiftdiffusion.python_backends.lora.outcomes import LoadedLora
-from swiftdiffusion.python_backends.lora.store import LoraStore, StoreObserver
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError, RequestError, UnusableFileError
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.lora.loading.disk_cache import DiskCache
+from swiftdiffusion.python_backends.lora.loading.failure_memory import FailureMemory
+from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher, FetchLimits
+from swiftdiffusion.python_backends.lora.loading.outcomes import LoadedLora
+from swiftdiffusion.python_backends.lora.loading.store import LoraStore, StoreObserver
+from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache
 
 GOOD, OTHER = b"good" * 100, b"other" * 100
 

@@ -15,11 +15,11 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.modules import adaptable_weights
+from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.unet import arguments, example
+from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf
 from swiftdiffusion.python_backends.tensorrt.weights import EngineWeights, read_weight_map
-from swiftdiffusion.python_backends.unet import arguments, example
-from swiftdiffusion.python_backends.unet_halves import EncoderHalf
 
 CPU = torch.device("cpu")
 INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")

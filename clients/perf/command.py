@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..async_client import DEFAULT_URL
-from ..client import Client
-from ..errors import SwiftDiffusionError
-from ..request import GenerationRequest
+from ..client.async_client import DEFAULT_URL
+from ..client.client import Client
+from ..client.errors import SwiftDiffusionError
+from ..client.request import GenerationRequest
 from .load import INPUTS, Load, Requests, measure, read_requests
 from .lora_metrics import LoraMetrics, metrics_url_of, read_lora_metrics
 from .report import Level, show

@@ -27,7 +27,7 @@ def lora_mix(
     With more LoRAs than fit the server's host cache, hot and cold ones mix; while a server is fresh, each name's first
     request is a cold one.
     """
-    from ...python_backends.lora.catalogue import Catalogue, CatalogueError
+    from ...python_backends.lora.loading.catalogue import Catalogue, CatalogueError
 
     try:
         names = Catalogue(loras).names()

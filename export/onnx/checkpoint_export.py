@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from ...python_backends.lora.modules import UNET, adaptable_weights
+from ...python_backends.lora.files.modules import UNET, adaptable_weights
 from ...python_backends.tensorrt.tensor_names import DECODER
 from ...python_backends.tensorrt.weights import write_weight_map
 from .checkpoint_parts import checkpoint_parts, part_names
@@ -29,7 +29,7 @@ from .torch_graph import LostWeightError, torch_graph
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ...python_backends.checkpoint import Checkpoint
+    from ...python_backends.networks.checkpoint import Checkpoint
     from .graph_part import GraphPart
 
 DESCRIPTION = "export.json"

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...python_backends.controlnet_modules import PositionalControlNet
-from ...python_backends.controlnet_weights import load_controlnet
-from ...python_backends.fused_modules import fuse
-from ...python_backends.lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from ...python_backends.controlnets.weights import load_controlnet
+from ...python_backends.lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from ...python_backends.networks.controlnet_modules import PositionalControlNet
+from ...python_backends.networks.fused_modules import fuse
+from ...python_backends.networks.unet import arguments, example
+from ...python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
 from ...python_backends.tensorrt.tensor_names import (
     CONTROL_EMBEDDING,
     CONTROLNET_INPUTS,
@@ -18,10 +20,8 @@ from ...python_backends.tensorrt.tensor_names import (
     ENCODER_INPUTS,
     halfway_of,
 )
-from ...python_backends.unet import arguments, example
-from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
-from ..controlnets import fitting
-from ..serving_options import ServedControlNet
+from ..repository.controlnets import fitting
+from ..repository.serving_options import ServedControlNet
 from .graph_modules import ControlEmbedder, Tensors, TextEncoderGraph, VaeDecoderGraph, WithoutAbsentInputs
 from .graph_part import GraphPart, Sizes, output_shapes
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from ...python_backends.checkpoint import Checkpoint
+    from ...python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 

@@ -34,9 +34,9 @@ def export_onnx(
         raise typer.Exit(2)
     controlnets = _controlnets(controlnet or [])
 
-    from ...python_backends.checkpoint import Checkpoint, CheckpointError
-    from ...python_backends.controlnet_weights import ControlNetFileError
-    from ...python_backends.library_messages import silence_libraries
+    from ...python_backends.common.library_messages import silence_libraries
+    from ...python_backends.controlnets.weights import ControlNetFileError
+    from ...python_backends.networks.checkpoint import Checkpoint, CheckpointError
     from .checkpoint_export import OnnxExportError, OnnxOptions
     from .checkpoint_export import export_onnx as write
     from .checkpoint_parts import UnexportableError
@@ -56,7 +56,7 @@ def export_onnx(
 
 
 def _controlnets(given: list[str]) -> dict[str, Path]:
-    from ..controlnet_placement import NAME
+    from ..repository.controlnet_placement import NAME
 
     found: dict[str, Path] = {}
     for text in given:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    from ...python_backends.controlnet_modules import PositionalControlNet
+    from ...python_backends.networks.controlnet_modules import PositionalControlNet
 
 
 class WithoutAbsentInputs(torch.nn.Module):

@@ -14,7 +14,7 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common
 
-from ...python_backends.lora.modules import adaptable_weights
+from ...python_backends.lora.files.modules import adaptable_weights
 from ...python_backends.tensorrt.weights import TRANSPOSED, MappedWeight, WeightMap
 from .function_bodies import add_function_bodies
 from .fused_nodes import OPSET, translations

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...python_backends.checkpoint import Checkpoint
-from ...python_backends.lora.canonical import Canonicaliser
-from ...python_backends.lora.modules import UNET
-from ...python_backends.lora.patcher import Patcher
+from ...python_backends.lora.files.canonical import Canonicaliser
+from ...python_backends.lora.files.modules import UNET
+from ...python_backends.lora.patching.patcher import Patcher
+from ...python_backends.networks.checkpoint import Checkpoint
 from ...python_backends.tensorrt.engine import Engine
 from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
 from ...python_backends.tensorrt.refit import EnginePatcher, EngineRefitter
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ...python_backends.lora.canonical import CanonicalLora
+    from ...python_backends.lora.files.canonical import CanonicalLora
     from .references import Runnable
     from .verification import Case, Comparison
 

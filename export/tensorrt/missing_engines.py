@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...python_backends.checkpoint import Checkpoint
+from ...python_backends.networks.checkpoint import Checkpoint
 from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER
 from ...python_backends.tensorrt.versions import require_gpu, require_tensorrt
-from ..engine_checks import controlnet_rows, shard_rows, users_of
+from ..repository.engine_checks import controlnet_rows, shard_rows, users_of
 from .engines import BuildSettings, EngineBuilder
 from .profiles import parse_rows
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from ..serving_options import ServedPipeline
+    from ..repository.serving_options import ServedPipeline
 
 ONNX = "onnx"
 """Below the directory of the engines: what they are built from."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ..config_parts import model_input, model_output
+from ..repository.config_parts import model_input, model_output
 from .graph import GraphError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ...python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
 from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER, ENCODER_INPUTS, halfway_among, halfway_of
-from ...python_backends.unet_halves import DecoderHalf, EncoderHalf
 from .graph import GraphError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from .references import random_inputs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ...python_backends.lora.canonical import CanonicalLora
+    from ...python_backends.lora.files.canonical import CanonicalLora
     from ...python_backends.tensorrt.metadata import Bounds
     from .references import Runnable, Tensors
 

@@ -37,9 +37,9 @@ def verify_engines(
     """Compare engines with what they were built from, before, with and after LoRAs."""
     from rich.progress import Progress
 
-    from ...python_backends.checkpoint import CheckpointError
-    from ...python_backends.errors import InvalidRequestError
-    from ...python_backends.library_messages import silence_libraries
+    from ...python_backends.common.errors import InvalidRequestError
+    from ...python_backends.common.library_messages import silence_libraries
+    from ...python_backends.networks.checkpoint import CheckpointError
     from ...python_backends.tensorrt.metadata import EngineMismatchError
     from ...python_backends.tensorrt.refit import RefitError
     from ...python_backends.tensorrt.versions import TensorRTUnavailableError, require_gpu, require_tensorrt

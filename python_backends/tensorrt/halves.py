@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..unet_halves import Halfway
+    from ..networks.unet_halves import Halfway
 
 
 class EngineHalves:

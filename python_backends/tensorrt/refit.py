@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..lora.modules import UNET, adaptable_weights
-from ..lora.patcher import Patcher
+from ..lora.files.modules import UNET, adaptable_weights
+from ..lora.patching.patcher import Patcher
 from .engine import logger, torch_type
 from .metadata import EngineMismatchError
 from .tensor_names import DECODER, ENCODER
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from ..lora.canonical import CanonicalLora
+    from ..lora.files.canonical import CanonicalLora
     from .engine import Engine
     from .halves import EngineHalves
     from .weights import WeightMap

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ..lora.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from ..lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .metadata import EngineMismatchError
 from .tensor_names import DECODER, ENCODER
 

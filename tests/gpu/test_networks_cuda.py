@@ -10,15 +10,15 @@ import torch
 
 import checkpoints
 import lora_files
-from swiftdiffusion.python_backends import cuda_graphs
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import ControlNetUse
-from swiftdiffusion.python_backends.controlnet_network import ControlNet
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser
-from swiftdiffusion.python_backends.lora.modules import BaseModules
-from swiftdiffusion.python_backends.lora.patcher import Patcher
-from swiftdiffusion.python_backends.unet import UNet, arguments
-from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf, join, residual_size
+from swiftdiffusion.python_backends.controlnets.network import ControlNet
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks import cuda_graphs
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.unet import UNet, arguments
+from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf, join, residual_size
+from swiftdiffusion.python_backends.request.completed import ControlNetUse
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from swiftdiffusion.export.tensorrt.engines import BuildSettings, EngineBuilder
 from swiftdiffusion.export.tensorrt.profiles import parse_rows
-from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora, Group
 from swiftdiffusion.python_backends.tensorrt.engine import Engine
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
 from swiftdiffusion.python_backends.tensorrt.refit import EnginePatcher, EngineRefitter

@@ -10,11 +10,11 @@ import pytest
 
 import checkpoints
 import lora_files
-from swiftdiffusion.export.deployment import Deployment
-from swiftdiffusion.export.repository import write_pipelines
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.modules import BaseModules
-from swiftdiffusion.python_backends.server import TritonServer
+from swiftdiffusion.export.repository.deployment import Deployment
+from swiftdiffusion.export.repository.writing import write_pipelines
+from swiftdiffusion.python_backends.launcher import TritonServer
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from swiftdiffusion.clients.perf.load import INPUTS, Load, measure, read_request
 from swiftdiffusion.clients.perf.lora_metrics import read_lora_metrics
 from swiftdiffusion.clients.perf.statistics import read_statistics
 from swiftdiffusion.clients.perf.tool import PerfAnalyzerError, find_perf_analyzer
-from swiftdiffusion.python_backends.server import TritonServer
+from swiftdiffusion.python_backends.launcher import TritonServer
 
 
 @pytest.fixture

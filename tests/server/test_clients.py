@@ -23,7 +23,7 @@ from swiftdiffusion.clients import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
-from swiftdiffusion.python_backends.server import TritonServer
+from swiftdiffusion.python_backends.launcher import TritonServer
 
 
 def long_request(request_id: str) -> GenerationRequest:

@@ -23,8 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 import lora_files
 from controls import Use, request
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from wire import PROMPT
 
 if TYPE_CHECKING:

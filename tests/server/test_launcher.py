@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.server import ModelLoadError, ServerDiedError, ServerOptions, TritonServer
-from swiftdiffusion.python_backends.server.ports import free_ports
-from swiftdiffusion.python_backends.server.processes import group_members
-from swiftdiffusion.python_backends.server.shared_memory import SHARED_MEMORY, region_prefix
+from swiftdiffusion.python_backends.launcher import ModelLoadError, ServerDiedError, ServerOptions, TritonServer
+from swiftdiffusion.python_backends.launcher.ports import free_ports
+from swiftdiffusion.python_backends.launcher.processes import group_members
+from swiftdiffusion.python_backends.launcher.shared_memory import SHARED_MEMORY, region_prefix
 
 CONFIG = """\
 backend: "python"

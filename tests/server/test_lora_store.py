@@ -18,16 +18,16 @@ from tritonclient.utils import InferenceServerException
 import checkpoints
 import lora_files
 from file_server import FileServer, file_server, wait_for
-from swiftdiffusion.python_backends import runtime
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import CompletedRequest, LoraUse
-from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnavailableError, UnknownLoraError
-from swiftdiffusion.python_backends.lora.canonical import CanonicalLora
-from swiftdiffusion.python_backends.lora.host_cache import Lease, host_cache_directory
-from swiftdiffusion.python_backends.lora.modules import BaseModules
-from swiftdiffusion.python_backends.lora.outcomes import WRITER_SUFFIX, Outcomes
-from swiftdiffusion.python_backends.lora.tickets import Ticket, tickets_from_json
-from swiftdiffusion.python_backends.server import TritonServer
+from swiftdiffusion.python_backends.common import runtime_directory
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError, LoraUnavailableError, UnknownLoraError
+from swiftdiffusion.python_backends.launcher import TritonServer
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.lora.loading.outcomes import WRITER_SUFFIX, Outcomes
+from swiftdiffusion.python_backends.lora.loading.tickets import Ticket, tickets_from_json
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.request.completed import CompletedRequest, LoraUse
+from swiftdiffusion.python_backends.shared_memory.host_cache import Lease, host_cache_directory
 
 CONFIG = """
 backend: "python"
@@ -51,7 +51,7 @@ class StoreServer:
         self.client = http.InferenceServerClient(running.http_url.removeprefix("http://"))
         self.index: dict[str, object] = {}
         environment = Path(f"/proc/{running.pid}/environ").read_bytes().split(b"\0")
-        [value] = [each for each in environment if each.startswith(runtime.VARIABLE.encode())]
+        [value] = [each for each in environment if each.startswith(runtime_directory.VARIABLE.encode())]
         shared = Path(value.partition(b"=")[2].decode())
         self.outcomes = Outcomes(host_cache_directory(shared), shared / "lora-loads")
 

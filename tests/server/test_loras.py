@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline
 from tritonclient.utils import InferenceServerException
 
 import lora_files
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from wire import PROMPT, Loras, generate, generate_with
 
 if TYPE_CHECKING:

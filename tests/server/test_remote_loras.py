@@ -18,8 +18,8 @@ from tritonclient.utils import InferenceServerException
 import lora_files
 from file_server import FileServer, file_server, wait_for
 from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Lora, Progress
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.modules import BaseModules
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from wire import PROMPT, generate_with, stub_of
 
 if TYPE_CHECKING:

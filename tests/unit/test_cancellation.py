@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from swiftdiffusion.python_backends import cancellation, runtime
-from swiftdiffusion.python_backends.cancellation import RequestRegistry
-from swiftdiffusion.python_backends.errors import InvalidRequestError
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.request.cancellation import RequestRegistry
 
 
 @pytest.fixture
@@ -98,7 +98,8 @@ def test_all_that_wait_with_an_id_are_cancelled(registry: RequestRegistry) -> No
 
 def test_an_id_has_one_owner_until_that_process_dies(registry: RequestRegistry, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from swiftdiffusion.python_backends.cancellation import RequestRegistry;"
+        "import sys; from pathlib import Path\n"
+        "from swiftdiffusion.python_backends.request.cancellation import RequestRegistry\n"
         f"RequestRegistry(Path({str(tmp_path)!r})).enter('a', 'b'); print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoints
-from swiftdiffusion.python_backends.checkpoint import Checkpoint, CheckpointError
-from swiftdiffusion.python_backends.controlnet_weights import ControlNetFileError, load_controlnet
+from swiftdiffusion.python_backends.controlnets.weights import ControlNetFileError, load_controlnet
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
 
 WHERE = torch.device("cpu"), torch.float32
 LOADERS = {

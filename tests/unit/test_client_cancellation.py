@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from swiftdiffusion.clients import AsyncClient, GenerationRequest
-from swiftdiffusion.clients import async_client as async_client_module
+from swiftdiffusion.clients.client import async_client as async_client_module
 
 PROGRESS = {"IMAGE": None, "INFO": np.array([[b'{"step": 1, "of": 9}']], dtype=object)}
 

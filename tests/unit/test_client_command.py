@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from swiftdiffusion.clients import LoraReport
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.clients.generate_command import describe_lora
+from swiftdiffusion.clients.commands.generate_command import describe_lora
 
 runner = CliRunner()
 

@@ -20,8 +20,8 @@ from swiftdiffusion.clients import (
     ServerUnavailable,
     ServerUnreachable,
 )
-from swiftdiffusion.clients.client import _BackgroundLoop
-from swiftdiffusion.clients.errors import error_from_status
+from swiftdiffusion.clients.client.client import _BackgroundLoop
+from swiftdiffusion.clients.client.errors import error_from_status
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swiftdiffusion.clients import ControlNet, GenerationRequest, Lora
-from swiftdiffusion.clients.request import cancel_tensors
+from swiftdiffusion.clients.client.request import cancel_tensors
 
 
 def tensors(**values: object) -> dict[str, np.ndarray]:

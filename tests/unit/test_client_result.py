@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swiftdiffusion.clients import ControlNet, GenerationInfo, GenerationRequest, Lora, ServerFailure
-from swiftdiffusion.clients.contact_sheet import contact_sheet
-from swiftdiffusion.clients.result import parse_progress, parse_result
+from swiftdiffusion.clients.client.result import parse_progress, parse_result
+from swiftdiffusion.clients.commands.contact_sheet import contact_sheet
 
 REQUEST = GenerationRequest("a red circle", negative_prompt="blur", request_id="mine", timeout_ms=900)
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(1, 4, 6, 3)

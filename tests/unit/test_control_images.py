@@ -9,8 +9,8 @@ import pytest
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from swiftdiffusion.python_backends.control_images import ControlImages
-from swiftdiffusion.python_backends.errors import ImageUnavailableError
+from swiftdiffusion.python_backends.common.errors import ImageUnavailableError
+from swiftdiffusion.python_backends.controlnets.images import ControlImages
 
 
 def picture(seed: int, side: int = 32) -> np.ndarray:

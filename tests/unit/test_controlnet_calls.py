@@ -7,10 +7,10 @@ from concurrent.futures import Future
 
 import torch
 
-from swiftdiffusion.python_backends.completed_request import ControlNetUse, StepHistory
-from swiftdiffusion.python_backends.controlnet_answers import Answer
-from swiftdiffusion.python_backends.controlnet_calls import ControlNetCalls
-from swiftdiffusion.python_backends.errors import ControlNetUnavailableError, RequestError, UnexpectedError
+from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError, RequestError, UnexpectedError
+from swiftdiffusion.python_backends.controlnets.answers import Answer
+from swiftdiffusion.python_backends.controlnets.calls import ControlNetCalls
+from swiftdiffusion.python_backends.request.completed import ControlNetUse, StepHistory
 
 SIZE = 3
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoints
-from swiftdiffusion.export.deployment import Deployment, DeploymentError
-from swiftdiffusion.export.serving_options import ServedControlNet
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
+from swiftdiffusion.export.repository.deployment import Deployment, DeploymentError
+from swiftdiffusion.export.repository.serving_options import ServedControlNet
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")

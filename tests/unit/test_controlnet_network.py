@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import checkpoints
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import ControlNetUse
-from swiftdiffusion.python_backends.controlnet_network import ControlNet
-from swiftdiffusion.python_backends.errors import ImageUnavailableError
+from swiftdiffusion.python_backends.common.errors import ImageUnavailableError
+from swiftdiffusion.python_backends.controlnets.network import ControlNet
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.request.completed import ControlNetUse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = {letter * 64: seed for seed, letter in enumerate("abcd")}

@@ -9,13 +9,13 @@ import torch
 from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler
 
 import checkpoints
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import CompletedRequest
-from swiftdiffusion.python_backends.denoising import Denoising, LatentGeometry
-from swiftdiffusion.python_backends.latent_decoding import decode_latents
-from swiftdiffusion.python_backends.prompt_encoding import PromptEncoder
-from swiftdiffusion.python_backends.unet import UNet
-from swiftdiffusion.python_backends.unet_calls import unet_calls
+from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
+from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
+from swiftdiffusion.python_backends.networks.prompt_encoding import PromptEncoder
+from swiftdiffusion.python_backends.networks.unet import UNet
+from swiftdiffusion.python_backends.request.completed import CompletedRequest
 
 CPU = torch.device("cpu")
 

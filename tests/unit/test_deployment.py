@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import checkpoints
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.export.controlnet_placement import DeploymentError
-from swiftdiffusion.export.deployment import Deployment
+from swiftdiffusion.export.repository.controlnet_placement import DeploymentError
+from swiftdiffusion.export.repository.deployment import Deployment
 
 TWO = """
 [pipelines.first]

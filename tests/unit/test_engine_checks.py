@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import checkpoints
-from swiftdiffusion.export.deployment import Deployment
-from swiftdiffusion.export.engine_checks import check_engines
-from swiftdiffusion.export.model_configs import repository_models
-from swiftdiffusion.export.repository import RepositoryError, write_pipelines
+from swiftdiffusion.export.repository.deployment import Deployment
+from swiftdiffusion.export.repository.engine_checks import check_engines
+from swiftdiffusion.export.repository.model_configs import repository_models
+from swiftdiffusion.export.repository.writing import RepositoryError, write_pipelines
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
 
 Rows = tuple[int, int]

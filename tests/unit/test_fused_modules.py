@@ -12,13 +12,13 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 
 import checkpoints
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.controlnet_modules import PositionalControlNet
-from swiftdiffusion.python_backends.controlnet_weights import load_controlnet
-from swiftdiffusion.python_backends.fused_modules import fuse
-from swiftdiffusion.python_backends.lora.patcher import Patcher
-from swiftdiffusion.python_backends.unet import arguments, example
-from swiftdiffusion.python_backends.unet_halves import DecoderHalf, EncoderHalf
+from swiftdiffusion.python_backends.controlnets.weights import load_controlnet
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.controlnet_modules import PositionalControlNet
+from swiftdiffusion.python_backends.networks.fused_modules import fuse
+from swiftdiffusion.python_backends.networks.unet import arguments, example
+from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.server.directories import (
+from swiftdiffusion.python_backends.launcher.directories import (
     RUNTIME_VARIABLE,
     make_private_directory,
     make_runtime_directory,
     remove_stale_directories,
 )
-from swiftdiffusion.python_backends.server.processes import command_line, group_members, kill_group, pid_namespace
-from swiftdiffusion.python_backends.server.shared_memory import (
+from swiftdiffusion.python_backends.launcher.processes import command_line, group_members, kill_group, pid_namespace
+from swiftdiffusion.python_backends.launcher.shared_memory import (
     SHARED_MEMORY,
     region_prefix,
     remove_regions,

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.python_backends.server.doctor import Status, run_checks
-from swiftdiffusion.python_backends.server.python_stub import STUB
-from swiftdiffusion.python_backends.server.repository_weights import WeightsState, check_weights
+from swiftdiffusion.python_backends.launcher.doctor import Status, run_checks
+from swiftdiffusion.python_backends.launcher.python_stub import STUB
+from swiftdiffusion.python_backends.launcher.repository_weights import WeightsState, check_weights
 
 CONFIG = 'name: "{name}"\nbackend: "python"\nparameters {{ key: "checkpoint" value {{ string_value: "{path}" }} }}\n'
 

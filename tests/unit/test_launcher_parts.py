@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.server.binary import ServerBinary, find_server_binary
-from swiftdiffusion.python_backends.server.errors import (
+from swiftdiffusion.python_backends.launcher.binary import ServerBinary, find_server_binary
+from swiftdiffusion.python_backends.launcher.errors import (
     InvalidRepositoryError,
     MissingLibraryError,
     PortBusyError,
@@ -23,7 +23,7 @@ from swiftdiffusion.python_backends.server.errors import (
     StartupTimeoutError,
     UnsupportedOptionError,
 )
-from swiftdiffusion.python_backends.server.log import (
+from swiftdiffusion.python_backends.launcher.log import (
     LogFollower,
     ModelEvent,
     error_messages,
@@ -31,10 +31,10 @@ from swiftdiffusion.python_backends.server.log import (
     model_event,
     tail,
 )
-from swiftdiffusion.python_backends.server.options import ServerOptions, models_of
-from swiftdiffusion.python_backends.server.ports import check_ports, free_ports, listens
-from swiftdiffusion.python_backends.server.python_stub import PYTHON_VERSION, STUB, check_stub, embedded_python
-from swiftdiffusion.python_backends.server.triton_server import TritonServer
+from swiftdiffusion.python_backends.launcher.options import ServerOptions, models_of
+from swiftdiffusion.python_backends.launcher.ports import check_ports, free_ports, listens
+from swiftdiffusion.python_backends.launcher.python_stub import PYTHON_VERSION, STUB, check_stub, embedded_python
+from swiftdiffusion.python_backends.launcher.triton_server import TritonServer
 
 LOG = """\
 I1121 04:14:23.014037 5177 model_lifecycle.cc:472] "loading: fine:1"

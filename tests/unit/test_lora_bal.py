@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.completed_request import LoraUse
-from swiftdiffusion.python_backends.errors import InvalidRequestError, LoraUnavailableError, RequestError
-from swiftdiffusion.python_backends.lora.canonical import CanonicalLora, Group
-from swiftdiffusion.python_backends.lora.host_cache import HostCache
-from swiftdiffusion.python_backends.lora.lora_set import LoraSet
-from swiftdiffusion.python_backends.lora.outcomes import LoadedLora, Outcome, Outcomes
-from swiftdiffusion.python_backends.lora.request_loras import Embeddings, RequestLoras
-from swiftdiffusion.python_backends.lora.tickets import Ticket
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError, LoraUnavailableError, RequestError
+from swiftdiffusion.python_backends.engine.request_loras import Embeddings, RequestLoras
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora, Group
+from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
+from swiftdiffusion.python_backends.lora.loading.outcomes import LoadedLora, Outcome, Outcomes
+from swiftdiffusion.python_backends.lora.loading.tickets import Ticket
+from swiftdiffusion.python_backends.request.completed import LoraUse
+from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache
 
 STEPS = 10
 KEYS = {"unet": "a" * 64, "text": "b" * 64}

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.errors import InvalidRequestError
-from swiftdiffusion.python_backends.lora.catalogue import Catalogue, CatalogueError
-from swiftdiffusion.python_backends.lora.catalogue_index import NAME
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue, CatalogueError
+from swiftdiffusion.python_backends.lora.loading.catalogue_index import NAME
 
 SHA256 = "ab" * 32
 

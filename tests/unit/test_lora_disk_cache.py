@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_stores import GOOD, OTHER
-from swiftdiffusion.python_backends.lora import content_index
-from swiftdiffusion.python_backends.lora import disk_cache as disk_cache_module
-from swiftdiffusion.python_backends.lora.disk_cache import DiskCache, HeldFile
+from swiftdiffusion.python_backends.lora.loading import content_index
+from swiftdiffusion.python_backends.lora.loading import disk_cache as disk_cache_module
+from swiftdiffusion.python_backends.lora.loading.disk_cache import DiskCache, HeldFile
 
 
 def put(cache: DiskCache, identity: str, content: bytes) -> HeldFile:

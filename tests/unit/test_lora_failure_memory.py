@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swiftdiffusion.python_backends.lora.failure_memory import FailureMemory
+from swiftdiffusion.python_backends.lora.loading.failure_memory import FailureMemory
 
 
 def test_a_failure_counts_for_a_growing_time() -> None:

@@ -12,10 +12,10 @@ from diffusers import StableDiffusionXLPipeline
 import checkpoints
 import lora_files
 from lora_files import MadeLora
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
-from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processes import other_process
-from swiftdiffusion.python_backends.lora.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
+from swiftdiffusion.python_backends.shared_memory.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
 
 
 def publish(cache: HostCache, key: str, size: int, expected: int | None = None) -> Path:
@@ -28,9 +28,10 @@ def keys(cache: HostCache) -> set[str]:
     return {path.stem for path in cache.directory.glob("*.safetensors")}
 
 
-LEASE = (
-    "from swiftdiffusion.python_backends.lora.host_cache import Lease\nleases = [Lease(Path(p)) for p in sys.argv[1:]]"
-)
+LEASE = """
+from swiftdiffusion.python_backends.shared_memory.host_cache import Lease
+leases = [Lease(Path(p)) for p in sys.argv[1:]]
+"""
 
 
 def test_a_published_file_is_found_and_leased(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_lease_meets_the_evictor(tmp_path: Path) -> None:
 
 def test_half_written_files_of_a_killed_writer_go(tmp_path: Path) -> None:
     code = (
-        "from swiftdiffusion.python_backends.lora.host_cache import HostCache\n"
+        "from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache\n"
         "room = HostCache(Path(sys.argv[1]), 100).reserve(10); room.__enter__().path.write_bytes(b'x' * 10)"
     )
     with other_process(code, str(tmp_path)):

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 import checkpoints
 import lora_files
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.errors import InvalidRequestError
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser
-from swiftdiffusion.python_backends.lora.safetensors_file import FileLimits, read_lora_file
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.safetensors_file import FileLimits, read_lora_file
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 QUERY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 Tensors = dict[str, torch.Tensor]

@@ -10,13 +10,13 @@ import torch
 
 import checkpoints
 import lora_files
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.errors import LoraUnavailableError
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
-from swiftdiffusion.python_backends.lora.lora_set import NO_LORAS
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
-from swiftdiffusion.python_backends.lora.patcher import Patcher
-from swiftdiffusion.python_backends.lora.resident import ResidentLoras
+from swiftdiffusion.python_backends.common.errors import LoraUnavailableError
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.lora_set import NO_LORAS
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.lora.patching.resident import ResidentLoras
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 KINDS = ("everything", "half", "attention", "loha", "lokr", "dora")

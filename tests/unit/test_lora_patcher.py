@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import checkpoints
 import lora_files
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
-from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 SCALES = (0.5, 1.0, -0.75)

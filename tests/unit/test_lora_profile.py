@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 import checkpoints
 import lora_files
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.export.local_pipeline import LocalPipeline
-from swiftdiffusion.export.lora_profile import profile_lora
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.completed_request import CompletedRequest
-from swiftdiffusion.python_backends.lora.catalogue import Catalogue
-from swiftdiffusion.python_backends.lora.modules import BaseModules
+from swiftdiffusion.export.profile.local_pipeline import LocalPipeline
+from swiftdiffusion.export.profile.lora_profile import profile_lora
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.request.completed import CompletedRequest
 
 STEPS = 6
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from swiftdiffusion.python_backends.completed_request import CompletedRequest, LoraUse
-from swiftdiffusion.python_backends.errors import InvalidRequestError
-from swiftdiffusion.python_backends.lora.catalogue import Catalogue
-from swiftdiffusion.python_backends.request_parsing import RequestRules, parse_request
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.request.completed import CompletedRequest, LoraUse
+from swiftdiffusion.python_backends.request.parsing import RequestRules, parse_request
 from wire import array
 
 RULES = RequestRules(

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 from file_server import FileServer, wait_for
 from lora_stores import GOOD, OTHER, Setup
-from swiftdiffusion.python_backends.lora.outcomes import LoadedLora
+from swiftdiffusion.python_backends.lora.loading.outcomes import LoadedLora
 
 
 def test_a_local_lora_comes_from_disk_and_then_from_the_host_cache(setup: Setup) -> None:

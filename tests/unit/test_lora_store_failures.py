@@ -13,15 +13,15 @@ from safetensors.torch import save
 import checkpoints
 from file_server import FileServer
 from lora_stores import GOOD, OTHER, Setup
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.errors import (
+from swiftdiffusion.python_backends.common.errors import (
     InvalidRequestError,
     LoraUnavailableError,
     UnexpectedError,
     UnusableFileError,
 )
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser
-from swiftdiffusion.python_backends.lora.host_cache import Lease
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.shared_memory.host_cache import Lease
 
 
 @pytest.fixture(scope="module")

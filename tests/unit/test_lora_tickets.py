@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.errors import InvalidRequestError, UnexpectedError, all_types
-from swiftdiffusion.python_backends.lora.outcomes import FORGOTTEN_AFTER_S, WRITER_SUFFIX, LoadedLora, Outcomes
-from swiftdiffusion.python_backends.lora.tickets import (
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError, UnexpectedError, all_types
+from swiftdiffusion.python_backends.lora.loading.outcomes import FORGOTTEN_AFTER_S, WRITER_SUFFIX, LoadedLora, Outcomes
+from swiftdiffusion.python_backends.lora.loading.tickets import (
     Ticket,
     raise_failure,
     tickets_from_json,

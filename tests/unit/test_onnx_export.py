@@ -25,14 +25,14 @@ import checkpoints
 import lora_files
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.onnx.checkpoint_export import OnnxOptions, export_onnx
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.controlnet_modules import PositionalControlNet
-from swiftdiffusion.python_backends.controlnet_weights import load_controlnet
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
-from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.controlnets.weights import load_controlnet
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.controlnet_modules import PositionalControlNet
+from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf
 from swiftdiffusion.python_backends.tensorrt.weights import read_weight_map
-from swiftdiffusion.python_backends.unet_halves import DecoderHalf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

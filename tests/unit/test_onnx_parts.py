@@ -32,11 +32,11 @@ from swiftdiffusion.export.onnx.checkpoint_parts import UnexportableError, keep_
 from swiftdiffusion.export.onnx.graph_modules import VaeDecoderGraph, WithoutAbsentInputs
 from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
 from swiftdiffusion.export.onnx.torch_graph import torch_graph
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.fused_modules import fuse
-from swiftdiffusion.python_backends.latent_decoding import decode_latents
-from swiftdiffusion.python_backends.lora.modules import adaptable_weights
-from swiftdiffusion.python_backends.unet_halves import EncoderHalf
+from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.fused_modules import fuse
+from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
+from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

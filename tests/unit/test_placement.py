@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.lora.lora_set import LoraSet
-from swiftdiffusion.python_backends.placement import place
-from swiftdiffusion.python_backends.unet_calls import unet_calls
+from swiftdiffusion.python_backends.engine.placement import place
+from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
+from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from swiftdiffusion.python_backends.completed_request import ControlNetUse
-from swiftdiffusion.python_backends.errors import ControlNetUnavailableError
-from swiftdiffusion.python_backends.remote_controlnet import RemoteControlNet
+from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
+from swiftdiffusion.python_backends.controlnets.remote import RemoteControlNet
+from swiftdiffusion.python_backends.request.completed import ControlNetUse
 
 USE = ControlNetUse("canny", ("a" * 64,), 1.0, 0.0, 1.0, False)
 TENSORS = {"LATENTS": torch.zeros(1, 4, 8, 8), "TIMESTEPS": torch.zeros(1, 1)}

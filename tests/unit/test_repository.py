@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import checkpoints
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.python_backends.checkpoint import Checkpoint, CheckpointError
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.completed_request import CompletedRequest
-from swiftdiffusion.python_backends.errors import InvalidRequestError
-from swiftdiffusion.python_backends.lora.catalogue import Catalogue
-from swiftdiffusion.python_backends.request_parsing import RequestRules, parse_request
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.request.completed import CompletedRequest
+from swiftdiffusion.python_backends.request.parsing import RequestRules, parse_request
 from wire import TYPES, array
 
 RULES = RequestRules(steps=20, guidance_scale=5.0, height=128, width=64, size_multiple=16, max_size=256)

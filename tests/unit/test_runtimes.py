@@ -11,10 +11,10 @@ import torch
 
 import checkpoints
 from swiftdiffusion.kernels.triton_language import MissingTritonError
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.runtimes import Runtime, UnknownRuntimeError
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.runtimes import Runtime, UnknownRuntimeError
+from swiftdiffusion.python_backends.networks.unet import UNet
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError
-from swiftdiffusion.python_backends.unet import UNet
 
 
 def test_an_unknown_one_is_named_with_those_that_are_there() -> None:

@@ -6,9 +6,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from swiftdiffusion.python_backends.completed_request import StepHistory
-from swiftdiffusion.python_backends.controlnet_answers import Answer
-from swiftdiffusion.python_backends.stale_residuals import StaleResiduals
+from swiftdiffusion.python_backends.controlnets.answers import Answer
+from swiftdiffusion.python_backends.controlnets.stale_residuals import StaleResiduals
+from swiftdiffusion.python_backends.request.completed import StepHistory
 
 
 def at(step: int, run: str = "run") -> StepHistory:

@@ -11,10 +11,10 @@ import torch
 
 import checkpoints
 import lora_files
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.lora.canonical import Canonicaliser, CanonicalLora
-from swiftdiffusion.python_backends.lora.modules import BaseModules, adaptable_weights
-from swiftdiffusion.python_backends.lora.patcher import Patcher
+from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError
 from swiftdiffusion.python_backends.tensorrt.refit import EnginePatcher, RefitError
 from swiftdiffusion.python_backends.tensorrt.weights import EngineWeights, MappedWeight, WeightMap, read_weight_map

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import checkpoints
-from swiftdiffusion.python_backends.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.unet import UNet
-from swiftdiffusion.python_backends.unet_halves import pack
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.unet import UNet
+from swiftdiffusion.python_backends.networks.unet_halves import pack
 
 CPU = torch.device("cpu")
 

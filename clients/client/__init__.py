@@ -1,0 +1,1 @@
+"""The Python client: requests, answers, errors, over gRPC and HTTP, blocking and asyncio."""

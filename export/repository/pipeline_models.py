@@ -1,0 +1,210 @@
+"""The models of one served checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .config_parts import (
+    CLIENT_INPUTS,
+    Model,
+    Tensor,
+    batched,
+    ensemble,
+    iterative_sequence,
+    model_input,
+    python_model,
+)
+from .engine_checks import shard_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    from ...python_backends.networks.checkpoint import Checkpoint
+    from .serving_options import ServedPipeline
+
+CANDIDATES_PER_PLACE = 8
+"""Requests that a denoiser holds per place in its running batch: one that waits for a LoRA takes no place."""
+
+REQUEST: Tensor = ("REQUEST", "STRING", (1,))
+TICKETS: Tensor = ("TICKETS", "STRING", (1,))
+ENCODING: Tensor = ("ENCODING", "STRING", (1,))
+INFO: Tensor = ("INFO", "STRING", (1,))
+IMAGE: Tensor = ("IMAGE", "UINT8", (-1, -1, 3))
+
+
+def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
+    """What a checkpoint's UNet takes, as tensors of its model; LATENTS first."""
+    tokens, width = checkpoint.text_embedding_shape
+    tensors: list[Tensor] = [
+        ("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1)),
+        ("TIMESTEPS", "FP32", (1,)),
+        ("ENCODER_HIDDEN_STATES", "FP32", (tokens, width)),
+    ]
+    if checkpoint.pooled_width is not None:
+        tensors += [("TEXT_EMBEDS", "FP32", (checkpoint.pooled_width,)), ("TIME_IDS", "FP32", (6,))]
+    if checkpoint.guidance_embedding_width is not None:
+        tensors.append(("TIMESTEP_COND", "FP32", (checkpoint.guidance_embedding_width,)))
+    return tensors
+
+
+def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that computes for a pipeline."""
+    return {"checkpoint": reference(served.checkpoint.path), "dtype": dtype, "threads": str(served.options.threads)}
+
+
+def runtime_parameters(served: ServedPipeline, gpu: int | None, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that evaluates a UNet or ControlNet; what is on no GPU has no engine."""
+    engines = None if gpu is None else served.options.engines
+    runtime = "torch" if engines is None and served.options.engines is not None else served.options.runtime
+    return {"runtime": runtime, "engines": "" if engines is None else reference(engines)}
+
+
+class PipelineModels:
+    """Writes the configurations of one pipeline."""
+
+    def __init__(
+        self, name: str, prefix: str, served: ServedPipeline, text_encoder: str, reference: Callable[[Path], str]
+    ) -> None:
+        """Reads what it needs of the checkpoint.
+
+        Args:
+            name: Of the public model.
+            prefix: Of the inner models.
+            served: The checkpoint.
+            text_encoder: The model that encodes its texts; written here if the prefix is its.
+            reference: A path as the backends find it.
+        """
+        self._served, self._options, self._checkpoint = served, served.options, served.checkpoint
+        self._name, self._prefix, self._text_encoder = name, prefix, text_encoder
+        self._reference = reference
+        loras = self._options.loras
+        self._catalogue = {"loras": "" if loras is None else reference(loras)}
+        checkpoint = served.checkpoint
+        tokens, width = checkpoint.text_embedding_shape
+        self._embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, tokens, width))]
+        if checkpoint.pooled_width is not None:
+            self._embeddings.append(("POOLED_PROMPT_EMBEDS", "FP32", (2, checkpoint.pooled_width)))
+        self._unet_inputs = unet_inputs(checkpoint)
+        self._latents = self._unet_inputs[0]
+        self._progress: list[Tensor] = [self._latents, ("PREVIEW", "BOOL", (1,)), INFO]
+
+    def models(self) -> list[Model]:
+        """All of them."""
+        models = [Model(self._preprocess(), "preprocess"), Model(self._lora_store(), "lora_store")]
+        if self._text_encoder == f"{self._prefix}text_encoder":
+            models.append(Model(self._text_encoders(), "text_encoder"))
+        for suffix in ("", "_stream"):
+            models.append(Model(self._denoiser(f"denoiser{suffix}"), "denoiser"))
+            models.append(Model(self._ensemble(suffix), None))
+        models += [Model(self._shard(index, name), "unet_shard") for index, name in enumerate(self._shards)]
+        return [*models, Model(self._vae_decoder(), "vae_decoder")]
+
+    @property
+    def _shards(self) -> list[str]:
+        return [f"{self._prefix}unet_shard{index}" for index in range(self._options.unet_shards)]
+
+    def _preprocess(self) -> pb.ModelConfig:
+        rules = {key: str(value) for key, value in asdict(self._options.request_rules(self._checkpoint)).items()}
+        known = {
+            each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self._options.controlnets
+        }
+        names = {"controlnets": json.dumps(known, sort_keys=True), "lora_store": f"{self._prefix}lora_store"}
+        parameters = {**rules, **self._catalogue, **names}
+        config = python_model(f"{self._prefix}preprocess", [], [REQUEST, TICKETS], parameters, max_batch_size=1)
+        config.input.extend(model_input(*tensor) for tensor in CLIENT_INPUTS)
+        return config
+
+    def _lora_store(self) -> pb.ModelConfig:
+        options = self._options
+        parameters = {
+            **self._catalogue,
+            "checkpoint": self._reference(self._checkpoint.path),
+            "lora_host_bytes": str(options.lora_host_bytes),
+            "lora_disk_bytes": str(options.lora_disk_bytes),
+        }
+        name = f"{self._prefix}lora_store"
+        return python_model(name, [REQUEST], [TICKETS], parameters, max_batch_size=options.max_batch_size)
+
+    def _text_encoders(self) -> pb.ModelConfig:
+        """Ensembles call it without LORA_SET; a denoiser with it, once a LoRA's text parts are ready."""
+        config = self._computing(
+            self._text_encoder, [REQUEST], [*self._embeddings, ENCODING], self._options.text_encoder_gpu
+        )
+        config.input.append(model_input("LORA_SET", "STRING", (1,), optional=True))
+        return config
+
+    def _denoiser(self, name: str) -> pb.ModelConfig:
+        checkpoint, options = self._checkpoint, self._options
+        geometry = {
+            "channels": checkpoint.latent_channels,
+            "scale_factor": checkpoint.vae_scale_factor,
+            "guidance_embedding_width": checkpoint.guidance_embedding_width,
+        }
+        parameters = {
+            "scheduler": json.dumps(dict(checkpoint.load_scheduler().config), sort_keys=True),
+            "latents": json.dumps(geometry),
+            "threads": str(options.threads),
+            "unet_shards": ",".join(self._shards),
+            "places": str(options.max_batch_size),
+            "text_encoder": self._text_encoder,
+            "lora_store": f"{self._prefix}lora_store",
+            "uploads_ahead": "1" if options.unet_gpus else "0",
+        }
+        inputs = [REQUEST, *self._embeddings, ENCODING, TICKETS]
+        candidates = CANDIDATES_PER_PLACE * options.max_batch_size
+        config = python_model(f"{self._prefix}{name}", inputs, self._progress, parameters, max_batch_size=candidates)
+        return iterative_sequence(config, decoupled=name.endswith("_stream"))
+
+    def _shard(self, index: int, name: str) -> pb.ModelConfig:
+        urls = {each.name: each.url for each in self._options.controlnets if each.url is not None}
+        config = self._computing(
+            name,
+            [*self._unet_inputs, *((name, "STRING", (1,)) for name in ("LORA_SET", "LORAS_AHEAD", "CONTROLS"))],
+            [
+                ("NOISE_PRED", "FP32", self._latents[2]),
+                ("PATCH_MS", "FP32", (1,)),
+                ("FAILURES", "STRING", (1,)),
+                ("STALE", "STRING", (1,)),
+            ],
+            self._options.unet_gpu(index),
+            **runtime_parameters(self._served, self._options.unet_gpu(index), self._reference),
+            patches="0" if self._options.loras is None else "1",
+            controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
+            controlnet_urls=json.dumps(urls, sort_keys=True),
+        )
+        config.max_batch_size = shard_rows(self._served)
+        return config
+
+    def _vae_decoder(self) -> pb.ModelConfig:
+        return self._computing(f"{self._prefix}vae_decoder", self._progress, [IMAGE, INFO], self._options.vae_gpu)
+
+    def _computing(
+        self, name: str, inputs: list[Tensor], outputs: list[Tensor], gpu: int | None, **parameters: str
+    ) -> pb.ModelConfig:
+        config = python_model(
+            name,
+            inputs,
+            outputs,
+            {**compute_parameters(self._served, self._options.dtype_on(gpu), self._reference), **parameters},
+            max_batch_size=self._options.max_batch_size,
+            gpus=() if gpu is None else (gpu,),
+        )
+        return batched(config)
+
+    def _ensemble(self, suffix: str) -> pb.ModelConfig:
+        fields = {field[0]: field[0] for field in CLIENT_INPUTS}
+        embeddings = {name: name.lower() for name, _, _ in (*self._embeddings, ENCODING)}
+        latents = {"LATENTS": "latents", "PREVIEW": "preview", "INFO": "denoiser_info"}
+        given = {"REQUEST": "request", **embeddings, "TICKETS": "tickets"}
+        steps = [
+            (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
+            (self._text_encoder, {"REQUEST": "request"}, embeddings),
+            (f"{self._prefix}denoiser{suffix}", given, latents),
+            (f"{self._prefix}vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
+        ]
+        return ensemble(f"{self._name}{suffix}", steps, [IMAGE, INFO])

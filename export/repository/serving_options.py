@@ -1,0 +1,114 @@
+"""What is served and where: the exporter's decisions, once they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...python_backends.request.parsing import RequestRules
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ...python_backends.networks.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class ServedControlNet:
+    """A ControlNet of the repository.
+
+    Attributes:
+        name: What requests call it; its model is `controlnet_NAME`.
+        path: A diffusers directory, or a safetensors file.
+        gpus: An instance for each; empty: on the CPU.
+        processes: Instances on the CPU.
+        url: `grpc://HOST:PORT` of the Triton server that runs it instead of this one, or None.
+        control_modes: Of a ControlNetUnion, how many there are; else 0.
+        pools: Whether it averages its residuals over the picture.
+    """
+
+    name: str
+    path: Path
+    gpus: tuple[int, ...] = ()
+    processes: int = 1
+    url: str | None = None
+    control_modes: int = 0
+    pools: bool = False
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How a checkpoint is served.
+
+    Attributes:
+        unet_shards: Number of UNet shards.
+        unet_gpus: GPU of each shard, cyclically. Empty: on the CPU.
+        threads: OpenMP threads of each CPU backend.
+        dtype: What GPUs compute in: `float32`, `float16` or `bfloat16`. On the CPU it is float32.
+        max_batch_size: Requests in one denoiser's running batch.
+        steps: Default steps.
+        guidance_scale: Default guidance.
+        max_size: Largest height and width, in pixels.
+        loras: Directory of the LoRA catalogue; None for a server without LoRAs.
+        lora_bound: Default k of bounded asynchronous loading; 0 is exact.
+        lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
+        lora_disk_bytes: Most bytes of fetched LoRA files on disk.
+        controlnets: ControlNets that requests may name.
+        controlnet_timeout_s: Longest time that a shard waits for one, per step.
+        text_encoder_gpu: GPU of the text encoders; None: the CPU.
+        vae_gpu: GPU of the VAE; None: the CPU.
+        runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
+        engines: Directory of the TensorRT engines.
+    """
+
+    unet_shards: int
+    unet_gpus: tuple[int, ...]
+    threads: int
+    dtype: str
+    max_batch_size: int
+    steps: int
+    guidance_scale: float
+    max_size: int
+    loras: Path | None = None
+    lora_bound: int = 0
+    lora_host_bytes: int = 4 * 2**30
+    lora_disk_bytes: int = 64 * 2**30
+    controlnets: tuple[ServedControlNet, ...] = ()
+    controlnet_timeout_s: float = 60.0
+    text_encoder_gpu: int | None = None
+    vae_gpu: int | None = None
+    runtime: str = "torch"
+    engines: Path | None = None
+
+    def unet_gpu(self, shard: int) -> int | None:
+        """Where a shard runs; None: the CPU."""
+        return self.unet_gpus[shard % len(self.unet_gpus)] if self.unet_gpus else None
+
+    def dtype_on(self, gpu: int | None) -> str:
+        """What a model computes in."""
+        return "float32" if gpu is None else self.dtype
+
+    def request_rules(self, checkpoint: Checkpoint) -> RequestRules:
+        """Defaults and limits of requests.
+
+        Raises:
+            ValueError: If a default is beyond the limits.
+        """
+        height, width = checkpoint.default_size
+        return RequestRules(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=height,
+            width=width,
+            size_multiple=checkpoint.size_multiple,
+            max_size=self.max_size,
+            lora_bound=self.lora_bound,
+        )
+
+
+@dataclass(frozen=True)
+class ServedPipeline:
+    """A checkpoint and how it is served."""
+
+    checkpoint: Checkpoint
+    options: ServingOptions

@@ -1,0 +1,98 @@
+"""A model's settings and texts: what a backend needs of Triton before it computes anything. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ..common.errors import RequestError, UnexpectedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One model instance as its config.pbtxt describes it.
+
+    Attributes:
+        name: The model's name.
+        repository: The directory that holds the model's directory.
+        parameters: The config's `parameters`.
+        config: The whole config as Triton completed it.
+        gpu: Index of the instance's GPU; None on the CPU.
+    """
+
+    name: str
+    repository: Path
+    parameters: Mapping[str, str]
+    config: Mapping[str, Any]
+    gpu: int | None
+
+    @classmethod
+    def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
+        """Reads the arguments of `TritonPythonModel.initialize`."""
+        config = json.loads(args["model_config"])
+        return cls(
+            name=args["model_name"],
+            repository=Path(args["model_repository"]).parent,
+            parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
+            config=config,
+            gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
+        )
+
+
+def catalogue_directory(settings: ModelSettings) -> Path | None:
+    """The parameter `loras`: the LoRA catalogue's directory, relative to the repository's; None where it is empty."""
+    path = settings.parameters.get("loras")
+    return (settings.repository / path).resolve() if path else None
+
+
+def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of the named inputs that are present, as numpy: views of Triton's memory, valid during `execute`."""
+    tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+
+
+def input_text(request: Any, name: str) -> str:
+    """The first element of a required BYTES input."""
+    return input_texts(request, name)[0]
+
+
+def input_texts(request: Any, name: str) -> list[str]:
+    """The elements of a required BYTES input."""
+    return _texts(pb_utils.get_input_tensor_by_name(request, name))
+
+
+def response_texts(response: Any, name: str) -> list[str]:
+    """The elements of a BYTES output of a response."""
+    return _texts(pb_utils.get_output_tensor_by_name(response, name))
+
+
+def _texts(tensor: Any) -> list[str]:
+    return [text.decode("utf-8") for text in tensor.as_numpy().reshape(-1)]
+
+
+def text_tensor(name: str, *texts: str) -> Any:
+    """A BYTES tensor of shape [texts, 1]."""
+    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")] for text in texts], dtype=object))
+
+
+def as_request_error(error: Exception, what: str) -> RequestError:
+    """An error that a client can read; one that nobody foresaw goes to the log with its traceback."""
+    if isinstance(error, RequestError):
+        return error
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return UnexpectedError(f"{what} failed: {error!r}")
+
+
+def error_response(error: RequestError) -> Any:
+    """A response that carries only an error."""
+    code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)  # older servers lack some codes
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error), code))

@@ -1,0 +1,176 @@
+"""A ControlNet behind the tensors of its service's contract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from cachetools import LRUCache
+
+from ..common.errors import InvalidRequestError, RequestError
+from ..networks.controlnet_modules import PositionalControlNet, factors
+from ..networks.runtimes import Runtime
+from ..networks.unet import WARM_UP_ROWS, arguments, example, trace
+from ..networks.unet_halves import pack
+from .weights import load_controlnet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from ..networks.checkpoint import Checkpoint
+    from ..request.completed import ControlNetUse
+
+EMBEDDING_BYTES = 2**28
+"""Embedded pictures that are kept, in bytes."""
+
+ARGUMENTS = 5
+"""Of a UNet's arguments, the first so many are a ControlNet's too."""
+
+
+class ControlNet:
+    """diffusers' ControlNet; what depends on the picture alone is computed once per picture.
+
+    On the CPU the calls that a single request makes at the default size run as traced graphs, as in `unet.UNet`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        get_image: Callable[[str], np.ndarray],
+        runtime: Runtime | None = None,
+        engine: str = "",
+    ) -> None:
+        """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS.
+
+        Args:
+            path: Of the ControlNet's directory or file.
+            checkpoint: Whose latents and embeddings it takes.
+            device: Where it computes.
+            dtype: Of weights and activations.
+            get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
+            runtime: What evaluates it.
+            engine: Its name among the runtime's TensorRT engines.
+
+        Raises:
+            ControlNetFileError: If there is none.
+        """
+        network = load_controlnet(path, checkpoint, dtype).to(device).requires_grad_(False).eval()
+        runtime = runtime or Runtime()
+        runtime.prepare(network, device)
+        self._module = PositionalControlNet(network)
+        self._call = runtime.controlnet(self._module, engine, device)
+        self._get_image = get_image
+        self._device, self._dtype = device, dtype
+        self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
+        self._traced: dict[torch.Size, torch.nn.Module] = {}
+        for rows in WARM_UP_ROWS:
+            tensors = example(checkpoint, rows)
+            channels = network.conv_in.out_channels
+            embedded = torch.zeros(rows, channels, *tensors["LATENTS"].shape[-2:], device=device, dtype=dtype)
+            if runtime.traces(device) and not self._module.control_modes:
+                inputs = (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded)
+                self._traced[tensors["LATENTS"].shape] = trace(self._module, inputs)
+            for _ in range(3):  # the first calls of a graph optimise it
+                self._residuals(tensors, [embedded], (0,) if self._module.control_modes else (), None)
+
+    def __call__(
+        self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]
+    ) -> tuple[torch.Tensor, dict[int, RequestError]]:
+        """Residuals of the skips and the mid block, scaled.
+
+        Args:
+            tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL
+                TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]. Float32.
+            controls: What each row asks for.
+
+        Returns:
+            [B, sum of C·h·w], packed as by `unet_halves.pack`, of the network's type, on its device; and why a row
+            has none, where its picture has gone. Such a row is zero.
+        """
+        pictures: dict[int, list[torch.Tensor]] = {}
+        failures: dict[int, RequestError] = {}
+        kinds: dict[tuple[tuple[int, ...], float | None], list[int]] = {}
+        for row, control in enumerate(controls):
+            try:
+                self._check(control)
+                pictures[row] = [self._embedding(key) for key in control.images]
+            except RequestError as error:
+                failures[row] = error
+                continue
+            scale = control.scale if control.scales_pictures else None
+            kinds.setdefault((control.control_modes, scale), []).append(row)
+        answers: list[tuple[list[int], torch.Tensor]] = []
+        for (modes, scale), rows in kinds.items():
+            taken = tensors if len(rows) == len(controls) else {name: each[rows] for name, each in tensors.items()}
+            embedded = [torch.cat(pictures_of) for pictures_of in zip(*(pictures[row] for row in rows), strict=True)]
+            residuals = self._residuals(taken, embedded, modes, scale)
+            answers.append((rows, self._scaled(residuals, [controls[row] for row in rows])))
+        return _in_order(answers, len(controls)), failures
+
+    def _check(self, control: ControlNetUse) -> None:
+        """A mode that there is not would index beyond a weight, which on a GPU ends the process's context."""
+        modes, count = control.control_modes, self._module.control_modes
+        if any(mode >= count for mode in modes) or len(control.images) != (len(modes) if count else 1):
+            raise InvalidRequestError(
+                f"CONTROL has {len(control.images)} pictures of modes {list(modes)}; this ControlNet has {count} modes"
+            )
+
+    def _residuals(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        embedded: Sequence[torch.Tensor],
+        modes: tuple[int, ...],
+        scale: float | None,
+    ) -> list[torch.Tensor]:
+        inputs = (*arguments(tensors, self._device, self._dtype)[:ARGUMENTS], *embedded)
+        options = {"modes": modes, "scale": scale} if modes else {}
+        call = self._traced.get(tensors["LATENTS"].shape, self._call)
+        with torch.inference_mode():
+            return list(call(*inputs, **options))
+
+    def _scaled(self, residuals: list[torch.Tensor], controls: Sequence[ControlNetUse]) -> torch.Tensor:
+        """[B, sum of C·h·w]."""
+        pools = self._module.pools
+        scales = torch.stack(
+            [
+                factors(None if use.scales_pictures else use.scale, use.guess_mode, pools, len(residuals))
+                for use in controls
+            ]
+        ).to(residuals[0].device)
+        with torch.inference_mode():
+            for index, residual in enumerate(residuals):
+                scaled = residual.float() * scales[:, index, None, None, None]
+                if pools:
+                    scaled = scaled.mean(dim=(2, 3), keepdim=True).expand_as(residual)
+                residuals[index] = scaled.to(residual.dtype)
+            return pack(residuals)
+
+    def _embedding(self, key: str) -> torch.Tensor:
+        """[1, channels, h, w]: the picture as the first layer takes it."""
+        known = self._embedded.get(key)
+        if known is None:
+            pixels = torch.from_numpy(self._get_image(key)).permute(2, 0, 1)[None].float() / 255
+            with torch.inference_mode():
+                known = self._module.embed(pixels.to(self._device, self._dtype))
+            if known.nbytes <= EMBEDDING_BYTES:
+                self._embedded[key] = known
+        return known
+
+
+def _in_order(answers: Sequence[tuple[list[int], torch.Tensor]], rows: int) -> torch.Tensor:
+    """The answers of some rows each as one tensor; rows that none has are zero."""
+    if not answers:
+        return torch.zeros(rows, 1)
+    first = answers[0][1]
+    if len(first) == rows:
+        return first
+    joined = first.new_zeros(rows, first.shape[1])
+    for own, part in answers:
+        joined[own] = part
+    return joined

@@ -1,0 +1,99 @@
+"""A denoiser's side of LoRA loading: tickets taken up, prompts encoded again, evicted files asked for again."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..backend.metrics import Histogram
+from ..backend.model_calls import call_model, load_loras
+from ..backend.settings import text_tensor
+from ..backend.tensors import response_tensor
+from ..common.errors import InvalidRequestError
+from ..lora.files.lora_set import LoraSet, set_to_json
+from ..lora.loading.outcomes import Outcomes
+from ..lora.loading.tickets import Ticket, tickets_from_json
+from ..shared_memory.host_directory import host_cache_directory
+from .request_loras import Embeddings, RequestLoras
+
+if TYPE_CHECKING:
+    from ..request.completed import CompletedRequest
+
+STEP_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+THREADS = 8
+"""Calls of `text_encoder` and `lora_store` at once; steps go on meanwhile."""
+
+
+class AdapterServices:
+    """Makes the `RequestLoras` of the requests that come to one denoiser."""
+
+    def __init__(
+        self, text_encoder: str, lora_store: str, has_pooled: bool, uploads_ahead: bool, timeout_s: float = 300.0
+    ) -> None:
+        """Opens what the server's processes share.
+
+        Args:
+            text_encoder: Its model.
+            lora_store: Its model.
+            has_pooled: Whether the text encoder gives POOLED_PROMPT_EMBEDS.
+            uploads_ahead: See `RequestLoras`.
+            timeout_s: Longest wait of a request at a LoRA's bound.
+        """
+        self.text_encoder, self.lora_store = text_encoder, lora_store
+        self._timeout_s, self._uploads_ahead = timeout_s, uploads_ahead
+        self.has_pooled = has_pooled
+        self.outcomes = Outcomes(host_cache_directory())
+        self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
+        self._delays = Histogram(
+            "swiftdiffusion_lora_delay_steps", "Denoising steps that ran before a LoRA went on", STEP_BUCKETS
+        )
+        self._waits = Histogram(
+            "swiftdiffusion_lora_wait_seconds", "Time that requests waited for a LoRA at its bound, where they did"
+        )
+
+    def take_up(self, request: CompletedRequest, tickets: str) -> RequestLoras:
+        """The LoRAs of a request, with the tickets that `lora_store` wrote for it.
+
+        Raises:
+            InvalidRequestError: If the tickets are not the request's.
+        """
+        taken = tickets_from_json(tickets, self.outcomes)
+        if [ticket.name for ticket in taken] != [use.name for use in request.loras]:
+            raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
+        calls = _Calls(self, request)
+        return RequestLoras(request.loras, taken, calls, self._timeout_s, uploads_ahead=self._uploads_ahead)
+
+    def count(self, loras: RequestLoras) -> None:
+        """Adds a request that has ended to the metrics."""
+        for run in loras.runs:
+            if run.patched_at_step is not None:
+                self._delays.observe(run.patched_at_step)
+            if run.waited_ms:
+                self._waits.observe(run.waited_ms / 1000)
+
+
+class _Calls:
+    """BLS calls for one request; see `request_loras.Services`."""
+
+    def __init__(self, services: AdapterServices, request: CompletedRequest) -> None:
+        self._services, self._request = services, request
+
+    def encode(self, loras: LoraSet) -> Future[Embeddings]:
+        return self._services.threads.submit(self._encode, loras)
+
+    def load_again(self, position: int) -> Future[Ticket]:
+        return self._services.threads.submit(self._load_again, position)
+
+    def _encode(self, loras: LoraSet) -> Embeddings:
+        names = ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])]
+        lora_set = text_tensor("LORA_SET", set_to_json(loras))
+        response = call_model(
+            self._services.text_encoder, [text_tensor("REQUEST", self._request.to_json()), lora_set], names
+        )
+        pooled = response_tensor(response, "POOLED_PROMPT_EMBEDS")[0] if self._services.has_pooled else None
+        return response_tensor(response, "PROMPT_EMBEDS")[0], pooled
+
+    def _load_again(self, position: int) -> Ticket:
+        alone = replace(self._request, loras=self._request.loras[position : position + 1])
+        return tickets_from_json(load_loras(self._services.lora_store, alone), self._services.outcomes)[0]

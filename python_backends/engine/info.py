@@ -1,0 +1,43 @@
+"""INFO: what a client is told of how its picture was made."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..request.schedulers import scheduler_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .run import Denoising
+
+
+def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """INFO of a finished run; `vae_decoder` adds its own time. Times are milliseconds, wall clock.
+
+    `seed`, `steps`, `guidance_scale`, `height`, `width` and `scheduler` are what repeats the picture.
+    """
+    request, report = denoising.request, denoising.report
+    return {
+        "seed": request.seed,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "height": request.height,
+        "width": request.width,
+        "scheduler": scheduler_name(scheduler_config, request.scheduler),
+        "prompt_truncated": report.encoding["prompt_truncated"],
+        "loras": denoising.loras.report(),
+        "controlnets": [
+            {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)}
+            | ({"stale_calls": report.stale[position]} if use.stale else {})
+            for position, use in enumerate(request.controlnets)
+        ],
+        "shards": sorted(report.shards),
+        "unet_evaluations": denoising.steps,
+        "largest_batch": report.largest_batch,
+        "timings_ms": {
+            "text_encoder": round(report.encoding["ms"], 3),
+            "denoiser": round(1000 * (time.monotonic() - report.started), 3),
+        },
+    }

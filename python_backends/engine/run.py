@@ -1,0 +1,235 @@
+"""One request between its first and its last denoising step, and the UNet calls that a batch of them makes."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..common.errors import InvalidRequestError, RequestError
+from ..request.completed import StepHistory
+from ..request.schedulers import make_scheduler
+from .request_loras import RequestLoras
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..request.completed import CompletedRequest, ControlNetUse
+    from ..shared_memory.leased_files import Lease
+
+UNCONDITIONAL, CONDITIONAL = 0, 1
+"""Rows of a request's conditioning: the two halves of classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class LatentGeometry:
+    """Shapes that a checkpoint gives its latents, and the embeddings that its UNet takes beside the prompt's.
+
+    Attributes:
+        channels: Latent channels.
+        scale_factor: Pixels per latent cell.
+        guidance_embedding_width: Width of a guidance-distilled UNet's guidance embedding, else None.
+    """
+
+    channels: int
+    scale_factor: int
+    guidance_embedding_width: int | None = None
+
+
+@dataclass
+class RunReport:
+    """How a run went.
+
+    Attributes:
+        encoding: The text encoder's report: `ms`, `cached`, `prompt_truncated`.
+        shards: Names of the shards that evaluated any of its halves.
+        largest_batch: Most requests that it shared a step with, itself included.
+        started: When its initial latents were drawn, in seconds of the monotonic clock.
+        stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
+    """
+
+    encoding: Mapping[str, Any]
+    shards: set[str] = field(default_factory=set)
+    largest_batch: int = 0
+    started: float = field(default_factory=time.monotonic)
+    stale: Counter[int] = field(default_factory=Counter)
+
+
+class Denoising:
+    """State of one request: latents, sampler, generator, conditioning. All on the CPU in float32.
+
+    It repeats what diffusers' pipelines do around the UNet, in their order, so that the generator is drawn from alike:
+    initial noise, `scale_model_input`, guidance, `step`.
+
+    Attributes:
+        request: The request.
+        conditioning: What the UNet takes beside latents and timestep; a row per half: ENCODER_HIDDEN_STATES
+            [2, tokens, width], for SDXL TEXT_EMBEDS [2, pooled width] and TIME_IDS [2, 6], for guidance-distilled UNets
+            TIMESTEP_COND [2, guidance embedding width].
+        latents: [1, C, h, w].
+        step: Number of steps done.
+        report: What INFO will tell of the run.
+        loras: Which of its LoRAs are on.
+        waiting: Whether its next step waits for a LoRA.
+        failure: Why it ends without a picture, once it does.
+        touched: When the server last handed it over, in seconds of the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        request: CompletedRequest,
+        scheduler_config: Mapping[str, Any],
+        geometry: LatentGeometry,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None,
+        encoding: Mapping[str, Any] | None = None,
+        loras: RequestLoras | None = None,
+        images: Sequence[Lease] = (),
+    ) -> None:
+        """Draws the initial latents.
+
+        Args:
+            request: The completed request.
+            scheduler_config: Of the checkpoint's own scheduler.
+            geometry: The checkpoint's latents.
+            prompt_embeds: [2, tokens, width]: negative prompt, prompt.
+            pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
+            encoding: The text encoder's report.
+            loras: The request's LoRAs.
+            images: Leases of its ControlNets' pictures.
+
+        Raises:
+            InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation), or
+                a LoRA's patch step is beyond the run.
+        """
+        self.request = request
+        self._scheduler = make_scheduler(scheduler_config, request.scheduler)
+        try:
+            self._scheduler.set_timesteps(request.steps)
+        except ValueError as error:
+            raise InvalidRequestError(f"STEPS is {request.steps}; allowed by the scheduler: {error}") from None
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(0)
+        self._timesteps = list(self._scheduler.timesteps)
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        parameters = inspect.signature(self._scheduler.step).parameters
+        self._step_options = {"generator": generator} if "generator" in parameters else {}
+
+        height, width = request.height // geometry.scale_factor, request.width // geometry.scale_factor
+        noise = randn_tensor((1, geometry.channels, height, width), generator=generator, dtype=torch.float32)
+        self.latents = noise * self._scheduler.init_noise_sigma
+        self.conditioning: dict[str, torch.Tensor] = {}
+        self.set_embeddings(prompt_embeds, pooled_prompt_embeds)
+        if pooled_prompt_embeds is not None:
+            size = (request.height, request.width)
+            time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
+            self.conditioning["TIME_IDS"] = time_ids.repeat(2, 1)
+        distilled = geometry.guidance_embedding_width
+        if distilled is not None:
+            from diffusers import StableDiffusionXLPipeline
+
+            guidance = torch.tensor([request.guidance_scale - 1.0])
+            embedding = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, guidance, distilled)
+            self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
+        self._guided = request.guidance_scale > 1 and distilled is None
+        self.step = 0
+        self.loras = RequestLoras((), (), None) if loras is None else loras
+        self.loras.check_patch_steps(self.steps)
+        self._images = images
+        self.waiting = False
+        self.failure: RequestError | None = None
+        self.report = RunReport(encoding or {})
+        self.touched = self.report.started
+
+    def close(self) -> None:
+        """At the request's end: gives LoRAs and pictures up."""
+        self.loras.close()
+        for lease in self._images:
+            lease.close()
+
+    def set_embeddings(self, prompt_embeds: torch.Tensor, pooled_prompt_embeds: torch.Tensor | None) -> None:
+        """Conditions the steps to come on these embeddings: [2, tokens, width], and [2, pooled width] for SDXL."""
+        self.conditioning["ENCODER_HIDDEN_STATES"] = prompt_embeds
+        if pooled_prompt_embeds is not None:
+            self.conditioning["TEXT_EMBEDS"] = pooled_prompt_embeds
+
+    def put_on_loras(self) -> None:
+        """At a step boundary: puts on the LoRAs that are ready, and says in `waiting` whether one is overdue.
+
+        Raises:
+            RequestError: If one cannot be loaded.
+        """
+        may_step, embeddings = self.loras.advance(self.step, self.steps)
+        self.waiting = not may_step
+        if embeddings is not None:
+            self.set_embeddings(*embeddings)
+
+    def calls_of(self, use: ControlNetUse) -> int:
+        """How often a whole run evaluates a ControlNet: once per half that uses it, in every step that does."""
+        halves = len(self.halves) if not use.guess_mode else 1
+        return halves * sum(use.is_active(step, self.steps) for step in range(self.steps))
+
+    def controls(self, half: int) -> tuple[ControlNetUse, ...]:
+        """The ControlNets that a half of the current step uses; the unconditional half none that is in guess mode."""
+        return tuple(
+            self._of_step(use, half, position)
+            for position, use in enumerate(self.request.controlnets)
+            if use.is_active(self.step, self.steps) and (half == CONDITIONAL or not use.guess_mode)
+        )
+
+    def note_stale(self, uses: Sequence[ControlNetUse], positions: Sequence[int]) -> None:
+        """Notes those of a row's ControlNets whose residuals were the previous step's."""
+        for position in positions:
+            history = uses[position].history
+            if history is not None:
+                self.report.stale[history.position] += 1
+
+    def _of_step(self, use: ControlNetUse, half: int, position: int) -> ControlNetUse:
+        if use.scales_pictures:
+            use = replace(use, scale=use.scale_at(self.step, self.steps))
+        if use.stale:
+            is_last = not use.is_active(self.step + 1, self.steps)
+            history = StepHistory(self.request.run_id, half, position, self.step, is_last)
+            use = replace(use, history=history)
+        return use
+
+    @property
+    def halves(self) -> tuple[int, ...]:
+        """Rows of the conditioning that have to be run."""
+        return (UNCONDITIONAL, CONDITIONAL) if self._guided else (CONDITIONAL,)
+
+    @property
+    def steps(self) -> int:
+        """UNet evaluations from noise to picture; some samplers take more than the request's `steps`."""
+        return len(self._timesteps)
+
+    @property
+    def done(self) -> bool:
+        """Whether the latents are final."""
+        return self.step == self.steps
+
+    def model_input(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled latents [1, C, h, w] and timestep [1, 1] of the current step, float32. Once per step."""
+        timestep = self._timesteps[self.step]
+        return self._scheduler.scale_model_input(self.latents, timestep), timestep.reshape(1, 1).float()
+
+    def advance(self, noise_predictions: dict[int, torch.Tensor]) -> None:
+        """Guidance and sampler step.
+
+        Args:
+            noise_predictions: Half → [1, C, h, w], for every one of `halves`.
+        """
+        prediction = noise_predictions[CONDITIONAL]
+        if self._guided:
+            unconditional = noise_predictions[UNCONDITIONAL]
+            prediction = unconditional + self.request.guidance_scale * (prediction - unconditional)
+        timestep = self._timesteps[self.step]
+        self.latents = self._scheduler.step(
+            prediction, timestep, self.latents, **self._step_options, return_dict=False
+        )[0]
+        self.step += 1

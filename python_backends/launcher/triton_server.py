@@ -1,0 +1,278 @@
+"""One tritonserver process: started, watched, stopped without leftovers."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
+from .binary import ServerBinary, find_server_binary
+from .directories import RUNTIME_VARIABLE, make_private_directory, make_runtime_directory, remove_stale_directories
+from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
+from .loading import check_loaded, repository_index
+from .log import tail
+from .options import ServerOptions, models_of
+from .ports import check_ports, free_ports, listens
+from .processes import kill_group, signal_group, terminate_with_parent
+from .shared_memory import region_prefix, remove_regions, remove_stale_regions
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+# The shell's pid becomes the server's by exec: so the prefix can hold a pid that is known before the server exists.
+_EXEC = 'exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where a server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def reachable_host(self) -> str:
+        """A host that a client on this machine can use, in the form URLs want."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
+
+
+class TritonServer:
+    """A Triton server on a model repository, with every model loaded; a context manager that waits until it is ready.
+
+    The server is in a process group of its own, ends with the thread that started it (if that is the main thread) and
+    leaves nothing behind: no stub process, no shared memory, no files but `log_file`.
+
+    Args:
+        repository: the model repository directory.
+        http_port: port of the HTTP API; None takes a free one. `grpc_port` and `metrics_port` likewise.
+        log_file: the server's and the backends' output; None keeps it in a private file until `stop`.
+        host: address to listen on. Loopback, because whoever reaches the model control API can load code.
+        options: tuning.
+        environment: variables added to this process's for the server and the backends.
+        binary: which tritonserver; None finds one.
+
+    Raises (from `start`, `wait_ready` and `with`):
+        LauncherError: one of its subclasses in `errors`.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        http_port: int | None = None,
+        grpc_port: int | None = None,
+        metrics_port: int | None = None,
+        log_file: str | Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        options: ServerOptions | None = None,
+        environment: Mapping[str, str] | None = None,
+        binary: ServerBinary | None = None,
+    ) -> None:
+        self.repository = Path(repository).resolve()
+        self.options = options or ServerOptions()
+        self._wanted_ports = (http_port, grpc_port, metrics_port)
+        self._host = host
+        self._log_file = Path(log_file) if log_file is not None else None
+        self._environment = dict(environment or {})
+        self._binary = binary
+        self._address: ServerAddress | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
+        self._runtime: Path | None = None
+
+    @property
+    def address(self) -> ServerAddress:
+        """Where the server listens, known once it was started."""
+        if self._address is None:
+            raise LauncherError("the server was not started")
+        return self._address
+
+    @property
+    def http_url(self) -> str:
+        """URL of the HTTP API."""
+        return f"http://{self.address.reachable_host}:{self.address.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """URL of the gRPC API."""
+        return f"grpc://{self.address.reachable_host}:{self.address.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics."""
+        return f"http://{self.address.reachable_host}:{self.address.metrics_port}/metrics"
+
+    @property
+    def started(self) -> bool:
+        """Whether there is something to stop: between `start` and `stop`."""
+        return self._directory is not None and self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server, which is also its process group."""
+        return self._running().pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status of the server, negative for a signal; None while it runs."""
+        return self._running().poll()
+
+    @property
+    def log_path(self) -> Path:
+        """Where the log is written."""
+        if self._log_file is not None:
+            return self._log_file
+        if self._directory is None:
+            raise LauncherError("the server was not started")
+        return self._directory / "server.log"
+
+    def start(self) -> None:
+        """Starts the process and returns at once."""
+        if self._process is not None:
+            raise LauncherError("the server was started already")
+        self._check_repository()
+        binary = self._binary or find_server_binary()
+        inherited = os.environ | self._environment
+        if not any(argument.startswith("--backend-directory") for argument in self.options.extra_arguments):
+            binary.check(inherited)
+        self._choose_ports()
+        remove_stale_regions()
+        remove_stale_directories()
+        remove_stale_host_caches()
+        self._directory = make_private_directory()
+        try:
+            arguments = [str(binary.path), *self._arguments(binary, self._directory)]
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._runtime = make_runtime_directory(self._directory)
+            environment = binary.environment(inherited) | {RUNTIME_VARIABLE: str(self._runtime)}
+            self._process = self._spawn(arguments, environment)
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        logger.info("started %s (%s), pid %d", binary.path, binary.source, self._process.pid)
+
+    def wait_ready(self) -> None:
+        """Waits until the server and every model of the repository are ready.
+
+        Raises:
+            ModelLoadError: models failed; the message has each one's name and its own error.
+            ServerDiedError: the server ended.
+            StartupTimeoutError: it took longer than `options.startup_timeout_seconds`.
+        """
+        deadline = time.monotonic() + self.options.startup_timeout_seconds
+        while True:
+            self.check_alive()
+            listening = listens(self.pid, self.address.http_port)  # else another server may answer there
+            index = repository_index(self.http_url, self.log_path) if listening else None
+            if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
+                check_loaded(models_of(self.repository), index, self.log_path)
+                return
+            if time.monotonic() > deadline:
+                raise StartupTimeoutError(
+                    f"the server was not ready after {self.options.startup_timeout_seconds:.0f} s; last of its log:\n"
+                    + tail(self.log_path, 5)
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def check_alive(self) -> None:
+        """Does nothing while the server runs.
+
+        Raises:
+            ServerDiedError: it ended; the message has its status and the last of its log.
+        """
+        status = self.returncode
+        if status is not None:
+            cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            raise ServerDiedError(f"tritonserver ended by itself ({cause}); last of its log:\n{tail(self.log_path, 8)}")
+
+    def stop(self) -> None:
+        """Ends the server: requests in flight may finish, then everything of it is removed. May be called again."""
+        process, directory = self._process, self._directory
+        if process is None or directory is None:
+            return
+        try:
+            if process.poll() is None:
+                signal_group(process.pid, signal.SIGCONT)  # a stopped stub would block its model's unloading
+                process.terminate()
+                process.wait(self.options.stop_timeout_seconds + 5)
+        except subprocess.TimeoutExpired:
+            logger.warning("the server did not end within its time; killing it")
+        finally:
+            kill_group(process.pid)
+            process.wait()
+            remove_regions(region_prefix(process.pid))
+            if self._runtime is not None:
+                remove_host_cache(self._runtime)
+            shutil.rmtree(directory, ignore_errors=True)
+            self._directory = None
+
+    def __enter__(self) -> "TritonServer":
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise LauncherError("the server was not started")
+        return self._process
+
+    def _check_repository(self) -> None:
+        if not self.repository.is_dir():
+            raise InvalidRepositoryError(f"the model repository {self.repository} is not a directory")
+        if not models_of(self.repository):
+            raise InvalidRepositoryError(f"the model repository {self.repository} holds no model")
+
+    def _choose_ports(self) -> None:
+        flags = ("--http-port", "--grpc-port", "--metrics-port")
+        check_ports(self._host, {f: p for f, p in zip(flags, self._wanted_ports, strict=True) if p is not None})
+        free = iter(free_ports(len(flags), self._host))
+        self._address = ServerAddress(self._host, *(next(free) if p is None else p for p in self._wanted_ports))
+
+    def _arguments(self, binary: ServerBinary, directory: Path) -> list[str]:
+        address = self.address
+        arguments = [
+            f"--model-repository={self.repository}",
+            f"--http-address={address.host}",
+            f"--http-port={address.http_port}",
+            f"--grpc-address={address.host}",
+            f"--grpc-port={address.grpc_port}",
+            f"--metrics-address={address.host}",
+            f"--metrics-port={address.metrics_port}",
+        ]
+        backends = binary.assemble_backends(directory)
+        if backends is not None:
+            arguments.append(f"--backend-directory={backends}")
+        return arguments + self.options.arguments(binary)
+
+    def _spawn(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        script = _EXEC.format(prefix=region_prefix("$$"))
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                ["/bin/sh", "-c", script, "sh", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is for the launcher alone
+                preexec_fn=terminate_with_parent if in_main_thread else None,
+            )

@@ -1,0 +1,96 @@
+"""The modules of a checkpoint that a LoRA may adapt: linear layers and convolutions of UNet and text encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from ...networks.checkpoint import Checkpoint
+
+UNET, TEXT_ENCODER, TEXT_ENCODER_2 = COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+"""Parts of a checkpoint that LoRAs adapt, by their names in diffusers."""
+_TEXT_MODEL = "text_model."
+
+
+def adaptable_weights(root: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Module name → weight [out, in] or [out, in, kh, kw] of every linear layer and convolution below a module."""
+    return {
+        name: module.weight
+        for name, module in root.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    }
+
+
+def stack_order(names: Iterable[str]) -> list[str]:
+    """Module names in the order in which weights of one shape are stacked.
+
+    Modules of one role (`attn1.to_q`, `ff.net.2` …) are neighbours, and so are the roles of attention: what a LoRA
+    adapts together lies together.
+    """
+
+    def role(name: str) -> list[str]:
+        return [part for part in reversed(name.split(".")) if not part.isdigit()]
+
+    return sorted(names, key=lambda name: (role(name), name))
+
+
+@dataclass(frozen=True)
+class BaseModules:
+    """Names and shapes of a checkpoint's adaptable weights, and the weights themselves where a format needs them.
+
+    Attributes:
+        shapes: Component → module name → shape of its weight.
+        checkpoint: Where the weights lie.
+    """
+
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    checkpoint: Checkpoint
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> BaseModules:
+        """Reads a checkpoint's configurations; weights stay where they are."""
+        parts = checkpoint.empty_parts()
+        shapes = {
+            component: {name: tuple(weight.shape) for name, weight in adaptable_weights(module).items()}
+            for component, module in parts.items()
+        }
+        return cls(shapes, checkpoint)
+
+    @cached_property
+    def aliases(self) -> dict[str, dict[str, str]]:
+        """Component → name with underscores for dots, without CLIP's `text_model` → module name.
+
+        Every naming of LoRA files comes to these: kohya writes underscores, and transformers has moved CLIP's modules
+        in and out of `text_model`.
+        """
+        return {component: {alias(name): name for name in shapes} for component, shapes in self.shapes.items()}
+
+    def weight(self, component: str, module: str) -> torch.Tensor:
+        """A module's weight as the checkpoint's files hold it."""
+        file, key = self._places[component, alias(module)]
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(key)
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str], tuple[Path, str]]:
+        """Component and alias → file and key of the weight."""
+        places = {}
+        for component in self.shapes:
+            for file in self.checkpoint.weight_files(component):
+                with safe_open(file, "pt") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118  not a dict
+                        places[component, alias(key.removesuffix(".weight"))] = file, key
+        return places
+
+
+def alias(name: str) -> str:
+    """A module's name with underscores for dots, without CLIP's `text_model`."""
+    return name.removeprefix(_TEXT_MODEL).replace(".", "_").removeprefix("text_model_")

@@ -1,0 +1,95 @@
+"""LoRA files made canonical in the host cache, or refused. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
+
+from ...common.errors import InvalidRequestError, LoraUnavailableError, RequestError
+from ...shared_memory.host_cache import HostCache, HostCacheFullError
+from .load_results import Loaded, LoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+REMEMBERED_REFUSALS = 4096
+
+
+class Publisher:
+    """Puts contents into the host cache and knows which ones this server does not take.
+
+    Invariant: a content in `_refusals` is not in the host cache.
+    """
+
+    def __init__(self, host_cache: HostCache, canonicalise: Callable[[Path, Path], None], base: str = "") -> None:
+        """Refuses nothing yet.
+
+        Args:
+            host_cache: Where canonical LoRAs are published.
+            base: Names the checkpoint that they are made for, where a server has several: a canonical form may depend
+                on its weights.
+            canonicalise: Checks a hostile file and writes its canonical form to the second path; raises a RequestError
+                with a sentence about the file.
+        """
+        self._host, self._canonicalise, self._base = host_cache, canonicalise, base
+        self._mutex = threading.Lock()
+        self._refusals: LRUCache[str, LoadError] = LRUCache(REMEMBERED_REFUSALS)
+
+    def find(self, content: str) -> Loaded | None:
+        """The LoRA of a content, by its SHA-256, which counts as used now; None if it is not in the host cache."""
+        path = self._host.find(self._key(content))
+        return None if path is None else Loaded(path, "host")
+
+    def refusal(self, content: str) -> LoadError | None:
+        """Why a content is not taken; None if nothing is known against it."""
+        with self._mutex:
+            return self._refusals.get(content)
+
+    def publish(self, file: Path, content: str, source: str, is_unchanged: Callable[[], bool] = lambda: True) -> Loaded:
+        """Makes a file canonical in the host cache, unless its content is there or is known to be bad.
+
+        Args:
+            file: The file.
+            content: Its SHA-256.
+            source: The tier it came from.
+            is_unchanged: Tells whether what was read is what was hashed.
+
+        Raises:
+            LoadError: If it is refused, was changed meanwhile, or there is no room.
+        """
+        refusal = self.refusal(content)
+        if refusal is not None:
+            raise refusal.bare()
+        found = self.find(content)
+        if found is not None:
+            return found
+        try:
+            with self._host.reserve(min(file.stat().st_size, self._host.max_bytes)) as reservation:
+                self._canonicalise(file, reservation.path)
+                if not is_unchanged():
+                    raise _changed()
+                return Loaded(reservation.publish(self._key(content)), source)
+        except RequestError as error:
+            if not is_unchanged():
+                raise _changed() from error
+            raise self._refuse(content, LoadError("content", str(error), type(error))) from error
+        except HostCacheFullError as error:
+            if error.for_ever:
+                raise self._refuse(content, LoadError("too_large", str(error), InvalidRequestError)) from error
+            raise LoadError("no_room", str(error), LoraUnavailableError) from error
+
+    def _key(self, content: str) -> str:
+        return hashlib.sha256(f"{self._base} {content}".encode()).hexdigest() if self._base else content
+
+    def _refuse(self, content: str, refusal: LoadError) -> LoadError:
+        with self._mutex:
+            self._refusals[content] = refusal.bare()
+        return refusal
+
+
+def _changed() -> LoadError:
+    return LoadError("changed", "its file changed while it was read; try again", LoraUnavailableError)

@@ -1,0 +1,160 @@
+"""W ← W0 + Σ scale · delta, in place, over all modules of a model at once.
+
+Weights of one shape are made views of one tensor, and so are the deltas of a canonical LoRA: a swap is a batched matrix
+product per shape and rank, over just the modules that the old or the new set adapts. On a GPU, sets of low-rank LoRAs
+are a single launch of `kernels.lora_patch`. Addresses never change, so traced graphs and CUDA graphs stay valid; W0 is
+kept, so nothing drifts, and every set gives the same bits whatever was patched in before.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from ....kernels.kernel_source import TYPES
+from ....kernels.lora_patch import lora_patch
+from ....kernels.lora_tables import FactorGroup, WeightTable
+from ..files.modules import adaptable_weights, stack_order
+from .prepared import PreparedLora
+from .weight_stack import StackedTerms, WeightStack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ....kernels.lora_tables import PackedLora
+    from ..files.canonical import CanonicalLora
+
+
+class Patcher:
+    """The adaptable weights of some models, and the LoRAs that are patched into them.
+
+    Patch between calls of the models, never during one.
+    """
+
+    def __init__(self, parts: Mapping[str, torch.nn.Module], one_launch: bool | None = None) -> None:
+        """Rearranges the weights of the models.
+
+        Args:
+            parts: Component (`unet`, `text_encoder`, `text_encoder_2`) → model, on its device and of its precision.
+            one_launch: Whether sets of low-rank LoRAs are one call of `kernels.lora_patch`; by default on a GPU.
+        """
+        self._places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
+        self._modules: list[tuple[WeightStack, int]] = []
+        for component, model in parts.items():
+            weights = adaptable_weights(model)
+            for names in _by_shape(weights):
+                stack = WeightStack([weights[name] for name in names], first=len(self._modules))
+                places = [(stack, position) for position in range(len(names))]
+                self._modules += places
+                self._places |= {(component, name): place for name, place in zip(names, places, strict=True)}
+        self._components = frozenset(parts)
+        self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
+        self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
+
+    def warm_up(self) -> None:
+        """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
+        if not self._one_launch:
+            return
+        _, out, columns = self._stacks[0].weights.shape
+        for dtype in TYPES:
+            factors = torch.zeros(1, out, 1, dtype=dtype), torch.zeros(1, 1, columns, dtype=dtype)
+            nothing = self._table.pack([FactorGroup([0], *factors, [1.0])])
+            lora_patch(self._table, self._table.plan([(nothing, 1.0)]))
+        lora_patch(self._table, self._table.plan([], restored=[0]))
+
+    def uploads_to(self) -> torch.device | None:
+        """Where `prepare` puts LoRAs, if it does; from now on another thread may call it, beside the models' calls."""
+        return self._table.pristine.device if self._one_launch else None  # the table is built by this thread
+
+    @cached_property
+    def _table(self) -> WeightTable:
+        """All weights and W0, for the kernel: built before the first patch."""
+        table = WeightTable([parameter for stack in self._stacks for parameter in stack.parameters])
+        for stack in self._stacks:
+            stack.use_pristine(table)
+        return table
+
+    @torch.no_grad()
+    def prepare(self, lora: CanonicalLora) -> CanonicalLora:
+        """A LoRA as `apply` needs it: on a GPU it is packed there, which is most of the work of a first swap.
+
+        What is prepared needs the LoRA's file no more. On the CPU it is the LoRA itself.
+        """
+        if not self._one_launch or isinstance(lora, PreparedLora):
+            return lora
+        device = self._table.pristine.device
+        groups = [
+            self._places[group.component, group.modules[0]][0].in_order(group.to(device))
+            for group in lora.groups
+            if group.component in self._components
+        ]
+        if any(group.form != "low_rank" or group.tensors.keys() != {"up", "down"} for group in groups):
+            return PreparedLora(tuple(groups))
+        numbers = [[self._number(group.component, module) for module in group.modules] for group in groups]
+        packed = self._table.pack(
+            [
+                FactorGroup(modules, group.tensors["up"], group.tensors["down"], group.scales)
+                for modules, group in zip(numbers, groups, strict=True)
+            ]
+        )
+        return PreparedLora.of(groups, packed)
+
+    @torch.no_grad()
+    def apply(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
+        """Makes these LoRAs, and no others, be patched in.
+
+        Args:
+            loras: (LoRA, scale) pairs, prepared or not; the sum is formed in this order.
+
+        Returns:
+            Number of modules that they adapt.
+        """
+        prepared = [(self.prepare(lora), scale) for lora, scale in loras]
+        packed = [
+            (lora.packed, scale)
+            for lora, scale in prepared
+            if isinstance(lora, PreparedLora) and lora.packed is not None
+        ]
+        if self._one_launch and len(packed) == len(prepared):
+            return self._apply_in_one_launch(packed)
+        return self._apply_by_stack(prepared)
+
+    def _apply_in_one_launch(self, loras: Sequence[tuple[PackedLora, float]]) -> int:
+        left = {stack.first + position for stack in self._stacks for position in stack.touched}
+        wanted = {module for lora, _ in loras for module in lora.modules.tolist()}
+        plan = self._table.plan(loras, restored=left)
+        self._touch(wanted | left)  # a failure on the way is repaired by the next set
+        lora_patch(self._table, plan)
+        self._touch(wanted)
+        return len(wanted)
+
+    def _apply_by_stack(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
+        terms: dict[WeightStack, list[StackedTerms]] = {stack: [] for stack in self._stacks if stack.touched}
+        for lora, scale in loras:
+            for group in lora.groups:
+                if group.component in self._components:
+                    places = [self._places[group.component, module] for module in group.modules]
+                    index = {position: number for number, (_, position) in enumerate(places)}
+                    terms.setdefault(places[0][0], []).append(StackedTerms(group, scale, index))
+        for stack, stacked in terms.items():
+            stack.patch(stacked)
+        return sum(len(stack.touched) for stack in terms)
+
+    def _number(self, component: str, module: str) -> int:
+        stack, position = self._places[component, module]
+        return stack.first + position
+
+    def _touch(self, modules: Iterable[int]) -> None:
+        for stack in self._stacks:
+            stack.touched.clear()
+        for stack, position in map(self._modules.__getitem__, modules):
+            stack.touched.add(position)
+
+
+def _by_shape(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name in stack_order(weights):
+        shapes.setdefault(tuple(weights[name].shape), []).append(name)
+    return list(shapes.values())

@@ -1,0 +1,124 @@
+"""The LoRA set that is patched into the models of one process."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from cachetools import LRUCache
+from safetensors import SafetensorError
+
+from ...common.errors import LoraUnavailableError
+from ..files.canonical import CanonicalLora
+from ..files.lora_set import NO_LORAS, LoraSet
+from .prepared import PreparedLora
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from ...tensorrt.refit import EnginePatcher
+    from .patcher import Patcher
+
+DEVICE_BYTES = 2**30
+"""LoRAs that are kept on a GPU, in bytes: SDXL's of rank 64 over all modules has about 0.4 · 10⁹."""
+
+
+class ResidentLoras:
+    """Makes one LoRA set at a time resident in some models.
+
+    The caller holds leases on the set's files while it asks for them; nothing stays mapped afterwards. On a GPU the
+    LoRAs used last stay there, packed, so that a set that comes back is not sent again.
+
+    Attributes:
+        current: The resident set.
+    """
+
+    def __init__(self, patcher: Patcher | EnginePatcher, directory: Path) -> None:
+        """Starts with no LoRAs.
+
+        Args:
+            patcher: Of the models.
+            directory: The host cache.
+        """
+        self._patcher = patcher
+        self._directory = directory
+        self.current: LoraSet = NO_LORAS
+        self._consistent = True
+        self._prepared: LRUCache[str, PreparedLora] = LRUCache(DEVICE_BYTES, getsizeof=lambda lora: lora.nbytes)
+        self._uploads: dict[str, Future[CanonicalLora]] = {}
+        self._too_large: set[str] = set()
+        self._stream: torch.cuda.Stream | None = None
+        self._thread = ThreadPoolExecutor(1, "lora-upload")
+
+    def upload(self, keys: Collection[str]) -> None:
+        """Starts sending LoRAs to the device, on a stream of their own beside whatever it computes. Waits for nothing.
+
+        One that cannot be read is not an error yet: `ensure` raises it, if the LoRA is still wanted then.
+        """
+        device = self._patcher.uploads_to() if keys else None
+        if device is None:
+            return
+        if device.type == "cuda" and self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        for key in [key for key, upload in self._uploads.items() if upload.done()]:
+            self._take(key)
+        for key in keys:
+            if key not in self._prepared and key not in self._uploads and key not in self._too_large:
+                self._uploads[key] = self._thread.submit(self._read_aside, key)
+
+    def ensure(self, wanted: LoraSet) -> float:
+        """Makes a set resident.
+
+        Returns:
+            The milliseconds that it took; 0.0 if it was resident.
+
+        Raises:
+            LoraUnavailableError: If one of its files is gone; the models are as they were.
+        """
+        if wanted == self.current and self._consistent:
+            return 0.0
+        start = time.perf_counter()
+        loras = [(self._lora(key), scale) for key, scale in wanted]
+        self._consistent = False
+        self._patcher.apply(loras)
+        self.current, self._consistent = wanted, True
+        return 1000 * (time.perf_counter() - start)
+
+    def _lora(self, key: str) -> CanonicalLora:
+        if key in self._uploads:
+            self._take(key)
+        known = self._prepared.get(key)
+        return self._keep(key, self._read(key)) if known is None else known
+
+    def _read(self, key: str) -> CanonicalLora:
+        try:
+            return self._patcher.prepare(CanonicalLora.open(self._directory / f"{key}.safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise LoraUnavailableError(f"LORAS: {key} is not in the host cache: {error}") from None
+
+    def _read_aside(self, key: str) -> CanonicalLora:
+        with torch.cuda.stream(self._stream):
+            lora = self._read(key)
+            if self._stream is not None:
+                self._stream.synchronize()
+        return lora
+
+    def _take(self, key: str) -> None:
+        """Waits for an upload and keeps what came; on a failure `_lora` reads it itself and says why it cannot."""
+        upload = self._uploads.pop(key)
+        if upload.exception() is None:
+            lora = upload.result()
+            if isinstance(lora, PreparedLora):
+                lora.record_stream()
+            self._keep(key, lora)
+
+    def _keep(self, key: str, lora: CanonicalLora) -> CanonicalLora:
+        if isinstance(lora, PreparedLora):
+            if lora.nbytes <= DEVICE_BYTES:
+                self._prepared[key] = lora
+            else:
+                self._too_large.add(key)
+        return lora

@@ -1,0 +1,153 @@
+"""The weights of modules of one shape as one tensor, and the terms of LoRAs over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+from ....kernels.memory_format import is_channels_last
+from ..files.terms import delta
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ....kernels.lora_tables import WeightTable
+    from ..files.canonical import Group
+
+CHUNK_ELEMENTS = 2**24
+"""Most elements of a temporary delta: 64 MiB in float32."""
+
+_BY_COLUMN = frozenset({"down", "down_2", "delta", "column"})
+"""Tensors of a group whose last dimension is the weight's in·k."""
+
+
+class WeightStack:
+    """The weights of n modules of one shape.
+
+    Attributes:
+        parameters: The modules' own.
+        weights: [n, out, in·k], what the modules compute with, in memory order: of channels-last ones [n, out, k·in].
+        first: Number of the first of them among all modules of the patcher.
+        touched: Positions that differ from W0.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], first: int) -> None:
+        """Moves the parameters' data into one tensor; each becomes a view of its place there, of its old layout."""
+        self.parameters, self.first = tuple(parameters), first
+        self._is_channels_last = is_channels_last(parameters[0])
+        order = (0, 2, 3, 1) if self._is_channels_last else tuple(range(parameters[0].ndim))
+        stacked = torch.stack([parameter.data.permute(order) for parameter in parameters])
+        back = (0, 3, 1, 2) if self._is_channels_last else order
+        for parameter, place in zip(parameters, stacked, strict=True):
+            parameter.data = place.permute(back)
+        self.weights = stacked.flatten(2)
+        self.touched: set[int] = set()
+        self._pristine: torch.Tensor | None = None
+
+    @property
+    def pristine(self) -> torch.Tensor:
+        """W0 [n, out, in·k] in memory order, copied before the first patch."""
+        if self._pristine is None:
+            self._pristine = self.weights.clone()
+        return self._pristine
+
+    def use_pristine(self, table: WeightTable) -> None:
+        """Takes W0 from a table of all weights, before the first patch."""
+        self._pristine = table.pristine_of(self.first, len(self.parameters))
+
+    def in_order(self, group: Group) -> Group:
+        """A group over these modules whose columns are in the weights' memory order."""
+        if not self._is_channels_last:
+            return group
+        form, tensors = group.form, dict(group.tensors)
+        if form == "kronecker":  # its columns are no matrix of their own
+            form, tensors = "dense", {"delta": delta(form, tensors)}
+        for name in _BY_COLUMN & tensors.keys():
+            columns = tensors[name].unflatten(-1, self.parameters[0].shape[1:])
+            tensors[name] = columns.movedim(-3, -1).flatten(-3).contiguous()
+        return replace(group, form=form, tensors=tensors)
+
+    def patch(self, terms: Sequence[StackedTerms]) -> None:
+        """Sets every weight that these terms or the last ones adapt."""
+        pristine = self.pristine
+        wanted = sorted({position for term in terms for position in term.index})
+        left = sorted(self.touched.difference(wanted))
+        self.touched.update(wanted)
+        for start, end in _runs(left):
+            self.weights[start:end].copy_(pristine[start:end])
+        most = max(1, CHUNK_ELEMENTS // self.weights[0].numel())
+        for start, end, active in _segments(wanted, terms):
+            for low in range(start, end, most):
+                self._patch_run(low, min(low + most, end), active)
+        self.touched = set(wanted)
+
+    def _patch_run(self, start: int, end: int, terms: Sequence[StackedTerms]) -> None:
+        """Patches neighbours that the same terms adapt; sums in float32 whatever the weights are."""
+        target, base = self.weights[start:end], self.pristine[start:end]
+        first, *others = terms
+        if target.dtype == torch.float32:
+            first.add(base, base, start, out=target)
+            for term in others:
+                term.add(target, base, start, out=target)
+            return
+        base = base.float()
+        total = first.add(base, base, start, out=torch.empty_like(base))
+        for term in others:
+            term.add(total, base, start, out=total)
+        target.copy_(total)
+
+
+@dataclass(frozen=True)
+class StackedTerms:
+    """A group of a LoRA over one weight stack, at one scale.
+
+    Attributes:
+        group: The group.
+        scale: Of the request.
+        index: Position in the weight stack → position in the group.
+    """
+
+    group: Group
+    scale: float
+    index: Mapping[int, int]
+
+    def add(self, to: torch.Tensor, base: torch.Tensor, start: int, out: torch.Tensor) -> torch.Tensor:
+        """`to` + scale · delta of the stack's positions from `start`, into `out`: all [m, out, in·k] float32."""
+        low = self.index[start]
+        places = slice(low, low + len(out))
+        tensors = {name: tensor[places].to(out.device) for name, tensor in self.group.tensors.items()}
+        scales = torch.tensor(self.group.scales[places], device=out.device)[:, None, None] * self.scale
+        across = [tensors.pop(name) for name in ("row", "column") if name in tensors]
+        if self.group.form == "low_rank":
+            torch.baddbmm(to, tensors["up"].float() * scales, tensors["down"].float(), out=out)
+        else:
+            torch.addcmul(to, delta(self.group.form, tensors), scales, out=out)
+        for coefficients in across:  # DoRA rescales the weight itself
+            out.addcmul_(base, coefficients, value=self.scale)
+        return out
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """[start, end) of every run of consecutive positions."""
+    breaks = [i for i, (a, b) in enumerate(pairwise(positions), start=1) if b != a + 1]
+    bounds = [0, *breaks, len(positions)]
+    return [(positions[a], positions[b - 1] + 1) for a, b in pairwise(bounds) if b > a]
+
+
+def _segments(
+    positions: Sequence[int], terms: Sequence[StackedTerms]
+) -> list[tuple[int, int, tuple[StackedTerms, ...]]]:
+    """[start, end) of consecutive positions that the same terms adapt, with those terms."""
+    segments: list[tuple[int, int, tuple[StackedTerms, ...]]] = []
+    last: tuple[int, ...] = ()
+    for position in positions:
+        numbers = tuple(number for number, term in enumerate(terms) if position in term.index)
+        if segments and segments[-1][1] == position and numbers == last:
+            segments[-1] = (segments[-1][0], position + 1, segments[-1][2])
+        else:
+            segments.append((position, position + 1, tuple(terms[number] for number in numbers)))
+        last = numbers
+    return segments

@@ -1,0 +1,134 @@
+"""What evaluates a UNet or a ControlNet.
+
+| runtime | on a GPU | on the CPU |
+|---|---|---|
+| `torch` | fused operators, channels-last, CUDA graphs | traced graphs, in float32 |
+| `compile` | torch.compile of diffusers' own modules, channels-last | the same, contiguous |
+| `tensorrt` | engines that `build-engines` built | none |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...kernels.triton_language import require_triton
+from ..lora.files.modules import UNET
+from ..lora.patching.patcher import Patcher
+from .cuda_graphs import CaptureSite, CudaGraphs
+from .fused_modules import fuse
+from .unet_halves import DecoderHalf, EncoderHalf
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from ..tensorrt.refit import EnginePatcher
+    from .controlnet_modules import PositionalControlNet
+
+TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
+Call = Callable[..., Any]
+
+
+class UnknownRuntimeError(ValueError):
+    """There is no runtime of that name."""
+
+
+@dataclass(frozen=True)
+class RunningUNet:
+    """A UNet, ready to be called.
+
+    Attributes:
+        patcher: Patches LoRAs into it.
+        encoder: Called as `EncoderHalf` is.
+        decoder: Called as `DecoderHalf` is.
+    """
+
+    patcher: Patcher | EnginePatcher
+    encoder: Call
+    decoder: Call
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A choice.
+
+    Attributes:
+        name: One of RUNTIMES.
+        engines: Directory of TensorRT engines.
+    """
+
+    name: str = TORCH
+    engines: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.name not in RUNTIMES:
+            raise UnknownRuntimeError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
+
+    def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
+        """Gets a network on its device ready, in place and before its weights are moved.
+
+        Raises:
+            MissingTritonError: On a GPU without the `triton` package.
+        """
+        if device.type != "cuda" or self.name == TENSORRT:
+            return
+        require_triton(f"runtime {self.name} on a GPU")
+        if self.name == TORCH:
+            fuse(network)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stubs
+
+    def traces(self, device: torch.device) -> bool:
+        """Whether modules are traced there."""
+        return self.name == TORCH and device.type == "cpu"
+
+    def unet(self, unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> RunningUNet:
+        """A prepared UNet as this runtime calls it.
+
+        Raises:
+            EngineMismatchError: If the engines are not for this machine, or not of this checkpoint.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        if self.name == TENSORRT:
+            from ..tensorrt.halves import EngineHalves
+            from ..tensorrt.refit import unet_patcher
+
+            halves = EngineHalves(self.engines, device)
+            return RunningUNet(unet_patcher(unet, halves, self.engines, dtype), halves.encode, halves.decode)
+        patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
+        return RunningUNet(patcher, *self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device))
+
+    def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
+        """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.
+
+        Args:
+            module: The ControlNet.
+            name: Of its engine.
+            device: Where it is.
+
+        Raises:
+            EngineMismatchError: If the engine is not for this machine.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        if module.control_modes:
+            return module
+        if self.name == TENSORRT:
+            from ..tensorrt.halves import EngineControlNet
+
+            return EngineControlNet(self.engines, name, device)
+        return self._calls(module, device=device)[0]
+
+    def _calls(self, *modules: torch.nn.Module, device: torch.device) -> tuple[Call, ...]:
+        """Modules that are called one after the other, each with what the one before gave.
+
+        On a GPU what they give is overwritten by the next call.
+        """
+        if self.name == COMPILE:
+            return tuple(torch.compile(module) for module in modules)
+        if device.type != "cuda":
+            return modules
+        site = CaptureSite.make(device)
+        return tuple(CudaGraphs(module, site, adopts=number > 0) for number, module in enumerate(modules))

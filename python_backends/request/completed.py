@@ -1,0 +1,208 @@
+"""A request with every value filled in, as it travels from `preprocess` to the other models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from ..common.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """One LoRA of a request.
+
+    Attributes:
+        name: In the catalogue.
+        scale: Multiplies its deltas.
+        bound: k: steps that may run before it is on; 0 is exact.
+        patch_step: The one step boundary at which it is to go on, or None.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    scale: float
+    bound: Annotated[int, Field(ge=0)]
+    patch_step: Annotated[int, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True)
+class StepHistory:
+    """Where a step's residuals are kept for the next one.
+
+    Attributes:
+        run: Of the request.
+        half: Of its guidance.
+        position: Of the ControlNet in the request.
+        step: The step.
+        is_last: Whether no further step wants them.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    run: str
+    half: int
+    position: int
+    step: int
+    is_last: bool
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """The same in every step."""
+        return self.run, self.half, self.position
+
+
+@dataclass(frozen=True)
+class ControlNetUse:
+    """One ControlNet of a request.
+
+    Attributes:
+        name: Of the model, without `controlnet_`.
+        images: Keys of its pictures among the server's `ControlImages`: one, or one per control mode.
+        scale: Multiplies its residuals.
+        start: Fraction of the steps before which it is not used.
+        end: Fraction of the steps after which it is not used.
+        guess_mode: As in diffusers: not for the unconditional half, and weaker the shallower the residual.
+        control_modes: Of a ControlNetUnion: what each picture is; else empty.
+        sole: Whether it is the request's only one. The scale of a union's several pictures is then their own, as in
+            diffusers.
+        stale: Whether a step may take the residuals of the one before it.
+        history: Of the step, once there is one, for a stale use.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    images: Annotated[tuple[ImageKey, ...], Field(min_length=1, max_length=16)]
+    scale: float
+    start: float
+    end: float
+    guess_mode: bool
+    control_modes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)] = ()
+    sole: bool = True
+    stale: bool = False
+    history: StepHistory | None = None
+
+    @property
+    def scales_pictures(self) -> bool:
+        """Whether the scale is for a union's pictures rather than for the residuals."""
+        return self.sole and len(self.control_modes) > 1
+
+    def is_active(self, step: int, steps: int) -> bool:
+        """Whether it contributes to a step of so many, by the rule of diffusers' `controlnet_keep`.
+
+        A union that scales its pictures contributes to every step: without pictures it has residuals still.
+        """
+        return self.scales_pictures or self.scale_at(step, steps) != 0
+
+    def scale_at(self, step: int, steps: int) -> float:
+        """Its scale in a step of so many: 0 outside its window."""
+        return 0.0 if step / steps < self.start or (step + 1) / steps > self.end else self.scale
+
+
+@dataclass(frozen=True)
+class CompletedRequest:
+    """A request whose values `preprocess` has checked against the checkpoint's rules.
+
+    Attributes:
+        run_id: Random; what a denoiser knows the run by (a client chooses its sequence id, never this).
+        prompt: The prompt.
+        negative_prompt: None where the client sent none: then diffusers' rule for an absent one applies.
+        seed: Seed of the request's own CPU generator.
+        steps: Inference steps as diffusers counts them.
+        guidance_scale: Classifier-free guidance; at most 1 means none.
+        height: Pixels.
+        width: Pixels.
+        scheduler: A name of the contract, or None for the checkpoint's own.
+        request_id: Handle for cancelling, or None.
+        deadline: Unix time in seconds after which the request is given up, or None.
+        loras: In the client's order.
+        controlnets: In the client's order.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    run_id: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    steps: Annotated[int, Field(ge=1, le=10_000)]
+    guidance_scale: float
+    height: Pixels
+    width: Pixels
+    scheduler: str | None
+    request_id: str | None = None
+    deadline: float | None = None
+    loras: Annotated[tuple[LoraUse, ...], Field(max_length=64)] = ()
+    controlnets: Annotated[tuple[ControlNetUse, ...], Field(max_length=16)] = ()
+
+    def to_json(self) -> str:
+        """The request as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CompletedRequest:
+        """The request that `to_json` wrote.
+
+        Raises:
+            InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+        """
+        try:
+            return _validator().validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {place} {first['msg']}") from None
+
+
+def uses_to_json(uses: Sequence[ControlNetUse]) -> str:
+    """The ControlNets of one row, for its shard."""
+    return json.dumps([asdict(use) for use in uses])
+
+
+def use_from_json(text: str) -> ControlNetUse:
+    """One of the entries that `uses_to_json` writes.
+
+    Raises:
+        InvalidRequestError: If the text is anything else.
+    """
+    (use,) = uses_from_json(f"[{text}]")
+    return use
+
+
+def use_to_json(use: ControlNetUse) -> str:
+    """One entry, for its ControlNet."""
+    return json.dumps(asdict(use))
+
+
+def uses_from_json(text: str) -> tuple[ControlNetUse, ...]:
+    """What `uses_to_json` wrote.
+
+    Raises:
+        InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+    """
+    try:
+        return _uses_validator().validate_json(text)
+    except ValidationError:
+        raise InvalidRequestError("CONTROLS is not what the denoiser or a shard writes") from None
+
+
+@cache
+def _uses_validator() -> TypeAdapter[tuple[ControlNetUse, ...]]:
+    return TypeAdapter(tuple[ControlNetUse, ...])
+
+
+@cache
+def _validator() -> TypeAdapter[CompletedRequest]:
+    return TypeAdapter(CompletedRequest)

@@ -1,0 +1,133 @@
+"""Typed access to the tensors of one client request."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from ..common.errors import InvalidRequestError
+from ..common.sentences import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Entry(BaseModel):
+    """One entry of a JSON list such as LORAS."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class SizeRules(Protocol):
+    """What bounds a height or width, in pixels."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Sizes are multiples of this."""
+
+    @property
+    def max_size(self) -> int:
+        """The largest."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The tensors of one request, read by type and checked against limits; None for an absent one."""
+
+    tensors: Mapping[str, np.ndarray]
+
+    def array(self, field: str) -> np.ndarray | None:
+        """The tensor as it came."""
+        return self.tensors.get(field)
+
+    def text(self, field: str, most: int) -> str | None:
+        """A text of at most so many characters."""
+        raw = self._bytes(field, 4 * most, f"at most {most} characters")
+        if raw is None:
+            return None
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(
+                f"{field} is not UTF-8 (byte {error.start} of {len(raw)}); allowed: UTF-8 text"
+            ) from None
+        if len(text) > most:
+            raise InvalidRequestError(f"{field} has {len(text)} characters; allowed: at most {most}")
+        if "\0" in text:
+            raise InvalidRequestError(f"{field} holds a NUL character; allowed: text without it")
+        return text
+
+    def request_id(self) -> str | None:
+        """REQUEST_ID."""
+        text = self.text("REQUEST_ID", 256)
+        if text == "":
+            raise InvalidRequestError('REQUEST_ID is ""; allowed: 1 to 256 characters')
+        return text
+
+    def integer(self, field: str, low: int, high: int) -> int | None:
+        """A whole number from `low` to `high`."""
+        value = self._scalar(field)
+        if value is None:
+            return None
+        if not low <= int(value) <= high:
+            raise InvalidRequestError(f"{field} is {int(value)}; allowed: {low} to {high}")
+        return int(value)
+
+    def number(self, field: str, low: float, high: float) -> float | None:
+        """A finite number from `low` to `high`."""
+        value = self._scalar(field)
+        if value is None:
+            return None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise InvalidRequestError(f"{field} is {float(value):g}; allowed: {low:g} to {high:g}")
+        return float(value)
+
+    def size(self, field: str, rules: SizeRules) -> int | None:
+        """A height or width in pixels."""
+        value = self._scalar(field)
+        if value is None:
+            return None
+        multiple, most = rules.size_multiple, rules.max_size
+        if not multiple <= value <= most or value % multiple:
+            raise InvalidRequestError(
+                f"{field} is {int(value)}; allowed: multiples of {multiple} from {multiple} to {most}"
+            )
+        return int(value)
+
+    def entries(self, field: str, kind: type[Entry], most: int) -> list[Any]:
+        """A JSON list of entries, at most so many bytes long; empty where the field is absent."""
+        raw = self._bytes(field, most, f"at most {most} bytes")
+        if raw is None:
+            return []
+        defaults = {name: "…" if info.is_required() else info.default for name, info in kind.model_fields.items()}
+        example = {name: value for name, value in defaults.items() if value is not None}
+        try:
+            return TypeAdapter(list[kind]).validate_json(raw)  # type: ignore[valid-type]
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            raise InvalidRequestError(
+                f"{field}{place} is {shown(first.get('input'))}: {first['msg']}; allowed: {json.dumps([example])}"
+            ) from None
+
+    def _bytes(self, field: str, most: int, allowed: str) -> bytes | None:
+        value = self._scalar(field)
+        if value is None:
+            return None
+        raw = value if isinstance(value, bytes) else str(value).encode("utf-8")
+        if len(raw) > most:
+            raise InvalidRequestError(f"{field} has {len(raw)} bytes; allowed: {allowed}")
+        return raw
+
+    def _scalar(self, field: str) -> Any:
+        array = self.array(field)
+        if array is None:
+            return None
+        if array.size != 1:
+            raise InvalidRequestError(f"{field} has {array.size} values; allowed: one")
+        return array.reshape(-1)[0]

@@ -1,0 +1,176 @@
+"""The wire contract's inputs: parsed, checked and completed with defaults, here and nowhere else."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ..common.errors import InvalidRequestError
+from ..common.sentences import shown
+from .completed import CompletedRequest, LoraUse
+from .controlnets import NONE_KNOWN, AskedControlNets
+from .fields import Entry, Fields
+from .schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from ..lora.loading.catalogue import Catalogue
+    from .controlnets import KnownControlNet
+
+
+class Lora(Entry):
+    """One entry of LORAS; `patch_step` replays one LoRA's step where LORA_PATCH_STEP would be one for all."""
+
+    name: str = Field(min_length=1, max_length=128)
+    scale: float = Field(default=1.0, ge=-10.0, le=10.0)
+    patch_step: int | None = Field(default=None, ge=0)
+
+
+MOST_EVALUATIONS_PER_STEP = 2
+"""UNet evaluations that a sampler makes per step: two for Heun. The denoiser knows the run's own number."""
+
+
+@dataclass(frozen=True)
+class RequestRules:
+    """Defaults and limits of one served checkpoint; sizes in pixels, texts in characters.
+
+    Attributes:
+        steps: Steps where the request names none.
+        guidance_scale: Guidance where the request names none.
+        height: Height where the request names none.
+        width: Width where the request names none.
+        size_multiple: Heights and widths are multiples of this.
+        max_size: Largest height and width.
+        max_steps: Most steps.
+        max_guidance_scale: Largest guidance.
+        max_prompt_characters: Longest PROMPT and NEGATIVE_PROMPT; the tokeniser truncates as in diffusers.
+        max_json_bytes: Longest LORAS and CONTROLNETS.
+        max_timeout_ms: Longest TIMEOUT_MS.
+        max_loras: Most entries of LORAS.
+        max_controlnets: Most entries of CONTROLNETS.
+        lora_bound: k of bounded asynchronous loading for LoRAs of which neither request nor catalogue says one.
+    """
+
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    size_multiple: int
+    max_size: int
+    max_steps: int = 200
+    max_guidance_scale: float = 50.0
+    max_prompt_characters: int = 4096
+    max_json_bytes: int = 16384
+    max_timeout_ms: int = 3_600_000
+    max_loras: int = 16
+    max_controlnets: int = 8
+    lora_bound: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses defaults beyond the limits with a ValueError."""
+        for name, value, low, high in (
+            ("steps", self.steps, 1, self.max_steps),
+            ("guidance_scale", self.guidance_scale, 0, self.max_guidance_scale),
+            ("height", self.height, self.size_multiple, self.max_size),
+            ("width", self.width, self.size_multiple, self.max_size),
+            ("lora_bound", self.lora_bound, 0, self.max_steps),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"the default of {name} is {value:g}; allowed: {low:g} to {high:g}")
+
+
+def parse_request(
+    tensors: Mapping[str, np.ndarray],
+    rules: RequestRules,
+    catalogue: Catalogue,
+    controlnets: Mapping[str, KnownControlNet] = NONE_KNOWN,
+    keep_image: Callable[[np.ndarray, int, int], str] = lambda _image, _height, _width: "",
+) -> CompletedRequest:
+    """Checks and completes one client request.
+
+    Args:
+        tensors: Inputs of the wire contract by name, without the leading batch dimension; absent ones are absent.
+        rules: Defaults and limits.
+        catalogue: The LoRAs that there are.
+        controlnets: The ControlNets that there are, by name.
+        keep_image: Called with each picture of CONTROL_IMAGES, [H, W, 3] uint8, and the request's height and width,
+            once all else is right; gives its key.
+
+    Raises:
+        ImageUnavailableError: If there is no room for a picture.
+        InvalidRequestError: At the first field that is missing or out of its limits.
+    """
+    fields = Fields(tensors)
+    prompt = fields.text("PROMPT", rules.max_prompt_characters)
+    if prompt is None:
+        raise InvalidRequestError("PROMPT is missing; required: a text")
+    scheduler = fields.text("SCHEDULER", 64)
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise InvalidRequestError(
+            f"SCHEDULER is {shown(scheduler)}; allowed: {', '.join(SCHEDULERS)}, or none for the checkpoint's own"
+        )
+    request_id = fields.request_id()
+    timeout_ms = fields.integer("TIMEOUT_MS", 1, rules.max_timeout_ms)
+    steps = _given(fields.integer("STEPS", 1, rules.max_steps), rules.steps)
+    asked = AskedControlNets(fields, controlnets, rules.max_json_bytes, rules.max_controlnets)
+    height = _given(fields.size("HEIGHT", rules), rules.height)
+    width = _given(fields.size("WIDTH", rules), rules.width)
+    return CompletedRequest(
+        run_id=secrets.token_hex(16),
+        prompt=prompt,
+        negative_prompt=fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters),
+        seed=_given(fields.integer("SEED", 0, 2**63 - 1), secrets.randbelow(2**63)),
+        steps=steps,
+        guidance_scale=_given(fields.number("GUIDANCE_SCALE", 0.0, rules.max_guidance_scale), rules.guidance_scale),
+        height=height,
+        width=width,
+        scheduler=scheduler,
+        loras=_loras(fields, steps, rules, catalogue),
+        request_id=request_id,
+        deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
+        controlnets=asked.uses(lambda image: keep_image(image, height, width)),
+    )
+
+
+def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
+    """The REQUEST_ID of a call of the model `cancel`.
+
+    Raises:
+        InvalidRequestError: If it is missing or out of its limits.
+    """
+    request_id = Fields(tensors).request_id()
+    if request_id is None:
+        raise InvalidRequestError("REQUEST_ID is missing; required: a text")
+    return request_id
+
+
+def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: Catalogue) -> tuple[LoraUse, ...]:
+    """LORAS with the bound of each: the request's, else the catalogue's, else the server's."""
+    asked: list[Lora] = fields.entries("LORAS", Lora, rules.max_json_bytes)
+    bound = fields.integer("LORA_BOUND", 0, rules.max_steps)
+    patch_step = fields.integer("LORA_PATCH_STEP", 0, MOST_EVALUATIONS_PER_STEP * rules.max_steps)
+    if len(asked) > rules.max_loras:
+        raise InvalidRequestError(f"LORAS has {len(asked)} entries; allowed: at most {rules.max_loras}")
+    uses: dict[str, LoraUse] = {}
+    for lora in asked:
+        if lora.name in uses:
+            raise InvalidRequestError(f"LORAS names {shown(lora.name)} twice; allowed: once, with the summed scale")
+        known = catalogue.entry(lora.name)
+        uses[lora.name] = LoraUse(
+            name=lora.name,
+            scale=lora.scale,
+            bound=_given(bound, _given(catalogue.bound(known, steps), rules.lora_bound)),
+            patch_step=_given(lora.patch_step, patch_step),
+        )
+    return tuple(uses.values())
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

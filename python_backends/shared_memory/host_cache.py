@@ -1,0 +1,202 @@
+"""Canonical LoRAs in shared memory: one copy for all processes of a server, which map it. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.sentences import mib
+from .host_directory import host_cache_directory
+from .leased_files import EvictedError, Lease, LeasedFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+__all__ = ["EvictedError", "HostCache", "HostCacheFullError", "Lease", "Reservation", "host_cache_directory"]
+
+SUFFIX, PARTIAL_SUFFIX = ".safetensors", ".partial"
+POLL_S = 0.02
+TEMPORARY, ABANDONED_AFTER_S = ".tmp*", 60.0
+"""safetensors writes under such a name and then renames; what nobody has written to for so long is left over."""
+
+
+class HostCacheFullError(Exception):
+    """There is no room, with the numbers.
+
+    Attributes:
+        for_ever: The LoRA is larger than the whole cache; else the room is in use and may come free.
+    """
+
+    def __init__(self, message: str, *, for_ever: bool) -> None:
+        super().__init__(message)
+        self.for_ever = for_ever
+
+
+class Reservation:
+    """Room in the cache for a file that is being written; a context manager, at whose end an unpublished file goes.
+
+    Attributes:
+        path: Where to write it.
+    """
+
+    def __init__(self, cache: HostCache, path: Path) -> None:
+        """Made by `HostCache.reserve`."""
+        self.path = path
+        self._cache = cache
+
+    def publish(self, key: str) -> Path:
+        """Makes the written file the cache's one of that key, making more room if it grew beyond what was reserved.
+
+        Raises:
+            HostCacheFullError: If there is no room.
+        """
+        return self._cache._publish(self.path, key)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._cache._release(self.path)
+
+
+class HostCache:
+    """A byte-bounded directory of `KEY.safetensors` files; the least recently used go first, leased ones never.
+
+    Invariant: published files and reservations together stay within the bound; writers take turns to make room. Where
+    the machine itself has less than the bound (containers often have little shared memory), that counts.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int,
+        *,
+        wait_s: float = 30.0,
+        on_eviction: Callable[[int], None] = lambda _bytes: None,
+    ) -> None:
+        """Opens the cache.
+
+        Args:
+            directory: Made if need be; `host_cache_directory()` for the server's.
+            max_bytes: The bound.
+            wait_s: How long to wait for room that is in use.
+            on_eviction: Called with the size of each file that goes.
+        """
+        self.directory, self.max_bytes, self._wait_s = directory, max_bytes, wait_s
+        self._files = LeasedFiles(directory, SUFFIX, on_eviction)
+        self._reserved: dict[Path, int] = {}
+        self._count = 0
+        self._remove_abandoned()
+
+    def find(self, key: str) -> Path | None:
+        """The file of that key, which counts as used now; None if there is none."""
+        path = self._files.path(key)
+        try:
+            with Lease(path):
+                return path
+        except EvictedError:
+            return None
+
+    @contextmanager
+    def reserve(self, expected_bytes: int) -> Iterator[Reservation]:
+        """Room for a file that is about to be written, for the time of a `with` block.
+
+        Args:
+            expected_bytes: Its likely size; `publish` corrects it.
+
+        Raises:
+            HostCacheFullError: If it is larger than the cache, or the room was in use for all of the waiting time.
+        """
+        self._remove_abandoned()
+        with self._files.mutex:
+            self._count += 1
+            name = f"{os.getpid()}-{threading.get_native_id()}-{self._count}{PARTIAL_SUFFIX}"
+        with Reservation(self, self.directory / name) as reservation:
+            self._claim(reservation.path, expected_bytes)
+            yield reservation
+
+    def bytes_used(self) -> int:
+        """Bytes of all published files and reservations."""
+        with self._files.mutex:
+            partial = dict.fromkeys(self._reserved, 0)
+            for path in self.directory.glob(f"*{PARTIAL_SUFFIX}"):
+                partial[path] = _size(path)
+            published = sum(self._files.sizes().values())
+            return published + sum(max(size, self._reserved.get(path, 0)) for path, size in partial.items())
+
+    def drop(self, key: str) -> None:
+        """Removes a file; who has it open keeps what they have mapped."""
+        self._files.path(key).unlink(missing_ok=True)
+
+    def _publish(self, partial: Path, key: str) -> Path:
+        self._claim(partial, _size(partial))
+        path = self._files.path(key)
+        with self._files.writing():
+            if path.exists():  # somebody else was faster; a file that is leased is never replaced
+                partial.unlink()
+            else:
+                partial.chmod(0o400)
+                os.utime(partial, ns=(time.time_ns(),) * 2)
+                partial.rename(path)
+            del self._reserved[partial]
+        return path
+
+    def _release(self, partial: Path) -> None:
+        with self._files.mutex:
+            partial.unlink(missing_ok=True)
+            self._reserved.pop(partial, None)
+
+    def _claim(self, partial: Path, size: int) -> None:
+        """Reserves `size` bytes for a file, in place of what was reserved for it."""
+        if size > self.max_bytes:
+            raise HostCacheFullError(
+                f"it takes {mib(size)}, more than the whole host cache of {mib(self.max_bytes)}", for_ever=True
+            )
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            with self._files.writing():
+                written = _size(partial)
+                others = self.bytes_used() - max(self._reserved.get(partial, 0), written)
+                free = shutil.disk_usage(self.directory).free
+                if self._files.evict(max(others + size - self.max_bytes, size - written - free)):
+                    self._reserved[partial] = size
+                    return
+            if time.monotonic() > deadline:
+                raise HostCacheFullError(
+                    f"it takes {mib(size)}; of the host cache's {mib(self.max_bytes)}, {mib(others)} were in use "
+                    f"for {self._wait_s:g} s; the machine has {mib(free)} free for it",
+                    for_ever=False,
+                )
+            time.sleep(POLL_S)
+
+    def _remove_abandoned(self) -> None:
+        """Removes what writers that were killed left half written."""
+        for path in self.directory.glob(f"*{PARTIAL_SUFFIX}"):
+            pid = path.name.partition("-")[0]
+            if not (pid.isdecimal() and Path(f"/proc/{pid}").exists()):
+                path.unlink(missing_ok=True)
+        for path in self.directory.glob(TEMPORARY):
+            if time.time() - _modified(path) > ABANDONED_AFTER_S:
+                path.unlink(missing_ok=True)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
