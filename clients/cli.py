@@ -3,6 +3,8 @@
 Command modules import what is heavy inside their functions, so that the client commands work without torch installed.
 """
 
+from pathlib import Path
+
 import typer
 
 from ..export.command import export
@@ -17,6 +19,14 @@ from .commands.generate_command import generate
 from .perf.command import perf
 from .perf.lora_mix import lora_mix
 
+
+def catalogue_names(directory: Path) -> list[str]:
+    """The names of a LoRA catalogue, for a command that knows only the wire contract."""
+    from ..python_backends.lora.loading.catalogue import Catalogue
+
+    return Catalogue(directory).names()
+
+
 app = typer.Typer(
     name="swiftdiffusion",
     help="Stable Diffusion XL and 1.5 with ControlNets and LoRAs on Triton.",
@@ -27,7 +37,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(perf)
-app.command()(lora_mix)
+app.command(context_settings={"obj": catalogue_names})(lora_mix)
 app.command()(export)
 app.command()(export_onnx)
 app.command()(profile_lora)

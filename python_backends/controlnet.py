@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
+from .backend.compute import ComputeSettings
 from .backend.reloadable import Reloadable
 from .backend.settings import ModelSettings, as_request_error, error_response, input_texts, text_tensor
-from .backend.tensors import ComputeSettings, joined_inputs, output_tensor
+from .backend.tensors import joined_inputs, output_tensor
 from .common.errors import row_reports
 from .controlnets.images import ControlImages
 from .controlnets.network import ControlNet

@@ -20,7 +20,8 @@ from .lora.files.canonical import Canonicaliser
 from .lora.files.safetensors_file import FileLimits
 from .lora.loading.catalogue import Catalogue
 from .lora.loading.disk_cache import DiskCache
-from .lora.loading.fetching import Fetcher, FetchLimits
+from .lora.loading.fetch_limits import FetchLimits
+from .lora.loading.fetching import Fetcher
 from .lora.loading.outcomes import Outcomes
 from .lora.loading.store import LoraStore, StoreObserver
 from .lora.loading.tickets import Ticket, tickets_to_json

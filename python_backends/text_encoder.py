@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .backend.compute import ComputeSettings
 from .backend.reloadable import Reloadable
 from .backend.settings import ModelSettings, as_request_error, error_response, input_arrays, input_text, text_tensor
-from .backend.tensors import ComputeSettings, output_tensor
+from .backend.tensors import output_tensor
 from .common.errors import InvalidRequestError
 from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
 from .networks.prompt_encoding import Embedding, PromptEncoder

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .backend.compute import ComputeSettings
 from .backend.metrics import TRANSFERRED, Counter, Histogram
 from .backend.reloadable import Reloadable
 from .backend.settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
-from .backend.tensors import ComputeSettings, joined_inputs, output_tensor
+from .backend.tensors import joined_inputs, output_tensor
 from .common.errors import RequestError, row_reports
 from .controlnets.calls import ControlNetCalls, Endpoint
 from .controlnets.images import ControlImages

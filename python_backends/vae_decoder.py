@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .backend.compute import ComputeSettings
 from .backend.settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
-from .backend.tensors import ComputeSettings, input_tensor, output_tensor
+from .backend.tensors import input_tensor, output_tensor
 from .common.errors import from_report
 from .networks.latent_decoding import decode_latents
 from .networks.runtimes import Runtime

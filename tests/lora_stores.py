@@ -15,7 +15,8 @@ from swiftdiffusion.python_backends.common.errors import InvalidRequestError, Re
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.lora.loading.disk_cache import DiskCache
 from swiftdiffusion.python_backends.lora.loading.failure_memory import FailureMemory
-from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher, FetchLimits
+from swiftdiffusion.python_backends.lora.loading.fetch_limits import FetchLimits
+from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher
 from swiftdiffusion.python_backends.lora.loading.outcomes import LoadedLora
 from swiftdiffusion.python_backends.lora.loading.store import LoraStore, StoreObserver
 from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache

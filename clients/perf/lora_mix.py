@@ -1,7 +1,7 @@
 """Requests with LoRAs of a catalogue by Zipf's law: a few are asked for all the time, most now and then."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +10,12 @@ import typer
 
 from .load import INPUTS, read_requests
 
+NamesIn = Callable[[Path], list[str]]
+"""The names of a LoRA catalogue, by its directory; raises ValueError where it is none. The command's context has it."""
+
 
 def lora_mix(
+    context: typer.Context,
     loras: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The server's LoRA catalogue.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("out/lora-mix.json"),
     requests: Annotated[int, typer.Option(min=1, help="How many requests to write.")] = 200,
@@ -27,12 +31,11 @@ def lora_mix(
     With more LoRAs than fit the server's host cache, hot and cold ones mix; while a server is fresh, each name's first
     request is a cold one.
     """
-    from ...python_backends.lora.loading.catalogue import Catalogue, CatalogueError
-
+    names_in: NamesIn = context.obj
     try:
-        names = Catalogue(loras).names()
+        names = names_in(loras)
         entries = draw_requests(names, requests, lora_share, zipf, seed, steps)
-    except (CatalogueError, ValueError) as error:
+    except ValueError as error:
         raise typer.BadParameter(f"{loras}: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)

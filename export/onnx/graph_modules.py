@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...python_backends.networks.latent_decoding import decode
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -77,17 +79,12 @@ class TextEncoderGraph(torch.nn.Module):
 
 
 class VaeDecoderGraph(torch.nn.Module):
-    """Latents → pictures: the float part of `latent_decoding.decode_latents`."""
+    """Latents → pictures: `latent_decoding.decode`."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         """Shares the autoencoder."""
         super().__init__()
         self.vae = vae
-        weight = next(vae.parameters())
-        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
-        normalised = mean is not None and std is not None
-        self._std = weight.new_tensor(std).view(1, -1, 1, 1) if normalised else None
-        self._mean = weight.new_tensor(mean).view(1, -1, 1, 1) if normalised else None
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures [B, 3, H, W] float32, about -1 to 1.
@@ -95,12 +92,7 @@ class VaeDecoderGraph(torch.nn.Module):
         Args:
             latents: [B, C, h, w] as the denoiser gives them, of the VAE's type.
         """
-        if self._std is not None:
-            latents = latents * self._std
-        latents = latents / self.vae.config.scaling_factor
-        if self._mean is not None:
-            latents = latents + self._mean
-        return self.vae.decode(latents, return_dict=False)[0].float()
+        return decode(self.vae, latents)
 
 
 class ControlEmbedder(torch.nn.Module):

@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import torch
 from tritonclient.utils import InferenceServerException
 
 from ..common.errors import ControlNetUnavailableError, ImageUnavailableError, RequestError
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
+    import torch
 
     from ..request.completed import ControlNetUse
 

@@ -13,8 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..common.errors import InvalidRequestError, RequestError
 from ..request.completed import StepHistory
-from ..request.schedulers import make_scheduler
 from .request_loras import RequestLoras
+from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,13 +21,22 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
         [B, H, W, 3] uint8 on the CPU.
     """
     weight = next(vae.parameters())  # diffusers' `device` and `dtype` walk over all modules
-    latents = latents.to(weight.device, weight.dtype)
+    image = decode(vae, latents.to(weight.device, weight.dtype))
+    pixels = (image * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder makes of a batch of latents: [B, 3, H, W] float32, about -1 to 1.
+
+    Args:
+        vae: On its device.
+        latents: [B, C, h, w] as a sampler leaves them, of the autoencoder's type and device.
+    """
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and std is not None:
         scaled = latents * latents.new_tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor
         latents = scaled + latents.new_tensor(mean).view(1, -1, 1, 1)
     else:
         latents = latents / vae.config.scaling_factor
-    pixels = vae.decode(latents, return_dict=False)[0].float()
-    pixels = (pixels * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+    return vae.decode(latents, return_dict=False)[0].float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ..lora.loading.catalogue import Catalogue
     from .controlnets import KnownControlNet
 
 
@@ -31,6 +30,16 @@ class Lora(Entry):
     name: str = Field(min_length=1, max_length=128)
     scale: float = Field(default=1.0, ge=-10.0, le=10.0)
     patch_step: int | None = Field(default=None, ge=0)
+
+
+class KnownLoras(Protocol):
+    """The LoRAs that there are: `lora.loading.catalogue.Catalogue`."""
+
+    def entry(self, name: str) -> Any:
+        """The LoRA of that name; raises UnknownLoraError."""
+
+    def bound(self, entry: Any, steps: int) -> int | None:
+        """The default bound of a LoRA in a run of so many steps; None for the server's."""
 
 
 MOST_EVALUATIONS_PER_STEP = 2
@@ -89,7 +98,7 @@ class RequestRules:
 def parse_request(
     tensors: Mapping[str, np.ndarray],
     rules: RequestRules,
-    catalogue: Catalogue,
+    catalogue: KnownLoras,
     controlnets: Mapping[str, KnownControlNet] = NONE_KNOWN,
     keep_image: Callable[[np.ndarray, int, int], str] = lambda _image, _height, _width: "",
 ) -> CompletedRequest:
@@ -151,7 +160,7 @@ def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
     return request_id
 
 
-def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: Catalogue) -> tuple[LoraUse, ...]:
+def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: KnownLoras) -> tuple[LoraUse, ...]:
     """LORAS with the bound of each: the request's, else the catalogue's, else the server's."""
     asked: list[Lora] = fields.entries("LORAS", Lora, rules.max_json_bytes)
     bound = fields.integer("LORA_BOUND", 0, rules.max_steps)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..networks.unet_halves import Halfway
-
 
 class EngineHalves:
     """Both halves on one GPU.
@@ -38,7 +36,7 @@ class EngineHalves:
         self.decoder = Engine.load(directory, DECODER, device)
         self._halfway = halfway_among(self.encoder.outputs)
 
-    def encode(self, *arguments: torch.Tensor) -> Halfway:
+    def encode(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What `decode` needs; the next call with inputs of these shapes overwrites it.
 
         Args:

@@ -18,8 +18,8 @@ from tritonclient.utils import InferenceServerException
 import checkpoints
 import lora_files
 from file_server import FileServer, file_server, wait_for
-from swiftdiffusion.python_backends.common import runtime_directory
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError, LoraUnavailableError, UnknownLoraError
+from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
 from swiftdiffusion.python_backends.launcher import TritonServer
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
@@ -51,7 +51,7 @@ class StoreServer:
         self.client = http.InferenceServerClient(running.http_url.removeprefix("http://"))
         self.index: dict[str, object] = {}
         environment = Path(f"/proc/{running.pid}/environ").read_bytes().split(b"\0")
-        [value] = [each for each in environment if each.startswith(runtime_directory.VARIABLE.encode())]
+        [value] = [each for each in environment if each.startswith(VARIABLE.encode())]
         shared = Path(value.partition(b"=")[2].decode())
         self.outcomes = Outcomes(host_cache_directory(shared), shared / "lora-loads")
 

@@ -15,7 +15,8 @@ from fsspec.spec import AbstractFileSystem
 
 from file_server import FileServer, wait_for
 from swiftdiffusion.python_backends.lora.loading.fetch_errors import FetchError
-from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher, FetchLimits
+from swiftdiffusion.python_backends.lora.loading.fetch_limits import FetchLimits
+from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher
 
 CONTENT = bytes(range(256)) * 64
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -15,7 +15,8 @@ from fsspec.spec import AbstractFileSystem
 
 from file_server import wait_for
 from swiftdiffusion.python_backends.lora.loading.fetch_errors import FetchError
-from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher, FetchLimits
+from swiftdiffusion.python_backends.lora.loading.fetch_limits import FetchLimits
+from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher
 
 CONTENT = bytes(range(256)) * 64
 LIMITS = FetchLimits(max_bytes=2**20, timeout_s=0.3, attempts=3, first_wait_s=0.01)

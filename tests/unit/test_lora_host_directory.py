@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from processes import other_process
-from swiftdiffusion.python_backends.common import runtime_directory
+from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
 from swiftdiffusion.python_backends.shared_memory import host_directory
 from swiftdiffusion.python_backends.shared_memory.host_cache import host_cache_directory
 from swiftdiffusion.python_backends.shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
@@ -21,7 +21,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "shm"
     path.mkdir()
     monkeypatch.setattr(host_directory, "SHARED_MEMORY", path)
-    monkeypatch.setenv(runtime_directory.VARIABLE, str(tmp_path / "runtime"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "runtime"))
     return path
 
 

@@ -66,13 +66,21 @@ def test_a_vae_that_overflows_stays_in_float32(tiny: Checkpoint) -> None:
     assert vae_part(Checkpoint(tiny.path), torch.float16, sizes).inputs["latents"].dtype == torch.float16
 
 
-def test_latents_with_a_mean(tiny: Checkpoint) -> None:
-    vae = tiny.load_vae(CPU, torch.float32)
+@torch.no_grad()
+def test_latents_with_a_mean(tiny: Checkpoint, tmp_path: Path) -> None:
+    config, mean, std = json.loads((tiny.path / "vae/config.json").read_text()), [0.5, -1.0, 0.0, 2.0], [1.5, 0.5, 1, 2]
+    (tiny.path / "vae/config.json").write_text(json.dumps(config | {"latents_mean": mean, "latents_std": std}))
+    checkpoint = Checkpoint(tiny.path)
+    vae = checkpoint.load_vae(CPU, torch.float32)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    vae.register_to_config(latents_mean=[0.5, -1.0, 0.0, 2.0], latents_std=[1.5, 0.5, 1.0, 2.0])
     image = VaeDecoderGraph(vae)(latents)
     pixels = (image * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert torch.equal(pixels, decode_latents(vae, latents))
+    by_hand = [latents[:, c] * std[c] / vae.config.scaling_factor + mean[c] for c in range(4)]
+    expected = vae.decode(torch.stack(by_hand, 1)).sample
+    graph = torch_graph(vae_part(checkpoint, torch.float32, Sizes(1, 16, 16, 4, dynamic=False)))
+    ir.save(graph.model, tmp_path / "vae.onnx")
+    assert_close(run(session(tmp_path / "vae.onnx"), {"latents": latents}), {"image": expected})
 
 
 def test_the_names_at_the_real_widths() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from ...common.errors import InvalidRequestError
 from .keys import Target, assign
-from .modules import BaseModules, stack_order
+from .modules import BaseCheckpoint, BaseModules, stack_order
 from .safetensors_file import FileLimits, LoraFile, read_lora_file
 from .terms import Term, make_term
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ...networks.checkpoint import Checkpoint
 
 PEFT_METADATA = "lora_adapter_metadata"
 MAX_RANK = 2048
@@ -106,7 +105,7 @@ class Canonicaliser:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: BaseCheckpoint,
         limits: FileLimits | None = None,
         max_rank: int = MAX_RANK,
         max_bytes: int = 16 * 2**30,

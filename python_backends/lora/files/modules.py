@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -12,8 +12,6 @@ from safetensors import safe_open
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
-
-    from ...networks.checkpoint import Checkpoint
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """Parts of a checkpoint that LoRAs adapt, by their names in diffusers."""
@@ -42,6 +40,20 @@ def stack_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (role(name), name))
 
 
+class BaseCheckpoint(Protocol):
+    """What LoRAs are made for: `networks.checkpoint.Checkpoint`."""
+
+    @property
+    def unet_config(self) -> Mapping[str, Any]:
+        """The UNet's `config.json`."""
+
+    def empty_parts(self) -> Mapping[str, torch.nn.Module]:
+        """Component → network without weights, on the meta device."""
+
+    def weight_files(self, part: str) -> list[Path]:
+        """The safetensors files of a component."""
+
+
 @dataclass(frozen=True)
 class BaseModules:
     """Names and shapes of a checkpoint's adaptable weights, and the weights themselves where a format needs them.
@@ -52,10 +64,10 @@ class BaseModules:
     """
 
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    checkpoint: Checkpoint
+    checkpoint: BaseCheckpoint
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> BaseModules:
+    def of(cls, checkpoint: BaseCheckpoint) -> BaseModules:
         """Reads a checkpoint's configurations; weights stay where they are."""
         parts = checkpoint.empty_parts()
         shapes = {

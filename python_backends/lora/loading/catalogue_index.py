@@ -16,7 +16,7 @@ MAX_INDEX_BYTES = 16 * 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-class CatalogueError(Exception):
+class CatalogueError(ValueError):
     """A catalogue that cannot be read; the message names the file and the field."""
 
 

@@ -11,7 +11,7 @@ import aiohttp
 from fsspec.exceptions import FSTimeoutError
 
 if TYPE_CHECKING:
-    from .fetching import FetchLimits
+    from .fetch_limits import FetchLimits
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,6 +18,7 @@ from tenacity.stop import stop_base
 
 from ...common.sentences import mib
 from .fetch_errors import FetchError, explain, host, late, places
+from .fetch_limits import FetchLimits
 from .patience import AbandonableFetches
 
 if TYPE_CHECKING:
@@ -29,25 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class FetchLimits:
-    """How much, how long and how often.
-
-    Attributes:
-        max_bytes: Largest file.
-        timeout_s: For one file, all attempts together.
-        read_timeout_s: Longest time to connect, and without any data, for HTTP.
-        attempts: Most attempts at one file, where trying again may help.
-        first_wait_s: Pause after the first attempt; it doubles with each, and is jittered by as much.
-    """
-
-    max_bytes: int
-    timeout_s: float = 120.0
-    read_timeout_s: float = 15.0
-    attempts: int = 4
-    first_wait_s: float = 0.25
 
 
 class Fetcher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from cachetools import LRUCache
@@ -16,14 +16,25 @@ from ..files.lora_set import NO_LORAS, LoraSet
 from .prepared import PreparedLora
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
-    from ...tensorrt.refit import EnginePatcher
-    from .patcher import Patcher
 
 DEVICE_BYTES = 2**30
 """LoRAs that are kept on a GPU, in bytes: SDXL's of rank 64 over all modules has about 0.4 · 10⁹."""
+
+
+class LoraPatcher(Protocol):
+    """What patches LoRAs into models: `patcher.Patcher`, or `tensorrt.refit.EnginePatcher` for engines."""
+
+    def uploads_to(self) -> torch.device | None:
+        """Where LoRAs are sent ahead of `apply`; None where that saves nothing."""
+
+    def prepare(self, lora: CanonicalLora) -> CanonicalLora:
+        """The LoRA as `apply` takes it fastest."""
+
+    def apply(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
+        """Makes these LoRAs, and no others, be in the models; how many modules they adapt."""
 
 
 class ResidentLoras:
@@ -36,7 +47,7 @@ class ResidentLoras:
         current: The resident set.
     """
 
-    def __init__(self, patcher: Patcher | EnginePatcher, directory: Path) -> None:
+    def __init__(self, patcher: LoraPatcher, directory: Path) -> None:
         """Starts with no LoRAs.
 
         Args:
