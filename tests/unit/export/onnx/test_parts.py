@@ -12,6 +12,9 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
+from typer.testing import CliRunner
+
+import checkpoints
 from onnx_graphs import (
     CPU,
     INPUTS,
@@ -23,9 +26,6 @@ from onnx_graphs import (
     session,
     unet_inputs,
 )
-from typer.testing import CliRunner
-
-import checkpoints
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.onnx.checkpoint_export import OnnxExportError, OnnxOptions, export_onnx
 from swiftdiffusion.export.onnx.checkpoint_parts import UnexportableError, keep_dtype, unet_parts, vae_part

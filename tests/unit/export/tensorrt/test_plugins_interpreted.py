@@ -1,6 +1,6 @@
 """The plugins' kernels launched as TensorRT launches them, in Triton's interpreter, against PyTorch's operators.
 
-`test_tensorrt_kernels.py` runs this file; by hand, set TRITON_INTERPRET=1.
+`test_plugin_kernels.py` runs this file; by hand, set TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_tensorrt_kernels.py", allow_module_level=True)
+    pytest.skip("run by test_plugin_kernels.py", allow_module_level=True)
 pytest.importorskip("triton")
 
 from swiftdiffusion.export.tensorrt.plugin_kernels import GegluNode, GroupNormNode

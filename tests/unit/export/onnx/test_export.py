@@ -7,6 +7,10 @@ import json
 import onnx_ir as ir
 import pytest
 import torch
+from typer.testing import CliRunner
+
+import checkpoints
+import lora_files
 from onnx_graphs import (
     CPU,
     Exported,
@@ -19,10 +23,6 @@ from onnx_graphs import (
     small_controlnet,
     unet_inputs,
 )
-from typer.testing import CliRunner
-
-import checkpoints
-import lora_files
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.onnx.checkpoint_export import OnnxOptions, export_onnx
 from swiftdiffusion.python_backends.controlnets.weights import load_controlnet

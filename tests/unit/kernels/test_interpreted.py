@@ -1,6 +1,6 @@
 """The kernels' arithmetic against float64, on the CPU, in Triton's interpreter.
 
-`test_kernel_interpreter.py` runs this file; by hand, set TRITON_INTERPRET=1.
+`test_interpreter.py` runs this file; by hand, set TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_kernel_interpreter.py", allow_module_level=True)
+    pytest.skip("run by test_interpreter.py", allow_module_level=True)
 pytest.importorskip("triton")
 
 from low_rank import Term, plan_of

@@ -1,4 +1,4 @@
-"""Runs `test_kernel_interpreted.py` in a process whose `triton` interprets kernels: that is chosen at its import."""
+"""Runs `test_interpreted.py` in a process whose `triton` interprets kernels: that is chosen at its import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs the Triton language: pip install 'sw
 
 
 def test_kernels_in_the_interpreter() -> None:
-    tests = Path(__file__).with_name("test_kernel_interpreted.py")
+    tests = Path(__file__).with_name("test_interpreted.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", str(tests)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)

@@ -14,7 +14,7 @@ import checkpoints
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_groups_that_do_not_divide_are_refused() -> None:
 
 def test_what_they_compute() -> None:
     """In a process of its own: whether `triton` interprets kernels is chosen at its import."""
-    tests = Path(__file__).with_name("test_tensorrt_interpreted.py")
+    tests = Path(__file__).with_name("test_plugins_interpreted.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", str(tests)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
