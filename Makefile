@@ -3,6 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0  # the tested release; choose the build for your machine, such as TORCH=torch==2.13.0+cu130
 BIN := .venv/bin
 ARGS ?=
+# Processes that run tests; those of one server, or of one module, share a process.
+WORKERS ?= 2
 
 .PHONY: setup demo serve test unit lint bench perf repository clean
 
@@ -24,16 +26,17 @@ serve: setup  ## serve the demo family on ports 8000 (HTTP), 8001 (gRPC), 8002 (
 	$(BIN)/swiftdiffusion serve --repository model_repository $(ARGS)
 
 test: setup  ## all tests that this machine can run
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 unit: setup  ## the tests that need no server
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup tests/unit $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .venv/typing && ln -sfn "$(CURDIR)" .venv/typing/swiftdiffusion
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: setup  ## request through Triton against its raw module calls, as JSON with the machine's description
 	$(BIN)/python benchmarks/overhead.py $(ARGS)

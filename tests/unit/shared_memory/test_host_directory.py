@@ -56,7 +56,7 @@ def test_somebody_elses_directory_is_refused(shared: Path) -> None:
 
 def test_a_host_cache_goes_when_its_server_has_gone(shared: Path, tmp_path: Path) -> None:
     code = (
-        "from swiftdiffusion.python_backends.lora import host_directory\n"
+        "from swiftdiffusion.python_backends.shared_memory import host_directory\n"
         "host_directory.SHARED_MEMORY = Path(sys.argv[1]); host_directory.host_cache_directory(Path(sys.argv[2]))"
     )
     mine = host_cache_directory()
@@ -93,10 +93,10 @@ def test_the_owner_of_a_directory_that_goes_makes_it_again(shared: Path) -> None
         while not stop.is_set():
             remove_stale_host_caches()
 
-    thread = threading.Thread(target=remove)
+    thread = threading.Thread(target=remove, daemon=True)
     thread.start()
     code = (
-        "import os\nfrom swiftdiffusion.python_backends.lora import host_directory\n"
+        "import os\nfrom swiftdiffusion.python_backends.shared_memory import host_directory\n"
         "host_directory.SHARED_MEMORY = Path(sys.argv[1])\n"
         "for index in range(200):\n"
         "    found = host_directory.host_cache_directory(Path(sys.argv[1]).parent / str(index))\n"
