@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 from safetensors.torch import load_file
 
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.lora_set import make_set
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.lora.patching.resident import ResidentLoras

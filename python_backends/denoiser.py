@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .backend.compute import prepare_torch
 from .backend.metrics import Histogram
+from .backend.process import prepare_torch
 from .backend.settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report

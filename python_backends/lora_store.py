@@ -16,7 +16,7 @@ from .backend.reloadable import Reloadable
 from .backend.settings import ModelSettings, error_response, input_text, text_tensor
 from .common.errors import RequestError
 from .common.runtime_directory import runtime_directory
-from .lora.files.canonical import Canonicaliser
+from .lora.files.canonicaliser import Canonicaliser
 from .lora.files.safetensors_file import FileLimits
 from .lora.loading.catalogue import Catalogue
 from .lora.loading.disk_cache import DiskCache

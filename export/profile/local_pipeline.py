@@ -13,7 +13,8 @@ import torch
 
 from ...python_backends.engine.run import Denoising, LatentGeometry
 from ...python_backends.engine.unet_calls import unet_calls
-from ...python_backends.lora.files.canonical import Canonicaliser, adapted_modules
+from ...python_backends.lora.files.canonical import adapted_modules
+from ...python_backends.lora.files.canonicaliser import Canonicaliser
 from ...python_backends.lora.files.lora_set import NO_LORAS, LoraSet, make_set
 from ...python_backends.lora.files.modules import UNET
 from ...python_backends.lora.patching.resident import ResidentLoras

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...python_backends.lora.files.canonical import Canonicaliser
+from ...python_backends.lora.files.canonicaliser import Canonicaliser
 from ...python_backends.lora.files.modules import UNET
 from ...python_backends.lora.patching.patcher import Patcher
 from ...python_backends.networks.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ import torch
 import checkpoints
 import lora_files
 from swiftdiffusion.python_backends.controlnets.network import ControlNet
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks import cuda_graphs

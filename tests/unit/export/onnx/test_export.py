@@ -26,7 +26,8 @@ from onnx_graphs import (
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.onnx.checkpoint_export import OnnxOptions, export_onnx
 from swiftdiffusion.python_backends.controlnets.weights import load_controlnet
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint

@@ -13,7 +13,8 @@ import lora_files
 from swiftdiffusion.export.tensorrt.references import OnnxReference, TorchReference, random_inputs
 from swiftdiffusion.export.tensorrt.verification import Comparison, cases, relative_error, verify
 from swiftdiffusion.export.tensorrt.verify_command import show
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint

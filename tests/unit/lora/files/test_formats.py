@@ -12,7 +12,8 @@ from diffusers import StableDiffusionXLPipeline
 import checkpoints
 import lora_files
 from lora_files import MadeLora
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import checkpoints
 import lora_files
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.safetensors_file import FileLimits, read_lora_file
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 

@@ -19,7 +19,7 @@ from swiftdiffusion.python_backends.common.errors import (
     UnexpectedError,
     UnusableFileError,
 )
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.shared_memory.host_cache import Lease
 

@@ -11,7 +11,8 @@ import torch
 import checkpoints
 import lora_files
 from swiftdiffusion.python_backends.common.errors import LoraUnavailableError
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.lora_set import NO_LORAS
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher

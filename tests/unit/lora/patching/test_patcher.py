@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import checkpoints
 import lora_files
-from swiftdiffusion.python_backends.lora.files.canonical import Canonicaliser, CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
