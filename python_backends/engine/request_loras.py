@@ -7,14 +7,11 @@ never later than before step k, its bound: there the request waits, and only thi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..common.errors import InvalidRequestError, LoraUnavailableError
-from ..lora.files.canonical import adapted_modules
-from ..lora.files.lora_set import NO_LORAS, LoraSet, make_set
-from ..lora.files.modules import UNET
-from ..shared_memory.host_cache import EvictedError, Lease
+from ..lora.files.lora_set import NO_LORAS, LoraSet
+from .lora_run import LoraRun, set_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,12 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..lora.loading.outcomes import LoadedLora
     from ..lora.loading.tickets import Ticket
     from ..request.completed import LoraUse
-
-MAX_RELOADS = 2
-"""A LoRA that is lost more often ends its request."""
 
 Embeddings = tuple["torch.Tensor", "torch.Tensor | None"]
 """PROMPT_EMBEDS [2, tokens, width] and for SDXL POOLED_PROMPT_EMBEDS [2, pooled width]."""
@@ -41,48 +34,6 @@ class Services(Protocol):
 
     def load_again(self, position: int) -> Future[Ticket]:
         """Starts loading the request's LoRA at a position once more: it was lost before its lease."""
-
-
-@dataclass
-class LoraRun:
-    """One LoRA of one request.
-
-    Attributes:
-        use: What the request asks for.
-        ticket: Where it is, or will be.
-        reload: A ticket on its way in place of that one.
-        reloads: How many there were.
-        loaded: The LoRA once it is ready and leased.
-        lease: Keeps its file in the host cache.
-        leased_at_step: The step before which it got it.
-        adapts_text: Whether it has parts for the text encoders.
-        patched_at_step: The first step that ran with it.
-        patch_ms: The longest that a shard took to make it resident with its set, at that step.
-        modules: Number of modules that it adapts.
-        waited_ms: How long the request waited for it at its bound.
-    """
-
-    use: LoraUse
-    ticket: Ticket
-    reload: Future[Ticket] | None = None
-    reloads: int = 0
-    loaded: LoadedLora | None = None
-    lease: Lease | None = None
-    leased_at_step: int | None = None
-    adapts_text: bool = False
-    patched_at_step: int | None = None
-    patch_ms: float = 0.0
-    modules: int = 0
-    waited_ms: float = 0.0
-
-    def latest_step(self, steps: int) -> int:
-        """The step that is not taken without it."""
-        step = self.use.bound if self.use.patch_step is None else self.use.patch_step
-        return min(step, steps - 1)
-
-    def may_start(self, step: int) -> bool:
-        """Whether it may go on before this step."""
-        return self.use.patch_step is None or step >= self.use.patch_step
 
 
 class RequestLoras:
@@ -159,15 +110,12 @@ class RequestLoras:
     @property
     def ahead(self) -> LoraSet:
         """The LoRAs that are there and not on yet: what shards may upload."""
-        return _set_of([run for run in self.runs if run.lease is not None and run.patched_at_step is None])
+        return set_of([run for run in self.runs if run.lease is not None and run.patched_at_step is None])
 
     def close(self) -> None:
         """At the request's end: gives the files up."""
         for run in self.runs:
-            if run.lease is not None:
-                run.lease.close()
-            elif run.loaded is None:
-                run.ticket.discard()
+            run.close()
 
     def note_patch(self, step: int, milliseconds: float) -> None:
         """Reports what a shard took to make the set resident for a step."""
@@ -176,26 +124,13 @@ class RequestLoras:
                 run.patch_ms = max(run.patch_ms, milliseconds)
 
     def report(self) -> list[dict[str, Any]]:
-        """INFO's `loras`; times in milliseconds. Source `gpu`: it was resident in every shard that needed it."""
-        return [
-            {
-                "name": run.use.name,
-                "scale": run.use.scale,
-                "patched_at_step": run.patched_at_step,
-                "bound": run.use.bound,
-                "source": _source(run),
-                "load_ms": None if run.loaded is None else round(run.loaded.load_ms, 3),
-                "patch_ms": round(run.patch_ms, 3),
-                "waited_ms": round(run.waited_ms, 3),
-                "modules": run.modules,
-            }
-            for run in self.runs
-        ]
+        """INFO's `loras`."""
+        return [run.report() for run in self.runs]
 
     def _is_ready(self, run: LoraRun, step: int, steps: int) -> bool:
         """Whether a LoRA may go on: loaded, leased, wanted by now, and uploaded if there is time for that."""
         if run.lease is None:
-            self._lease(run)
+            run.take_lease(lambda: self._services.load_again(self.runs.index(run)))
             run.leased_at_step = step
         has_time = self._uploads_ahead and 0 < step < run.latest_step(steps)
         return run.lease is not None and run.may_start(step) and not (has_time and run.leased_at_step == step)
@@ -205,38 +140,13 @@ class RequestLoras:
         there = step == 0 and run.lease is not None and run.may_start(step)
         return there or step >= run.latest_step(steps)
 
-    def _lease(self, run: LoraRun) -> None:
-        if run.reload is not None:
-            if not run.reload.done():
-                return
-            run.ticket, run.reload = run.reload.result(), None
-        loaded = run.ticket.poll()
-        if loaded is None:
-            if run.ticket.lost:
-                self._load_again(run, "the process that was loading it died")
-            return
-        try:
-            run.lease = Lease(loaded.path)
-        except EvictedError:
-            self._load_again(run, "other LoRAs took its place before it could be used")
-            return
-        modules = adapted_modules(loaded.path)
-        run.loaded, run.modules = loaded, sum(modules.values())
-        run.adapts_text = any(component != UNET for component in modules)
-
-    def _load_again(self, run: LoraRun, reason: str) -> None:
-        if run.reloads == MAX_RELOADS:
-            raise LoraUnavailableError(f'LORAS names "{run.use.name}": {reason}, {1 + MAX_RELOADS} times')
-        run.reloads += 1
-        run.reload = self._services.load_again(self.runs.index(run))
-
     def _put_on(self, ready: list[LoraRun], step: int) -> Embeddings | None:
         """Makes the ready LoRAs the current set, once the prompt is encoded with their text encoders' parts."""
         new = [run for run in ready if run.patched_at_step is None]
         if not new:
             return None
         embeddings = None
-        text_set = _set_of([run for run in ready if run.adapts_text])
+        text_set = set_of([run for run in ready if run.adapts_text])
         if text_set != self._text_set:
             if self._encoding is None or self._encoding[0] != text_set:
                 self._encoding = text_set, self._services.encode(text_set)
@@ -246,7 +156,7 @@ class RequestLoras:
                 embeddings, self._text_set, self._encoding = self._encoding[1].result(), text_set, None
         for run in new:
             run.patched_at_step = step
-        self.current = _set_of([run for run in self.runs if run.patched_at_step is not None])
+        self.current = set_of([run for run in self.runs if run.patched_at_step is not None])
         return embeddings
 
     def _count_waiting(self) -> None:
@@ -261,17 +171,3 @@ class RequestLoras:
             if run.waited_ms > 1000 * self._timeout_s:
                 raise LoraUnavailableError(f'LORAS names "{run.use.name}", not loaded within {self._timeout_s:g} s')
         self._asked_at = now
-
-
-def _set_of(runs: Sequence[LoraRun]) -> LoraSet:
-    scales: dict[Any, float] = {}
-    for run in runs:
-        if run.loaded is not None:  # two names may stand for one content
-            scales[run.loaded.path] = scales.get(run.loaded.path, 0.0) + run.use.scale
-    return make_set(scales)
-
-
-def _source(run: LoraRun) -> str | None:
-    if run.loaded is None:
-        return None
-    return "gpu" if run.loaded.source == "host" and run.patch_ms == 0 else run.loaded.source
