@@ -60,24 +60,26 @@ class ControlNet:
         Raises:
             ControlNetFileError: If there is none.
         """
-        network = load_controlnet(path, checkpoint, dtype).to(device).requires_grad_(False).eval()
-        runtime = runtime or Runtime()
+        network = load_controlnet(path, checkpoint, dtype).requires_grad_(False).eval()
+        channels, runtime = network.conv_in.out_channels, runtime or Runtime()
         runtime.prepare(network, device)
-        self._module = PositionalControlNet(network)
-        self._call = runtime.controlnet(self._module, engine, device)
+        module = PositionalControlNet(network)
+        if not runtime.has_engine(module):
+            module.to(device)
+        self._embed, self._pools, self._modes = module.embed.to(device), module.pools, module.control_modes
+        self._call = runtime.controlnet(module, engine, device)  # an engine lets the module go
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
         self._traced: dict[torch.Size, torch.nn.Module] = {}
         for rows in WARM_UP_ROWS:
             tensors = example(checkpoint, rows)
-            channels = network.conv_in.out_channels
             embedded = torch.zeros(rows, channels, *tensors["LATENTS"].shape[-2:], device=device, dtype=dtype)
-            if runtime.traces(device) and not self._module.control_modes:
+            if runtime.traces(device) and not self._modes:
                 inputs = (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded)
-                self._traced[tensors["LATENTS"].shape] = trace(self._module, inputs)
+                self._traced[tensors["LATENTS"].shape] = trace(module, inputs)
             for _ in range(3):  # the first calls of a graph optimise it
-                self._residuals(tensors, [embedded], (0,) if self._module.control_modes else (), None)
+                self._residuals(tensors, [embedded], (0,) if self._modes else (), None)
 
     def __call__(
         self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]
@@ -115,7 +117,7 @@ class ControlNet:
 
     def _check(self, control: ControlNetUse) -> None:
         """A mode that there is not would index beyond a weight, which on a GPU ends the process's context."""
-        modes, count = control.control_modes, self._module.control_modes
+        modes, count = control.control_modes, self._modes
         if any(mode >= count for mode in modes) or len(control.images) != (len(modes) if count else 1):
             raise InvalidRequestError(
                 f"CONTROL has {len(control.images)} pictures of modes {list(modes)}; this ControlNet has {count} modes"
@@ -136,17 +138,16 @@ class ControlNet:
 
     def _scaled(self, residuals: list[torch.Tensor], controls: Sequence[ControlNetUse]) -> torch.Tensor:
         """[B, sum of C·h·w]."""
-        pools = self._module.pools
         scales = torch.stack(
             [
-                factors(None if use.scales_pictures else use.scale, use.guess_mode, pools, len(residuals))
+                factors(None if use.scales_pictures else use.scale, use.guess_mode, self._pools, len(residuals))
                 for use in controls
             ]
         ).to(residuals[0].device)
         with torch.inference_mode():
             for index, residual in enumerate(residuals):
                 scaled = residual.float() * scales[:, index, None, None, None]
-                if pools:
+                if self._pools:
                     scaled = scaled.mean(dim=(2, 3), keepdim=True).expand_as(residual)
                 residuals[index] = scaled.to(residual.dtype)
             return pack(residuals)
@@ -157,7 +158,7 @@ class ControlNet:
         if known is None:
             pixels = torch.from_numpy(self._get_image(key)).permute(2, 0, 1)[None].float() / 255
             with torch.inference_mode():
-                known = self._module.embed(pixels.to(self._device, self._dtype))
+                known = self._embed(pixels.to(self._device, self._dtype))
             if known.nbytes <= EMBEDDING_BYTES:
                 self._embedded[key] = known
         return known

@@ -10,8 +10,36 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, ControlNetUnionModel
 
 
+class PictureEmbedder:
+    """A ControlNet's embedding of its picture: what depends on the picture alone."""
+
+    def __init__(self, embedding: torch.nn.Module, order: str) -> None:
+        """Takes the embedding.
+
+        Args:
+            embedding: The network's `controlnet_cond_embedding`.
+            order: Of the channels that it wants: `rgb` or `bgr`.
+        """
+        self._embedding, self._order = embedding, order
+
+    def to(self, device: torch.device) -> PictureEmbedder:
+        """Moves it."""
+        self._embedding.to(device)
+        return self
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures [B, 3, H, W], 0 to 1, as the network's first layer takes them: [B, channels, h, w]."""
+        return self._embedding(pixels.flip(1) if self._order == "bgr" else pixels)
+
+
 class PositionalControlNet(torch.nn.Module):
-    """A `ControlNetModel` or `ControlNetUnionModel`, the latter with a control mode for each picture."""
+    """A `ControlNetModel` or `ControlNetUnionModel`, the latter with a control mode for each picture.
+
+    Attributes:
+        embed: The embedding of its picture, which is no part of the module.
+        pools: Whether the residuals are to be averaged over the picture, once they are scaled.
+        control_modes: Of a union, how many there are; else 0.
+    """
 
     def __init__(self, network: ControlNetModel | ControlNetUnionModel) -> None:
         """Takes the picture's embedding out of the network, and its pooling, which comes after the scales.
@@ -23,14 +51,10 @@ class PositionalControlNet(torch.nn.Module):
         self.network = network
         self.pools = bool(network.config.global_pool_conditions)
         self.control_modes = int(network.config.get("num_control_type", 0))
-        self._embedding = (network.controlnet_cond_embedding,)  # a tuple: the graphs are not to hold it
-        self._order = network.config.controlnet_conditioning_channel_order
+        order = network.config.controlnet_conditioning_channel_order
+        self.embed = PictureEmbedder(network.controlnet_cond_embedding, order)
         network.controlnet_cond_embedding = torch.nn.Identity()
         network.register_to_config(controlnet_conditioning_channel_order="rgb", global_pool_conditions=False)
-
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, H, W], 0 to 1, as the network's first layer takes them: [B, channels, h, w]."""
-        return self._embedding[0](pixels.flip(1) if self._order == "bgr" else pixels)
 
     def forward(
         self,

@@ -69,7 +69,7 @@ class Runtime:
             raise UnknownRuntimeError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
 
     def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
-        """Gets a network on its device ready, in place and before its weights are moved.
+        """Gets a network ready for its device, in place and before its weights are moved.
 
         Raises:
             MissingTritonError: On a GPU without the `triton` package.
@@ -101,6 +101,10 @@ class Runtime:
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
         return RunningUNet(patcher, *self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device))
 
+    def has_engine(self, module: PositionalControlNet) -> bool:
+        """Whether an engine evaluates a ControlNet, and its own weights are not wanted; of a union none does."""
+        return self.name == TENSORRT and not module.control_modes
+
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.
 
@@ -113,12 +117,12 @@ class Runtime:
             EngineMismatchError: If the engine is not for this machine.
             TensorRTUnavailableError: Without TensorRT or a GPU.
         """
-        if module.control_modes:
-            return module
-        if self.name == TENSORRT:
+        if self.has_engine(module):
             from ..tensorrt.halves import EngineControlNet
 
             return EngineControlNet(self.engines, name, device)
+        if module.control_modes:
+            return module
         return self._calls(module, device=device)[0]
 
     def _calls(self, *modules: torch.nn.Module, device: torch.device) -> tuple[Call, ...]:
