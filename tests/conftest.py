@@ -9,6 +9,6 @@ torch.set_num_threads(1)  # servers and tests share few cores; OpenMP's spinning
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says what one process runs where several share the tests: a module, and all modules that use one server."""
     for item in items:
-        servers = [name for name in ("tiny", "neighbour", "server") if name in getattr(item, "fixturenames", ())]
+        servers = [name for name in ("pipelines", "server") if name in getattr(item, "fixturenames", ())]
         shared = servers[0] if servers and "tests/server" in item.nodeid else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(shared))

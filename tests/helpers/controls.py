@@ -32,10 +32,10 @@ class Use:
         seeds = range(self.seed, self.seed + max(1, len(self.modes)))
         return [np.random.default_rng(seed).integers(0, 256, shape, np.uint8) for seed in seeds]
 
-    @property
-    def entry(self) -> dict[str, Any]:
+    def entry(self, server: Any) -> dict[str, Any]:
         """Its entry of CONTROLNETS."""
-        entry = {name: getattr(self, name) for name in ("name", "scale", "start", "end", "guess_mode")}
+        entry = {name: getattr(self, name) for name in ("scale", "start", "end", "guess_mode")}
+        entry["name"] = server.controlnet(self.name)
         mode = {"control_mode": self.modes[0] if len(self.modes) == 1 else self.modes} if self.modes else {}
         return entry | mode | ({"stale": True} if self.stale else {})
 
@@ -44,6 +44,6 @@ def request(server: Any, *uses: Use, **fields: Any) -> Picture:
     """One small picture with ControlNets."""
     given: dict[str, Any] = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 5, **fields}
     if uses:
-        given["CONTROLNETS"] = json.dumps([use.entry for use in uses])
+        given["CONTROLNETS"] = json.dumps([use.entry(server) for use in uses])
         given["CONTROL_IMAGES"] = np.stack([image for use in uses for image in use.images])[None]
     return generate(server, server.model, **given)

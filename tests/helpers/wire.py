@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tritonclient.grpc as grpc
 import tritonclient.http as http
+
+if TYPE_CHECKING:
+    from swiftdiffusion.python_backends.launcher import TritonServer
 
 TYPES = {
     "PROMPT": "BYTES",
@@ -82,11 +85,11 @@ def generate_with(server: Any, loras: Loras, **fields: Any) -> Picture:
     return generate(server, server.model, LORAS=json.dumps(entries), **given)
 
 
-def stub_of(server: Any, model: str) -> int:
+def stub_of(server: TritonServer, model: str) -> int:
     """Process id of a Python model of a server."""
     listing = subprocess.check_output(["ps", "-e", "-ww", "-o", "pid=,ppid=,args="], text=True)
     for line in listing.splitlines():
         pid, parent, arguments = line.split(maxsplit=2)
-        if int(parent) == server.running.pid and f"/{model}/1/model.py" in arguments:
+        if int(parent) == server.pid and f"/{model}/1/model.py" in arguments:
             return int(pid)
     raise AssertionError(f"no process of {model}")

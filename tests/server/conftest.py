@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import lora_files
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import TritonServer
+from swiftdiffusion.python_backends.launcher.ports import free_ports
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has put those of one parameter together
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that end processes of a server come last: what they break, if they do, is nobody else's failure."""
+    items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +43,84 @@ def url(request: pytest.FixtureRequest, server: TritonServer) -> str:
     return server.grpc_url if request.param == "grpc" else server.http_url
 
 
+DEPLOYMENT = """
+[pipelines.sdxl]
+checkpoint = "sdxl/checkpoint"
+loras = "sdxl/loras"
+steps = 4
+guidance_scale = 5.0
+max_size = 128
+
+[pipelines.sd15]
+checkpoint = "sd15/checkpoint"
+loras = "sd15/loras"
+steps = 4
+guidance_scale = 5.0
+max_size = 128
+
+[pipelines.other]
+checkpoint = "other/checkpoint"
+unet_shards = 3
+controlnet_timeout = 5.0
+
+[controlnets]
+edges = {{ path = "sdxl/edges" }}
+depth = {{ path = "sdxl/depth" }}
+pose = {{ path = "sdxl/pose/diffusion_pytorch_model.safetensors" }}
+union = {{ path = "sdxl/union" }}
+canny = {{ path = "sdxl/canny", url = "grpc://127.0.0.1:{port}" }}
+sd15-edges = {{ path = "sd15/edges" }}
+sd15-depth = {{ path = "sd15/depth" }}
+sd15-pose = {{ path = "sd15/pose/diffusion_pytorch_model.safetensors" }}
+sd15-shuffle = {{ path = "sd15/shuffle" }}
+"""
+
+
+@dataclass(frozen=True)
+class TinyServer:
+    """One pipeline of the server of tiny random-weight checkpoints, with that checkpoint at hand for diffusers.
+
+    Attributes:
+        running: The server.
+        elsewhere: Another, which has the ControlNet `canny` and nothing else.
+        model: The public one.
+        directory: Of the checkpoint, the ControlNets by name, and the LoRA catalogue.
+    """
+
+    running: TritonServer
+    elsewhere: TritonServer
+    model: str
+    directory: Path
+
+    @property
+    def grpc_url(self) -> str:
+        return self.running.grpc_url
+
+    @property
+    def http_url(self) -> str:
+        return self.running.http_url
+
+    @property
+    def metrics_url(self) -> str:
+        return self.running.metrics_url
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoint"
+
+    @property
+    def loras(self) -> Path:
+        return self.directory / "loras"
+
+    def inner(self, model: str) -> str:
+        """An inner model's name."""
+        return f"{self.model}_{model}"
+
+    def controlnet(self, name: str) -> str:
+        """What requests call a ControlNet; those of SDXL have the plain names."""
+        return f"sd15-{name}" if self.model == "sd15" else name
+
+
 def write_loras(checkpoint: Checkpoint, directory: Path) -> None:
     """A catalogue of three LoRAs."""
     directory.mkdir()
@@ -42,86 +128,43 @@ def write_loras(checkpoint: Checkpoint, directory: Path) -> None:
         lora.save(directory / f"{name}.safetensors")
 
 
-class TinyServer:
-    """A server of a tiny random-weight checkpoint, with that checkpoint at hand for diffusers."""
-
-    def __init__(self, running: TritonServer, checkpoint: Path, model: str, loras: Path) -> None:
-        self.running, self.checkpoint, self.model, self.loras = running, checkpoint, model, loras
-        self.grpc_url, self.http_url, self.metrics_url = running.grpc_url, running.http_url, running.metrics_url
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A second server: two pipelines, `wide` of three shards and `other`, with ControlNets and text encoders in common.
-
-    Attributes:
-        running: The server.
-        wide: The checkpoint of the server `tiny` for SDXL.
-        other: One with another UNet.
-        canny: The ControlNet that it has.
-    """
-
-    running: TritonServer
-    wide: Path
-    other: Path
-    canny: Path
-
-    @property
-    def grpc_url(self) -> str:
-        return self.running.grpc_url
-
-
 @pytest.fixture(scope="session")
-def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neighbour]:
-    directory = tmp_path_factory.mktemp("neighbour")
-    wide, other = checkpoints.sdxl(directory / "wide"), checkpoints.sdxl(directory / "other", unet_seed=5)
-    canny = checkpoints.controlnet(wide, directory / "canny", 7)
-    (directory / "deployment.toml").write_text(DEPLOYMENT, "utf-8")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, TinyServer]]:
+    """One server with all there is: both families, and a second SDXL pipeline of three shards with another UNet.
+
+    The two share text encoders and ControlNets: `edges` and `depth`; `pose`, a single file; `union`; and `canny`,
+    which is on a server of its own. SD 1.5 has the first three as well, and `shuffle`, which pools.
+    """
+    directory = tmp_path_factory.mktemp("pipelines")
+    made = {
+        "sdxl": checkpoints.sdxl(directory / "sdxl/checkpoint"),
+        "sd15": checkpoints.sd15(directory / "sd15/checkpoint"),
+        "other": checkpoints.sdxl(directory / "other/checkpoint", unet_seed=5),
+    }
+    for family in ("sdxl", "sd15"):
+        for seed, name in enumerate(("edges", "depth", "pose")):
+            checkpoints.controlnet(made[family], directory / family / name, seed)
+        write_loras(Checkpoint(made[family]), directory / family / "loras")
+    checkpoints.controlnet_union(made["sdxl"], directory / "sdxl/union", 3)
+    canny = checkpoints.controlnet(made["sdxl"], directory / "sdxl/canny", 7)
+    checkpoints.controlnet(made["sd15"], directory / "sd15/shuffle", 4, global_pool_conditions=True)
+
+    alone = Deployment.from_options(None, {"checkpoint": made["sdxl"]}, [f"canny={canny}"])
+    write_pipelines(alone.resolve(), directory / "elsewhere", only_controlnets=True)
+    (port,) = free_ports(1)
+    (directory / "deployment.toml").write_text(DEPLOYMENT.format(port=port), "utf-8")
     write_pipelines(Deployment.read(directory / "deployment.toml").resolve(), directory / "repository")
-    with TritonServer(directory / "repository") as running:
-        yield Neighbour(running, wide, other, canny)
-
-
-DEPLOYMENT = """
-[pipelines.wide]
-checkpoint = "wide"
-unet_shards = 3
-
-[pipelines.other]
-checkpoint = "other"
-unet_shards = 1
-controlnet_timeout = 5.0
-
-[controlnets.canny]
-path = "canny"
-"""
+    elsewhere, running = TritonServer(directory / "elsewhere", grpc_port=port), TritonServer(directory / "repository")
+    with ExitStack() as stop:
+        for each in (elsewhere, running):
+            each.start()
+            stop.callback(each.stop)
+        for each in (elsewhere, running):
+            each.wait_ready()
+        yield {name: TinyServer(running, elsewhere, name, directory / name) for name in made}
 
 
 @pytest.fixture(scope="session", params=["sdxl", "sd15"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
-    """A tiny checkpoint of either family, served by what the exporter writes for it.
-
-    Its ControlNets: `edges` and `depth`; `pose`, a single file; for SDXL `union`, and `canny`, which the neighbour has;
-    for SD 1.5 `shuffle`, which pools.
-    """
-    directory = tmp_path_factory.mktemp(request.param)
-    checkpoint = Checkpoint(getattr(checkpoints, request.param)(directory / "checkpoint"))
-    networks = {
-        name: str(checkpoints.controlnet(checkpoint.path, directory / name, seed))
-        for seed, name in enumerate(("edges", "depth", "pose"))
-    }
-    networks["pose"] += "/diffusion_pytorch_model.safetensors"
-    if request.param == "sdxl":
-        neighbour = request.getfixturevalue("neighbour")
-        networks["union"] = str(checkpoints.controlnet_union(checkpoint.path, directory / "union", 3))
-        networks["canny"] = f"{neighbour.canny}@{neighbour.grpc_url}"
-    else:
-        shuffle = checkpoints.controlnet(checkpoint.path, directory / "shuffle", 4, global_pool_conditions=True)
-        networks["shuffle"] = str(shuffle)
-    write_loras(checkpoint, directory / "loras")
-    options = {"steps": 4, "guidance_scale": 5.0, "max_size": 128, "loras": directory / "loras"}
-    placed = [f"{name}={place}" for name, place in networks.items()]
-    deployment = Deployment.from_options(None, {"checkpoint": checkpoint.path, **options}, placed)
-    write_pipelines(deployment.resolve(), directory / "repository")
-    with TritonServer(directory / "repository") as running:
-        yield TinyServer(running, checkpoint.path, checkpoint.family, directory / "loras")
+def tiny(request: pytest.FixtureRequest, pipelines: dict[str, TinyServer]) -> TinyServer:
+    """The pipeline of either family."""
+    return pipelines[request.param]

@@ -43,7 +43,7 @@ BAD: dict[str, dict[str, Any]] = {
     "LoRAs with NaN": {"LORAS": '[{"name": "papercut", "scale": NaN}]'},
     "LoRAs huge": {"LORAS": "[" + ",".join(['{"name": "x"}'] * 10000) + "]"},
     "LoRAs nested": {"LORAS": "[" * 8000 + "]" * 8000},
-    "ControlNet unknown": {"CONTROLNETS": '[{"name": "canny"}]'},
+    "ControlNet unknown": {"CONTROLNETS": '[{"name": "scribble"}]'},
     "ControlNet scale": {"CONTROLNETS": '[{"name": "canny", "scale": "1"}]'},
     "LoRA bound": {"LORA_BOUND": -1},
     "LoRA patch step": {"LORA_PATCH_STEP": -5},
@@ -94,7 +94,7 @@ def test_a_call_of_an_inner_model_harms_nobody(tiny: Any, request_json: str) -> 
         grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client,
     ):
         running = threads.submit(generate, tiny, tiny.model, **(GOOD | {"STEPS": 60}))
-        for model in ("denoiser", "text_encoder"):
+        for model in (tiny.inner("denoiser"), tiny.inner("text_encoder")):
             tensors = []
             for entry in client.get_model_metadata(model).inputs:
                 shape = [1, *entry.shape[1:]]

@@ -72,10 +72,10 @@ def test_a_request_joins_at_the_next_step(tiny: Any, difference: str) -> None:
     first = Stream(tiny, **base)
     for _ in range(5):
         first.next()
-    requests_before, executions_before = executions(tiny, "denoiser_stream")
+    requests_before, executions_before = executions(tiny, tiny.inner("denoiser_stream"))
     second = Stream(tiny, **joining)
     joined = list(second)
-    requests_after, executions_after = executions(tiny, "denoiser_stream")
+    requests_after, executions_after = executions(tiny, tiny.inner("denoiser_stream"))
     rest = list(first)
     first.close()
     second.close()
@@ -87,11 +87,11 @@ def test_a_request_joins_at_the_next_step(tiny: Any, difference: str) -> None:
 
 
 def test_equal_requests_share_their_steps(tiny: Any) -> None:
-    requests_before, executions_before = executions(tiny, "denoiser")
+    requests_before, executions_before = executions(tiny, tiny.inner("denoiser"))
     fields = {"PROMPT": "a cat", "STEPS": 60, "GUIDANCE_SCALE": 1.0}
     with ThreadPoolExecutor(6) as threads:
         pictures = list(threads.map(lambda seed: generate(tiny, tiny.model, **fields, SEED=seed), range(6)))
-    requests_after, executions_after = executions(tiny, "denoiser")
+    requests_after, executions_after = executions(tiny, tiny.inner("denoiser"))
     assert len({picture.image.tobytes() for picture in pictures}) == 6
     assert 6 * 60 <= requests_after - requests_before < 1.2 * 6 * 60  # some are handed over again to gather the others
     assert executions_after - executions_before < 2 * 60
@@ -105,7 +105,7 @@ def test_more_requests_than_places_are_all_served(tiny: Any) -> None:
 
 def test_one_request_uses_both_shards_and_many_are_spread(tiny: Any) -> None:
     alone = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=5.0)
-    assert alone.info["shards"] == ["unet_shard0", "unet_shard1"]
+    assert alone.info["shards"] == [tiny.inner("unet_shard0"), tiny.inner("unet_shard1")]
     unguided = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=1.0)
     assert len(unguided.info["shards"]) == 1
 

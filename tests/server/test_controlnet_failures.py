@@ -15,17 +15,17 @@ from controls import Use, request
 from wire import stub_of
 
 if TYPE_CHECKING:
-    from conftest import Neighbour, TinyServer
+    from conftest import TinyServer
 
 RETRY_AFTER_S = 2.0
 """A model that does not load is left alone for so long."""
 
-pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+pytestmark = [pytest.mark.kills, pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)]
 
 
 @pytest.mark.parametrize("name", ["edges", "canny"], ids=["here", "elsewhere"])
-def test_a_killed_controlnet_is_reloaded(tiny: TinyServer, neighbour: Neighbour, name: str) -> None:
-    owner = tiny if name == "edges" else neighbour
+def test_a_killed_controlnet_is_reloaded(tiny: TinyServer, name: str) -> None:
+    owner = tiny.running if name == "edges" else tiny.elsewhere
     expected = request(tiny, Use(name), STEPS=150)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(request, tiny, Use(name), STEPS=150)
@@ -37,7 +37,7 @@ def test_a_killed_controlnet_is_reloaded(tiny: TinyServer, neighbour: Neighbour,
 def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
     fields: dict[str, Any] = {"STEPS": 150, "SEED": 3}
     others = [request(tiny, **fields), request(tiny, Use("edges"), **fields)]
-    weights = tiny.checkpoint.parent / "pose"
+    weights = tiny.directory / "pose"
     weights.rename(weights.with_name("elsewhere"))
     try:
         with ThreadPoolExecutor(3) as threads:
@@ -47,7 +47,7 @@ def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
                 threads.submit(request, tiny, Use("pose"), **fields),
             ]
             time.sleep(0.3)
-            os.kill(stub_of(tiny, "controlnet_pose"), signal.SIGKILL)
+            os.kill(stub_of(tiny.running, "controlnet_pose"), signal.SIGKILL)
             with pytest.raises(InferenceServerException, match='CONTROLNETS names "pose"'):
                 running[2].result()
             for expected, one in zip(others, running[:2], strict=True):

@@ -28,8 +28,6 @@ from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from wire import PROMPT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import TinyServer
 
 TOLERANCE = 0.5
@@ -41,19 +39,17 @@ PIPELINES = {"sdxl": "StableDiffusionXLControlNetPipeline", "sd15": "StableDiffu
 class Oracle:
     """diffusers' ControlNet pipelines."""
 
-    def __init__(self, server: TinyServer, canny: Path | None) -> None:
+    def __init__(self, server: TinyServer) -> None:
         self._base = DiffusionPipeline.from_pretrained(server.checkpoint, dtype=torch.float32)
         self._deltas = lora_files.three(BaseModules.of(Checkpoint(server.checkpoint)).shapes)["attention"].deltas
         self._class = getattr(diffusers, PIPELINES[server.model])
-        beside = server.checkpoint.parent
         self._networks = {
-            name: ControlNetModel.from_pretrained(beside / name)
-            for name in ("edges", "depth", "pose", "shuffle")
-            if (beside / name).exists()
+            name: ControlNetModel.from_pretrained(server.directory / name)
+            for name in ("edges", "depth", "pose", "shuffle", "canny")
+            if (server.directory / name).exists()
         }
-        if canny is not None:
-            self._networks["canny"] = ControlNetModel.from_pretrained(canny)
-            self._networks["union"] = ControlNetUnionModel.from_pretrained(beside / "union")
+        if server.model == "sdxl":
+            self._networks["union"] = ControlNetUnionModel.from_pretrained(server.directory / "union")
 
     def picture(self, *uses: Use, guidance_scale: float = 5.0, steps: int = 5, **options: Any) -> np.ndarray:
         """uint8 [H, W, 3]."""
@@ -102,8 +98,8 @@ class Oracle:
 
 
 @pytest.fixture(scope="module")
-def oracle(tiny: TinyServer, request: pytest.FixtureRequest) -> Oracle:
-    return Oracle(tiny, request.getfixturevalue("neighbour").canny if tiny.model == "sdxl" else None)
+def oracle(tiny: TinyServer) -> Oracle:
+    return Oracle(tiny)
 
 
 CASES: dict[str, tuple[Use, ...]] = {
@@ -128,7 +124,7 @@ def test_pictures_are_those_of_diffusers(tiny: TinyServer, oracle: Oracle, uses:
     picture = request(tiny, *uses)
     assert picture.distance(oracle.picture(*uses)) <= TOLERANCE
     assert picture.distance(request(tiny)) > TOLERANCE
-    assert [report["name"] for report in picture.info["controlnets"]] == [use.name for use in uses]
+    assert [report["name"] for report in picture.info["controlnets"]] == [tiny.controlnet(use.name) for use in uses]
 
 
 @pytest.mark.parametrize("uses", [CASES["one"], CASES["two"]], ids=["one", "two"])
@@ -145,7 +141,7 @@ def test_other_sizes(tiny: TinyServer, oracle: Oracle) -> None:
 def test_a_scale_of_zero_costs_nothing_and_changes_nothing(tiny: TinyServer) -> None:
     picture = request(tiny, Use("edges", scale=0.0))
     assert picture.distance(request(tiny)) == 0
-    assert picture.info["controlnets"] == [{"name": "edges", "scale": 0.0, "calls": 0}]
+    assert picture.info["controlnets"] == [{"name": tiny.controlnet("edges"), "scale": 0.0, "calls": 0}]
     calls = [report["calls"] for report in request(tiny, *CASES["windows"], STEPS=4).info["controlnets"]]
     assert all(0 < count < 2 * request(tiny, STEPS=4).info["unet_evaluations"] for count in calls)
 
@@ -234,8 +230,9 @@ def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
         direction: sum(value for key, value in moved.items() if "shard" in key[0] and key[1] == direction)
         for direction in ("to", "from")
     }
-    assert moved["controlnet_edges", "to"] == rows * given == shards["to"]
-    assert moved["controlnet_edges", "from"] == rows * 4 * sum(width * side**2 for width, side in residuals)
+    edges = f"controlnet_{tiny.controlnet('edges')}"
+    assert moved[edges, "to"] == rows * given == shards["to"]
+    assert moved[edges, "from"] == rows * 4 * sum(width * side**2 for width, side in residuals)
     assert shards["from"] == rows * 4 * 4 * 16 * 16
 
 
@@ -243,23 +240,29 @@ def transferred(server: TinyServer) -> dict[tuple[str, str], float]:
     """(model, direction) → bytes."""
     text = urllib.request.urlopen(server.metrics_url).read().decode()
     lines = re.findall(r"^swiftdiffusion_transferred_bytes_total\{(.*)\} (\S+)$", text, re.MULTILINE)
-    labelled = [(dict(re.findall(r'(\w+)="(\w+)"', labels)), float(value)) for labels, value in lines]
+    labelled = [(dict(re.findall(r'(\w+)="([\w-]+)"', labels)), float(value)) for labels, value in lines]
     return {(labels["model"], labels["direction"]): value for labels, value in labelled}
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"CONTROLNETS": '[{"name": "scribble"}]'}, 'CONTROLNETS names "scribble"; allowed: .*depth, edges, pose'),
-        ({"CONTROLNETS": '[{"name": "edges"}]'}, "CONTROL_IMAGES holds 0 pictures; allowed: one per entry"),
-        ({"CONTROLNETS": '[{"name": "edges", "start": 0.5, "end": 0.5}]'}, "allowed: start below end"),
-        ({"CONTROLNETS": '[{"name": "edges", "scale": -1}]'}, r"CONTROLNETS\[0\].scale is -1"),
-        ({"CONTROLNETS": '[{"name": "edges", "control_mode": 1}]'}, "allowed: none, it is no union"),
+        ({"CONTROLNETS": '[{"name": "scribble"}]'}, 'CONTROLNETS names "scribble"; allowed: .*DEPTH, EDGES, POSE'),
+        ({"CONTROLNETS": '[{"name": "EDGES"}]'}, "CONTROL_IMAGES holds 0 pictures; allowed: one per entry"),
+        ({"CONTROLNETS": '[{"name": "EDGES", "start": 0.5, "end": 0.5}]'}, "allowed: start below end"),
+        ({"CONTROLNETS": '[{"name": "EDGES", "scale": -1}]'}, r"CONTROLNETS\[0\].scale is -1"),
+        ({"CONTROLNETS": '[{"name": "EDGES", "control_mode": 1}]'}, "allowed: none, it is no union"),
         ({"CONTROL_IMAGES": np.zeros((1, 1, 64, 64, 3), np.uint8)}, "CONTROL_IMAGES holds 1 pictures"),
-        ({"CONTROLNETS": "[" + ", ".join(['{"name": "edges"}'] * 9) + "]"}, "CONTROLNETS has 9 entries"),
+        ({"CONTROLNETS": "[" + ", ".join(['{"name": "EDGES"}'] * 9) + "]"}, "CONTROLNETS has 9 entries"),
     ],
 )
 def test_mistakes_are_named(tiny: TinyServer, fields: dict[str, Any], said: str) -> None:
+    for name in ("depth", "edges", "pose"):  # as the family calls them
+        said = said.replace(name.upper(), tiny.controlnet(name))
+        fields = {
+            field: given.replace(name.upper(), tiny.controlnet(name)) if isinstance(given, str) else given
+            for field, given in fields.items()
+        }
     with pytest.raises(InferenceServerException, match=said):
         request(tiny, **fields)
 

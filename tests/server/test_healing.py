@@ -12,7 +12,7 @@ import pytest
 
 from wire import generate, stub_of
 
-pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+pytestmark = [pytest.mark.kills, pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)]
 
 
 LORAS = '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'
@@ -25,6 +25,6 @@ def test_a_killed_shard_is_reloaded(tiny: Any) -> None:
         victim = threads.submit(generate, tiny, tiny.model, **fields)
         time.sleep(0.3)
         assert not victim.done()
-        os.kill(stub_of(tiny, "unet_shard1"), signal.SIGKILL)
+        os.kill(stub_of(tiny.running, tiny.inner("unet_shard1")), signal.SIGKILL)
         assert victim.result().distance(expected) <= 1.0
     assert generate(tiny, tiny.model, **fields).distance(expected) <= 1.0

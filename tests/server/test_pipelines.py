@@ -6,8 +6,6 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,65 +20,48 @@ from controls import Use, request
 from wire import PROMPT, stub_of
 
 if TYPE_CHECKING:
-    from conftest import Neighbour
+    from conftest import TinyServer
 
 TOLERANCE = 0.5
 """Mean absolute difference of pixels, in units of 1/255."""
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """One of the server's, as `controls.request` takes a server."""
-
-    grpc_url: str
-    http_url: str
-    model: str
-    checkpoint: Path
-
-    def expected(self, canny: Path, use: Use | None, seed: int) -> np.ndarray:
-        """diffusers' picture."""
-        pipeline: Any = DiffusionPipeline.from_pretrained(self.checkpoint, dtype=torch.float32)
-        control = {}
-        if use is not None:
-            network = ControlNetModel.from_pretrained(canny)
-            pipeline = StableDiffusionXLControlNetPipeline.from_pipe(pipeline, controlnet=network)
-            control = {"image": Image.fromarray(use.images[0]), "controlnet_conditioning_scale": use.scale}
-        pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        options = {"num_inference_steps": 5, "guidance_scale": 5.0, "height": 64, "width": 64}
-        return np.asarray(pipeline(PROMPT, generator=generator, **options, **control).images[0])
+def expected(pipeline: TinyServer, use: Use | None, seed: int) -> np.ndarray:
+    """diffusers' picture."""
+    oracle: Any = DiffusionPipeline.from_pretrained(pipeline.checkpoint, dtype=torch.float32)
+    control = {}
+    if use is not None:
+        network = ControlNetModel.from_pretrained(pipeline.directory.parent / "sdxl" / use.name)
+        oracle = StableDiffusionXLControlNetPipeline.from_pipe(oracle, controlnet=network)
+        control = {"image": Image.fromarray(use.images[0]), "controlnet_conditioning_scale": use.scale}
+    oracle.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    options = {"num_inference_steps": 5, "guidance_scale": 5.0, "height": 64, "width": 64}
+    return np.asarray(oracle(PROMPT, generator=generator, **options, **control).images[0])
 
 
-@pytest.fixture(scope="module")
-def pipelines(neighbour: Neighbour) -> dict[str, Pipeline]:
-    paths = {"wide": neighbour.wide, "other": neighbour.other}
-    running = neighbour.running
-    return {name: Pipeline(running.grpc_url, running.http_url, name, path) for name, path in paths.items()}
-
-
-@pytest.mark.parametrize("name", ["wide", "other"])
-@pytest.mark.parametrize("use", [None, Use("canny", 0.8)], ids=["bare", "controlled"])
-def test_each_draws_what_diffusers_draws(
-    neighbour: Neighbour, pipelines: dict[str, Pipeline], name: str, use: Use | None
-) -> None:
+@pytest.mark.parametrize("name", ["sdxl", "other"])
+@pytest.mark.parametrize("use", [None, Use("edges", 0.8)], ids=["bare", "controlled"])
+def test_each_draws_what_diffusers_draws(pipelines: dict[str, TinyServer], name: str, use: Use | None) -> None:
     picture = request(pipelines[name], *([use] if use else []), STEPS=5)
-    assert picture.distance(pipelines[name].expected(neighbour.canny, use, 7)) <= TOLERANCE
+    assert picture.distance(expected(pipelines[name], use, 7)) <= TOLERANCE
 
 
-def test_text_encoders_and_controlnets_are_there_once(neighbour: Neighbour) -> None:
-    with grpc.InferenceServerClient(neighbour.grpc_url.split("://")[-1]) as client:
-        models = {model.name for model in client.get_model_repository_index().models}
-    assert "wide_text_encoder" in models
+def test_text_encoders_and_controlnets_are_there_once(pipelines: dict[str, TinyServer]) -> None:
+    with grpc.InferenceServerClient(pipelines["other"].grpc_url.split("://")[-1]) as client:
+        models = [model.name for model in client.get_model_repository_index().models]
+    assert "sdxl_text_encoder" in models
     assert "other_text_encoder" not in models
-    assert [name for name in models if "controlnet" in name] == ["controlnet_canny"]
+    names = ["depth", "edges", "pose", "sd15-depth", "sd15-edges", "sd15-pose", "sd15-shuffle", "union"]
+    assert sorted(name for name in models if "controlnet" in name) == [f"controlnet_{name}" for name in names]
 
 
 @pytest.mark.parametrize(("count", "shards"), [(1, 2), (2, 2), (5, 3)])
 def test_three_shards_share_the_work_and_change_nothing(
-    pipelines: dict[str, Pipeline], count: int, shards: int
+    pipelines: dict[str, TinyServer], count: int, shards: int
 ) -> None:
     """One request is split over two, two go to one each, five to all: the pictures are those that each has alone."""
-    wide = pipelines["wide"]
+    wide = pipelines["other"]
     alone = [request(wide, SEED=seed, STEPS=20) for seed in range(count)]
     with ThreadPoolExecutor(count) as threads:
         together = list(threads.map(lambda seed: request(wide, SEED=seed, STEPS=20), range(count)))
@@ -90,35 +71,36 @@ def test_three_shards_share_the_work_and_change_nothing(
     assert len({shard for picture in together for shard in picture.info["shards"]}) >= shards
 
 
-def test_requests_of_both_share_the_controlnet(neighbour: Neighbour, pipelines: dict[str, Pipeline]) -> None:
-    use = Use("canny", 0.8)
-    names = ["wide", "other", "wide", "other"]
+def test_requests_of_both_share_the_controlnet(pipelines: dict[str, TinyServer]) -> None:
+    use = Use("edges", 0.8)
+    names = ["sdxl", "other", "sdxl", "other"]
     with ThreadPoolExecutor(len(names)) as threads:
         jobs = [threads.submit(request, pipelines[name], use, SEED=seed) for seed, name in enumerate(names)]
         pictures = [job.result() for job in jobs]
     for seed, (name, picture) in enumerate(zip(names, pictures, strict=True)):
-        assert picture.distance(pipelines[name].expected(neighbour.canny, use, seed)) <= TOLERANCE
+        assert picture.distance(expected(pipelines[name], use, seed)) <= TOLERANCE
 
 
-def test_one_that_is_slow_ends_its_requests_only(neighbour: Neighbour, pipelines: dict[str, Pipeline]) -> None:
+@pytest.mark.kills
+def test_one_that_is_slow_ends_its_requests_only(pipelines: dict[str, TinyServer]) -> None:
     """Its process is stopped: Triton finds it dead, and loading it again takes longer than the pipeline waits."""
-    other, use = pipelines["other"], Use("canny", 0.8)
-    expected = request(other, STEPS=100)
-    stopped = stub_of(neighbour, "controlnet_canny")
+    other, use = pipelines["other"], Use("edges", 0.8)
+    bare, controlled = request(other, STEPS=100), expected(other, use, 7)
+    stopped = stub_of(other.running, "controlnet_edges")
     os.kill(stopped, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(2) as threads:
             running = [threads.submit(request, other, *uses, STEPS=100) for uses in ((), (use,))]
             with pytest.raises(
-                InferenceServerException, match='CONTROLNETS names "canny", which does not answer in time'
+                InferenceServerException, match='CONTROLNETS names "edges", which does not answer in time'
             ):
                 running[1].result()
-            assert running[0].result().distance(expected) <= TOLERANCE
+            assert running[0].result().distance(bare) <= TOLERANCE
     finally:
         os.kill(stopped, signal.SIGKILL)
     for _ in range(60):
         try:
-            assert request(other, use).distance(other.expected(neighbour.canny, use, 7)) <= TOLERANCE
+            assert request(other, use).distance(controlled) <= TOLERANCE
             break
         except InferenceServerException:
             time.sleep(1.0)

@@ -62,7 +62,7 @@ def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinySe
     gate = threading.Event()
     name = publish(tiny, remote, "farther", gate=gate)
     asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=150, steps=150, seed=7)
-    with Client(tiny.grpc_url, timeout=60) as client:
+    with Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
         events = client.stream(asked)
         assert isinstance(next(events), Progress)
         gate.set()
@@ -77,7 +77,7 @@ def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinySe
 def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> None:
     name = publish(tiny, remote, "streamed", delay_s=1.0)
     asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=1, steps=4, seed=7)
-    with Client(tiny.grpc_url, timeout=60) as client:
+    with Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
         *progress, result = list(client.stream(asked))
     assert isinstance(result, GenerationResult)
     steps = result.info.model_extra["unet_evaluations"]
@@ -128,13 +128,14 @@ def test_a_store_that_fails_ends_its_request_only(
     assert generate_with(tiny, [("attention", 1.0)]).info["loras"][0]["patched_at_step"] == 0
 
 
+@pytest.mark.kills
 def test_a_loader_that_dies_costs_its_requests_only_time(tiny: TinyServer, remote: FileServer) -> None:
     gate = threading.Event()
     name = publish(tiny, remote, "interrupted", gate=gate)
     with ThreadPoolExecutor(2) as threads:
         loading = threads.submit(generate_with, tiny, [(name, 1.0)])
         wait_for(lambda: remote.gets.get(f"/{name}.safetensors", 0) == 1)
-        os.kill(stub_of(tiny, "lora_store"), signal.SIGKILL)
+        os.kill(stub_of(tiny.running, tiny.inner("lora_store")), signal.SIGKILL)
         assert generate_with(tiny, []).info["largest_batch"] == 1
         gate.set()
         assert loading.result(60).info["loras"][0]["source"] == "remote"
