@@ -34,7 +34,7 @@ QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temp
 class Bench:
     """One run."""
 
-    def __init__(self, tiny: bool, rounds: int, tune: bool, compiled: bool) -> None:
+    def __init__(self, tiny: bool, rounds: int, tune: bool, compiled: str | None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self._tiny, self._rounds, self._tune, self._compiled = tiny, rounds, tune, compiled
@@ -54,8 +54,8 @@ class Bench:
             ours = networks.Ours(self._unet())
             last = networks.diffusers_call(self._unet().to(memory_format=torch.channels_last), given)
             variants = {"eager": networks.diffusers_call(theirs, given), "eager, channels-last": last}
-            if self._compiled:
-                compiled = torch.compile(self._unet().to(memory_format=torch.channels_last), mode="max-autotune")
+            if self._compiled and rows == 2:  # minutes for every shape
+                compiled = torch.compile(self._unet().to(memory_format=torch.channels_last), mode=self._compiled)
                 variants["torch.compile"] = networks.diffusers_call(compiled, given)
             variants["ours"] = lambda ours=ours, given=given: ours.step(given)
             timings = compare(variants, self._rounds)
@@ -176,7 +176,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=2)] = 30,
     tiny: Annotated[bool, typer.Option("--tiny", help="Toy sizes: checks the benchmark itself.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Time the kernels' other settings too.")] = False,
-    compiled: Annotated[bool, typer.Option(help="Compare with torch.compile: minutes of compiling.")] = True,
+    compiled: Annotated[
+        str | None, typer.Option(help="Compare two rows with torch.compile in this mode, such as reduce-overhead.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Result file.", show_default=False)] = RESULT,
 ) -> None:
     """Measure the GPU runtime side by side with diffusers and torch.compile."""
@@ -188,24 +190,24 @@ def main(
         raise typer.BadParameter("there is no CUDA GPU; --tiny checks the benchmark itself on the CPU")
     console = Console()
     bench = Bench(tiny, rounds, tune, compiled)
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    flags = " --tiny" * tiny + " --tune" * tune + f" --compiled {compiled}" * bool(compiled)
+    record = {
+        "command": f"python benchmarks/gpu.py --parts {parts} --rounds {rounds}{flags}",
+        "machine": describe() | versions,
+        "gpu": gpu_state(),
+        "dtype": str(bench.dtype),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     with torch.inference_mode():
         for part in wanted:
             measure: Callable[[], Any] = getattr(bench, part)
             with console.status(part):
                 results[part] = measure()
+            out.write_text(json.dumps(record | results, indent=2) + "\n", "utf-8")  # a kill loses only what is left
+            console.print(f"{part}: done")
             _free()
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
-    flags = " --tiny" * tiny + " --tune" * tune + " --no-compiled" * (not compiled)
-    record = {
-        "command": f"python benchmarks/gpu.py --parts {parts} --rounds {rounds}{flags}",
-        "machine": describe() | versions,
-        "gpu": gpu_state(),
-        "dtype": str(bench.dtype),
-        **results,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     show(console, results)
     console.print(f"{out}", soft_wrap=True)
     picture = out.with_suffix(".png")

@@ -1,10 +1,11 @@
 """Block sizes and warps of the kernels, by GPU architecture: `configurations.json`.
 
-**Chosen by reasoning; nothing in the table has been measured.** The reasoning: every kernel here is bound by memory, so
-a program keeps 8 to 16 elements per thread (one or two 16-byte loads in flight in half precision), contiguous runs are
-128 bytes or more, and registers leave room for several programs per multiprocessor. `lora_patch`'s tiles are the
-largest that the compiler fits into 128 registers in half precision, which is two programs of 8 warps; with 128 by 128
-there would be one. sm_89 has less bandwidth to hide and gets smaller tiles.
+**Measured on an H100 (sm_90; `python benchmarks/gpu.py --parts kernels --tune`), chosen by reasoning for the others.**
+The reasoning: every kernel here is bound by memory, so a program keeps 8 to 16 elements per thread (one or two 16-byte
+loads in flight in half precision), contiguous runs are 128 bytes or more, and registers leave room for several programs
+per multiprocessor. `lora_patch`'s tiles are the largest that the compiler fits into 128 registers in half precision,
+which is two programs of 8 warps; with 128 by 128 there would be one. sm_89 has less bandwidth to hide and gets smaller
+tiles. On the H100 GroupNorm wanted more elements per thread and fewer programs than that.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, int], ...]] = {
         {"tile": 2048, "num_warps": 4, "programs_per_sm": 4},
         {"tile": 4096, "num_warps": 8, "programs_per_sm": 4},
         {"tile": 8192, "num_warps": 8, "programs_per_sm": 2},
+        {"tile": 8192, "num_warps": 8, "programs_per_sm": 3},
+        {"tile": 8192, "num_warps": 8, "programs_per_sm": 4},
+        {"tile": 8192, "num_warps": 16, "programs_per_sm": 2},
+        {"tile": 16384, "num_warps": 16, "programs_per_sm": 2},
     ),
     "lora_patch": (
         {"block_rows": 64, "block_columns": 64, "block_rank": 32, "num_warps": 4},
