@@ -5,7 +5,7 @@ The reasoning: every kernel here is bound by memory, so a program keeps 8 to 16 
 loads in flight in half precision), contiguous runs are 128 bytes or more, and registers leave room for several programs
 per multiprocessor. `lora_patch`'s tiles are the largest that the compiler fits into 128 registers in half precision,
 which is two programs of 8 warps; with 128 by 128 there would be one. sm_89 has less bandwidth to hide and gets smaller
-tiles. On the H100 GroupNorm wanted more elements per thread and fewer programs than that.
+tiles. On the H100 GroupNorm wanted more elements per thread than that, and no more programs than run at a time.
 """
 
 from __future__ import annotations
