@@ -7,6 +7,7 @@ import torch
 from .configurations import configuration
 from .kernel_source import TYPES, KernelSource
 from .memory_format import dense_format
+from .registration import register_op
 from .step_coefficients import GUIDANCE, OF_OUTPUT, OF_PREVIOUS, OF_SAMPLE, X0_OF_OUTPUT, X0_OF_SAMPLE
 from .triton_language import kernels_of
 
@@ -131,13 +132,4 @@ def _fake(sample: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Ten
     return like, torch.empty_like(like, dtype=torch.float32)
 
 
-_op = torch.library.custom_op(
-    "swiftdiffusion::cfg_step",
-    reference,
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor sample, Tensor conditional, Tensor coefficients, Tensor? unconditional, Tensor? previous)"
-    " -> (Tensor, Tensor)",
-)
-_op.register_fake(_fake)
-_op.register_kernel("cuda", launch)
+_op = register_op("cfg_step", reference, launch, _fake)

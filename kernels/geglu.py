@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from .configurations import configuration
 from .kernel_source import TYPES, KernelSource
+from .registration import register_op
 from .triton_language import kernels_of
 
 if TYPE_CHECKING:
@@ -96,12 +97,4 @@ def sources(
     return (KernelSource(kernels.geglu, types, constants, settings["num_warps"], even),)
 
 
-_op = torch.library.custom_op(
-    "swiftdiffusion::geglu",
-    reference,
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, Tensor? bias) -> Tensor",
-)
-_op.register_fake(lambda x, bias: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
-_op.register_kernel("cuda", launch)
+_op = register_op("geglu", reference, launch, lambda x, bias: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))

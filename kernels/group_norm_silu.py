@@ -12,6 +12,7 @@ from .configurations import configuration, multiprocessors
 from .group_norm_plan import plan_group_norm, power_of_two
 from .kernel_source import TYPES, KernelSource
 from .memory_format import dense_format, is_channels_last
+from .registration import register_op
 from .triton_language import kernels_of
 
 if TYPE_CHECKING:
@@ -186,12 +187,8 @@ def _lanes(plan: GroupNormPlan, group_channels: int, channels_last: bool) -> dic
     }
 
 
-_op = torch.library.custom_op(
-    "swiftdiffusion::group_norm_silu",
-    reference,
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor? embedding, int groups, float eps, bool silu) -> Tensor",
-)
-_op.register_fake(lambda x, *others: torch.empty_like(x, memory_format=dense_format(x)))
-_op.register_kernel("cuda", launch)
+def _fake(x: torch.Tensor, *others: object) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=dense_format(x))
+
+
+_op = register_op("group_norm_silu", reference, launch, _fake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # the op's schema is read from annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,11 +10,10 @@ import torch
 from .configurations import configuration
 from .kernel_source import TYPES, KernelSource
 from .lora_tables import SLOT_COLUMNS
+from .registration import register_op
 from .triton_language import kernels_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .lora_tables import PatchPlan, WeightTable
 
 
@@ -121,13 +121,4 @@ def _constants(block: Sequence[int], rank: int, weight: torch.dtype, factor: tor
     }
 
 
-_op = torch.library.custom_op(
-    "swiftdiffusion::lora_patch",
-    reference,
-    mutates_args={"weights"},
-    device_types="cpu",
-    schema="(Tensor(a!)[] weights, Tensor pristine, Tensor factors, Tensor slots, Tensor terms, Tensor scales,"
-    " Tensor tiles, int[] block) -> ()",
-)
-_op.register_fake(lambda *tables: None)
-_op.register_kernel("cuda", launch)
+_op = register_op("lora_patch", reference, launch, lambda *tables: None, mutates=("weights",))

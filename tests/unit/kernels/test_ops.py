@@ -13,6 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from swiftdiffusion.kernels.cfg_step import cfg_step
 from swiftdiffusion.kernels.geglu import geglu
 from swiftdiffusion.kernels.group_norm_silu import group_norm_silu
+from swiftdiffusion.kernels.registration import register_op
 
 CHECKS = ("test_schema", "test_faketensor")
 OPS = torch.ops.swiftdiffusion
@@ -103,3 +104,14 @@ for wants in (lambda: geglu.launch(torch.zeros(2, 4), None), lambda: geglu.sourc
 
 def test_everything_but_the_kernels_works_without_triton() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=True, timeout=120)
+
+
+def test_reference_and_launcher_have_one_signature() -> None:
+    def reference(x: torch.Tensor, groups: int) -> torch.Tensor:
+        return x.clone()
+
+    def launch(x: torch.Tensor, count: int) -> torch.Tensor:
+        return x.clone()
+
+    with pytest.raises(TypeError, match=r"of_two_minds: the reference is .*groups.*, the launcher .*count"):
+        register_op("of_two_minds", reference, launch, lambda x, groups: torch.empty_like(x))
