@@ -21,7 +21,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 EMBEDDING = (8, 16, 16)
-"""Widths of what embeds a ControlNet's picture, four pixels per latent cell."""
+"""Widths of what embeds a ControlNet's picture, one for each level of the VAE."""
 
 WORDS = ("a", "red", "blue", "circle", "square", "cat", "above", "on", "photo", "blurry")
 """Words with a token of their own; everything else is spelled in characters."""
@@ -49,13 +49,13 @@ def tokenizer(directory: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(directory, model_max_length=77)
 
 
-def text_config(words: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
-    """A CLIP text encoder of two layers."""
+def text_config(words: CLIPTokenizer, width: int, projection: int, depth: int) -> CLIPTextConfig:
+    """A CLIP text encoder of `depth` layers."""
     return CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=3,
+        num_hidden_layers=depth,
         num_attention_heads=2,
         projection_dim=projection,
         bos_token_id=words.bos_token_id,
@@ -64,13 +64,13 @@ def text_config(words: CLIPTokenizer, width: int, projection: int) -> CLIPTextCo
     )
 
 
-def vae(seed: int) -> AutoencoderKL:
-    """An autoencoder with four pixels per latent cell."""
+def vae(seed: int, depth: int = 3) -> AutoencoderKL:
+    """An autoencoder of `depth` levels: three have four pixels per latent cell, two have two."""
     torch.manual_seed(seed)
     return AutoencoderKL(
-        block_out_channels=(16, 16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 16, 32)[-depth:],
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
         latent_channels=4,
         norm_num_groups=8,
         sample_size=64,
@@ -82,31 +82,36 @@ def sdxl(
     scheduler: SchedulerMixin | None = None,
     time_cond_proj_dim: int | None = None,
     unet_seed: int = 0,
+    depth: int = 3,
     **pipeline_options: object,
 ) -> Path:
-    """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights."""
+    """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights.
+
+    Of depth 2, for tests that need parts of every kind but not many, UNet and VAE have a level less, so pictures have
+    32×32 pixels, and text encoders a layer less.
+    """
     words = tokenizer(directory / "words")
     torch.manual_seed(unet_seed)
     unet = UNet2DConditionModel(
-        block_out_channels=(16, 32, 32),
+        block_out_channels=(16, 32, 32)[:depth],
         layers_per_block=1,
         sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")[:depth],
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")[-depth:],
+        attention_head_dim=(2, 4, 4)[:depth],
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 1, 2),
+        transformer_layers_per_block=(1, 1, 2)[:depth],
         projection_class_embeddings_input_dim=8 * 6 + 24,
         cross_attention_dim=16 + 24,
         norm_num_groups=8,
         time_cond_proj_dim=time_cond_proj_dim,
     )
     pipeline = StableDiffusionXLPipeline(
-        vae=vae(1),
-        text_encoder=CLIPTextModel(text_config(words, 16, 16)),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(words, 24, 24)),
+        vae=vae(1, depth),
+        text_encoder=CLIPTextModel(text_config(words, 16, 16, depth)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(words, 24, 24, depth)),
         tokenizer=words,
         tokenizer_2=words,
         unet=unet,
@@ -118,8 +123,8 @@ def sdxl(
     return directory
 
 
-def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
-    """An SD 1.5 checkpoint with pictures of 64×64 pixels and a UNet of random weights."""
+def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 3) -> Path:
+    """An SD 1.5 checkpoint with pictures of 64×64 pixels and a UNet of random weights; two levels at any depth."""
     words = tokenizer(directory / "words")
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -133,8 +138,8 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None) -> Path:
         norm_num_groups=8,
     )
     pipeline = StableDiffusionPipeline(
-        vae=vae(1),
-        text_encoder=CLIPTextModel(text_config(words, 16, 16)),
+        vae=vae(1, depth),
+        text_encoder=CLIPTextModel(text_config(words, 16, 16, depth)),
         tokenizer=words,
         unet=unet,
         scheduler=scheduler or PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
@@ -150,7 +155,7 @@ def controlnet(checkpoint: Path, directory: Path, seed: int, **config: object) -
     """A ControlNet of random weights for a tiny checkpoint; `config` are changes to its config."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=EMBEDDING)
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_embedding(checkpoint))
     network.register_to_config(**config)
     return _saved(network, directory)
 
@@ -163,7 +168,7 @@ def controlnet_union(checkpoint: Path, directory: Path, seed: int) -> Path:
     taken = {name: value for name, value in unet.items() if name in names}
     network = ControlNetUnionModel(
         **taken,
-        conditioning_embedding_out_channels=EMBEDDING,
+        conditioning_embedding_out_channels=_embedding(checkpoint),
         num_control_type=4,
         num_trans_channel=16,
         num_trans_head=2,
@@ -172,6 +177,10 @@ def controlnet_union(checkpoint: Path, directory: Path, seed: int) -> Path:
     )
     torch.nn.init.normal_(network.task_embedding)
     return _saved(network, directory)
+
+
+def _embedding(checkpoint: Path) -> tuple[int, ...]:
+    return EMBEDDING[: len(AutoencoderKL.load_config(checkpoint, subfolder="vae")["block_out_channels"])]
 
 
 def _saved(network: ControlNetModel | ControlNetUnionModel, directory: Path) -> Path:

@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 
@@ -71,34 +70,6 @@ def session(file: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def make_smaller(checkpoint: Path) -> None:
-    """Leaves two levels of a checkpoint's UNet and VAE: exported in half the time, with parts of the same kinds."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.load_config(checkpoint, subfolder="unet")
-    for key in ("block_out_channels", "down_block_types", "transformer_layers_per_block"):
-        unet[key] = unet[key][:2] if isinstance(unet[key], list) else unet[key]
-    unet["up_block_types"] = unet["up_block_types"][-2:]
-    heads = unet["attention_head_dim"]
-    unet["attention_head_dim"] = heads[:2] if isinstance(heads, list) else heads
-    UNet2DConditionModel.from_config(unet).save_pretrained(checkpoint / "unet", safe_serialization=True)
-    vae = AutoencoderKL.load_config(checkpoint, subfolder="vae")
-    for key in ("block_out_channels", "down_block_types", "up_block_types"):
-        vae[key] = vae[key][-2:]
-    AutoencoderKL.from_config(vae).save_pretrained(checkpoint / "vae", safe_serialization=True)
-
-
-def small_controlnet(checkpoint: Path, directory: Path) -> Path:
-    """A ControlNet that makes of two pixels one latent cell, as the smaller VAE does."""
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and not module.weight.any():
-            torch.nn.init.normal_(module.weight, std=0.6)  # else it would change nothing
-    network.save_pretrained(directory, safe_serialization=True)
-    return directory
 
 
 def unet_inputs(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler
+from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler, SchedulerMixin
 
 import checkpoints
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
@@ -20,8 +22,23 @@ from swiftdiffusion.python_backends.request.completed import CompletedRequest
 CPU = torch.device("cpu")
 
 
+def make(family: str, directory: Path, scheduler: SchedulerMixin | None = None, **options: object) -> Checkpoint:
+    """A checkpoint with pictures of 32×32 pixels; those of a family differ in what the options say alone."""
+    return Checkpoint(getattr(checkpoints, family)(directory, scheduler, depth=2, **options))
+
+
+def load(checkpoint: Checkpoint) -> UNet:
+    return UNet(checkpoint, CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], UNet]:
+    """Of a family; traced once for all its checkpoints, which takes longer than their denoising."""
+    return cache(lambda family: load(make(family, tmp_path_factory.mktemp(family))))
+
+
 @torch.no_grad()
-def denoise(checkpoint: Checkpoint, request: CompletedRequest) -> Denoising:
+def denoise(checkpoint: Checkpoint, unet: UNet, request: CompletedRequest) -> Denoising:
     """All steps of one request, its halves one by one."""
     encoder = PromptEncoder(checkpoint, CPU, torch.float32)
     negative = encoder.negative(request.negative_prompt)
@@ -38,7 +55,6 @@ def denoise(checkpoint: Checkpoint, request: CompletedRequest) -> Denoising:
         torch.stack([embedding.tokens for embedding in pair]),
         torch.stack(pooled) if pooled else None,
     )
-    unet = UNet(checkpoint, CPU, torch.float32)
     while not denoising.done:
         inputs = {denoising: denoising.model_input()}
         predictions = {}
@@ -51,37 +67,42 @@ def denoise(checkpoint: Checkpoint, request: CompletedRequest) -> Denoising:
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
-def test_samplers_with_more_evaluations_than_steps(tmp_path: Path, family: str, scheduler: type) -> None:
-    made = getattr(checkpoints, family)(tmp_path, scheduler(beta_schedule="scaled_linear"))
-    request = CompletedRequest("run", "a cat", "blurry", 5, 4, 5.0, 64, 96, None)
-    denoising = denoise(Checkpoint(made), request)
+def test_samplers_with_more_evaluations_than_steps(
+    unet: Callable[[str], UNet], tmp_path: Path, family: str, scheduler: type
+) -> None:
+    made = make(family, tmp_path, scheduler(beta_schedule="scaled_linear"))
+    request = CompletedRequest("run", "a cat", "blurry", 5, 4, 5.0, 32, 48, None)
+    denoising = denoise(made, unet(family), request)
     assert denoising.steps > request.steps
-    assert compare(made, denoising) <= 1e-4
+    assert compare(made.path, denoising) <= 1e-4
 
 
 def test_a_guidance_distilled_unet(tmp_path: Path) -> None:
-    made = checkpoints.sdxl(tmp_path, LCMScheduler(), time_cond_proj_dim=32)
-    denoising = denoise(Checkpoint(made), CompletedRequest("run", "a cat", None, 5, 4, 8.0, 64, 64, None))
+    made = make("sdxl", tmp_path, LCMScheduler(), time_cond_proj_dim=32)
+    denoising = denoise(made, load(made), CompletedRequest("run", "a cat", None, 5, 4, 8.0, 32, 32, None))
     assert denoising.halves == (1,)
-    assert compare(made, denoising) <= 1e-4
+    assert compare(made.path, denoising) <= 1e-4
 
 
-def test_zeros_for_an_absent_negative_prompt_only_where_the_checkpoint_says_so(tmp_path: Path) -> None:
-    made = checkpoints.sdxl(tmp_path, force_zeros_for_empty_prompt=False)
-    assert (
-        compare(made, denoise(Checkpoint(made), CompletedRequest("run", "a cat", None, 5, 3, 8.0, 64, 64, None)))
-        <= 1e-4
-    )
+def test_zeros_for_an_absent_negative_prompt_only_where_the_checkpoint_says_so(
+    unet: Callable[[str], UNet], tmp_path: Path
+) -> None:
+    made = make("sdxl", tmp_path, force_zeros_for_empty_prompt=False)
+    request = CompletedRequest("run", "a cat", None, 5, 3, 8.0, 32, 32, None)
+    assert compare(made.path, denoise(made, unet("sdxl"), request)) <= 1e-4
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])
-def test_a_checkpoint_with_weights_of_the_fp16_variant_only(tmp_path: Path, family: str) -> None:
-    made = getattr(checkpoints, family)(tmp_path / "plain")
-    DiffusionPipeline.from_pretrained(made, dtype=torch.float32).save_pretrained(tmp_path / "fp16", variant="fp16")
-    request = CompletedRequest("run", "a cat", "blurry", 5, 3, 8.0, 64, 64, None)
-    plain, variant = (denoise(Checkpoint(tmp_path / name), request) for name in ("plain", "fp16"))
-    assert not any(".fp16" not in file.name for file in (tmp_path / "fp16").rglob("*.safetensors"))
-    assert torch.equal(plain.latents, variant.latents)
+def test_a_checkpoint_with_weights_of_the_fp16_variant_only(
+    unet: Callable[[str], UNet], tmp_path: Path, family: str
+) -> None:
+    plain, variant = make(family, tmp_path / "plain"), tmp_path / "fp16"
+    DiffusionPipeline.from_pretrained(plain.path, dtype=torch.float32).save_pretrained(variant, variant="fp16")
+    assert not any(".fp16" not in file.name for file in variant.rglob("*.safetensors"))
+    request = CompletedRequest("run", "a cat", "blurry", 5, 3, 8.0, 32, 32, None)
+    expected = denoise(plain, unet(family), request)
+    found = denoise(Checkpoint(variant), load(Checkpoint(variant)), request)
+    assert torch.equal(found.latents, expected.latents)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class Initialisers:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl")))
+    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl"), depth=2))
 
 
 @pytest.fixture(scope="module")

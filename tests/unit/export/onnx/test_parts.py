@@ -21,7 +21,6 @@ from onnx_graphs import (
     assert_close,
     fused_nodes,
     halfway,
-    make_smaller,
     run,
     session,
     unet_inputs,
@@ -41,16 +40,24 @@ from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Checkpoint:
+    return Checkpoint(checkpoints.sdxl(tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def smaller(tmp_path: Path) -> Checkpoint:
+    return Checkpoint(checkpoints.sdxl(tmp_path / "checkpoint", depth=2))
+
+
 @torch.no_grad()
-def test_half_precision(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_half_precision(smaller: Checkpoint, tmp_path: Path) -> None:
     """SDXL's encoder half, whose embeddings mix types."""
-    make_smaller(tiny.path)
-    checkpoint = Checkpoint(tiny.path)
-    graph = torch_graph(next(unet_parts(checkpoint, torch.float16, Sizes(2, 8, 12, 2, dynamic=False))))
+    graph = torch_graph(next(unet_parts(smaller, torch.float16, Sizes(2, 8, 12, 2, dynamic=False))))
     ir.save(graph.model, tmp_path / "half.onnx")
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
-    unet, computed = checkpoint.load_unet(CPU, torch.float16), session(tmp_path / "half.onnx")
-    inputs = unet_inputs(checkpoint, (2, 8, 12), torch.float16)
+    unet, computed = smaller.load_unet(CPU, torch.float16), session(tmp_path / "half.onnx")
+    inputs = unet_inputs(smaller, (2, 8, 12), torch.float16)
     assert {name for name, tensor in inputs.items() if tensor.dtype == torch.float32} == {"timesteps", "time_ids"}
     assert_close(run(computed, inputs), halfway(unet, inputs), tolerance=4e-3)
     weights = [value.dtype for value in graph.model.graph.initializers.values() if value.name.endswith("weight.T")]
@@ -67,10 +74,14 @@ def test_a_vae_that_overflows_stays_in_float32(tiny: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def test_latents_with_a_mean(tiny: Checkpoint, tmp_path: Path) -> None:
-    config, mean, std = json.loads((tiny.path / "vae/config.json").read_text()), [0.5, -1.0, 0.0, 2.0], [1.5, 0.5, 1, 2]
-    (tiny.path / "vae/config.json").write_text(json.dumps(config | {"latents_mean": mean, "latents_std": std}))
-    checkpoint = Checkpoint(tiny.path)
+def test_latents_with_a_mean(smaller: Checkpoint, tmp_path: Path) -> None:
+    config, mean, std = (
+        json.loads((smaller.path / "vae/config.json").read_text()),
+        [0.5, -1.0, 0.0, 2.0],
+        [1.5, 0.5, 1, 2],
+    )
+    (smaller.path / "vae/config.json").write_text(json.dumps(config | {"latents_mean": mean, "latents_std": std}))
+    checkpoint = Checkpoint(smaller.path)
     vae = checkpoint.load_vae(CPU, torch.float32)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     image = VaeDecoderGraph(vae)(latents)
@@ -122,11 +133,6 @@ def test_the_names_at_the_real_widths() -> None:
     expected = {name for name in adaptable_weights(unet) if not name.startswith(("up_blocks", "conv_out"))}
     assert graph.weights.keys() == expected
     assert Counter(node.op_type for node in graph.model.graph if node.domain) == nodes
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Checkpoint:
-    return Checkpoint(checkpoints.sdxl(tmp_path / "checkpoint"))
 
 
 def test_what_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:

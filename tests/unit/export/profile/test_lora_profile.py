@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl")))
+    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl"), depth=2))
 
 
 @pytest.fixture(scope="module")
@@ -38,38 +39,42 @@ def loras(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
+def pipeline(checkpoint: Checkpoint) -> Iterator[LocalPipeline]:
+    with LocalPipeline(checkpoint, torch.device("cpu"), torch.float32) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
 def requests() -> list[CompletedRequest]:
     return [
-        CompletedRequest("run", text, None, seed, STEPS, 3.0, 64, 64, None) for seed, text in enumerate(("a cat", ""))
+        CompletedRequest("run", text, None, seed, STEPS, 3.0, 32, 32, None) for seed, text in enumerate(("a cat", ""))
     ]
 
 
 def test_the_bound_is_the_first_step_after_which_latents_differ(
-    checkpoint: Checkpoint, loras: Path, requests: list[CompletedRequest]
+    pipeline: LocalPipeline, loras: Path, requests: list[CompletedRequest]
 ) -> None:
-    with LocalPipeline(checkpoint, torch.device("cpu"), torch.float32) as pipeline:
-        file = loras / "strong.safetensors"
-        strong = profile_lora(pipeline, file, requests)
-        assert strong.bound < STEPS - 1
-        assert strong.similarity[strong.bound] < 0.99
-        assert all(value >= 0.99 for value in strong.similarity[: strong.bound])
-        assert all(low <= mean for low, mean in zip(strong.lowest, strong.similarity, strict=True))
-        without = profile_lora(pipeline, file, requests, scale=0.0)
-        assert (without.bound, min(without.lowest)) == (STEPS - 1, pytest.approx(1.0))
+    file = loras / "strong.safetensors"
+    strong = profile_lora(pipeline, file, requests)
+    assert strong.bound < STEPS - 1
+    assert strong.similarity[strong.bound] < 0.99
+    assert all(value >= 0.99 for value in strong.similarity[: strong.bound])
+    assert all(low <= mean for low, mean in zip(strong.lowest, strong.similarity, strict=True))
+    without = profile_lora(pipeline, file, requests, scale=0.0)
+    assert (without.bound, min(without.lowest)) == (STEPS - 1, pytest.approx(1.0))
 
 
 def test_runs_that_switch_before_step_0_are_runs_with_the_lora(
-    checkpoint: Checkpoint, loras: Path, requests: list[CompletedRequest]
+    pipeline: LocalPipeline, loras: Path, requests: list[CompletedRequest]
 ) -> None:
-    with LocalPipeline(checkpoint, torch.device("cpu"), torch.float32) as pipeline:
-        added = pipeline.add_lora(loras / "strong.safetensors")
-        base, direct = pipeline.start(requests), pipeline.start(requests, added)
-        switched = pipeline.switch(base, added)
-        for _ in range(STEPS):
-            for runs, resident in ((base, ()), (direct, added), (switched, added)):
-                pipeline.step(runs, resident)
-        assert torch.equal(pipeline.decode(switched), pipeline.decode(direct))
-        assert not torch.equal(pipeline.decode(base), pipeline.decode(direct))
+    added = pipeline.add_lora(loras / "strong.safetensors")
+    base, direct = pipeline.start(requests), pipeline.start(requests, added)
+    switched = pipeline.switch(base, added)
+    for _ in range(STEPS):
+        for runs, resident in ((base, ()), (direct, added), (switched, added)):
+            pipeline.step(runs, resident)
+    assert torch.equal(pipeline.decode(switched), pipeline.decode(direct))
+    assert not torch.equal(pipeline.decode(base), pipeline.decode(direct))
 
 
 def test_the_command_writes_what_the_catalogue_reads(checkpoint: Checkpoint, loras: Path) -> None:

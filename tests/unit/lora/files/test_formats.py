@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,23 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def shapes_of(checkpoint: Checkpoint, kernel: int | None = None) -> Shapes:
     """All modules, or the UNet's convolutions of a kernel size."""
-    shapes = {name: dict(modules) for name, modules in BaseModules.of(checkpoint).shapes.items()}
+    shapes = {name: dict(modules) for name, modules in base_modules(checkpoint).shapes.items()}
     if kernel is None:
         return shapes
     return {"unet": {name: shape for name, shape in shapes["unet"].items() if shape[2:] == (kernel, kernel)}}
 
 
+base_modules = cache(BaseModules.of)
+canonicaliser = cache(Canonicaliser)
+
+
 def models(checkpoint: Checkpoint) -> dict[str, torch.nn.Module]:
+    """Of a test's own."""
+    return copy.deepcopy(loaded(checkpoint))
+
+
+@cache
+def loaded(checkpoint: Checkpoint) -> dict[str, torch.nn.Module]:
     cpu = torch.device("cpu")
     pipeline = checkpoint.load_text_pipeline(cpu, torch.float32)
     parts = {"unet": checkpoint.load_unet(cpu, torch.float32), "text_encoder": pipeline.text_encoder}
@@ -48,7 +60,7 @@ def models(checkpoint: Checkpoint) -> dict[str, torch.nn.Module]:
 
 def check(checkpoint: Checkpoint, made: MadeLora, directory: Path, scale: float = 0.7, error: float = 1e-6) -> None:
     """Canonicalised, saved, mapped and patched in, the file adds what it should to every weight, and goes again."""
-    Canonicaliser(checkpoint)(made.save(directory / "lora.safetensors"), directory / "canonical.safetensors")
+    canonicaliser(checkpoint)(made.save(directory / "lora.safetensors"), directory / "canonical.safetensors")
     lora = CanonicalLora.open(directory / "canonical.safetensors")
     parts = models(checkpoint)
     before = {
@@ -214,7 +226,7 @@ def test_diffusers_agrees_where_it_is_right(sdxl: Checkpoint, tmp_path: Path, na
     pipeline.fuse_lora(lora_scale=0.7)
     pipeline.unload_lora_weights()
     parts = models(sdxl)
-    Patcher(parts).apply([(Canonicaliser(sdxl).read(file), 0.7)])
+    Patcher(parts).apply([(canonicaliser(sdxl).read(file), 0.7)])
     for part, model in parts.items():
         theirs = adaptable_weights(getattr(pipeline, part))
         for name, weight in adaptable_weights(model).items():

@@ -24,15 +24,19 @@ KINDS = ("everything", "half", "attention", "loha", "lokr", "dora")
 
 
 @pytest.fixture(scope="module")
-def unet(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
-    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl") / "c")).load_unet(CPU, torch.float32)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl"), depth=2))
 
 
 @pytest.fixture(scope="module")
-def files(unet: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unet(checkpoint: Checkpoint) -> torch.nn.Module:
+    return checkpoint.load_unet(CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def files(checkpoint: Checkpoint, unet: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of canonical LoRAs, by kind."""
     directory = tmp_path_factory.mktemp("loras")
-    checkpoint = Checkpoint(checkpoints.sdxl(directory / "checkpoint"))
     shapes = dict(BaseModules.of(checkpoint).shapes["unet"])
     convolutions = {name: shape for name, shape in shapes.items() if len(shape) == 4}
     attention = {name: shape for name, shape in shapes.items() if "attn" in name}
@@ -45,10 +49,9 @@ def files(unet: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "lokr": lora_files.lokr(convolutions, left=True, right=False),
         "dora": lora_files.dora(lora_files.kohya({"unet": convolutions}, seed=4), weights, "output"),
     }
+    canonicalise = Canonicaliser(checkpoint)
     for number, (kind, file) in enumerate(made.items()):
-        Canonicaliser(checkpoint)(
-            file.save(directory / f"{kind}.file.safetensors"), directory / f"{number:016x}.safetensors"
-        )
+        canonicalise(file.save(directory / f"{kind}.file.safetensors"), directory / f"{number:016x}.safetensors")
     return directory
 
 

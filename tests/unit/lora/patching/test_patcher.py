@@ -26,7 +26,7 @@ SCALES = (0.5, 1.0, -0.75)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl")))
+    return Checkpoint(checkpoints.sdxl(tmp_path_factory.mktemp("sdxl"), depth=2))
 
 
 @pytest.fixture(scope="module")
