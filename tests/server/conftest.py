@@ -13,7 +13,7 @@ import checkpoints
 import lora_files
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
-from swiftdiffusion.python_backends.launcher import TritonServer
+from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
 from swiftdiffusion.python_backends.launcher.ports import free_ports
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+AT_ONCE = ServerOptions(stop_timeout_seconds=1.0)
+"""At the end of the session nothing is in flight, and what is left of the processes is killed."""
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has put those of one parameter together
@@ -33,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[TritonServer]:
     """The committed repository: the demo family as the model `sdxl`."""
-    with TritonServer(ROOT / "model_repository") as running:
+    with TritonServer(ROOT / "model_repository", options=AT_ONCE) as running:
         yield running
 
 
@@ -154,7 +156,8 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
     (port,) = free_ports(1)
     (directory / "deployment.toml").write_text(DEPLOYMENT.format(port=port), "utf-8")
     write_pipelines(Deployment.read(directory / "deployment.toml").resolve(), directory / "repository")
-    elsewhere, running = TritonServer(directory / "elsewhere", grpc_port=port), TritonServer(directory / "repository")
+    elsewhere = TritonServer(directory / "elsewhere", grpc_port=port, options=AT_ONCE)
+    running = TritonServer(directory / "repository", options=AT_ONCE)
     with ExitStack() as stop:
         for each in (elsewhere, running):
             each.start()
