@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="needs the Triton language: pip install 'swiftdiffusion[kernels]'")
 
 
+@pytest.mark.xdist_group("tests/unit/kernels/test_compile.py")  # small groups come last, and this takes long
 def test_kernels_in_the_interpreter() -> None:
     tests = Path(__file__).with_name("test_interpreted.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", str(tests)]

@@ -47,6 +47,7 @@ for words in sys.stdin.read().splitlines():
 """
 
 
+@pytest.mark.xdist_group("tests/unit/networks/test_unet.py")  # small groups come last, and this takes long
 def test_commands_without_the_packages_say_what_to_install(tmp_path: Path) -> None:
     checkpoint = checkpoints.sd15(tmp_path / "checkpoint")
     (tmp_path / "unet_encoder.onnx").touch()
