@@ -1,4 +1,4 @@
-"""Canonical LoRAs in shared memory: one copy for all processes of a server, which map it. Needs no torch."""
+"""Files in shared memory, such as LoRAs and pictures: one copy for all processes of a server, which map it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HostCacheFullError(Exception):
     """There is no room, with the numbers.
 
     Attributes:
-        for_ever: The LoRA is larger than the whole cache; else the room is in use and may come free.
+        for_ever: The file is larger than the whole cache; else the room is in use and may come free.
     """
 
     def __init__(self, message: str, *, for_ever: bool) -> None:

@@ -24,7 +24,7 @@ PREFIX, OWNER = "swiftdiffusion_loras_", "owner.lock"
 
 
 def host_cache_directory(runtime: Path | None = None) -> Path:
-    """The directory for canonical LoRAs that all processes of one server share, made if need be.
+    """The directory of what all processes of one server share, made if need be: LoRAs, and below it pictures.
 
     It is in shared memory, or in the runtime directory where the machine gives none. While this process lives, nobody
     takes it for a left-over.

@@ -22,7 +22,7 @@ LOCK = "writer.lock"
 
 
 class EvictedError(Exception):
-    """The file has gone since its path was given out; loading the LoRA again brings it back."""
+    """The file has gone since its path was given out; making it again brings it back."""
 
 
 class Lease:
