@@ -37,10 +37,6 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, int], ...]] = {
         {"tile": 2048, "num_warps": 4, "programs_per_sm": 4},
         {"tile": 4096, "num_warps": 8, "programs_per_sm": 4},
         {"tile": 8192, "num_warps": 8, "programs_per_sm": 2},
-        {"tile": 8192, "num_warps": 8, "programs_per_sm": 3},
-        {"tile": 8192, "num_warps": 8, "programs_per_sm": 4},
-        {"tile": 8192, "num_warps": 16, "programs_per_sm": 2},
-        {"tile": 16384, "num_warps": 16, "programs_per_sm": 2},
     ),
     "lora_patch": (
         {"block_rows": 64, "block_columns": 64, "block_rank": 32, "num_warps": 4},

@@ -9,18 +9,15 @@ gc.set_threshold(100_000, 20, 20)  # looking at what imports and exports make an
 torch.set_num_threads(1)  # servers and tests share few cores; OpenMP's spinning barriers would starve both
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says what one process runs where several share the tests: a module, and all modules that use one server.
 
     A group that a test names itself stands.
     """
     for item in items:
-        named = item.get_closest_marker("xdist_group")
-        group = _group(item) if named is None else named.args[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-        if getattr(config.option, "loadgroup", False) and hasattr(item, "_id"):
-            # What pytest-xdist 3.8 writes is not read by pytest 9.2: github.com/pytest-dev/pytest-xdist/issues/1386.
-            item._id = type(item._id).parse(f"{item.nodeid}@{group}")
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
 def _group(item: pytest.Item) -> str:
