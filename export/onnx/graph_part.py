@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, ...]
+MAX_TRACED_ROWS = 63
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ class GraphPart:
         """The same for `torch.export`, for a module whose inputs are all in `*tensors`; None for fixed shapes."""
         if not self.sizes.dynamic:
             return None
-        rows, height, width = map(torch.export.Dim, ("rows", "height_unit", "width_unit"))
+        # From 64 rows on, diffusers' upsampling makes its input contiguous, which changes no value: a graph that is
+        # traced below takes any number, and torch.export need not find that out by failing.
+        rows = torch.export.Dim("rows", max=MAX_TRACED_ROWS)
+        height, width = torch.export.Dim("height_unit"), torch.export.Dim("width_unit")
         unit_height, unit_width = self.sizes.height // self.sizes.stride, self.sizes.width // self.sizes.stride
 
         def axes(shape: Shape) -> dict[int, Any]:

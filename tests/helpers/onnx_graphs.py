@@ -23,6 +23,8 @@ from swiftdiffusion.python_backends.tensorrt.weights import EngineWeights, read_
 CPU = torch.device("cpu")
 INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 Outputs = dict[str, torch.Tensor]
+MANY_ROWS = (66, 4, 4)
+"""From 64 rows on, a branch of diffusers' upsampling is taken that graphs were not traced with."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Exported:
 
     @property
     def sizes(self) -> list[tuple[int, int, int]]:
-        return [self.size] if self.other is None else [self.size, self.other]
+        return [self.size] if self.other is None else [self.size, self.other, MANY_ROWS]
 
     def session(self, name: str, changed: Mapping[str, torch.Tensor] | None = None) -> onnxruntime.InferenceSession:
         """A graph in ONNX Runtime, with some initializers changed in a copy of it."""
