@@ -23,7 +23,7 @@ class ComputeSettings:
         checkpoint: The served checkpoint; a relative path counts from the repository's directory.
         device: Its `instance_group`'s GPU, else the CPU.
         dtype: Floating-point type of weights and activations.
-        runtime: What evaluates a UNet or ControlNet: see `runtimes`.
+        runtime: What evaluates a UNet or ControlNet: see `networks.runtimes`.
     """
 
     checkpoint: Checkpoint

@@ -116,7 +116,7 @@ def unet_patcher(unet: torch.nn.Module, halves: EngineHalves, engines: Path, dty
 
 
 class EnginePatcher:
-    """Does for engines what `lora.patcher.Patcher` does for networks of PyTorch.
+    """Does for engines what `lora.patching.patcher.Patcher` does for networks of PyTorch.
 
     The networks' adaptable weights stay on the GPU beside the engines': they are what the refitter reads.
     Patch between calls of the engines, never during one, and on the stream from which they are called.

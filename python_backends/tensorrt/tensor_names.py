@@ -22,10 +22,10 @@ _FIRST = ("mid", "embedding")
 
 
 def halfway_of(count: int) -> list[str]:
-    """Names of so many tensors of `unet_halves.Halfway`, in its order."""
+    """Names of so many tensors of `networks.unet_halves.Halfway`, in its order."""
     return [*_FIRST, *(f"skip_{index}" for index in range(count - len(_FIRST)))]
 
 
 def halfway_among(names: Iterable[str]) -> list[str]:
-    """Those of a graph's tensors that go from one half to the other, in the order of `unet_halves.Halfway`."""
+    """Those of a graph's tensors that go from one half to the other, in the order of `networks.unet_halves.Halfway`."""
     return halfway_of(len(_FIRST) + sum(name.startswith("skip_") for name in names))
