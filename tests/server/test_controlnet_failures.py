@@ -12,6 +12,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from controls import Use, request
+from demo_requests import wait_until_running
 from wire import stub_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def test_a_killed_controlnet_is_reloaded(tiny: TinyServer, name: str) -> None:
     expected = request(tiny, Use(name), STEPS=150)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(request, tiny, Use(name), STEPS=150)
-        time.sleep(0.3)
+        wait_until_running(owner.grpc_url, f"controlnet_{name}")
         os.kill(stub_of(owner, f"controlnet_{name}"), signal.SIGKILL)
         assert victim.result().distance(expected) <= 1.0
 
@@ -46,7 +47,7 @@ def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
                 threads.submit(request, tiny, Use("edges"), **fields),
                 threads.submit(request, tiny, Use("pose"), **fields),
             ]
-            time.sleep(0.3)
+            wait_until_running(tiny.grpc_url, "controlnet_pose")
             os.kill(stub_of(tiny.running, "controlnet_pose"), signal.SIGKILL)
             with pytest.raises(InferenceServerException, match='CONTROLNETS names "pose"'):
                 running[2].result()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from demo_requests import wait_until_running
 from wire import generate, stub_of
 
 pytestmark = [pytest.mark.kills, pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)]
@@ -23,7 +23,7 @@ def test_a_killed_shard_is_reloaded(tiny: Any) -> None:
     expected = generate(tiny, tiny.model, **fields)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)
-        time.sleep(0.3)
+        wait_until_running(tiny.grpc_url, tiny.inner("unet_shard1"))
         assert not victim.done()
         os.kill(stub_of(tiny.running, tiny.inner("unet_shard1")), signal.SIGKILL)
         assert victim.result().distance(expected) <= 1.0
