@@ -21,5 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group(item: pytest.Item) -> str:
+    if "tests/server" not in item.nodeid:
+        return item.nodeid.partition("::")[0]
     servers = [name for name in ("pipelines", "server") if name in getattr(item, "fixturenames", ())]
-    return servers[0] if servers and "tests/server" in item.nodeid else item.nodeid.partition("::")[0]
+    if len(servers) > 1:
+        raise pytest.UsageError(f"{item.nodeid} wants {' and '.join(servers)}; wanted: one, whose process it runs in")
+    return servers[0] if servers else item.nodeid.partition("::")[0]

@@ -79,7 +79,7 @@ class TextEncoderGraph(torch.nn.Module):
 
 
 class VaeDecoderGraph(torch.nn.Module):
-    """Latents → pictures: `latent_decoding.decode`."""
+    """Latents → pictures: `networks.latent_decoding.decode`."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         """Shares the autoencoder."""

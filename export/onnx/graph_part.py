@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, ...]
-MAX_TRACED_ROWS = 63
+MANY_ROWS = 64
+"""From so many on, diffusers' upsampling makes its input contiguous, which changes no value: a graph that is traced on
+either side takes any number of rows. torch.export is told the side; else it finds out by failing, and starts again."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,8 @@ class GraphPart:
         """The same for `torch.export`, for a module whose inputs are all in `*tensors`; None for fixed shapes."""
         if not self.sizes.dynamic:
             return None
-        # From 64 rows on, diffusers' upsampling makes its input contiguous, which changes no value: a graph that is
-        # traced below takes any number, and torch.export need not find that out by failing.
-        rows = torch.export.Dim("rows", max=MAX_TRACED_ROWS)
+        many = self.sizes.rows >= MANY_ROWS
+        rows = torch.export.Dim("rows", min=MANY_ROWS) if many else torch.export.Dim("rows", max=MANY_ROWS - 1)
         height, width = torch.export.Dim("height_unit"), torch.export.Dim("width_unit")
         unit_height, unit_width = self.sizes.height // self.sizes.stride, self.sizes.width // self.sizes.stride
 

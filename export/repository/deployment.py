@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ...python_backends.lora.loading.catalogue import Catalogue, CatalogueError
+from ...python_backends.lora.loading.catalogue import Catalogue
 from ...python_backends.networks.checkpoint import Checkpoint, CheckpointError
 from .controlnet_placement import NAME, ControlNetPlacement, DeploymentError, Gpu, Table, first_mistake
 from .controlnets import fitting
@@ -154,7 +154,7 @@ class Deployment(Table):
             for served in pipelines.values():
                 served.options.request_rules(served.checkpoint)  # raises, if a default is beyond the limits
             return pipelines
-        except (CheckpointError, CatalogueError, ValueError) as error:
+        except ValueError as error:
             raise DeploymentError(str(error)) from error
 
 

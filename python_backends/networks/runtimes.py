@@ -26,7 +26,7 @@ from .unet_halves import DecoderHalf, EncoderHalf
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from ..tensorrt.refit import EnginePatcher
+    from ..lora.patching.resident import LoraPatcher
     from .controlnet_modules import PositionalControlNet
 
 TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
@@ -47,7 +47,7 @@ class RunningUNet:
         decoder: Called as `DecoderHalf` is.
     """
 
-    patcher: Patcher | EnginePatcher
+    patcher: LoraPatcher
     encoder: Call
     decoder: Call
 

@@ -35,11 +35,8 @@ class Lora(Entry):
 class KnownLoras(Protocol):
     """The LoRAs that there are: `lora.loading.catalogue.Catalogue`."""
 
-    def entry(self, name: str) -> Any:
-        """The LoRA of that name; raises UnknownLoraError."""
-
-    def bound(self, entry: Any, steps: int) -> int | None:
-        """The default bound of a LoRA in a run of so many steps; None for the server's."""
+    def default_bound(self, name: str, steps: int) -> int | None:
+        """The bound of a LoRA in a run of so many steps, None for the server's; raises UnknownLoraError."""
 
 
 MOST_EVALUATIONS_PER_STEP = 2
@@ -171,11 +168,11 @@ def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: KnownLora
     for lora in asked:
         if lora.name in uses:
             raise InvalidRequestError(f"LORAS names {shown(lora.name)} twice; allowed: once, with the summed scale")
-        known = catalogue.entry(lora.name)
+        known = catalogue.default_bound(lora.name, steps)
         uses[lora.name] = LoraUse(
             name=lora.name,
             scale=lora.scale,
-            bound=_given(bound, _given(catalogue.bound(known, steps), rules.lora_bound)),
+            bound=_given(bound, _given(known, rules.lora_bound)),
             patch_step=_given(lora.patch_step, patch_step),
         )
     return tuple(uses.values())

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 Outputs = dict[str, torch.Tensor]
 MANY_ROWS = (66, 4, 4)
-"""From 64 rows on, a branch of diffusers' upsampling is taken that graphs were not traced with."""
+"""From 64 rows on, diffusers' upsampling takes a branch that graphs are not traced with."""
 
 
 @dataclass

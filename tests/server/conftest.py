@@ -14,7 +14,6 @@ import lora_files
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
-from swiftdiffusion.python_backends.launcher.ports import free_ports
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
@@ -48,6 +47,7 @@ def url(request: pytest.FixtureRequest, server: TritonServer) -> str:
 DEPLOYMENT = """
 [pipelines.sdxl]
 checkpoint = "sdxl/checkpoint"
+unet_shards = 3
 loras = "sdxl/loras"
 steps = 4
 guidance_scale = 5.0
@@ -62,7 +62,7 @@ max_size = 128
 
 [pipelines.other]
 checkpoint = "other/checkpoint"
-unet_shards = 3
+unet_shards = 1
 controlnet_timeout = 5.0
 
 [controlnets]
@@ -70,7 +70,7 @@ edges = {{ path = "sdxl/edges" }}
 depth = {{ path = "sdxl/depth" }}
 pose = {{ path = "sdxl/pose/diffusion_pytorch_model.safetensors" }}
 union = {{ path = "sdxl/union" }}
-canny = {{ path = "sdxl/canny", url = "grpc://127.0.0.1:{port}" }}
+canny = {{ path = "sdxl/canny", url = "{elsewhere}" }}
 sd15-edges = {{ path = "sd15/edges" }}
 sd15-depth = {{ path = "sd15/depth" }}
 sd15-pose = {{ path = "sd15/pose/diffusion_pytorch_model.safetensors" }}
@@ -132,10 +132,11 @@ def write_loras(checkpoint: Checkpoint, directory: Path) -> None:
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, TinyServer]]:
-    """One server with all there is: both families, and a second SDXL pipeline of three shards with another UNet.
+    """One server with all there is: both families, and a second SDXL pipeline of one shard with another UNet.
 
-    The two share text encoders and ControlNets: `edges` and `depth`; `pose`, a single file; `union`; and `canny`,
-    which is on a server of its own. SD 1.5 has the first three as well, and `shuffle`, which pools.
+    SDXL has three shards, SD 1.5 two. The SDXL pipelines share text encoders and ControlNets: `edges` and `depth`;
+    `pose`, a single file; `union`; and `canny`, which is on a server of its own. SD 1.5 has the first three as well, and
+    `shuffle`, which pools.
     """
     directory = tmp_path_factory.mktemp("pipelines")
     made = {
@@ -153,15 +154,15 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
 
     alone = Deployment.from_options(None, {"checkpoint": made["sdxl"]}, [f"canny={canny}"])
     write_pipelines(alone.resolve(), directory / "elsewhere", only_controlnets=True)
-    (port,) = free_ports(1)
-    (directory / "deployment.toml").write_text(DEPLOYMENT.format(port=port), "utf-8")
-    write_pipelines(Deployment.read(directory / "deployment.toml").resolve(), directory / "repository")
-    elsewhere = TritonServer(directory / "elsewhere", grpc_port=port, options=AT_ONCE)
+    elsewhere = TritonServer(directory / "elsewhere", options=AT_ONCE)
     running = TritonServer(directory / "repository", options=AT_ONCE)
     with ExitStack() as stop:
-        for each in (elsewhere, running):
-            each.start()
-            stop.callback(each.stop)
+        elsewhere.start()
+        stop.callback(elsewhere.stop)
+        (directory / "deployment.toml").write_text(DEPLOYMENT.format(elsewhere=elsewhere.grpc_url), "utf-8")
+        write_pipelines(Deployment.read(directory / "deployment.toml").resolve(), directory / "repository")
+        running.start()
+        stop.callback(running.stop)
         for each in (elsewhere, running):
             each.wait_ready()
         yield {name: TinyServer(running, elsewhere, name, directory / name) for name in made}

@@ -158,15 +158,24 @@ def test_bad_loras_end_their_request_with_a_sentence_and_nothing_else(
 
 
 def test_metrics_tell_of_loads_and_patches(tiny: TinyServer) -> None:
-    generate_with(tiny, [("attention", 0.123)])
-    with urllib.request.urlopen(tiny.metrics_url) as answer:
-        text = answer.read().decode()
+    generate_with(tiny, [("attention", 0.321)])
+    before = metrics(tiny)
+    shard = generate_with(tiny, [("attention", 0.123)]).info["shards"][0]
+    after = metrics(tiny)
     for name in (
         'swiftdiffusion_lora_loads_total{source="disk"}',
         'swiftdiffusion_lora_load_seconds_count{source="host"}',
-        f'swiftdiffusion_lora_patch_seconds_count{{shard="{tiny.inner("unet_shard0")}"}}',
+        f'swiftdiffusion_lora_patch_seconds_count{{shard="{shard}"}}',
         "swiftdiffusion_lora_delay_steps_count",
         'swiftdiffusion_lora_cache_bytes{cache="host"}',
     ):
-        (line,) = [line for line in text.splitlines() if line.startswith(name)]
-        assert float(line.split()[-1]) > 0
+        assert after[name] > 0
+        if "count" in name:
+            assert after[name] > before[name]
+
+
+def metrics(server: TinyServer) -> dict[str, float]:
+    """The server's values by name and labels."""
+    with urllib.request.urlopen(server.metrics_url) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

@@ -61,7 +61,7 @@ def test_three_shards_share_the_work_and_change_nothing(
     pipelines: dict[str, TinyServer], count: int, shards: int
 ) -> None:
     """One request is split over two, two go to one each, five to all: the pictures are those that each has alone."""
-    wide = pipelines["other"]
+    wide = pipelines["sdxl"]
     alone = [request(wide, SEED=seed, STEPS=20) for seed in range(count)]
     with ThreadPoolExecutor(count) as threads:
         together = list(threads.map(lambda seed: request(wide, SEED=seed, STEPS=20), range(count)))

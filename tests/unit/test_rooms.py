@@ -21,6 +21,11 @@ LIGHT = (
     "shared_memory.host_cache",
     "backend.model_calls",
     "backend.reloadable",
+    "controlnets.answers",
+    "controlnets.images",
+    "engine.info",
+    "engine.placement",
+    "lora.files.lora_set",
     "launcher.serve_command",
     "launcher.doctor_command",
 )

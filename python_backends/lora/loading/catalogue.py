@@ -102,6 +102,14 @@ class Catalogue:
             raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
         return replace(found, identity=_identity(found.location, found.sha256))
 
+    def default_bound(self, name: str, steps: int) -> int | None:
+        """`bound` of the LoRA of that name.
+
+        Raises:
+            UnknownLoraError: If there is none.
+        """
+        return self.bound(self.entry(name), steps)
+
     def bound(self, entry: CatalogueEntry, steps: int) -> int | None:
         """The default bound of a LoRA in a run of so many steps; None for the server's.
 

@@ -27,6 +27,9 @@ DEVICE_BYTES = 2**30
 class LoraPatcher(Protocol):
     """What patches LoRAs into models: `patcher.Patcher`, or `tensorrt.refit.EnginePatcher` for engines."""
 
+    def warm_up(self) -> None:
+        """Does beforehand what the first LoRA would wait for."""
+
     def uploads_to(self) -> torch.device | None:
         """Where LoRAs are sent ahead of `apply`; None where that saves nothing."""
 

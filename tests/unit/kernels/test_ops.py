@@ -115,3 +115,20 @@ def test_reference_and_launcher_have_one_signature() -> None:
 
     with pytest.raises(TypeError, match=r"of_two_minds: the reference is .*groups.*, the launcher .*count"):
         register_op("of_two_minds", reference, launch, lambda x, groups: torch.empty_like(x))
+
+
+SCHEMAS = (
+    "geglu(Tensor x, Tensor? bias) -> Tensor",
+    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, Tensor? embedding, SymInt groups, float eps, bool silu)"
+    " -> Tensor",
+    "cfg_step(Tensor sample, Tensor conditional, Tensor coefficients, Tensor? unconditional, Tensor? previous)"
+    " -> (Tensor, Tensor)",
+    "lora_patch(Tensor(a0!)[] weights, Tensor pristine, Tensor factors, Tensor slots, Tensor terms, Tensor scales,"
+    " Tensor tiles, SymInt[] block) -> ()",
+)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.partition("(")[0])
+def test_schemas_are_the_signatures_of_the_references(schema: str) -> None:
+    op = getattr(torch.ops.swiftdiffusion, schema.partition("(")[0])
+    assert str(op.default._schema) == f"swiftdiffusion::{schema}"

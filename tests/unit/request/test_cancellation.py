@@ -1,4 +1,4 @@
-"""The registry of running and cancelled requests, and the directory that it lies in."""
+"""The registry of running and cancelled requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
-from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE, runtime_directory
 from swiftdiffusion.python_backends.request import cancellation
 from swiftdiffusion.python_backends.request.cancellation import RequestRegistry
 
@@ -132,23 +131,3 @@ def test_any_text_is_an_id(registry: RequestRegistry, tmp_path: Path, text: str)
     assert len(files(tmp_path)) == 2
     assert registry.cancel(text)
     assert not registry.is_cancelled("another", "run")
-
-
-def test_the_directory_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    directory = runtime_directory()
-    assert directory.parent == tmp_path
-    assert directory.stat().st_mode & 0o777 == 0o700
-    directory.chmod(0o755)
-    with pytest.raises(PermissionError, match="not a directory of this user alone"):
-        runtime_directory()
-    directory.rmdir()
-    directory.symlink_to(tmp_path)
-    with pytest.raises(PermissionError):
-        runtime_directory()
-
-
-def test_the_launcher_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "mine"))
-    assert runtime_directory() == tmp_path / "mine"

@@ -162,6 +162,13 @@ def test_a_mix_of_no_loras_is_refused(tmp_path: Path) -> None:
     assert "there are no LoRAs" in result.output
 
 
+def test_a_mix_of_a_broken_catalogue_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "catalogue.json").write_text('{"loras": {"ink": {"bound": -1}}}')
+    result = CliRunner().invoke(app, ["lora-mix", str(tmp_path)], env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert "catalogue.json: loras.ink.bound is -1" in result.output
+
+
 def metrics(loads: int, seconds: float, refusals: int, patches: int, waits: int) -> str:
     return f"""\
 # HELP swiftdiffusion_lora_load_seconds Time from a request to its LoRA in the host cache

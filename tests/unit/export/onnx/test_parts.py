@@ -74,6 +74,18 @@ def test_a_vae_that_overflows_stays_in_float32(tiny: Checkpoint) -> None:
 
 
 @torch.no_grad()
+def test_a_graph_that_is_traced_with_many_rows_takes_few(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoints.sdxl(tmp_path / "checkpoint", depth=2))
+    graph = torch_graph(vae_part(checkpoint, torch.float32, Sizes(64, 4, 4, 2, dynamic=True)))
+    ir.save(graph.model, tmp_path / "vae.onnx")
+    vae = checkpoint.load_vae(CPU, torch.float32)
+    for rows in (64, 3):
+        latents = torch.randn(rows, 4, 8, 4, generator=torch.Generator().manual_seed(0))
+        expected = vae.decode(latents / vae.config.scaling_factor).sample
+        assert_close(run(session(tmp_path / "vae.onnx"), {"latents": latents}), {"image": expected})
+
+
+@torch.no_grad()
 def test_latents_with_a_mean(smaller: Checkpoint, tmp_path: Path) -> None:
     config, mean, std = (
         json.loads((smaller.path / "vae/config.json").read_text()),
