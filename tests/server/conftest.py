@@ -135,8 +135,8 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
     """One server with all there is: both families, and a second SDXL pipeline of one shard with another UNet.
 
     SDXL has three shards, SD 1.5 two. The SDXL pipelines share text encoders and ControlNets: `edges` and `depth`;
-    `pose`, a single file; `union`; and `canny`, which is on a server of its own. SD 1.5 has the first three as well, and
-    `shuffle`, which pools.
+    `pose`, a single file; `union`; and `canny`, which is on a server of its own. SD 1.5 has the first three as well,
+    and `shuffle`, which pools.
     """
     directory = tmp_path_factory.mktemp("pipelines")
     made = {
