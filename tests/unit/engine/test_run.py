@@ -40,7 +40,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], UNet]:
 @torch.no_grad()
 def denoise(checkpoint: Checkpoint, unet: UNet, request: CompletedRequest) -> Denoising:
     """All steps of one request, its halves one by one."""
-    encoder = PromptEncoder(checkpoint, CPU, torch.float32)
+    encoder = PromptEncoder(checkpoint, CPU, torch.float32, lora_directory=checkpoint.path)
     negative = encoder.negative(request.negative_prompt)
     found, _ = encoder.encode([text for text in (negative, request.prompt) if text is not None])
     pair = [encoder.zeros if text is None else found[text] for text in (negative, request.prompt)]
