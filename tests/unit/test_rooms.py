@@ -31,8 +31,6 @@ LIGHT = (
     "launcher.doctor_command",
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft"}
-WITHOUT_NETWORKS = ("denoiser",)
-NETWORKS = {"diffusers.models.unets", "diffusers.models.autoencoders", "diffusers.pipelines"}
 
 LOADING = """
 import importlib, json, sys
@@ -59,9 +57,3 @@ def test_what_computes_nothing_loads_no_torch() -> None:
     added = loaded_by(*LIGHT)
     assert len(added) == len(LIGHT)
     assert {module: names & HEAVY for module, names in added.items() if names & HEAVY} == {}
-
-
-def test_what_evaluates_no_network_loads_none() -> None:
-    added = set.union(*loaded_by(*WITHOUT_NETWORKS).values())
-    assert "torch" in added
-    assert not added & NETWORKS
