@@ -90,11 +90,10 @@ def controlnet_parts(
     network = load_controlnet(path, checkpoint, dtype).requires_grad_(False).eval()
     fuse(network)
     keep_dtype(network, dtype)
-    embedding = network.controlnet_cond_embedding
     controlnet = PositionalControlNet(network)
     factor = checkpoint.vae_scale_factor
     pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
-    embedder = ControlEmbedder(controlnet, embedding)
+    embedder = ControlEmbedder(controlnet.embed)
     (embedded,) = output_shapes(embedder, pixels)
     given = example_inputs(checkpoint, dtype, sizes)
     inputs = {key: tensor for key, tensor in given.items() if key in CONTROLNET_INPUTS}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    from ...python_backends.networks.controlnet_modules import PositionalControlNet
+    from ...python_backends.networks.controlnet_modules import PictureEmbedder
 
 
 class WithoutAbsentInputs(torch.nn.Module):
@@ -98,16 +98,11 @@ class VaeDecoderGraph(torch.nn.Module):
 class ControlEmbedder(torch.nn.Module):
     """A ControlNet's embedding of its picture, which is computed once per picture."""
 
-    def __init__(self, controlnet: PositionalControlNet, controlnet_cond_embedding: torch.nn.Module) -> None:
-        """Shares the embedding.
-
-        Args:
-            controlnet: Whose picture it is.
-            controlnet_cond_embedding: The part that PositionalControlNet has taken out of the network.
-        """
+    def __init__(self, embed: PictureEmbedder) -> None:
+        """Shares the embedding, under its name in the network."""
         super().__init__()
-        self.controlnet_cond_embedding = controlnet_cond_embedding
-        self._controlnet = (controlnet,)  # a tuple: the graph is not to hold it
+        self.controlnet_cond_embedding = embed.embedding
+        self._embed = embed
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, channels, h, w].
@@ -115,4 +110,4 @@ class ControlEmbedder(torch.nn.Module):
         Args:
             pixels: [B, 3, H, W], 0 to 1.
         """
-        return self._controlnet[0].embed(pixels)
+        return self._embed(pixels)

@@ -64,10 +64,8 @@ class ControlNet:
         channels, runtime = network.conv_in.out_channels, runtime or Runtime()
         runtime.prepare(network, device)
         module = PositionalControlNet(network)
-        if not runtime.has_engine(module):
-            module.to(device)
         self._embed, self._pools, self._modes = module.embed.to(device), module.pools, module.control_modes
-        self._call = runtime.controlnet(module, engine, device)  # an engine lets the module go
+        self._call = runtime.controlnet(module, engine, device)
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)

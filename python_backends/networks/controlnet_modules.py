@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class PictureEmbedder:
-    """A ControlNet's embedding of its picture: what depends on the picture alone."""
+    """A ControlNet's embedding of its picture: what depends on the picture alone.
+
+    Attributes:
+        embedding: The network's module.
+    """
 
     def __init__(self, embedding: torch.nn.Module, order: str) -> None:
         """Takes the embedding.
@@ -20,16 +24,16 @@ class PictureEmbedder:
             embedding: The network's `controlnet_cond_embedding`.
             order: Of the channels that it wants: `rgb` or `bgr`.
         """
-        self._embedding, self._order = embedding, order
+        self.embedding, self._order = embedding, order
 
     def to(self, device: torch.device) -> PictureEmbedder:
         """Moves it."""
-        self._embedding.to(device)
+        self.embedding.to(device)
         return self
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pictures [B, 3, H, W], 0 to 1, as the network's first layer takes them: [B, channels, h, w]."""
-        return self._embedding(pixels.flip(1) if self._order == "bgr" else pixels)
+        return self.embedding(pixels.flip(1) if self._order == "bgr" else pixels)
 
 
 class PositionalControlNet(torch.nn.Module):

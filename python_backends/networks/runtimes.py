@@ -101,26 +101,23 @@ class Runtime:
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
         return RunningUNet(patcher, *self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device))
 
-    def has_engine(self, module: PositionalControlNet) -> bool:
-        """Whether an engine evaluates a ControlNet, and its own weights are not wanted; of a union none does."""
-        return self.name == TENSORRT and not module.control_modes
-
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.
 
         Args:
-            module: The ControlNet.
+            module: The ControlNet; moved to the device, unless an engine takes its place: that one lets it go.
             name: Of its engine.
-            device: Where it is.
+            device: Where it runs.
 
         Raises:
             EngineMismatchError: If the engine is not for this machine.
             TensorRTUnavailableError: Without TensorRT or a GPU.
         """
-        if self.has_engine(module):
+        if self.name == TENSORRT and not module.control_modes:
             from ..tensorrt.halves import EngineControlNet
 
             return EngineControlNet(self.engines, name, device)
+        module.to(device)
         if module.control_modes:
             return module
         return self._calls(module, device=device)[0]

@@ -35,8 +35,8 @@ class Lora(Entry):
 class KnownLoras(Protocol):
     """The LoRAs that there are: `lora.loading.catalogue.Catalogue`."""
 
-    def default_bound(self, name: str, steps: int) -> int | None:
-        """The bound of a LoRA in a run of so many steps, None for the server's; raises UnknownLoraError."""
+    def bound(self, name: str, steps: int) -> int | None:
+        """The default bound of a LoRA in a run of so many steps, None for the server's; raises UnknownLoraError."""
 
 
 MOST_EVALUATIONS_PER_STEP = 2
@@ -168,7 +168,7 @@ def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: KnownLora
     for lora in asked:
         if lora.name in uses:
             raise InvalidRequestError(f"LORAS names {shown(lora.name)} twice; allowed: once, with the summed scale")
-        known = catalogue.default_bound(lora.name, steps)
+        known = catalogue.bound(lora.name, steps)
         uses[lora.name] = LoraUse(
             name=lora.name,
             scale=lora.scale,

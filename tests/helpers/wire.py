@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,14 @@ def generate_with(server: Any, loras: Loras, **fields: Any) -> Picture:
     entries = [{"name": name, "scale": scale} for name, scale in loras]
     given = {"PROMPT": PROMPT, "SEED": 7, "GUIDANCE_SCALE": 5.0, "STEPS": 4, **fields}
     return generate(server, server.model, LORAS=json.dumps(entries), **given)
+
+
+def metrics(server: Any) -> dict[str, float]:
+    """The models' own metrics of a server, by name and labels."""
+    with urllib.request.urlopen(server.metrics_url) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = [line.rpartition(" ") for line in lines if line.startswith("swiftdiffusion_")]
+    return {name: float(value) for name, _, value in pairs}
 
 
 def stub_of(server: TritonServer, model: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ import lora_files
 from controls import Use, request
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import PROMPT
+from wire import PROMPT, metrics
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -238,9 +237,8 @@ def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
 
 def transferred(server: TinyServer) -> dict[tuple[str, str], float]:
     """(model, direction) → bytes."""
-    text = urllib.request.urlopen(server.metrics_url).read().decode()
-    lines = re.findall(r"^swiftdiffusion_transferred_bytes_total\{(.*)\} (\S+)$", text, re.MULTILINE)
-    labelled = [(dict(re.findall(r'(\w+)="([\w-]+)"', labels)), float(value)) for labels, value in lines]
+    of_name = {name: value for name, value in metrics(server).items() if "transferred_bytes_total" in name}
+    labelled = [(dict(re.findall(r'(\w+)="([\w-]+)"', name)), value) for name, value in of_name.items()]
     return {(labels["model"], labels["direction"]): value for labels, value in labelled}
 
 

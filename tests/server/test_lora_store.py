@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from swiftdiffusion.python_backends.lora.loading.tickets import Ticket, tickets_
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.request.completed import CompletedRequest, LoraUse
 from swiftdiffusion.python_backends.shared_memory.host_cache import Lease, host_cache_directory
+from wire import metrics
 
 CONFIG = """
 backend: "python"
@@ -69,10 +69,7 @@ class StoreServer:
         return str(tickets[0, 0].decode())
 
     def metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(self.running.metrics_url) as response:
-            lines = response.read().decode().splitlines()
-        pairs = [line.rpartition(" ") for line in lines if line.startswith("swiftdiffusion_")]
-        return {name: float(value) for name, _, value in pairs}
+        return metrics(self.running)
 
 
 def _request(*names: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 import lora_files
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import PROMPT, Loras, generate, generate_with
+from wire import PROMPT, Loras, generate, generate_with, metrics
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -172,10 +171,3 @@ def test_metrics_tell_of_loads_and_patches(tiny: TinyServer) -> None:
         assert after[name] > 0
         if "count" in name:
             assert after[name] > before[name]
-
-
-def metrics(server: TinyServer) -> dict[str, float]:
-    """The server's values by name and labels."""
-    with urllib.request.urlopen(server.metrics_url) as answer:
-        lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

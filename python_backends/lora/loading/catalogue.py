@@ -102,20 +102,16 @@ class Catalogue:
             raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
         return replace(found, identity=_identity(found.location, found.sha256))
 
-    def default_bound(self, name: str, steps: int) -> int | None:
-        """`bound` of the LoRA of that name.
-
-        Raises:
-            UnknownLoraError: If there is none.
-        """
-        return self.bound(self.entry(name), steps)
-
-    def bound(self, entry: CatalogueEntry, steps: int) -> int | None:
+    def bound(self, name: str, steps: int) -> int | None:
         """The default bound of a LoRA in a run of so many steps; None for the server's.
 
         It is the index's, else the profile's, which is scaled and rounded down. The first time, that may take as long
         as reading the LoRA's file.
+
+        Raises:
+            UnknownLoraError: If there is no LoRA of that name.
         """
+        entry = self.entry(name)
         if entry.bound is not None or self._profiles is None:
             return entry.bound
         profile = self._profiles.of(entry.name, None if entry.is_remote else Path(entry.location), entry.sha256)

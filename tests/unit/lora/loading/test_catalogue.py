@@ -39,7 +39,7 @@ def index(directory: Path, loras: object) -> None:
 
 
 def bound(catalogue: Catalogue, name: str) -> int | None:
-    return catalogue.bound(catalogue.entry(name), steps=20)
+    return catalogue.bound(name, steps=20)
 
 
 def settle(directory: Path) -> None:
