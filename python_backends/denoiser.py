@@ -30,7 +30,6 @@ from .engine.shard_pool import ShardPool
 from .engine.unet_calls import unet_calls
 from .request.cancellation import RequestRegistry
 from .request.completed import CompletedRequest
-from .request.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +69,7 @@ class TritonPythonModel:
         self._handed_over: set[str] = set()
         self._gathered = False
         self._running: dict[str, Denoising] = {}
-        self._warm_up(settings.config["input"])
+        self._warm_up(settings.config["input"], json.loads(settings.parameters["schedulers"]))
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """One step for every request handed over; a response for those that are done (decoupled: for all)."""
@@ -87,13 +86,13 @@ class TritonPythonModel:
         ]
         return None if self._decoupled else responses
 
-    def _warm_up(self, inputs: list[dict[str, Any]]) -> None:
+    def _warm_up(self, inputs: list[dict[str, Any]], schedulers: list[str]) -> None:
         """One sampler step of every scheduler: what they import and build lazily must not cost the first request."""
         shapes = {tensor["name"]: [int(size) for size in tensor["dims"]] for tensor in inputs}
         embeddings = torch.zeros(shapes["PROMPT_EMBEDS"])
         pooled = torch.zeros(shapes["POOLED_PROMPT_EMBEDS"]) if self._has_pooled else None
         side = 8 * self._geometry.scale_factor
-        for scheduler in (None, *SCHEDULERS):
+        for scheduler in (None, *schedulers):
             request = CompletedRequest("warm-up", "", None, 0, 2, 2.0, side, side, scheduler)
             denoising = Denoising(request, self._scheduler_config, self._geometry, embeddings, pooled)
             (call,) = unet_calls([(denoising, half) for half in denoising.halves], {denoising: denoising.model_input()})

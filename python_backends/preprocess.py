@@ -23,7 +23,7 @@ from .request.controlnets import KnownControlNet
 from .request.parsing import RequestRules, parse_request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 class TritonPythonModel:
@@ -32,7 +32,12 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads the rules from the model's parameters."""
         settings = ModelSettings.from_triton(args)
-        types = {"int": int, "float": float}
+        types: dict[str, Callable[[str], Any]] = {
+            "int": int,
+            "float": float,
+            "str": str,
+            "tuple[str, ...]": lambda text: tuple(json.loads(text)),
+        }
         self._rules = RequestRules(
             **{
                 field.name: types[str(field.type)](settings.parameters[field.name])

@@ -11,9 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-SCHEDULERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
-"""The samplers that can be asked for; a checkpoint's own may be another one."""
-
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | Path
 
 
@@ -77,7 +74,8 @@ class GenerationRequest:
         guidance_scale: weight of the prompt; 1 or less turns classifier-free guidance off.
         height: in pixels.
         width: in pixels.
-        scheduler: name of the sampler, such as `euler`, `ddim`, `dpmpp_2m`.
+        scheduler: name of the sampler, such as `euler` or `dpmpp_2m_karras`; one that is not allowed is answered with
+            all that are.
         loras: adapters, in any order.
         lora_bound: steps that may run before the LoRAs are on; 0 waits for them.
         lora_patch_step: apply the LoRAs that have no `patch_step` of their own at exactly this step.

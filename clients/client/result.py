@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from .errors import ServerFailure
-from .request import SCHEDULERS, GenerationRequest, Lora
+from .request import GenerationRequest, Lora
 
 
 class _Report(BaseModel):
@@ -83,11 +83,9 @@ class GenerationInfo(_Report):
         """
         reported = {
             name: value
-            for name in ("seed", "steps", "guidance_scale", "height", "width")
+            for name in ("seed", "steps", "guidance_scale", "height", "width", "scheduler")
             if (value := getattr(self, name)) is not None
         }
-        if self.scheduler in SCHEDULERS:
-            reported["scheduler"] = self.scheduler
         loras = tuple(_replayed(lora) for lora in self.loras)
         return replace(request, **reported, loras=loras, lora_bound=None, lora_patch_step=None, request_id=None)
 

@@ -34,7 +34,9 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 or less turns guidance off.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="In pixels.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="euler, euler_a, ddim, dpmpp_2m or lcm.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Such as euler; a wrong name is answered with the right ones.")
+    ] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:SCALE]", help="Repeatable.")] = None,
     lora_bound: Annotated[
         int | None, typer.Option(min=0, help="Steps that may run before the LoRAs are loaded; 0 waits for them.")

@@ -42,7 +42,7 @@ class LocalPipeline(ExitStack):
         self._unet = UNet(checkpoint, device, dtype)
         self._loras = ResidentLoras(self._unet.patcher, self._directory)
         self._encoder = PromptEncoder(checkpoint, device, dtype, lora_directory=self._directory)
-        self._scheduler = dict(checkpoint.load_scheduler().config)
+        self._scheduler = checkpoint.scheduler_config
         self._canonicalise = Canonicaliser(checkpoint)
         self._vae: torch.nn.Module | None = None
 

@@ -82,6 +82,7 @@ class PipelineModels:
         self._served, self._options, self._checkpoint = served, served.options, served.checkpoint
         self._name, self._prefix, self._text_encoder = name, prefix, text_encoder
         self._reference = reference
+        self._rules = self._options.request_rules(served.checkpoint)
         loras = self._options.loras
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
         checkpoint = served.checkpoint
@@ -109,7 +110,7 @@ class PipelineModels:
         return [f"{self._prefix}unet_shard{index}" for index in range(self._options.unet_shards)]
 
     def _preprocess(self) -> pb.ModelConfig:
-        rules = {key: str(value) for key, value in asdict(self._options.request_rules(self._checkpoint)).items()}
+        rules = {key: _text(value) for key, value in asdict(self._rules).items()}
         known = {
             each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self._options.controlnets
         }
@@ -146,7 +147,8 @@ class PipelineModels:
             "guidance_embedding_width": checkpoint.guidance_embedding_width,
         }
         parameters = {
-            "scheduler": json.dumps(dict(checkpoint.load_scheduler().config), sort_keys=True),
+            "scheduler": json.dumps(checkpoint.scheduler_config, sort_keys=True),
+            "schedulers": _text(self._rules.schedulers),
             "latents": json.dumps(geometry),
             "threads": str(options.threads),
             "unet_shards": ",".join(self._shards),
@@ -208,3 +210,7 @@ class PipelineModels:
             (f"{self._prefix}vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
         ]
         return ensemble(f"{self._name}{suffix}", steps, [IMAGE, INFO])
+
+
+def _text(value: object) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else str(value)

@@ -92,8 +92,15 @@ class ServingOptions:
         """Defaults and limits of requests.
 
         Raises:
-            ValueError: If a default is beyond the limits.
+            ValueError: If a default is beyond the limits, or the checkpoint's own scheduler cannot be served.
         """
+        from ...python_backends.engine.schedulers import SchedulerError, schedulers_for
+
+        own = checkpoint.scheduler_config
+        try:
+            schedulers = schedulers_for(own, checkpoint.family == "sdxl")
+        except SchedulerError as error:
+            raise SchedulerError(f"{checkpoint.path}: {error}") from None
         height, width = checkpoint.default_size
         return RequestRules(
             steps=self.steps,
@@ -102,6 +109,8 @@ class ServingOptions:
             width=width,
             size_multiple=checkpoint.size_multiple,
             max_size=self.max_size,
+            own_scheduler=own["_class_name"],
+            schedulers=schedulers,
             lora_bound=self.lora_bound,
         )
 

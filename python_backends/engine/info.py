@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..request.schedulers import scheduler_name
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -25,7 +23,7 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "guidance_scale": request.guidance_scale,
         "height": request.height,
         "width": request.width,
-        "scheduler": scheduler_name(scheduler_config, request.scheduler),
+        "scheduler": request.scheduler or scheduler_config["_class_name"],
         "prompt_truncated": report.encoding["prompt_truncated"],
         "loras": denoising.loras.report(),
         "controlnets": [

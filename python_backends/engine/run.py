@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..common.errors import InvalidRequestError, RequestError
 from ..request.completed import StepHistory
 from .request_loras import RequestLoras
-from .schedulers import make_scheduler
+from .schedulers import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,15 +61,13 @@ class RunReport:
 class Denoising:
     """State of one request: latents, sampler, generator, conditioning. All on the CPU in float32.
 
-    It repeats what diffusers' pipelines do around the UNet, in their order, so that the generator is drawn from alike:
-    initial noise, `scale_model_input`, guidance, `step`.
+    It repeats what diffusers' pipelines do around the UNet: initial noise, `scale_model_input`, guidance, `step`.
 
     Attributes:
         request: The request.
         conditioning: What the UNet takes beside latents and timestep; a row per half: ENCODER_HIDDEN_STATES
             [2, tokens, width], for SDXL TEXT_EMBEDS [2, pooled width] and TIME_IDS [2, 6], for guidance-distilled UNets
             TIMESTEP_COND [2, guidance embedding width].
-        latents: [1, C, h, w].
         step: Number of steps done.
         report: What INFO will tell of the run.
         loras: Which of its LoRAs are on.
@@ -95,7 +91,7 @@ class Denoising:
 
         Args:
             request: The completed request.
-            scheduler_config: Of the checkpoint's own scheduler.
+            scheduler_config: `Checkpoint.scheduler_config`.
             geometry: The checkpoint's latents.
             prompt_embeds: [2, tokens, width]: negative prompt, prompt.
             pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
@@ -108,21 +104,18 @@ class Denoising:
                 a LoRA's patch step is beyond the run.
         """
         self.request = request
-        self._scheduler = make_scheduler(scheduler_config, request.scheduler)
+        height, width = request.height // geometry.scale_factor, request.width // geometry.scale_factor
         try:
-            self._scheduler.set_timesteps(request.steps)
+            self._sampler = Sampler(
+                scheduler_config,
+                request.scheduler,
+                steps=request.steps,
+                seed=request.seed,
+                shape=(1, geometry.channels, height, width),
+                of_sdxl=pooled_prompt_embeds is not None,
+            )
         except ValueError as error:
             raise InvalidRequestError(f"STEPS is {request.steps}; allowed by the scheduler: {error}") from None
-        if hasattr(self._scheduler, "set_begin_index"):
-            self._scheduler.set_begin_index(0)
-        self._timesteps = list(self._scheduler.timesteps)
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        parameters = inspect.signature(self._scheduler.step).parameters
-        self._step_options = {"generator": generator} if "generator" in parameters else {}
-
-        height, width = request.height // geometry.scale_factor, request.width // geometry.scale_factor
-        noise = randn_tensor((1, geometry.channels, height, width), generator=generator, dtype=torch.float32)
-        self.latents = noise * self._scheduler.init_noise_sigma
         self.conditioning: dict[str, torch.Tensor] = {}
         self.set_embeddings(prompt_embeds, pooled_prompt_embeds)
         if pooled_prompt_embeds is not None:
@@ -206,7 +199,12 @@ class Denoising:
     @property
     def steps(self) -> int:
         """UNet evaluations from noise to picture; some samplers take more than the request's `steps`."""
-        return len(self._timesteps)
+        return len(self._sampler.timesteps)
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """[1, C, h, w]."""
+        return self._sampler.latents
 
     @property
     def done(self) -> bool:
@@ -215,8 +213,8 @@ class Denoising:
 
     def model_input(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled latents [1, C, h, w] and timestep [1, 1] of the current step, float32. Once per step."""
-        timestep = self._timesteps[self.step]
-        return self._scheduler.scale_model_input(self.latents, timestep), timestep.reshape(1, 1).float()
+        timestep = self._sampler.timesteps[self.step]
+        return self._sampler.model_input(self.step), timestep.reshape(1, 1).float()
 
     def advance(self, noise_predictions: dict[int, torch.Tensor]) -> None:
         """Guidance and sampler step.
@@ -228,8 +226,5 @@ class Denoising:
         if self._guided:
             unconditional = noise_predictions[UNCONDITIONAL]
             prediction = unconditional + self.request.guidance_scale * (prediction - unconditional)
-        timestep = self._timesteps[self.step]
-        self.latents = self._scheduler.step(
-            prediction, timestep, self.latents, **self._step_options, return_dict=False
-        )[0]
+        self._sampler.advance(self.step, prediction)
         self.step += 1

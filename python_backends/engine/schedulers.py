@@ -1,8 +1,12 @@
-"""A request's sampler: diffusers' scheduler, made from the checkpoint's scheduler configuration."""
+"""A request's sampler: diffusers' scheduler, called as diffusers' pipelines call it."""
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..request.schedulers import SCHEDULERS
 
@@ -11,15 +15,134 @@ if TYPE_CHECKING:
 
     from diffusers import SchedulerMixin
 
+TRIAL_STEPS = 4
 
-def make_scheduler(own_config: Mapping[str, Any], name: str | None) -> SchedulerMixin:
-    """A fresh scheduler for one request.
+
+class SchedulerError(ValueError):
+    """A checkpoint's own scheduler cannot be served; the message says why."""
+
+
+class Sampler:
+    """One run of a scheduler, which repeats what the pipelines' `__call__` does with theirs, and in which order.
+
+    Attributes:
+        latents: [1, C, h, w], float32 on the CPU.
+        timesteps: Of the UNet's evaluations, scalars; some schedulers make more of them than steps.
+        order: Evaluations per step.
+    """
+
+    def __init__(
+        self,
+        own_config: Mapping[str, Any],
+        name: str | None,
+        *,
+        steps: int,
+        seed: int,
+        shape: tuple[int, ...],
+        of_sdxl: bool,
+    ) -> None:
+        """Draws the initial latents.
+
+        Args:
+            own_config: `Checkpoint.scheduler_config`.
+            name: A key of SCHEDULERS; None for the checkpoint's own scheduler.
+            steps: Asked for.
+            seed: Of the generator that all noise is drawn from.
+            shape: [1, C, h, w] of the latents.
+            of_sdxl: Whether as in SDXL's pipeline, else as in Stable Diffusion's.
+
+        Raises:
+            ValueError: If the scheduler does not take so many steps.
+        """
+        self._scheduler = scheduler = _make(own_config, name)
+        self._scales = of_sdxl or hasattr(scheduler, "scale_model_input")
+        scheduler.set_timesteps(steps, device="cpu")
+        self.timesteps = list(scheduler.timesteps)
+        self.order = int(scheduler.order)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        self.latents = randn_tensor(shape, generator=generator, dtype=torch.float32) * scheduler.init_noise_sigma
+        given = {"eta": 0.0 if name is None else SCHEDULERS[name].eta, "generator": generator}
+        taken = inspect.signature(scheduler.step).parameters
+        self._options = {key: value for key, value in given.items() if key in taken}
+        if of_sdxl and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+
+    def model_input(self, step: int) -> torch.Tensor:
+        """What the UNet takes for latents in a step, [1, C, h, w]; once per step, before `advance`."""
+        return self._scheduler.scale_model_input(self.latents, self.timesteps[step]) if self._scales else self.latents
+
+    def advance(self, step: int, prediction: torch.Tensor) -> None:
+        """The latents after a step for which the UNet said [1, C, h, w]."""
+        self.latents = self._scheduler.step(
+            prediction, self.timesteps[step], self.latents, **self._options, return_dict=False
+        )[0]
+
+
+def schedulers_for(own_config: Mapping[str, Any], of_sdxl: bool) -> tuple[str, ...]:
+    """Names that requests may ask a checkpoint for, once its own scheduler is tried.
+
+    Names stand for samplers over a discrete schedule of betas: they are none for networks that were trained for another
+    (EDM's preconditioning, flow matching, continuous timesteps), to which diffusers would give default betas.
 
     Args:
-        own_config: `scheduler.config` of the checkpoint's scheduler; it parametrises every other class too.
-        name: A key of SCHEDULERS; None for the checkpoint's own class.
+        own_config: `Checkpoint.scheduler_config`.
+        of_sdxl: Whether the checkpoint's pipeline is SDXL's.
+
+    Raises:
+        SchedulerError: If the own one lacks a library, is none that the pipeline can run, or does not repeat by seed.
     """
+    reason = _refusal(own_config, None, of_sdxl)
+    if reason is not None:
+        raise SchedulerError(f"its scheduler {own_config['_class_name']} {reason}")
+    if not _is_over_betas(own_config):
+        return ()
+    return tuple(name for name in SCHEDULERS if _refusal(own_config, name, of_sdxl) is None)
+
+
+def _make(own_config: Mapping[str, Any], name: str | None) -> SchedulerMixin:
     import diffusers
 
-    class_name = own_config["_class_name"] if name is None else SCHEDULERS[name]
-    return getattr(diffusers, class_name).from_config(dict(own_config))
+    if name is not None:
+        named = SCHEDULERS[name]
+        return getattr(diffusers, named.class_name).from_config(dict(own_config), **named.changes)
+    # Every value as it stands: `from_config` would take the class's own for those that the checkpoint's file lacks,
+    # some of which the pipeline has put right.
+    explicit = {key: value for key, value in own_config.items() if key != "_use_default_values"}
+    return _own_class(own_config).from_config(explicit)
+
+
+def _own_class(own_config: Mapping[str, Any]) -> type[SchedulerMixin]:
+    import diffusers
+
+    return getattr(diffusers, own_config["_class_name"])
+
+
+def _is_over_betas(own_config: Mapping[str, Any]) -> bool:
+    flow = own_config.get("use_flow_sigmas") or own_config.get("prediction_type") == "flow_prediction"
+    continuous = own_config.get("timestep_type") == "continuous"
+    takes = inspect.signature(_own_class(own_config).__init__).parameters
+    return "beta_schedule" in takes and not flow and not continuous
+
+
+def _refusal(own_config: Mapping[str, Any], name: str | None, of_sdxl: bool) -> str | None:
+    """Why a scheduler cannot be served, after two runs of one seed; None if it can."""
+    try:
+        first, second = (_trial(own_config, name, of_sdxl) for _ in range(2))
+    except ImportError as error:
+        return f"lacks a library: {_first_sentence(error)}"
+    except Exception as error:  # noqa: BLE001  schedulers of other pipelines raise what they like
+        return f"cannot be run by diffusers' pipeline: {_first_sentence(error)}"
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        return "draws other noise each time, whatever the seed"
+    return None
+
+
+def _trial(own_config: Mapping[str, Any], name: str | None, of_sdxl: bool) -> torch.Tensor:
+    sampler = Sampler(own_config, name, steps=TRIAL_STEPS, seed=0, shape=(1, 4, 2, 2), of_sdxl=of_sdxl)
+    for step in range(len(sampler.timesteps)):
+        sampler.advance(step, torch.tanh(sampler.model_input(step)))
+    return sampler.latents
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__

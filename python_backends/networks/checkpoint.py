@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, PreTrainedModel
 
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
@@ -193,9 +193,18 @@ class Checkpoint:
         variant = weights_variant(self.path / part)
         return [file for file in files if variant or ".fp16" not in file.name]
 
-    def load_scheduler(self) -> SchedulerMixin:
-        """The checkpoint's own scheduler as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
-        return self._load_pipeline(("scheduler",)).scheduler
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Of the checkpoint's own scheduler, as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
+        library, class_name = self._index["scheduler"]
+        try:
+            scheduler = self._load_pipeline(("scheduler",)).scheduler
+        except (ImportError, AttributeError, TypeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{self.path}: its scheduler {library}.{class_name} cannot be made: {reason}"
+            ) from None
+        return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
     @property
     def _text_encoders(self) -> tuple[str, ...]:

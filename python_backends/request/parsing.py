@@ -54,6 +54,8 @@ class RequestRules:
         width: Width where the request names none.
         size_multiple: Heights and widths are multiples of this.
         max_size: Largest height and width.
+        own_scheduler: Class of the checkpoint's own scheduler, which SCHEDULER may name too: INFO does.
+        schedulers: What else SCHEDULER may name.
         max_steps: Most steps.
         max_guidance_scale: Largest guidance.
         max_prompt_characters: Longest PROMPT and NEGATIVE_PROMPT; the tokeniser truncates as in diffusers.
@@ -70,6 +72,8 @@ class RequestRules:
     width: int
     size_multiple: int
     max_size: int
+    own_scheduler: str
+    schedulers: tuple[str, ...] = tuple(SCHEDULERS)
     max_steps: int = 200
     max_guidance_scale: float = 50.0
     max_prompt_characters: int = 4096
@@ -117,11 +121,6 @@ def parse_request(
     prompt = fields.text("PROMPT", rules.max_prompt_characters)
     if prompt is None:
         raise InvalidRequestError("PROMPT is missing; required: a text")
-    scheduler = fields.text("SCHEDULER", 64)
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise InvalidRequestError(
-            f"SCHEDULER is {shown(scheduler)}; allowed: {', '.join(SCHEDULERS)}, or none for the checkpoint's own"
-        )
     request_id = fields.request_id()
     timeout_ms = fields.integer("TIMEOUT_MS", 1, rules.max_timeout_ms)
     steps = _given(fields.integer("STEPS", 1, rules.max_steps), rules.steps)
@@ -137,7 +136,7 @@ def parse_request(
         guidance_scale=_given(fields.number("GUIDANCE_SCALE", 0.0, rules.max_guidance_scale), rules.guidance_scale),
         height=height,
         width=width,
-        scheduler=scheduler,
+        scheduler=_scheduler(fields, rules),
         loras=_loras(fields, steps, rules, catalogue),
         request_id=request_id,
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
@@ -155,6 +154,18 @@ def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
     if request_id is None:
         raise InvalidRequestError("REQUEST_ID is missing; required: a text")
     return request_id
+
+
+def _scheduler(fields: Fields, rules: RequestRules) -> str | None:
+    name = fields.text("SCHEDULER", 64)
+    if name is None or name == rules.own_scheduler:
+        return None
+    if name not in rules.schedulers:
+        allowed = ", ".join((*rules.schedulers, rules.own_scheduler))
+        raise InvalidRequestError(
+            f"SCHEDULER is {shown(name)}; allowed by this checkpoint: {allowed} (its own, also where none is named)"
+        )
+    return name
 
 
 def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: KnownLoras) -> tuple[LoraUse, ...]:

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+
+@dataclass(frozen=True)
+class NamedScheduler:
+    """What a name stands for.
+
+    Attributes:
+        class_name: diffusers' class, made `from_config` of the checkpoint's own scheduler.
+        changes: What it is told beside that configuration.
+        eta: What diffusers' pipelines are given as `eta`, for classes whose `step` takes it.
+    """
+
+    class_name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    eta: float = 0.0
+
+
+_KARRAS = {"use_karras_sigmas": True}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_TRAILING = {"timestep_spacing": "trailing"}
+
 SCHEDULERS = {
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "lcm": "LCMScheduler",
+    "euler": NamedScheduler("EulerDiscreteScheduler"),
+    "euler_a": NamedScheduler("EulerAncestralDiscreteScheduler"),
+    "euler_trailing": NamedScheduler("EulerDiscreteScheduler", _TRAILING),
+    "ddim": NamedScheduler("DDIMScheduler"),
+    "ddim_trailing": NamedScheduler("DDIMScheduler", _TRAILING),
+    "dpmpp_2m": NamedScheduler("DPMSolverMultistepScheduler"),
+    "dpmpp_2m_karras": NamedScheduler("DPMSolverMultistepScheduler", _KARRAS),
+    "dpmpp_2m_sde": NamedScheduler("DPMSolverMultistepScheduler", _SDE),
+    "dpmpp_2m_sde_karras": NamedScheduler("DPMSolverMultistepScheduler", _SDE | _KARRAS),
+    "heun": NamedScheduler("HeunDiscreteScheduler"),
+    "unipc": NamedScheduler("UniPCMultistepScheduler"),
+    "lcm": NamedScheduler("LCMScheduler"),
+    "tcd": NamedScheduler("TCDScheduler", eta=0.3),
 }
-"""Name in a request → diffusers' class."""
-
-
-def scheduler_name(own_config: Mapping[str, Any], name: str | None) -> str:
-    """What INFO reports: the request's name, else the own scheduler's name of the contract or its class."""
-    own_class = str(own_config["_class_name"])
-    return name or next((short for short, of_class in SCHEDULERS.items() if of_class == own_class), own_class)
+"""Those that requests may name: the samplers of few-step models as their authors call them in diffusers (Lightning:
+`euler_trailing`; Hyper-SD: `ddim_trailing`, `tcd`; LCM: `lcm`), and those asked for most of the others, if diffusers'
+class repeats by seed. TCD's eta is its paper's."""

@@ -50,7 +50,7 @@ def denoise(checkpoint: Checkpoint, unet: UNet, request: CompletedRequest) -> De
     )
     denoising = Denoising(
         request,
-        dict(checkpoint.load_scheduler().config),
+        checkpoint.scheduler_config,
         geometry,
         torch.stack([embedding.tokens for embedding in pair]),
         torch.stack(pooled) if pooled else None,

@@ -15,7 +15,15 @@ from swiftdiffusion.python_backends.request.parsing import RequestRules, parse_r
 from wire import array
 
 RULES = RequestRules(
-    steps=20, guidance_scale=5.0, height=64, width=64, size_multiple=16, max_size=256, lora_bound=3, max_loras=3
+    steps=20,
+    guidance_scale=5.0,
+    height=64,
+    width=64,
+    size_multiple=16,
+    max_size=256,
+    own_scheduler="PNDMScheduler",
+    lora_bound=3,
+    max_loras=3,
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,24 @@ from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
 from swiftdiffusion.python_backends.request.parsing import RequestRules, parse_request
+from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
 from wire import TYPES, array
 
-RULES = RequestRules(steps=20, guidance_scale=5.0, height=128, width=64, size_multiple=16, max_size=256)
+RULES = RequestRules(
+    steps=20,
+    guidance_scale=5.0,
+    height=128,
+    width=64,
+    size_multiple=16,
+    max_size=256,
+    own_scheduler="PNDMScheduler",
+)
 
 
-def parse(**fields: Any) -> CompletedRequest:
+def parse(rules: RequestRules = RULES, **fields: Any) -> CompletedRequest:
     """Parses values as the server hands them over: without the batch dimension."""
     arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
-    return parse_request({name: tensor[0] for name, tensor in arrays.items()}, RULES, Catalogue(None))
+    return parse_request({name: tensor[0] for name, tensor in arrays.items()}, rules, Catalogue(None))
 
 
 def test_defaults_fill_what_is_absent() -> None:
@@ -155,6 +165,14 @@ def test_the_sentence_shows_place_value_and_what_is_allowed() -> None:
     )
 
 
-def test_the_scheduler_is_one_of_the_contract() -> None:
-    with pytest.raises(InvalidRequestError, match='SCHEDULER is "plms"; allowed: euler, euler_a, ddim, dpmpp_2m, lcm'):
-        parse(PROMPT="a cat", SCHEDULER="plms")
+def test_the_scheduler_is_one_that_the_checkpoint_allows() -> None:
+    assert parse(PROMPT="a cat", SCHEDULER="euler_trailing").scheduler == "euler_trailing"
+    edm = replace(RULES, own_scheduler="EDMEulerScheduler", schedulers=())
+    names = ", ".join((*SCHEDULERS, "PNDMScheduler"))
+    for rules, name, allowed in ((RULES, "plms", names), (edm, "euler", "EDMEuler")):
+        with pytest.raises(InvalidRequestError, match=f'SCHEDULER is "{name}"; allowed by this checkpoint: {allowed}'):
+            parse(rules, PROMPT="a cat", SCHEDULER=name)
+
+
+def test_the_checkpoints_own_scheduler_may_be_named_as_info_names_it() -> None:
+    assert parse(PROMPT="a cat", SCHEDULER="PNDMScheduler").scheduler is None

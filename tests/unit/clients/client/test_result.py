@@ -72,9 +72,9 @@ def test_a_replay_asks_for_what_was_reported() -> None:
     )
 
 
-def test_a_replay_leaves_a_checkpoints_own_scheduler_to_the_server() -> None:
+def test_a_replay_names_a_checkpoints_own_scheduler_as_the_server_does() -> None:
     report = GenerationInfo.model_validate({**REPORT, "scheduler": "PNDMScheduler"})
-    assert report.replay(REQUEST).scheduler is None
+    assert report.replay(REQUEST).scheduler == "PNDMScheduler"
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 199)), max_size=5), st.integers(0, 200))
