@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 Halfway = tuple[torch.Tensor, ...]
-"""What goes from one half to the other: mid block output [B, C, h, w], time embedding [B, E], then the skips: what
-`conv_in` and the layers of the down blocks give, in their order."""
+"""What goes from one half to the other: mid block output [B, C, h, w] (without a mid block its input), time embedding
+[B, E], then the skips: what `conv_in` and the layers of the down blocks give, in their order."""
 
 
 UNUSED = ("encoder_hid_proj", "class_embedding", "time_embed_act", "position_net")
@@ -67,7 +67,10 @@ class EncoderHalf(torch.nn.Module):
         for block in unet.down_blocks:
             sample, outputs = block(hidden_states=sample, temb=embedding, **_context(block, encoder_hidden_states))
             skips += outputs
-        sample = unet.mid_block(sample, embedding, **_context(unet.mid_block, encoder_hidden_states))
+        if unet.mid_block is not None:
+            sample = unet.mid_block(sample, embedding, **_context(unet.mid_block, encoder_hidden_states))
+        else:
+            sample = sample.clone()  # else `join` would add to the last skip twice
         return sample, embedding, *skips
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     ControlNetModel,
     ControlNetUnionModel,
     EulerDiscreteScheduler,
@@ -123,7 +125,7 @@ def sdxl(
     return directory
 
 
-def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 3) -> Path:
+def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 3, **unet_options: object) -> Path:
     """An SD 1.5 checkpoint with pictures of 64×64 pixels and a UNet of random weights; two levels at any depth."""
     words = tokenizer(directory / "words")
     torch.manual_seed(0)
@@ -136,6 +138,7 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 
         attention_head_dim=2,
         cross_attention_dim=16,
         norm_num_groups=8,
+        **unet_options,
     )
     pipeline = StableDiffusionPipeline(
         vae=vae(1, depth),
@@ -149,6 +152,19 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 
     )
     pipeline.save_pretrained(directory, safe_serialization=True)
     return directory
+
+
+def with_tiny_vae(checkpoint: Path) -> Path:
+    """The checkpoint, its VAE replaced by an AutoencoderTiny of four pixels per latent cell."""
+    torch.manual_seed(2)
+    blocks = {"encoder_block_out_channels": (16, 16, 16), "decoder_block_out_channels": (16, 16, 16)}
+    network = AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1))
+    shutil.rmtree(checkpoint / "vae")
+    network.save_pretrained(checkpoint / "vae", safe_serialization=True)
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    index["vae"] = ["diffusers", "AutoencoderTiny"]
+    (checkpoint / "model_index.json").write_text(json.dumps(index))
+    return checkpoint
 
 
 def controlnet(checkpoint: Path, directory: Path, seed: int, **config: object) -> Path:

@@ -13,9 +13,13 @@ from swiftdiffusion.python_backends.networks.unet_halves import pack
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+@pytest.fixture(scope="module", params=["sdxl", "sd15", "sd15 without a mid block"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(getattr(checkpoints, request.param)(tmp_path_factory.mktemp(request.param) / "checkpoint"))
+    directory = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
+    if request.param == "sdxl":
+        return Checkpoint(checkpoints.sdxl(directory))
+    options = {} if request.param == "sd15" else {"mid_block_type": None}  # as tiny-sd and BK-SDM's small one
+    return Checkpoint(checkpoints.sd15(directory, **options))
 
 
 @pytest.fixture(scope="module")
