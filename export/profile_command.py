@@ -33,6 +33,8 @@ def profile_lora(
 
     from ..python_backends.common.errors import InvalidRequestError
     from ..python_backends.common.library_messages import silence_libraries
+    from ..python_backends.lora.files.outside_settings import OutsideSettings
+    from ..python_backends.lora.loading.adapter_config import read_beside
     from ..python_backends.lora.loading.catalogue import Catalogue, CatalogueError
     from ..python_backends.networks.checkpoint import Checkpoint, CheckpointError
     from ..python_backends.request.completed import CompletedRequest
@@ -65,7 +67,8 @@ def profile_lora(
                 if entry.is_remote:
                     typer.secho(f"{entry.name} lies elsewhere and is left out: {entry.location}", fg="yellow", err=True)
                     continue
-                profile = measure(pipeline, Path(entry.location), requests, scale, threshold)
+                outside = OutsideSettings(read_beside(entry), entry.alpha)
+                profile = measure(pipeline, Path(entry.location), requests, scale, threshold, outside)
                 written = profile.save(loras / f"{entry.name}.safetensors")
                 profile.draw(written.with_suffix(".png"), f"{entry.name}, scale {scale:g}")
                 typer.echo(f"{entry.name}: bound {profile.bound} of {profile.steps} steps; {written}")

@@ -33,6 +33,7 @@ class LoraReport(_Report):
         patch_ms: changing the UNet's weights.
         waited_ms: how long the request stood still for it, at its bound.
         modules: how many of the networks' modules it changes.
+        notes: what was assumed about its file, or left out of it: sentences.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LoraReport(_Report):
     patch_ms: float | None = None
     waited_ms: float | None = None
     modules: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class ControlNetReport(_Report):

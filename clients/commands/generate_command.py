@@ -152,7 +152,7 @@ def describe_lora(lora: LoraReport) -> str:
     told += [] if lora.source is None else ["resident" if lora.source == "gpu" else f"from {lora.source}"]
     times = (("loaded in", lora.load_ms), ("patched in", lora.patch_ms), ("waited", lora.waited_ms or None))
     told += [f"{verb} {milliseconds:.1f} ms" for verb, milliseconds in times if milliseconds is not None]
-    return f"{lora.name}{scale}: {', '.join(told)}"
+    return "; ".join([f"{lora.name}{scale}: {', '.join(told)}", *lora.notes])
 
 
 def _requests(base: GenerationRequest, prompts: Sequence[str], count: int, seed: int | None) -> list[GenerationRequest]:

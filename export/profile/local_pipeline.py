@@ -17,6 +17,7 @@ from ...python_backends.lora.files.canonical import adapted_modules
 from ...python_backends.lora.files.canonicaliser import Canonicaliser
 from ...python_backends.lora.files.lora_set import NO_LORAS, LoraSet, make_set
 from ...python_backends.lora.files.modules import UNET
+from ...python_backends.lora.files.outside_settings import NO_SETTINGS, OutsideSettings
 from ...python_backends.lora.patching.resident import ResidentLoras
 from ...python_backends.networks.latent_decoding import decode_latents
 from ...python_backends.networks.prompt_encoding import PromptEncoder
@@ -46,15 +47,15 @@ class LocalPipeline(ExitStack):
         self._canonicalise = Canonicaliser(checkpoint)
         self._vae: torch.nn.Module | None = None
 
-    def add_lora(self, file: Path, scale: float = 1.0) -> LoraSet:
-        """Reads a LoRA file; the set that consists of it.
+    def add_lora(self, file: Path, scale: float = 1.0, outside: OutsideSettings = NO_SETTINGS) -> LoraSet:
+        """Reads a LoRA file, under what is said of it elsewhere; the set that consists of it.
 
         Raises:
             InvalidRequestError: If the file is not a LoRA of this checkpoint.
         """
         target = self._directory / f"{hashlib.sha256(file.read_bytes()).hexdigest()}.safetensors"
         if not target.exists():
-            self._canonicalise(file, target)
+            self._canonicalise(file, target, outside)
         return make_set({target: scale})
 
     def start(self, requests: Sequence[CompletedRequest], loras: LoraSet = NO_LORAS) -> Runs:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import track
 
+from ...python_backends.lora.files.outside_settings import NO_SETTINGS, OutsideSettings
 from ...python_backends.lora.loading.profiles import SUFFIX
 from ...python_backends.request.completed import CompletedRequest
 
@@ -79,6 +80,7 @@ def profile_lora(
     requests: Sequence[CompletedRequest],
     scale: float = 1.0,
     threshold: float = THRESHOLD,
+    outside: OutsideSettings = NO_SETTINGS,
 ) -> Profile:
     """Measures one LoRA.
 
@@ -88,11 +90,12 @@ def profile_lora(
         requests: What to draw, without LoRAs; all of as many steps.
         scale: The LoRA's.
         threshold: Similarity below which the LoRA matters.
+        outside: What is said of the LoRA outside its file.
 
     Raises:
         InvalidRequestError: If the file is not a LoRA of the checkpoint.
     """
-    loras = pipeline.add_lora(file, scale)
+    loras = pipeline.add_lora(file, scale, outside)
     curves = [_similarities(pipeline, request, loras) for request in track(requests, f"{file.stem}: prompts")]
     similarity = torch.tensor(curves)
     mean = similarity.mean(0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import LoraUnavailableError
-from ..lora.files.canonical import adapted_modules
+from ..lora.files.canonical import adapted_modules, notes_of
 from ..lora.files.lora_set import LoraSet, make_set
 from ..lora.files.modules import UNET
 from ..shared_memory.host_cache import EvictedError, Lease
@@ -39,6 +39,7 @@ class LoraRun:
         patched_at_step: The first step that ran with it.
         patch_ms: The longest that a shard took to make it resident with its set, at that step.
         modules: Number of modules that it adapts.
+        notes: What was assumed about its file, or left out of it: sentences.
         waited_ms: How long the request waited for it at its bound.
     """
 
@@ -53,6 +54,7 @@ class LoraRun:
     patched_at_step: int | None = None
     patch_ms: float = 0.0
     modules: int = 0
+    notes: list[str] = field(default_factory=list)
     waited_ms: float = 0.0
 
     def latest_step(self, steps: int) -> int:
@@ -87,7 +89,7 @@ class LoraRun:
         except EvictedError:
             self._load_again(load_again, "other LoRAs took its place before it could be used")
             return
-        modules = adapted_modules(loaded.path)
+        modules, self.notes = adapted_modules(loaded.path), notes_of(loaded.path)
         self.loaded, self.modules = loaded, sum(modules.values())
         self.adapts_text = any(component != UNET for component in modules)
 
@@ -116,6 +118,7 @@ class LoraRun:
             "patch_ms": round(self.patch_ms, 3),
             "waited_ms": round(self.waited_ms, 3),
             "modules": self.modules,
+            "notes": self.notes,
         }
 
     def _source(self) -> str | None:

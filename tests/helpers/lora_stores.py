@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError, RequestError, UnusableFileError
+from swiftdiffusion.python_backends.lora.files.outside_settings import OutsideSettings
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.lora.loading.disk_cache import DiskCache
 from swiftdiffusion.python_backends.lora.loading.failure_memory import FailureMemory
@@ -31,17 +32,18 @@ class Canonicaliser:
         self.calls = 0
         self.before: Callable[[Path], None] = lambda _source: None
 
-    def __call__(self, source: Path, target: Path) -> None:
+    def __call__(self, source: Path, target: Path, outside: OutsideSettings) -> tuple[str, ...]:
         self.calls += 1
         self.before(source)
         content = source.read_bytes()
-        target.write_bytes(b"canonical " + content)
+        target.write_bytes(b"canonical " + content + (outside.adapter_config or b""))
         if content.startswith(b"bad"):
             raise UnusableFileError("it adapts no module")
         if content.startswith(b"foreign"):
             raise InvalidRequestError("it is of another base model")
         if content.startswith(b"bug"):
             raise RuntimeError("a bug")
+        return ()
 
 
 class Observer(StoreObserver):

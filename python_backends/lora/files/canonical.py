@@ -46,9 +46,15 @@ class Group:
 
 @dataclass(frozen=True)
 class CanonicalLora:
-    """A LoRA whose every tensor is known to fit the checkpoint."""
+    """A LoRA whose every tensor is known to fit the checkpoint.
+
+    Attributes:
+        groups: What it adds.
+        notes: Sentences about its file: what was assumed, or left out.
+    """
 
     groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def modules(self) -> dict[str, int]:
@@ -64,13 +70,14 @@ class CanonicalLora:
             {"component": g.component, "form": g.form, "modules": g.modules, "scales": g.scales} for g in self.groups
         ]
         tensors = {f"{i}.{name}": t for i, group in enumerate(self.groups) for name, t in group.tensors.items()}
-        save_file(tensors, path, {"groups": json.dumps(heads), "modules": json.dumps(self.modules)})
+        texts = {"groups": heads, "modules": self.modules, "notes": self.notes}
+        save_file(tensors, path, {name: json.dumps(value) for name, value in texts.items()})
 
     @classmethod
     def open(cls, path: Path) -> CanonicalLora:
         """Maps a file that `save` wrote; its tensors are views of it."""
         with safe_open(path, "pt") as file:
-            heads = json.loads(file.metadata()["groups"])
+            heads, notes = json.loads(file.metadata()["groups"]), json.loads(file.metadata()["notes"])
             tensors: list[dict[str, torch.Tensor]] = [{} for _ in heads]
             for key in file.keys():  # noqa: SIM118  not a dict
                 index, name = key.split(".", 1)
@@ -79,7 +86,8 @@ class CanonicalLora:
             tuple(
                 Group(head["component"], head["form"], tuple(head["modules"]), tuple(head["scales"]), parts)
                 for head, parts in zip(heads, tensors, strict=True)
-            )
+            ),
+            tuple(notes),
         )
 
 
@@ -87,3 +95,9 @@ def adapted_modules(path: Path) -> dict[str, int]:
     """`CanonicalLora.modules` of a canonical file, from its header alone."""
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["modules"])
+
+
+def notes_of(path: Path) -> list[str]:
+    """`CanonicalLora.notes` of a canonical file, from its header alone."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["notes"])

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
+import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...common.errors import InvalidRequestError
+from .alphas import Alphas
 from .canonical import CanonicalLora, Group
-from .keys import Target, assign
+from .keys import Target, assign, module_name
 from .modules import BaseCheckpoint, BaseModules, stack_order
-from .safetensors_file import FileLimits, LoraFile, read_lora_file
-from .terms import Term, make_term
+from .outside_settings import NO_SETTINGS, OutsideSettings, is_named_by_peft
+from .patterns import PatternMatcher
+from .safetensors_file import FileLimits, read_lora_file
+from .terms import DORA_ROLES, Term, make_term, rank_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-PEFT_METADATA = "lora_adapter_metadata"
 MAX_RANK = 2048
 
 
@@ -47,45 +48,66 @@ class Canonicaliser:
         self._limits = limits or FileLimits()
         self._max_rank, self._max_bytes = max_rank, max_bytes
 
-    def __call__(self, source: Path, target: Path) -> None:
+    def __call__(self, source: Path, target: Path, outside: OutsideSettings = NO_SETTINGS) -> tuple[str, ...]:
         """Reads, checks and rewrites one file; writes nothing if it is refused.
+
+        Args:
+            source: The LoRA file.
+            target: Where its canonical form goes.
+            outside: What is said of the file elsewhere.
+
+        Returns:
+            What has to be told of it (`CanonicalLora.notes`).
 
         Raises:
             InvalidRequestError: With a sentence that says what is wrong with the file.
         """
-        self.read(source).save(target)
+        lora = self.read(source, outside)
+        lora.save(target)
+        return lora.notes
 
-    def read(self, source: Path) -> CanonicalLora:
+    def read(self, source: Path, outside: OutsideSettings = NO_SETTINGS) -> CanonicalLora:
         """A LoRA file in canonical form.
 
         Raises:
             InvalidRequestError: As above.
         """
         file = read_lora_file(source, self._limits)
-        alphas = _PeftAlphas.of(file)
+        assigned = assign(file.tensors, self._base)
+        names = {target: module_name(next(iter(roles.values()))) for target, roles in assigned.items()}
+        alphas = Alphas(file.metadata, outside, PatternMatcher(self._base, names))
         terms: dict[Target, Term] = {}
         left = self._max_bytes
-        for target, roles in assign(file.tensors, self._base).items():
-            term = self._term(target, {role: file.tensors[name] for role, name in roles.items()}, alphas)
+        for target, roles in assigned.items():
+            tensors = {role: file.tensors[name] for role, name in roles.items()}
+            term = self._term(target, tensors, alphas, is_named_by_peft(roles.values()))
             left -= sum(tensor.nbytes for tensor in term.tensors.values())
             if left < 0:
                 raise InvalidRequestError(f"it takes more than {self._max_bytes} bytes in canonical form")
             terms[target] = term
-        return CanonicalLora(_grouped(terms, self._base))
+        return CanonicalLora(_grouped(terms, self._base), tuple(alphas.notes()))
 
-    def _term(self, target: Target, tensors: dict[str, torch.Tensor], alphas: _PeftAlphas) -> Term:
+    def _term(self, target: Target, tensors: dict[str, torch.Tensor], alphas: Alphas, is_peft: bool) -> Term:
         shape = self._base.shapes[target.component][target.module]
         stored = tensors.pop("alpha", None)
         try:
             if stored is not None and stored.numel() != 1:
                 raise InvalidRequestError(f"its alpha has {stored.numel()} values; wanted: one")
-            rank = tensors["down"].shape[0] if "down" in tensors and tensors["down"].ndim else None
-            alpha = alphas.alpha(target, rank) if stored is None else float(stored)
-            return make_term(
+            place = alphas.uses_dora(target, is_peft)
+            if place is not None and not DORA_ROLES & tensors.keys():
+                raise InvalidRequestError(f"it has no lora_magnitude_vector, though use_dora in {place} says so")
+            own = None if stored is None else float(stored)
+            rank = rank_of(tensors)
+            alpha = alphas.alpha(target, own, rank, is_peft, is_convolution=math.prod(shape[2:]) > 1)
+            term = make_term(
                 tensors, shape, alpha, self._max_rank, lambda: self._base.weight(target.component, target.module)
             )
+            declared = alphas.declared_rank(target) if is_peft and term.form == "kronecker" and rank is None else None
+            if alpha and declared:  # PEFT scales whole Kronecker factors too
+                return replace(term, scale=alpha / declared)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{target.component}.{target.module}: {error}") from None
+        return term
 
 
 def _grouped(terms: Mapping[Target, Term], base: BaseModules) -> tuple[Group, ...]:
@@ -109,54 +131,3 @@ def _grouped(terms: Mapping[Target, Term], base: BaseModules) -> tuple[Group, ..
         )
         for (component, form, _, _), targets in members.items()
     )
-
-
-@dataclass(frozen=True)
-class _PeftAlphas:
-    """Alphas that PEFT keeps in the file's metadata: one for all modules, others by module name."""
-
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, file: LoraFile) -> _PeftAlphas:
-        text = file.metadata.get(PEFT_METADATA)
-        try:
-            settings = {} if text is None else json.loads(text)
-        except (ValueError, RecursionError):
-            settings = None
-        if not isinstance(settings, dict):
-            raise InvalidRequestError(f"the file's metadata {PEFT_METADATA} is not a JSON object")
-        return cls(settings)
-
-    def alpha(self, target: Target, rank: int | None) -> float | None:
-        """The module's alpha, with rsLoRA's root of the rank accounted for; None where nothing is said."""
-        if rank is None:
-            return None
-        patterns = self._get(target, "alpha_pattern", dict, {})
-        value = next(
-            (value for pattern, value in patterns.items() if _matches(pattern, target.module)),
-            self._get(target, "lora_alpha", (int, float), None),
-        )
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-            raise InvalidRequestError(f"its alpha in {PEFT_METADATA} is {value!r:.80}; allowed: a number above 0")
-        return value * rank**0.5 if self._get(target, "use_rslora", bool, False) else float(value)
-
-    def _get(self, target: Target, name: str, kind: Any, default: Any) -> Any:
-        value = self.settings.get(f"{target.component}.{name}", default)
-        if value is not default and not isinstance(value, kind):
-            raise InvalidRequestError(f"{name} in {PEFT_METADATA} is {value!r:.80}")
-        return value
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """PEFT's rule for the literal names that diffusers writes: the module, or the end of its name.
-
-    Raises:
-        InvalidRequestError: For a regular expression, which a stranger's file shall not make this process run.
-    """
-    literal = pattern.removeprefix("^").removesuffix("$").replace(r"\.", ".")
-    if not re.fullmatch(r"[\w.]+", literal):
-        raise InvalidRequestError(f"alpha_pattern in {PEFT_METADATA} has {pattern!r:.80}; allowed: module names")
-    return module == literal or (module.endswith(f".{literal}") and not pattern.startswith("^"))

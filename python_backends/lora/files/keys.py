@@ -37,7 +37,7 @@ _ROLE = re.compile(
 )
 _PEFT_ROLES = {"A": "down", "B": "up"}
 
-_PREFIXES: tuple[tuple[str, str], ...] = (
+_PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("lora_unet_", UNET),
     ("lora_te1_", TEXT_ENCODER),
     ("lora_te2_", TEXT_ENCODER_2),
@@ -45,16 +45,18 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
     ("unet.", UNET),
     ("text_encoder.", TEXT_ENCODER),
     ("text_encoder_2.", TEXT_ENCODER_2),
-    ("base_model.model.", UNET),
-    ("diffusion_model.", UNET),
     ("text_encoders.clip_l.transformer.", TEXT_ENCODER),
     ("text_encoders.clip_l.", TEXT_ENCODER),
     ("text_encoders.clip_g.transformer.", TEXT_ENCODER_2),
     ("text_encoders.clip_g.", TEXT_ENCODER_2),
-    ("", UNET),
+    ("base_model.model.", None),
+    ("diffusion_model.", None),
+    ("lycoris_", None),
 )
-"""Beginnings of names: kohya, diffusers, raw PEFT, ComfyUI; the old diffusers format of a UNet alone has none."""
-_SHOWN = 5
+"""Beginnings of names: kohya, diffusers, ComfyUI; raw PEFT, ComfyUI and LyCORIS say no component: that is the UNet."""
+PREFIX_OF = {UNET: "lora_unet_", TEXT_ENCODER: "lora_te1_", TEXT_ENCODER_2: "lora_te2_"}
+"""kohya's, by component."""
+_SHOWN, _MOST_PREFIXES = 5, 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def assign(names: Iterable[str], base: BaseModules) -> dict[Target, dict[str, st
             unknown.append(name)
             continue
         if module not in targets:
-            targets[module] = _target(module, base)
+            targets[module] = target_of(module, base)
         target = targets[module]
         if target is None:
             unknown.append(name)
@@ -102,6 +104,11 @@ def assign(names: Iterable[str], base: BaseModules) -> dict[Target, dict[str, st
     return dict(assigned)
 
 
+def module_name(name: str) -> str:
+    """The module of a tensor as the file names it, prefix included."""
+    return _split(name)[0]
+
+
 def _split(name: str) -> tuple[str, str | None]:
     """Module as the file names it, prefix included, and role; the role is None for a name that is not understood."""
     text = name.replace(".lora_linear_layer.", ".lora.")
@@ -117,16 +124,23 @@ def _split(name: str) -> tuple[str, str | None]:
     return text[: match.start()], role
 
 
-def _target(module: str, base: BaseModules) -> Target | None:
-    for prefix, component in _PREFIXES:
-        if module.startswith(prefix) and component in base.aliases:
-            aliases = base.aliases[component]
-            rest = alias(module.removeprefix(prefix))
-            found = aliases.get(rest)
-            if found is None and component == UNET:
-                found = aliases.get(_from_sgm(rest, base.checkpoint.unet_config.get("layers_per_block")))
-            return None if found is None else Target(component, found)
-    return None
+def target_of(name: str, base: BaseModules) -> Target | None:
+    """The module that a file means by a name, prefix included: it may stand twice, or behind one of another tool."""
+    component: str | None = None
+    for _ in range(_MOST_PREFIXES):
+        prefix, says = next((each for each in _PREFIXES if name.startswith(each[0])), ("", None))
+        if None not in (component, says) and component != says:
+            return None
+        name, component = name.removeprefix(prefix), component or says
+    component = component or UNET
+    aliases = base.aliases.get(component)
+    if aliases is None:
+        return None
+    name = alias(name)
+    found = aliases.get(name)
+    if found is None and component == UNET:
+        found = aliases.get(_from_sgm(name, base.checkpoint.unet_config.get("layers_per_block")))
+    return None if found is None else Target(component, found)
 
 
 def _from_sgm(name: str, layers_per_block: int | list[int] | None) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Tensors = dict[str, torch.Tensor]
+DORA_ROLES = frozenset(("dora_scale", "magnitude"))
+_RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Term:
     form: str
     tensors: Tensors
     scale: float
+
+
+def rank_of(tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """The rank of a module's factors, by their roles; None where they have none."""
+    ranked = next((tensors[role] for role in _RANKED if role in tensors), None)
+    return None if ranked is None or not ranked.ndim else ranked.shape[0]
 
 
 def delta(form: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -78,7 +86,7 @@ def make_term(
     Raises:
         InvalidRequestError: If the tensors are not one complete factorisation of that shape.
     """
-    factors = {role: tensor for role, tensor in tensors.items() if role not in ("dora_scale", "magnitude")}
+    factors = {role: tensor for role, tensor in tensors.items() if role not in DORA_ROLES}
     roles = frozenset(factors)
     for form in _FORMS:
         if roles and form.required <= roles <= form.required | form.optional:

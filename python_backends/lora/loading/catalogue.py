@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from ...common.errors import UnknownLoraError
 from ...common.sentences import shown
+from ..files.outside_settings import ADAPTER_CONFIG
 from .catalogue_index import NAME, CatalogueError, read_index
 from .profiles import SETTLED_AFTER_NS, Profiles, Signature, signature_of
 
@@ -21,7 +22,7 @@ __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
 
 logger = logging.getLogger(__name__)
 
-INDEX, SUFFIX = "catalogue.json", ".safetensors"
+INDEX, SUFFIX, PEFT_FILE = "catalogue.json", ".safetensors", "adapter_model.safetensors"
 COMPARED = 200
 """Most names that an unknown one is compared with in earnest: comparing takes long."""
 
@@ -35,15 +36,17 @@ class CatalogueEntry:
         location: Absolute path of a local file, or the fsspec URL of a remote one.
         sha256: What the file must hash to, in lower-case hexadecimal; None where the operator does not say.
         bound: The index's bound of its asynchronous loading, in steps; None where it has none.
+        alpha: What the index says of the LoRA's alpha; None where it says nothing.
         description: For people.
-        identity: Changes when the local file's size, mtime or inode, or the location or sha256 changes: what was learnt
-            about an entry with one identity holds for every entry with it.
+        identity: Changes when size, mtime or inode of the local file or of the settings beside it change, or the
+            location, sha256 or alpha: what was learnt about an entry with one identity holds for every entry with it.
     """
 
     name: str
     location: str
     sha256: str | None
     bound: int | None
+    alpha: float | None
     description: str
     identity: str
 
@@ -55,7 +58,15 @@ class CatalogueEntry:
     @property
     def is_current(self) -> bool:
         """Whether its file is still the one that it was read of."""
-        return self.identity == _identity(self.location, self.sha256)
+        return self.identity == _identity(self)
+
+    @property
+    def adapter_config(self) -> str | None:
+        """Where PEFT's settings of its file are, if there are some: beside it. None for a URL that names no file."""
+        inner, chained, outer = self.location.partition("::")
+        if self.is_remote and not inner.endswith(SUFFIX):
+            return None
+        return f"{inner.rpartition('/')[0]}/{ADAPTER_CONFIG}{chained}{outer}"
 
 
 class Catalogue:
@@ -100,7 +111,7 @@ class Catalogue:
         found = entries.get(name)
         if found is None:
             raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
-        return replace(found, identity=_identity(found.location, found.sha256))
+        return replace(found, identity=_identity(found))
 
     def bound(self, name: str, steps: int) -> int | None:
         """The default bound of a LoRA in a run of so many steps; None for the server's.
@@ -140,14 +151,16 @@ class Catalogue:
         settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
         entries = {path.name.removesuffix(SUFFIX): str(path) for path in self._files(directory)}
         annotations = read_index(directory / INDEX)
-        found = {name: CatalogueEntry(name, location, None, None, "", "") for name, location in entries.items()}
+        found = {name: CatalogueEntry(name, location, None, None, None, "", "") for name, location in entries.items()}
         for name, annotation in annotations.items():
             location = entries.get(name) if annotation.location is None else _resolve(annotation.location, directory)
             if location is None:
                 self._warn_once(f"{directory / INDEX} describes {name!r}, of which there is no file {name}{SUFFIX}")
                 continue
             sha256 = None if annotation.sha256 is None else annotation.sha256.lower()
-            found[name] = CatalogueEntry(name, location, sha256, annotation.bound, annotation.description, "")
+            found[name] = CatalogueEntry(
+                name, location, sha256, annotation.bound, annotation.alpha, annotation.description, ""
+            )
         self._entries, self._signature, self._settled = found, signature, settled
 
     def _files(self, directory: Path) -> list[Path]:
@@ -178,15 +191,21 @@ def is_remote(location: str) -> bool:
 
 
 def _resolve(location: str, directory: Path) -> str:
-    """An absolute path, or the URL itself."""
+    """An absolute path, or the URL itself; of a directory, the file that PEFT writes into it."""
     if location.startswith("file://"):
-        return str(directory / unquote(urlsplit(location).path))
-    return location if is_remote(location) else str(directory / location)
+        location = unquote(urlsplit(location).path)
+    if is_remote(location):
+        return f"{location}{PEFT_FILE}" if location.endswith("/") else location
+    path = directory / location
+    return str(path / PEFT_FILE if path.is_dir() else path)
 
 
-def _identity(location: str, sha256: str | None) -> str:
-    state = "" if is_remote(location) else ",".join(str(part) for part in signature_of(Path(location)))
-    return "|".join((location, sha256 or "", state))
+def _identity(entry: CatalogueEntry) -> str:
+    parts = [entry.location, entry.sha256 or "", ""]
+    if not entry.is_remote:
+        signature = signature_of(Path(entry.location)) + signature_of(Path(str(entry.adapter_config)))
+        parts[-1] = ",".join(str(part) for part in signature)
+    return "|".join(parts if entry.alpha is None else [*parts, f"alpha {entry.alpha!r}"])
 
 
 def _allowed(name: str, names: list[str]) -> str:

@@ -28,6 +28,7 @@ class Annotation(BaseModel):
     location: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")] | None = None
     bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    alpha: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     description: Annotated[str, StringConstraints(max_length=10_000)] = ""
 
 

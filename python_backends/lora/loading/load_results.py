@@ -19,10 +19,12 @@ class Loaded:
     Attributes:
         path: Its canonical file.
         source: The tier from which it came: `host`, `disk` or `remote`.
+        notes: What the log is to say of it: sentences.
     """
 
     path: Path
     source: str
+    notes: tuple[str, ...] = ()
 
 
 class LoadError(Exception):

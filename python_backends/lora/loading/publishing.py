@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 from cachetools import LRUCache
 
 from ...common.errors import InvalidRequestError, LoraUnavailableError, RequestError
 from ...shared_memory.host_cache import HostCache, HostCacheFullError
+from ..files.outside_settings import NO_SETTINGS, OutsideSettings
 from .load_results import Loaded, LoadError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
 REMEMBERED_REFUSALS = 4096
+Canonicalise = Callable[[Path, Path, OutsideSettings], tuple[str, ...]]
+"""Checks a hostile file, under what is said of it outside, and writes its canonical form to the second path; gives what
+has to be told of it. Raises a RequestError with a sentence about the file."""
 
 
 class Publisher:
     """Puts contents into the host cache and knows which ones this server does not take.
 
+    A content is named by its SHA-256, or with what is said of it outside: `OutsideSettings.key`.
+
     Invariant: a content in `_refusals` is not in the host cache.
     """
 
-    def __init__(self, host_cache: HostCache, canonicalise: Callable[[Path, Path], None], base: str = "") -> None:
+    def __init__(self, host_cache: HostCache, canonicalise: Canonicalise, base: str = "") -> None:
         """Refuses nothing yet.
 
         Args:
             host_cache: Where canonical LoRAs are published.
             base: Names the checkpoint that they are made for, where a server has several: a canonical form may depend
                 on its weights.
-            canonicalise: Checks a hostile file and writes its canonical form to the second path; raises a RequestError
-                with a sentence about the file.
+            canonicalise: Makes files canonical.
         """
         self._host, self._canonicalise, self._base = host_cache, canonicalise, base
         self._mutex = threading.Lock()
         self._refusals: LRUCache[str, LoadError] = LRUCache(REMEMBERED_REFUSALS)
 
     def find(self, content: str) -> Loaded | None:
-        """The LoRA of a content, by its SHA-256, which counts as used now; None if it is not in the host cache."""
+        """The LoRA of a content, which counts as used now; None if it is not in the host cache."""
         path = self._host.find(self._key(content))
         return None if path is None else Loaded(path, "host")
 
@@ -49,13 +51,21 @@ class Publisher:
         with self._mutex:
             return self._refusals.get(content)
 
-    def publish(self, file: Path, content: str, source: str, is_unchanged: Callable[[], bool] = lambda: True) -> Loaded:
+    def publish(
+        self,
+        file: Path,
+        content: str,
+        source: str,
+        outside: OutsideSettings = NO_SETTINGS,
+        is_unchanged: Callable[[], bool] = lambda: True,
+    ) -> Loaded:
         """Makes a file canonical in the host cache, unless its content is there or is known to be bad.
 
         Args:
             file: The file.
-            content: Its SHA-256.
+            content: Its name.
             source: The tier it came from.
+            outside: What is said of the file outside it.
             is_unchanged: Tells whether what was read is what was hashed.
 
         Raises:
@@ -69,10 +79,10 @@ class Publisher:
             return found
         try:
             with self._host.reserve(min(file.stat().st_size, self._host.max_bytes)) as reservation:
-                self._canonicalise(file, reservation.path)
+                notes = self._canonicalise(file, reservation.path, outside)
                 if not is_unchanged():
                     raise _changed()
-                return Loaded(reservation.publish(self._key(content)), source)
+                return Loaded(reservation.publish(self._key(content)), source, notes)
         except RequestError as error:
             if not is_unchanged():
                 raise _changed() from error

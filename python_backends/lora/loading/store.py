@@ -19,17 +19,17 @@ from cachetools import LRUCache
 
 from ...common.errors import InvalidRequestError, LoraUnavailableError, UnexpectedError, UnusableFileError
 from ...common.sentences import mib
+from ..files.outside_settings import OutsideSettings
+from .adapter_config import RemoteAdapterConfigs, read_beside
 from .failure_memory import FailureMemory
 from .fetch_errors import FetchError
 from .fetching import sha256_of
 from .load_results import Loaded, LoadError
 from .outcomes import LoadedLora
-from .publishing import Publisher
+from .publishing import Canonicalise, Publisher
 from .workers import DaemonWorkers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ...shared_memory.host_cache import HostCache
     from .catalogue import CatalogueEntry
     from .disk_cache import DiskCache, HeldFile
@@ -65,7 +65,7 @@ class LoraStore:
         disk_cache: DiskCache,
         host_cache: HostCache,
         fetcher: Fetcher,
-        canonicalise: Callable[[Path, Path], None],
+        canonicalise: Canonicalise,
         *,
         max_file_bytes: int,
         base: str = "",
@@ -89,6 +89,7 @@ class LoraStore:
             observer: Told about each answer.
         """
         self._disk, self._fetcher, self._publisher = disk_cache, fetcher, Publisher(host_cache, canonicalise, base)
+        self._configs = RemoteAdapterConfigs(disk_cache, fetcher)
         self._max_file_bytes = max_file_bytes
         self._failures, self._observer = failures or FailureMemory(), observer or StoreObserver()
         self._mutex = threading.Lock()
@@ -144,6 +145,8 @@ class LoraStore:
         except StopIteration as end:
             result = end.value
             self._failures.succeeded(entry.identity)
+            for note in end.value.notes:
+                logger.warning("the LoRA %s: %s", entry.name, note)
         except LoadError as error:
             result = error
         except Exception:  # a worker must not die, and its requests must not wait for ever
@@ -169,23 +172,33 @@ class LoraStore:
             yield self._fetching
             source, held = "remote", self._fetch(entry)
         with held:
-            if source == "remote":
-                yield self._preparing
+            config = b""
+            if self._configs.wanted(entry, held.path):
+                kept = self._configs.kept(entry) if source == "disk" else None
+                if kept is None and source == "disk":
+                    yield self._fetching
+                config = self._fetch_config(entry) if kept is None else kept
+            yield self._preparing
+            outside = OutsideSettings(config or None, entry.alpha)
+            content = outside.key(held.sha256)
             try:
-                loaded = self._publisher.publish(held.path, held.sha256, source)
+                loaded = self._publisher.publish(held.path, content, source, outside)
             except LoadError as error:
                 if issubclass(error.error_type, UnusableFileError):  # others may serve what does not fit here
                     self._disk.drop(held.sha256)
-                if self._publisher.refusal(held.sha256) is not None:
+                if self._publisher.refusal(content) is not None:
                     self._remember(entry, error)  # for a while: its store may get a better file
                 raise
-        self._learn(entry.identity, held.sha256)
+        self._learn(entry.identity, content)
         return loaded
 
     def _held(self, entry: CatalogueEntry) -> HeldFile | None:
         """The file that was fetched before; None if it has to be fetched, once more if this server refused it."""
         held = self._disk.find(entry.identity, entry.sha256)
-        if held is not None and entry.sha256 is None and self._publisher.refusal(held.sha256) is not None:
+        if held is None or entry.sha256 is not None:
+            return held
+        outside = OutsideSettings(self._configs.kept(entry) or None, entry.alpha)
+        if self._publisher.refusal(outside.key(held.sha256)) is not None:
             held.close()
             return None
         return held
@@ -197,6 +210,12 @@ class LoraStore:
             except FetchError as error:
                 raise self._remember(entry, LoadError(error.kind, str(error), LoraUnavailableError)) from error
             return self._disk.add(entry.identity, partial, content)
+
+    def _fetch_config(self, entry: CatalogueEntry) -> bytes:
+        try:
+            return self._configs.fetch(entry)
+        except FetchError as error:
+            raise self._remember(entry, LoadError(error.kind, str(error), LoraUnavailableError)) from error
 
     def _load_local(self, entry: CatalogueEntry) -> _Load:
         yield self._preparing
@@ -215,8 +234,12 @@ class LoraStore:
             if entry.sha256 not in (None, content):
                 reason = f"its file hashes to {content}; the catalogue says {entry.sha256}"
                 raise self._remember(entry, LoadError("hash_mismatch", reason, LoraUnavailableError))
+            outside = OutsideSettings(read_beside(entry), entry.alpha)
+            content = outside.key(content)
             try:
-                return self._publisher.publish(path, content, "disk", lambda: _state(before) == _state(path.stat()))
+                return self._publisher.publish(
+                    path, content, "disk", outside, lambda: _state(before) == _state(path.stat())
+                )
             finally:
                 # Else what was hashed need not be what was read now, or what the entry was made of.
                 if _state(before) == _state(path.stat()) and entry.is_current:

@@ -44,7 +44,7 @@ class PreparedLora(CanonicalLora):
             }
             viewed.append(replace(group, tensors=tensors))
             start += count
-        return cls(tuple(viewed), packed)
+        return cls(tuple(viewed), packed=packed)
 
     def record_stream(self) -> None:
         """Tells the allocator that the current stream uses it, where another one made it."""

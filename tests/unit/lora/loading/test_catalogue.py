@@ -198,7 +198,10 @@ def test_a_profile_of_another_file_is_left_out(directory: Path, caplog: pytest.L
         ("{", "catalogue.json: Invalid JSON"),
         ("{}", "loras"),
         ('{"loras": {}, "lora": {}}', "lora is not known; allowed: loras"),
-        ('{"loras": {"x": {"bond": 1}}}', "loras.x.bond is not known; allowed: location, sha256, bound, description"),
+        (
+            '{"loras": {"x": {"bond": 1}}}',
+            "loras.x.bond is not known; allowed: location, sha256, bound, alpha, description",
+        ),
         ('{"loras": {"x": {"location": "x", "bound": -1}}}', "loras.x.bound is -1: "),
         ('{"loras": {"x": {"location": "x", "bound": "1"}}}', 'loras.x.bound is "1": '),
         ('{"loras": {"x": {"location": "x", "sha256": "abc"}}}', 'loras.x.sha256 is "abc": '),

@@ -1,0 +1,47 @@
+"""What is said about a LoRA file outside it. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's file of settings, beside the weights."""
+_PEFT_NAME = re.compile(r"\.lora_[AB](?:\.\w+)?\.weight$|^base_model\.model\.")
+
+
+def is_named_by_peft(names: Iterable[str]) -> bool:
+    """Whether some of these tensors are named as PEFT does, which keeps alphas outside the tensors."""
+    return any(_PEFT_NAME.search(name) for name in names)
+
+
+@dataclass(frozen=True)
+class OutsideSettings:
+    """Settings that stand beside a file or in the catalogue.
+
+    Attributes:
+        adapter_config: Content of PEFT's `adapter_config.json` beside the file; None where there is none.
+        alpha: What `catalogue.json` says; None where it says nothing.
+    """
+
+    adapter_config: bytes | None = None
+    alpha: float | None = None
+
+    def key(self, content: str) -> str:
+        """Names a content under these settings; the content itself where nothing is said.
+
+        Args:
+            content: SHA-256 of the file, in lower-case hexadecimal.
+        """
+        if self == NO_SETTINGS:
+            return content
+        beside = b"" if self.adapter_config is None else hashlib.sha256(self.adapter_config).digest()
+        return hashlib.sha256(b"|".join((content.encode(), beside, repr(self.alpha).encode()))).hexdigest()
+
+
+NO_SETTINGS = OutsideSettings()

@@ -1,0 +1,103 @@
+"""PEFT's `adapter_config.json` beside a LoRA's file, here or in its store. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...common.errors import InvalidRequestError
+from ...common.sentences import mib
+from ..files.outside_settings import ADAPTER_CONFIG, is_named_by_peft
+from .catalogue_index import CatalogueError, read_bounded
+from .fetch_errors import FetchError
+from .fetching import sha256_of
+from .load_results import LoadError
+
+if TYPE_CHECKING:
+    from .catalogue import CatalogueEntry
+    from .disk_cache import DiskCache
+    from .fetching import Fetcher
+
+MAX_CONFIG_BYTES = 2**20
+MAX_HEADER_BYTES = 16 * 2**20
+
+
+def read_beside(entry: CatalogueEntry) -> bytes | None:
+    """What stands beside a local file; None where nothing does.
+
+    Raises:
+        LoadError: If it is too large.
+        OSError: If it cannot be read.
+    """
+    path = Path(str(entry.adapter_config))
+    try:
+        return _read(path) if stat.S_ISREG(path.stat().st_mode) else None
+    except FileNotFoundError:
+        return None
+
+
+class RemoteAdapterConfigs:
+    """Fetches what stands beside remote files, and keeps it with them on disk: of most files, that nothing does.
+
+    Invariant: an empty content in the disk cache stands for a file that its store does not have.
+    """
+
+    def __init__(self, disk: DiskCache, fetcher: Fetcher) -> None:
+        """Keeps both."""
+        self._disk, self._fetcher = disk, fetcher
+
+    def wanted(self, entry: CatalogueEntry, file: Path) -> bool:
+        """Whether a fetched file may have settings beside it: PEFT named its tensors, and it has none itself."""
+        return entry.adapter_config is not None and _lacks_settings(file)
+
+    def kept(self, entry: CatalogueEntry) -> bytes | None:
+        """What was fetched before, empty if there was nothing; None if it has to be fetched."""
+        held = self._disk.find(_identity(entry))
+        if held is None:
+            return None
+        with held:
+            return _read(held.path)
+
+    def fetch(self, entry: CatalogueEntry) -> bytes:
+        """What stands beside the file in its store; empty if nothing does.
+
+        Raises:
+            FetchError: If the store cannot be asked now.
+            LoadError: If it is too large.
+        """
+        with self._disk.partial() as partial:
+            try:
+                self._fetcher.fetch(str(entry.adapter_config), partial, None)
+            except FetchError as error:
+                if error.transient:
+                    raise
+                partial.write_bytes(b"")
+            with self._disk.add(_identity(entry), partial, sha256_of(partial)) as held:
+                return _read(held.path)
+
+
+def _identity(entry: CatalogueEntry) -> str:
+    return f"{entry.identity}|{ADAPTER_CONFIG}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bounded(path, MAX_CONFIG_BYTES)
+    except CatalogueError:
+        reason = f"the {ADAPTER_CONFIG} beside its file has more than {mib(MAX_CONFIG_BYTES)}, which is the limit"
+        raise LoadError("too_large", reason, InvalidRequestError) from None
+
+
+def _lacks_settings(file: Path) -> bool:
+    """Whether a safetensors file has PEFT's names and not its metadata; False for one that cannot be read."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            return False
+        try:
+            header = json.loads(opened.read(length))
+            return is_named_by_peft(header) and "lora_adapter_metadata" not in header.get("__metadata__", {})
+        except (ValueError, RecursionError, TypeError, AttributeError):
+            return False
