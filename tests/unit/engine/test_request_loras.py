@@ -42,7 +42,7 @@ class Store:
                 for part in components
             )
             with self.cache.reserve(1000) as reservation:
-                CanonicalLora(groups).save(reservation.path)
+                CanonicalLora(groups, ("alpha = rank was assumed",)).save(reservation.path)
                 reservation.publish(key)
 
     def loaded(self, name: str, source: str = "disk") -> LoadedLora:
@@ -90,6 +90,7 @@ def test_a_lora_that_is_there_goes_on_at_once_and_is_exact(store: Store) -> None
     loras.note_patch(0, 3.0)
     report = entry(loras.report())
     assert (report["patched_at_step"], report["source"], report["patch_ms"], report["modules"]) == (0, "host", 3.0, 1)
+    assert report["notes"] == ["alpha = rank was assumed"]
     loras.close()
 
 

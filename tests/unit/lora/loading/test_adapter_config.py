@@ -77,7 +77,9 @@ def test_one_content_under_two_alphas_is_two_loras(real: Setup) -> None:
 def test_an_alpha_that_makes_no_sense_leaves_the_catalogue_as_it_was(
     real: Setup, caplog: pytest.LogCaptureFixture, alpha: object
 ) -> None:
-    real.remote("dump", str(real.file("dump", DUMP)), alpha=alpha)
+    file = str(real.file("dump", DUMP))
+    assert scale(real, "dump") == 1.0
+    real.remote("dump", file, alpha=alpha)
     assert scale(real, "dump") == 1.0
     assert "loras.dump.alpha" in caplog.text
 
