@@ -1,33 +1,28 @@
-"""Which checkpoints a ControlNet fits."""
+"""Which checkpoints a ControlNet fits: those whose UNets give it its inputs and take its residuals."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...python_backends.controlnets.weights import (
-    EMBEDDING,
-    UNION,
-    ControlNetFileError,
-    controlnet_config,
-    load_controlnet,
-)
+import torch
+
+from ...python_backends.controlnets.weights import EMBEDDING, UNION, ControlNetFileError, ControlNetFiles
+from ...python_backends.networks.controlnet_modules import PositionalControlNet
+from ...python_backends.networks.unet import arguments, example
+from ...python_backends.networks.unet_halves import EncoderHalf
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ...python_backends.networks.checkpoint import Checkpoint
     from .serving_options import ServedControlNet
 
-ALIKE = (
-    "block_out_channels",
-    "layers_per_block",
-    "down_block_types",
-    "cross_attention_dim",
-    "addition_embed_type",
-    "in_channels",
-)
-"""Of a ControlNet's config, what its UNet's config has to say too: else residuals would not fit."""
+INPUTS = ("in_channels", "cross_attention_dim", "addition_embed_type", "projection_class_embeddings_input_dim")
+"""Of a config, what says what the network takes: the likely reasons where it does not take what the UNet takes."""
+
+NOWHERE = torch.device("meta")
 
 
 def fitting(served: ServedControlNet, checkpoints: Mapping[str, Checkpoint]) -> dict[str, ServedControlNet]:
@@ -38,45 +33,90 @@ def fitting(served: ServedControlNet, checkpoints: Mapping[str, Checkpoint]) -> 
         checkpoints: Of the pipelines.
 
     Raises:
-        ControlNetFileError: If it fits none, with what is wrong.
+        ControlNetFileError: If it fits none, with what is wrong, or holds differences to more than one.
     """
     found: dict[str, ServedControlNet] = {}
     wrong: list[ControlNetFileError] = []
+    bases: set[str] = set()
     for name, checkpoint in checkpoints.items():
         try:
-            found[name] = _checked(served, checkpoint)
+            files = ControlNetFiles.look(served.path, checkpoint)
+            found[name] = _checked(served, files)
         except ControlNetFileError as error:
             wrong.append(error)
+        else:
+            bases |= {str(checkpoint.path)} if files.to_base else set()
     if not found:
         raise wrong[0]
+    if len(bases) > 1:
+        raise ControlNetFileError(
+            f"{served.path} holds differences to a UNet and fits those of {' and '.join(sorted(bases))}; wanted: "
+            "a repository of its own for each"
+        )
     return found
 
 
-def _checked(served: ServedControlNet, checkpoint: Checkpoint) -> ServedControlNet:
-    config = controlnet_config(served.path, checkpoint)
-    unet = checkpoint.unet_config
-    for key in ALIKE:
-        if _plain(config[key]) != _plain(unet.get(key, config[key])):
-            raise ControlNetFileError(
-                f"{served.path} does not fit {checkpoint.path}: its {key} is {config[key]}, the UNet's {unet.get(key)}"
-            )
+def _checked(served: ServedControlNet, files: ControlNetFiles) -> ServedControlNet:
+    config = files.config
     if config["conditioning_channels"] != 3:
         raise ControlNetFileError(
             f"{served.path} takes {config['conditioning_channels']} channels; served are RGB pictures"
         )
-    factor = 2 ** (len(config[EMBEDDING]) - 1)
-    if factor != checkpoint.vae_scale_factor:
+    factor, wanted = 2 ** (len(config[EMBEDDING]) - 1), files.checkpoint.vae_scale_factor
+    if factor != wanted:
         raise ControlNetFileError(
-            f"{served.path} does not fit {checkpoint.path}: it makes a picture {factor} times smaller, the VAE "
-            f"{checkpoint.vae_scale_factor} times"
+            f"{served.path} does not fit {files.checkpoint.path}: it makes a picture {factor} times smaller, the VAE "
+            f"{wanted} times"
         )
-    if served.path.is_file():
-        import torch
-
-        load_controlnet(served.path, checkpoint, torch.float32)  # only its weights say whether they fit
+    given, taken = _residuals(files), _skips(files.checkpoint)
+    if given != taken:
+        raise ControlNetFileError(f"{served.path} does not fit {files.checkpoint.path}: {_difference(given, taken)}")
     modes = config["num_control_type"] if config["_class_name"] == UNION else 0
     return replace(served, control_modes=modes, pools=bool(config["global_pool_conditions"]))
 
 
+def _residuals(files: ControlNetFiles) -> list[tuple[int, ...]]:
+    """Shapes of what it gives for the UNet's inputs at the default size, computed without values."""
+    module = PositionalControlNet(files.empty())
+    inputs = _inputs(files.checkpoint)
+    height, width = files.checkpoint.default_size
+    options = {"modes": (0,), "scale": None} if module.control_modes else {}
+    try:
+        embedded = module.embed(torch.zeros(1, 3, height, width, device=NOWHERE))
+        return [tuple(tensor.shape[1:]) for tensor in module(*inputs[:5], embedded, **options)]
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ControlNetFileError(
+            f"{files.path} does not fit {files.checkpoint.path}: {_reason(files, error)}"
+        ) from error
+
+
+@cache
+def _skips(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
+    """Shapes of what residuals are added to: the skips and then the mid block's output."""
+    mid, _, *skips = EncoderHalf(checkpoint.empty_parts()["unet"])(*_inputs(checkpoint))
+    return [tuple(tensor.shape[1:]) for tensor in (*skips, mid)]
+
+
+def _inputs(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+    return arguments(example(checkpoint, 1), NOWHERE, torch.float32)
+
+
+def _reason(files: ControlNetFiles, error: Exception) -> str:
+    for key in INPUTS:
+        own, unets = files.config.get(key), files.checkpoint.unet_config.get(key)
+        if _plain(own) != _plain(unets):
+            return f"its {key} is {own}, the UNet's {unets}"
+    return " ".join(str(error).split())
+
+
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """One value where a list repeats it for every block."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _difference(given: Sequence[tuple[int, ...]], taken: Sequence[tuple[int, ...]]) -> str:
+    if len(given) != len(taken):
+        return f"it gives {len(given)} residuals, the UNet takes {len(taken)}"
+    own, unets = next(pair for pair in zip(given, taken, strict=True) if pair[0] != pair[1])
+    return f"one of its residuals is {' × '.join(map(str, own))}, the UNet's {' × '.join(map(str, unets))}"
