@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...python_backends.lora.loading.catalogue import Catalogue
 from ...python_backends.networks.checkpoint import Checkpoint, CheckpointError
+from ...python_backends.networks.checkpoint_checks import check_checkpoint
 from .controlnet_placement import NAME, ControlNetPlacement, DeploymentError, Gpu, Table, first_mistake
 from .controlnets import fitting
 from .serving_options import ServedControlNet, ServedPipeline, ServingOptions
@@ -143,6 +144,8 @@ class Deployment(Table):
         """
         try:
             checkpoints = {name: Checkpoint(each.checkpoint.resolve()) for name, each in self.pipelines.items()}
+            for checkpoint in checkpoints.values():
+                check_checkpoint(checkpoint)
             networks = {name: fitting(_served(name, placed), checkpoints) for name, placed in self.controlnets.items()}
             pipelines = {
                 name: ServedPipeline(

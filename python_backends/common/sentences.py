@@ -16,3 +16,8 @@ def shown(value: object, most: int = 150) -> str:
 def mib(size: int) -> str:
     """A number of bytes in MiB."""
     return f"{size / MIB:.1f} MiB"
+
+
+def first_sentence(error: Exception) -> str:
+    """Of what a library raises: without line breaks, advice and its full stop."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..common.sentences import first_sentence
 from ..request.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ def _refusal(own_config: Mapping[str, Any], name: str | None, of_sdxl: bool) -> 
     try:
         first, second = (_trial(own_config, name, of_sdxl) for _ in range(2))
     except ImportError as error:
-        return f"lacks a library: {_first_sentence(error)}"
+        return f"lacks a library: {first_sentence(error)}"
     except Exception as error:  # noqa: BLE001  schedulers of other pipelines raise what they like
-        return f"cannot be run by diffusers' pipeline: {_first_sentence(error)}"
+        return f"cannot be run by diffusers' pipeline: {first_sentence(error)}"
     if not torch.equal(first.nan_to_num(), second.nan_to_num()):
         return "draws other noise each time, whatever the seed"
     return None
@@ -142,7 +143,3 @@ def _trial(own_config: Mapping[str, Any], name: str | None, of_sdxl: bool) -> to
     for step in range(len(sampler.timesteps)):
         sampler.advance(step, torch.tanh(sampler.model_input(step)))
     return sampler.latents
-
-
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__

@@ -6,27 +6,39 @@ import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging import version
+
+from ..common.sentences import first_sentence
+from .weight_files import WeightFileError, weight_files, weights_variant
+
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, PreTrainedModel
 
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
 """diffusers' pipeline class of a checkpoint → name of its public model."""
 
+DEFAULT_SAMPLE_SIZES = {"sdxl": 128, "sd15": 64}
+"""Cells along a side of the latents of a UNet that says nothing of them."""
+
+
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+CLASSES = {
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
+    "text_encoder": ("transformers", _TEXT_ENCODERS),
+    "text_encoder_2": ("transformers", _TEXT_ENCODERS),
+}
+"""Network of a checkpoint → library and its classes that are served."""
+
 
 class CheckpointError(ValueError):
     """The directory is not a checkpoint that can be served; the message says why."""
-
-
-def weights_variant(directory: Path) -> str | None:
-    """`fp16` where a network's weights exist only under that name (`….fp16.safetensors`), else None."""
-    names = [file.name for file in directory.glob("*model*.safetensors")]  # diffusion_pytorch_model, model
-    of_variant = [name for name in names if ".fp16." in name or ".fp16-" in name]
-    return "fp16" if names and len(of_variant) == len(names) else None
 
 
 def missing_weights(network: torch.nn.Module) -> list[str]:
@@ -56,9 +68,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} holds a {self.pipeline_class_name}; served are {', '.join(sorted(FAMILIES))}"
             )
-        if not any((self.path / "unet").glob("diffusion_pytorch_model*.safetensors")):
-            raise CheckpointError(f"{self.path}/unet holds no weights (diffusion_pytorch_model.safetensors)")
-        taken, given = self.unet_config["in_channels"], self.vae_config["latent_channels"]
+        self.weight_files("unet")  # raises, if there are none
+        taken, given = self.latent_channels, self.vae_config.get("latent_channels", 4)
         if taken != given:
             raise CheckpointError(
                 f"{self.path}: the UNet takes {taken} channels, the VAE gives {given}; "
@@ -75,7 +86,7 @@ class Checkpoint:
     @property
     def pipeline_class_name(self) -> str:
         """Name of diffusers' pipeline class."""
-        return str(self._index["_class_name"])
+        return str(self._index.get("_class_name"))
 
     @property
     def family(self) -> str:
@@ -108,7 +119,8 @@ class Checkpoint:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent cell along one axis, as diffusers' pipelines derive it."""
-        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        widths = self.vae_config.get("block_out_channels") or self.vae_config["decoder_block_out_channels"]
+        return 2 ** (len(widths) - 1)
 
     @property
     def size_multiple(self) -> int:
@@ -118,19 +130,19 @@ class Checkpoint:
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels that diffusers' pipelines default to."""
-        size = self.unet_config["sample_size"]
+        size = self._sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
-        return int(self.unet_config["in_channels"])
+        return int(self.unet_config.get("in_channels", 4))
 
     @property
     def text_embedding_shape(self) -> tuple[int, int]:
         """(tokens, width) of a prompt's embedding."""
-        configs = [self._text_config(encoder) for encoder in self._text_encoders]
+        configs = [self._text_config(encoder) for encoder in self.text_encoders]
         tokens = self._read("tokenizer/tokenizer_config.json").get(
             "model_max_length", configs[0].max_position_embeddings
         )
@@ -158,79 +170,114 @@ class Checkpoint:
         Raises:
             CheckpointError: If its file lacks weights, as of every `load_…` that reads weights.
         """
-        from diffusers import UNet2DConditionModel
+        return self._load_network("unet", dtype).to(device)
 
-        return self._load_network(UNet2DConditionModel, "unet", dtype).to(device)
-
-    def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
         """The autoencoder in evaluation mode; in float32 if it overflows in float16 (`force_upcast`)."""
         import torch
-        from diffusers import AutoencoderKL
 
-        if dtype == torch.float16 and self.vae_config.get("force_upcast", True):
+        default = inspect.signature(self._class("vae").__init__).parameters["force_upcast"].default
+        if dtype == torch.float16 and self.vae_config.get("force_upcast", default):
             dtype = torch.float32
-        return self._load_network(AutoencoderKL, "vae", dtype).to(device)
+        return self._load_network("vae", dtype).to(device)
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
         """A pipeline of tokenisers and text encoders only: its `encode_prompt` is the reference."""
-        encoders = {name: self._load_text_encoder(name, dtype) for name in self._text_encoders}
+        encoders = {name: self._load_text_encoder(name, dtype) for name in self.text_encoders}
         return self._load_pipeline(("tokenizer", "tokenizer_2"), **encoders).to(device)
+
+    def load_tokenizers(self) -> DiffusionPipeline:
+        """A pipeline of tokenisers only."""
+        return self._load_pipeline(("tokenizer", "tokenizer_2"))
 
     def empty_parts(self) -> dict[str, torch.nn.Module]:
         """The UNet and the text encoders by name, without weights (on the meta device): their modules and shapes."""
-        from accelerate import init_empty_weights
-        from diffusers import UNet2DConditionModel
+        return {part: self.empty_part(part) for part in ("unet", *self.text_encoders)}
 
+    def empty_part(self, part: str) -> torch.nn.Module:
+        """One of `networks` without weights, on the meta device."""
+        from accelerate import init_empty_weights
+
+        kind = self._class(part)
         with init_empty_weights():
-            parts = {"unet": UNet2DConditionModel.from_config(self.unet_config)}
-            for encoder in self._text_encoders:
-                parts[encoder] = self._text_encoder_class(encoder)(self._text_config(encoder))
-        return parts
+            if part in self.text_encoders:
+                return kind(self._text_config(part))
+            return kind.from_config(self._read(f"{part}/config.json"))
 
     def weight_files(self, part: str) -> list[Path]:
-        """The safetensors files of a part such as `unet`."""
-        files = sorted((self.path / part).glob("*.safetensors"))
-        variant = weights_variant(self.path / part)
-        return [file for file in files if variant or ".fp16" not in file.name]
+        """The safetensors files of a part such as `unet`, as diffusers chooses among them.
+
+        Raises:
+            CheckpointError: If there are none, or a shard is missing.
+        """
+        try:
+            return weight_files(self.path / part)
+        except WeightFileError as error:
+            raise CheckpointError(str(error)) from None
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:
         """Of the checkpoint's own scheduler, as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
-        library, class_name = self._index["scheduler"]
+        library, class_name = self._index.get("scheduler") or (None, None)
+        if library != "diffusers":
+            raise CheckpointError(
+                f"{self.path}: its scheduler is {library}.{class_name}; served are those of diffusers"
+            )
         try:
             scheduler = self._load_pipeline(("scheduler",)).scheduler
-        except (ImportError, AttributeError, TypeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # noqa: BLE001  schedulers of all kinds raise what they like
             raise CheckpointError(
-                f"{self.path}: its scheduler {library}.{class_name} cannot be made: {reason}"
+                f"{self.path}: its scheduler {class_name} cannot be made: {first_sentence(error)}"
             ) from None
         return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
     @property
-    def _text_encoders(self) -> tuple[str, ...]:
+    def networks(self) -> tuple[str, ...]:
+        """Names of the parts that have weights."""
+        return ("unet", "vae", *self.text_encoders)
+
+    @property
+    def _sample_size(self) -> int | list[int]:
+        """Of the UNet, as the pipelines put it right."""
+        size = self.unet_config.get("sample_size")
+        if size is None:
+            return DEFAULT_SAMPLE_SIZES[self.family]
+        written_by = version.parse(version.parse(self.unet_config.get("_diffusers_version", "1")).base_version)
+        outdated = self.family == "sd15" and written_by < version.parse("0.9.0.dev0")
+        return 64 if outdated and isinstance(size, int) and size < 64 else size
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the parts that encode texts."""
         return ("text_encoder", "text_encoder_2") if self.family == "sdxl" else ("text_encoder",)
 
     def _text_config(self, encoder: str) -> CLIPTextConfig:
         from transformers import CLIPTextConfig
 
+        self._read(f"{encoder}/config.json")  # raises in our words
         return CLIPTextConfig.from_pretrained(self.path / encoder)
 
-    def _load_network(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
+    def _class(self, part: str) -> Any:
+        """The class of one of `networks`, by the index."""
+        library, served = CLASSES[part]
+        name = (self._index.get(part) or [None, None])[1]
+        if name not in served:
+            raise CheckpointError(f"{self.path}: its {part} is of class {name}; served are {', '.join(served)}")
+        return getattr(import_module(library), name)
+
+    def _load_network(self, part: str, dtype: torch.dtype) -> Any:
         path = self.path / part
-        network = kind.from_pretrained(path, dtype=dtype, variant=weights_variant(path), use_safetensors=True)
+        network = self._class(part).from_pretrained(
+            path, dtype=dtype, variant=weights_variant(path), use_safetensors=True
+        )
         _raise_if_missing(missing_weights(network), path)
         return network.requires_grad_(False).eval()
-
-    def _text_encoder_class(self, encoder: str) -> Any:
-        import transformers
-
-        return getattr(transformers, self._index[encoder][1])
 
     def _load_text_encoder(self, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
         """As the pipeline would load it; transformers would give weights that the file lacks random values."""
         path = self.path / encoder
         options = {"variant": weights_variant(path), "use_safetensors": True, "output_loading_info": True}
-        model, report = self._text_encoder_class(encoder).from_pretrained(path, dtype=dtype, **options)
+        model, report = self._class(encoder).from_pretrained(path, dtype=dtype, **options)
         _raise_if_missing(sorted(report["missing_keys"]), path)
         return model
 

@@ -1,0 +1,76 @@
+"""Whether all that serving a checkpoint will read is there and of a kind that is served, without reading weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..common.sentences import first_sentence
+from .checkpoint import CheckpointError
+from .latent_decoding import decode
+from .unet import arguments, example
+from .unet_halves import DecoderHalf, EncoderHalf
+from .weight_files import empty_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .checkpoint import Checkpoint
+
+META = torch.device("meta")
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Files of a tokeniser, one way or the other."""
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Looks at every part's class, configuration, index and files.
+
+    Tokenisers are loaded; networks are made and called on the meta device, which computes shapes alone.
+
+    Raises:
+        CheckpointError: At the first part that could not be loaded or called; one sentence that names it.
+    """
+    for part in checkpoint.networks:
+        files = checkpoint.weight_files(part)
+        _attempt(f"{checkpoint.path}/{part} cannot be read", partial(empty_tensors, files))
+    for encoder in checkpoint.text_encoders:
+        _attempt(f"{checkpoint.path}/{encoder} cannot be made", partial(checkpoint.empty_part, encoder))
+        _check_vocabulary(checkpoint.path / encoder.replace("text_encoder", "tokenizer"))
+    _attempt(f"{checkpoint.path}: its tokenizers cannot be made", checkpoint.load_tokenizers)
+    _attempt(f"{checkpoint.path}/unet cannot be called", partial(_call_unet, checkpoint))
+    _attempt(f"{checkpoint.path}/vae cannot be called", partial(_call_vae, checkpoint))
+
+
+def _check_vocabulary(directory: Path) -> None:
+    """Without its files, transformers makes a tokeniser of no words, or of letters alone."""
+    if not any(all((directory / name).is_file() for name in names) for names in VOCABULARIES):
+        wanted = " or ".join(" with ".join(names) for names in VOCABULARIES)
+        raise CheckpointError(f"{directory} holds no vocabulary; wanted: {wanted}")
+
+
+def _call_unet(checkpoint: Checkpoint) -> None:
+    unet = checkpoint.empty_part("unet")
+    given = [tensor.to(META) for tensor in arguments(example(checkpoint, 1), META, torch.float32)]
+    with torch.inference_mode():
+        DecoderHalf(unet)(given[2], *EncoderHalf(unet)(*given))
+
+
+def _call_vae(checkpoint: Checkpoint) -> None:
+    height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
+    latents = torch.empty(1, checkpoint.latent_channels, height, width, device=META)
+    with torch.inference_mode():
+        picture = decode(checkpoint.empty_part("vae"), latents)
+    if tuple(picture.shape[1:]) != (3, *checkpoint.default_size):
+        raise ValueError(f"it decodes to {list(picture.shape[1:])}; wanted: {[3, *checkpoint.default_size]}")
+
+
+def _attempt(what: str, make: Callable[[], object]) -> None:
+    try:
+        make()
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001  libraries raise what they like about files that they cannot use
+        raise CheckpointError(f"{what}: {first_sentence(error)}") from None
