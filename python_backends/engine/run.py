@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..common.errors import InvalidRequestError, RequestError
+from ..common.sentences import first_sentence
 from ..request.completed import StepHistory
 from .request_loras import RequestLoras
 from .schedulers import Sampler
@@ -115,7 +116,9 @@ class Denoising:
                 of_sdxl=pooled_prompt_embeds is not None,
             )
         except ValueError as error:
-            raise InvalidRequestError(f"STEPS is {request.steps}; allowed by the scheduler: {error}") from None
+            raise InvalidRequestError(
+                f"STEPS is {request.steps}; not allowed by the scheduler: {first_sentence(error)}"
+            ) from None
         self.conditioning: dict[str, torch.Tensor] = {}
         self.set_embeddings(prompt_embeds, pooled_prompt_embeds)
         if pooled_prompt_embeds is not None:

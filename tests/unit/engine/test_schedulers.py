@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import checkpoints
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.schedulers import SchedulerError, schedulers_for
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
@@ -133,6 +135,18 @@ def test_an_own_scheduler_is_run_as_the_pipeline_runs_it_or_refused_where_that_c
         assert not repeats(checkpoint)
     else:
         assert_equal_to_pipeline(checkpoint)
+
+
+@pytest.mark.skipif(find_spec("torchsde") is not None, reason="torchsde is installed")
+def test_a_library_that_a_scheduler_lacks_is_named(directory: Path) -> None:
+    with pytest.raises(CheckpointError, match="DPMSolverSDEScheduler cannot be made: .* requires the torchsde library"):
+        assert with_scheduler(directory, "DPMSolverSDEScheduler").scheduler_config
+
+
+def test_steps_that_a_scheduler_does_not_take(directory: Path) -> None:
+    checkpoint = with_scheduler(directory, "LCMScheduler", **SDXL)
+    with pytest.raises(InvalidRequestError, match="STEPS is 60; not allowed by the scheduler: .* 50 .* 60"):
+        ours(checkpoint, 60, 5.0)
 
 
 @pytest.mark.parametrize("class_name", ["PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "LCMScheduler"])

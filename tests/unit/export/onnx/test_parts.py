@@ -93,6 +93,20 @@ def test_latents_with_a_mean(smaller: Checkpoint, tmp_path: Path) -> None:
         assert_close(run(session(tmp_path / "vae.onnx"), {"latents": latents}), {"image": expected})
 
 
+@torch.no_grad()
+def test_a_unet_without_a_mid_block_and_a_tiny_autoencoder(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoints.with_tiny_vae(checkpoints.sd15(tmp_path / "checkpoint", mid_block_type=None)))
+    sizes = Sizes(2, 8, 8, 2, dynamic=False)
+    for part in (*unet_parts(checkpoint, torch.float32, sizes), vae_part(checkpoint, torch.float32, sizes)):
+        file = tmp_path / f"{part.name}.onnx"
+        ir.save(torch_graph(part).model, file)
+        generator = torch.Generator().manual_seed(0)
+        given = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in part.inputs.items()}
+        expected = part.module(*given.values())
+        outputs = expected if isinstance(expected, tuple) else (expected,)
+        assert_close(run(session(file), given), dict(zip(part.outputs, outputs, strict=True)))
+
+
 def test_the_names_at_the_real_widths() -> None:
     """SDXL's encoder half as published but for its depth: one layer for each of its up to ten."""
     config = {

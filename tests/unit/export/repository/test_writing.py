@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,35 @@ def test_a_second_export_replaces_the_first_and_nothing_else(sdxl: Path, tmp_pat
     assert "notes.txt" in output
     assert (repository / "notes.txt").read_text() == "mine"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r"]
+
+
+def test_a_checkpoint_that_would_not_start_is_refused_in_a_sentence(sd15: Path, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(sd15, tmp_path / "flow"))
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (checkpoint / "model_index.json").write_text(json.dumps(index))
+    code, output = export(checkpoint, tmp_path / "r")
+    assert code == 2
+    assert "/flow: its scheduler FlowMatchEulerDiscreteScheduler cannot be run" in output.replace("\n", "")
+    (checkpoint / "tokenizer/tokenizer.json").unlink()
+    code, output = export(checkpoint, tmp_path / "r")
+    assert code == 2
+    assert "/flow/tokenizer holds no vocabulary; wanted: tokenizer.json" in output.replace("\n", "")
+    assert not (tmp_path / "r").exists()
+
+
+def test_only_schedulers_that_suit_the_checkpoint_can_be_asked_for(sd15: Path, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(sd15, tmp_path / "edm"))
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EDMEulerScheduler"]
+    (checkpoint / "model_index.json").write_text(json.dumps(index))
+    (checkpoint / "scheduler/scheduler_config.json").write_text("{}")
+    for directory, own, some in ((checkpoint, "EDMEulerScheduler", False), (sd15, "PNDMScheduler", True)):
+        assert export(directory, tmp_path / "r")[0] == 0
+        said = config_of(tmp_path / "r", "preprocess").parameters
+        assert said["own_scheduler"].string_value == own
+        assert ("euler" in json.loads(said["schedulers"].string_value)) is some
+        assert config_of(tmp_path / "r", "denoiser").parameters["schedulers"] == said["schedulers"]
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason(sd15: Path, tmp_path: Path) -> None:
