@@ -71,7 +71,7 @@ class OnnxOptions:
         """
         height, width = checkpoint.default_size
         asked = {"height": self.height or height, "width": self.width or width}
-        multiple, factor = checkpoint.size_multiple, checkpoint.vae_scale_factor
+        multiple, factor = checkpoint.even_size_multiple, checkpoint.vae_scale_factor
         for name, side in asked.items():
             if side < 1 or side % multiple:
                 raise OnnxExportError(f"--{name} is {side}; allowed: multiples of {multiple}")
@@ -166,7 +166,7 @@ def _description(checkpoint: Checkpoint, options: OnnxOptions, sizes: Sizes) -> 
         "rows": sizes.rows,
         "height": sizes.height * checkpoint.vae_scale_factor,
         "width": sizes.width * checkpoint.vae_scale_factor,
-        "size_multiple": checkpoint.size_multiple,
+        "size_multiple": checkpoint.even_size_multiple,
         "vae_scale_factor": checkpoint.vae_scale_factor,
         "opset": OPSET,
         "versions": {package: version(package) for package in PACKAGES},

@@ -162,7 +162,7 @@ class Deployment(Table):
 
 
 def _served(name: str, placed: ControlNetPlacement) -> ServedControlNet:
-    return ServedControlNet(name, placed.path.resolve(), placed.gpus, placed.processes or 1, placed.url)
+    return ServedControlNet(name, placed.path.absolute(), placed.gpus, placed.processes or 1, placed.url)
 
 
 def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedControlNet, ...]) -> ServingOptions:

@@ -107,7 +107,8 @@ class ServingOptions:
             guidance_scale=self.guidance_scale,
             height=height,
             width=width,
-            size_multiple=checkpoint.size_multiple,
+            # engines are built for sizes that the UNet halves without a rest
+            size_multiple=checkpoint.even_size_multiple if self.engines else checkpoint.size_multiple,
             max_size=self.max_size,
             own_scheduler=own["_class_name"],
             schedulers=schedulers,

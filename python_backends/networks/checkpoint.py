@@ -124,7 +124,12 @@ class Checkpoint:
 
     @property
     def size_multiple(self) -> int:
-        """Heights and widths are multiples of this: VAE factor × stride of the UNet's down blocks, in pixels."""
+        """Heights and widths are multiples of this, in pixels: 8, as diffusers' pipelines want it, or the VAE factor."""
+        return max(8, self.vae_scale_factor)
+
+    @property
+    def even_size_multiple(self) -> int:
+        """Of sizes that every down block halves without a rest: VAE factor × stride of the UNet's blocks, in pixels."""
         return self.vae_scale_factor * 2 ** (len(self.unet_config["block_out_channels"]) - 1)
 
     @property

@@ -17,24 +17,18 @@ from wire import generate
 TOLERANCE = 1.0
 """Mean absolute difference of pixels, in units of 1/255."""
 
-KARRAS, SDE = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
-TRAILING = {"timestep_spacing": "trailing"}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "euler_trailing": ("EulerDiscreteScheduler", TRAILING),
     "ddim": ("DDIMScheduler", {}),
-    "ddim_trailing": ("DDIMScheduler", TRAILING),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
-    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", KARRAS),
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", SDE),
-    "dpmpp_2m_sde_karras": ("DPMSolverMultistepScheduler", SDE | KARRAS),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
-"""Name in a request → diffusers' class and what it is told beside the checkpoint's configuration."""
+"""Name in a request → diffusers' class and what it is told beside the checkpoint's configuration: of each kind of names
+some, since unit tests compare all of them."""
 ETA = {"tcd": 0.3}
 
 
@@ -82,7 +76,7 @@ def test_every_scheduler(tiny: Any, pipeline: DiffusionPipeline, scheduler: str 
     assert picture.info["scheduler"] == (scheduler or type(pipeline.scheduler).__name__)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 112)])
+@pytest.mark.parametrize("size", [(64, 64), (40, 72), (8, 112)])
 @pytest.mark.parametrize("negative", [None, "", "blurry photo"])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_sizes_and_negative_prompts(
