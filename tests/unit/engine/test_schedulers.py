@@ -139,13 +139,13 @@ def test_an_own_scheduler_is_run_as_the_pipeline_runs_it_or_refused_where_that_c
 
 @pytest.mark.skipif(find_spec("torchsde") is not None, reason="torchsde is installed")
 def test_a_library_that_a_scheduler_lacks_is_named(directory: Path) -> None:
-    with pytest.raises(CheckpointError, match="DPMSolverSDEScheduler cannot be made: .* requires the torchsde library"):
+    with pytest.raises(CheckpointError, match=r"DPMSolverSDEScheduler cannot be made: .* the torchsde library"):
         assert with_scheduler(directory, "DPMSolverSDEScheduler").scheduler_config
 
 
 def test_steps_that_a_scheduler_does_not_take(directory: Path) -> None:
     checkpoint = with_scheduler(directory, "LCMScheduler", **SDXL)
-    with pytest.raises(InvalidRequestError, match="STEPS is 60; not allowed by the scheduler: .* 50 .* 60"):
+    with pytest.raises(InvalidRequestError, match=r"STEPS is 60; not allowed by the scheduler: .* 50 .* 60"):
         ours(checkpoint, 60, 5.0)
 
 
