@@ -124,7 +124,7 @@ class Checkpoint:
 
     @property
     def size_multiple(self) -> int:
-        """Heights and widths are multiples of this, in pixels: 8, as diffusers' pipelines want it, or the VAE factor."""
+        """Heights and widths are multiples of this, in pixels: 8, as diffusers' pipelines want it, or a VAE cell."""
         return max(8, self.vae_scale_factor)
 
     @property
