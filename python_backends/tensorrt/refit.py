@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ..common.errors import InvalidRequestError
 from ..lora.files.modules import UNET, adaptable_weights
 from ..lora.patching.patcher import Patcher
 from .engine import logger, torch_type
@@ -139,7 +140,7 @@ class EnginePatcher:
             EngineMismatchError: If engines and networks do not fit together, or no engine holds some adaptable weight.
         """
         self._patcher = Patcher(parts)
-        modules = {component: adaptable_weights(network) for component, network in parts.items()}
+        self._weights = modules = {component: adaptable_weights(network) for component, network in parts.items()}
         self._engines = [
             (component, refitter, EngineWeights(weights, modules[component], dtype))
             for component, refitter, weights in engines
@@ -162,7 +163,17 @@ class EnginePatcher:
         return self._patcher.uploads_to()
 
     def prepare(self, lora: CanonicalLora) -> CanonicalLora:
-        """As `Patcher.prepare`."""
+        """As `Patcher.prepare`.
+
+        Raises:
+            InvalidRequestError: If the LoRA changes norms or biases, which engines keep as they are.
+        """
+        for group in lora.groups:
+            if group.component in self._weights and group.modules[0] not in self._weights[group.component]:
+                raise InvalidRequestError(
+                    f"LORAS: a LoRA changes {group.component}.{group.modules[0]}; "
+                    "allowed with the runtime tensorrt: those of linear layers' and convolutions' weights"
+                )
         return self._patcher.prepare(lora)
 
     @torch.no_grad()
@@ -176,9 +187,10 @@ class EnginePatcher:
             Number of modules that they adapt.
 
         Raises:
+            InvalidRequestError: As `prepare`; the engines are as they were.
             RefitError: If TensorRT fails.
         """
-        loras = list(loras)
+        loras = [(self.prepare(lora), scale) for lora, scale in loras]
         components = {component for component, _, _ in self._engines}
         wanted = {
             (group.component, module)

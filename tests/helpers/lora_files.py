@@ -11,6 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.modules import adaptable_vectors, adaptable_weights
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+
 Tensors = dict[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -251,6 +255,121 @@ def dora(made: MadeLora, weights: Mapping[tuple[str, str], torch.Tensor], kind: 
             made.tensors[f"{kohya_name(component, module)}.dora_scale"] = magnitude
         made.deltas[component, module] = (magnitude.double() / norm * merged - base).flatten(1)
     return made
+
+
+def differences(
+    shapes: Mapping[str, Shapes],
+    vectors: Mapping[str, Shapes],
+    name: Callable[[str, str], str] = kohya_name,
+    norm_roles: tuple[str, str] = ("w_norm", "b_norm"),
+) -> MadeLora:
+    """LyCORIS' full differences of weights, and of norms and biases.
+
+    Args:
+        shapes: Component → module → weight shape.
+        vectors: Component → norm, or module with `.bias` → shape.
+        name: Of a component's module.
+        norm_roles: What weights and biases of norms are called.
+    """
+    make, made = Maker(15), MadeLora()
+    for component, modules in shapes.items():
+        for module, shape in modules.items():
+            made.tensors[f"{name(component, module)}.diff"] = change = make.tensor(*shape)
+            made.deltas[component, module] = change.double().flatten(1)
+    for component, named in vectors.items():
+        for vector, shape in named.items():
+            module, is_bias = vector.removesuffix(".bias"), vector.endswith(".bias")
+            role = "diff_b" if module in shapes.get(component, {}) else norm_roles[is_bias]
+            made.tensors[f"{name(component, module)}.{role}"] = change = make.tensor(*shape)
+            made.deltas[component, vector] = change.double()[:, None]
+    return made
+
+
+def glora(weights: Mapping[str, torch.Tensor], rank: int = 3, alpha: float = 2.0) -> MadeLora:
+    """LyCORIS GLoRA: W0 · A + B, both of low rank; A over the input channels."""
+    make, made = Maker(17), MadeLora()
+    for module, weight in weights.items():
+        out, channels, *kernel = weight.shape
+        one = [1] * len(kernel)
+        a1, a2 = make.tensor(channels, rank, *one), make.tensor(rank, channels, *one)
+        b1, b2 = make.tensor(out, rank, *one), make.tensor(rank, channels, *kernel)
+        factors = {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
+        name = kohya_name("unet", module)
+        made.tensors |= {f"{name}.{role}.weight": factor for role, factor in factors.items()}
+        made.tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        mixed = torch.einsum("oi...,ij->oj...", weight.double(), product(a1, a2))
+        made.deltas["unet", module] = (mixed.flatten(1) + product(b1, b2)) * alpha / rank
+    return made
+
+
+def ia3(weights: Mapping[str, torch.Tensor], by_input: bool) -> MadeLora:
+    """LyCORIS IA3: each output, or each input channel, times 1 + weight."""
+    make, made = Maker(19), MadeLora()
+    for module, weight in weights.items():
+        axis = int(by_input)
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        change = make.tensor(weight.shape[axis])
+        name = kohya_name("unet", module)
+        stored = change if weight.ndim == 2 else change.reshape(1, -1, 1, 1)
+        made.tensors |= {f"{name}.weight": stored, f"{name}.on_input": torch.tensor(axis)}
+        made.deltas["unet", module] = (weight.double() * change.double().reshape(shape)).flatten(1)
+    return made
+
+
+def oft(
+    weights: Mapping[str, torch.Tensor], stages: int = 0, constraint: float = 0.0, rescaled: bool = False
+) -> MadeLora:
+    """LyCORIS OFT, or BOFT of so many stages: rotations of the outputs, by whole matrices."""
+    make, made = Maker(21), MadeLora()
+    for module, weight in weights.items():
+        out, size = len(weight), 4
+        stored = make.tensor(*([stages] if stages else []), out // size, size, size, size=0.4)
+        skew = stored.double() - stored.double().mT
+        norm, most = skew.square().sum().sqrt(), constraint * out
+        skew = skew * (most / norm) if 0 < most < norm else skew
+        turn = torch.linalg.solve(torch.eye(size) - skew, torch.eye(size) + skew)  # the two commute
+        flat = merged = weight.double().flatten(1)
+        if not stages:
+            merged = torch.block_diag(*turn).T @ flat
+        for stage in range(stages):
+            order = torch.arange(out).reshape(-1, 2, 2**stage * size // 2).mT.flatten()
+            shuffle = torch.eye(out, dtype=torch.float64)[order]
+            merged = shuffle.T @ torch.block_diag(*turn[stage]) @ shuffle @ merged
+        name = kohya_name("unet", module)
+        made.tensors |= {f"{name}.oft_blocks": stored, f"{name}.alpha": torch.tensor(constraint)}
+        if rescaled:
+            scale = 1 + make.tensor(out)
+            made.tensors[f"{name}.rescale"] = scale.reshape(-1, *[1] * (weight.ndim - 1))
+            merged = scale.double()[:, None] * merged
+        made.deltas["unet", module] = merged - flat
+    return made
+
+
+def adaptable(parts: Mapping[str, torch.nn.Module]) -> dict[tuple[str, str], torch.Tensor]:
+    """All that LoRAs may change of models."""
+    return {
+        (part, name): tensor
+        for part, model in parts.items()
+        for name, tensor in (adaptable_weights(model) | adaptable_vectors(model)).items()
+    }
+
+
+def check_patched(
+    parts: Mapping[str, torch.nn.Module], lora: CanonicalLora, made: MadeLora, scale: float = 0.7, error: float = 1e-6
+) -> None:
+    """Patched in, a LoRA adds what it should to everything, and goes again."""
+    before = {name: tensor.detach().clone() for name, tensor in adaptable(parts).items()}
+    patcher = Patcher(parts)
+    modules = {(part, name.removesuffix(".bias")) for part, name in made.deltas}
+    assert patcher.apply([(lora, scale)]) == len(modules) == sum(lora.modules.values())
+    for name, tensor in adaptable(parts).items():
+        wanted = before[name].double()
+        if name in made.deltas:
+            wanted = wanted + scale * made.deltas[name].reshape(wanted.shape)
+        assert torch.allclose(tensor.double(), wanted, rtol=1e-5, atol=error), name
+    patcher.apply([])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adaptable(parts).items())
 
 
 def three(shapes: Mapping[str, Shapes]) -> dict[str, MadeLora]:

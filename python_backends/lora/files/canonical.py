@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .modules import BIAS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -28,7 +30,7 @@ class Group:
     Attributes:
         component: `unet`, `text_encoder` or `text_encoder_2`.
         form: See `terms`.
-        modules: n names, in stack order.
+        modules: n names, in stack order; of norms and biases as of `adaptable_vectors`.
         scales: n numbers, alpha ÷ rank.
         tensors: As of one term, with a leading n.
     """
@@ -59,10 +61,10 @@ class CanonicalLora:
     @cached_property
     def modules(self) -> dict[str, int]:
         """Component → number of modules that the LoRA adapts."""
-        counts: dict[str, int] = defaultdict(int)
+        modules: dict[str, set[str]] = defaultdict(set)
         for group in self.groups:
-            counts[group.component] += len(group.modules)
-        return dict(counts)
+            modules[group.component].update(name.removesuffix(BIAS) for name in group.modules)
+        return {component: len(names) for component, names in modules.items()}
 
     def save(self, path: Path) -> None:
         """Writes the canonical file."""

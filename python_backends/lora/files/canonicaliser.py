@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,13 @@ import torch
 from ...common.errors import InvalidRequestError
 from .alphas import Alphas
 from .canonical import CanonicalLora, Group
+from .forms import Place, make_term
 from .keys import Target, assign, module_name
 from .modules import BaseCheckpoint, BaseModules, stack_order
 from .outside_settings import NO_SETTINGS, OutsideSettings, is_named_by_peft
 from .patterns import PatternMatcher
 from .safetensors_file import FileLimits, read_lora_file
-from .terms import DORA_ROLES, Term, make_term, rank_of
+from .terms import DORA_ROLES, Term, has_scale, rank_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,31 +78,45 @@ class Canonicaliser:
         names = {target: module_name(next(iter(roles.values()))) for target, roles in assigned.items()}
         alphas = Alphas(file.metadata, outside, PatternMatcher(self._base, names))
         terms: dict[Target, Term] = {}
-        left = self._max_bytes
+        left, skipped = self._max_bytes, Counter[str]()
         for target, roles in assigned.items():
             tensors = {role: file.tensors[name] for role, name in roles.items()}
+            factors = [tensor for role, tensor in tensors.items() if role != "alpha"]
+            if "alpha" in tensors and not (factors and (has_scale(tensors) or "oft_blocks" in tensors)):
+                skipped["alpha without factors"] += 1
+            if not any(factor.numel() for factor in factors):
+                skipped["module of rank 0"] += len(factors) > 0
+                continue
             term = self._term(target, tensors, alphas, is_named_by_peft(roles.values()))
             left -= sum(tensor.nbytes for tensor in term.tensors.values())
             if left < 0:
                 raise InvalidRequestError(f"it takes more than {self._max_bytes} bytes in canonical form")
             terms[target] = term
-        return CanonicalLora(_grouped(terms, self._base), tuple(alphas.notes()))
+        notes = [f"skipped: {count} × {what}" for what, count in sorted((+skipped).items())]
+        if not terms:
+            raise InvalidRequestError("; ".join(["the file adapts no module", *notes]))
+        return CanonicalLora(_grouped(terms, self._base), (*alphas.notes(), *notes))
 
     def _term(self, target: Target, tensors: dict[str, torch.Tensor], alphas: Alphas, is_peft: bool) -> Term:
-        shape = self._base.shapes[target.component][target.module]
+        place = Place(
+            self._base.shape(target.component, target.module) or (),
+            lambda: self._base.weight(target.component, target.module),
+            self._max_rank,
+        )
         stored = tensors.pop("alpha", None)
         try:
             if stored is not None and stored.numel() != 1:
                 raise InvalidRequestError(f"its alpha has {stored.numel()} values; wanted: one")
-            place = alphas.uses_dora(target, is_peft)
-            if place is not None and not DORA_ROLES & tensors.keys():
-                raise InvalidRequestError(f"it has no lora_magnitude_vector, though use_dora in {place} says so")
+            says_dora = alphas.uses_dora(target, is_peft)
+            if says_dora is not None and not DORA_ROLES & tensors.keys():
+                raise InvalidRequestError(f"it has no lora_magnitude_vector, though use_dora in {says_dora} says so")
             own = None if stored is None else float(stored)
             rank = rank_of(tensors)
-            alpha = alphas.alpha(target, own, rank, is_peft, is_convolution=math.prod(shape[2:]) > 1)
-            term = make_term(
-                tensors, shape, alpha, self._max_rank, lambda: self._base.weight(target.component, target.module)
-            )
+            if has_scale(tensors):
+                alpha = alphas.alpha(target, own, rank, is_peft, is_convolution=math.prod(place.shape[2:]) > 1)
+            else:
+                alpha = own
+            term = make_term(tensors, place, alpha)
             declared = alphas.declared_rank(target) if is_peft and term.form == "kronecker" and rank is None else None
             if alpha and declared:  # PEFT scales whole Kronecker factors too
                 return replace(term, scale=alpha / declared)
@@ -117,7 +132,7 @@ def _grouped(terms: Mapping[Target, Term], base: BaseModules) -> tuple[Group, ..
             target = Target(component, module)
             term = terms[target]
             signature = tuple(sorted((name, t.dtype, tuple(t.shape)) for name, t in term.tensors.items()))
-            members[component, term.form, base.shapes[component][module], str(signature)].append(target)
+            members[component, term.form, base.shape(component, module), str(signature)].append(target)
     return tuple(
         Group(
             component=component,

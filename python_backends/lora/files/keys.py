@@ -22,20 +22,39 @@ from diffusers.utils.state_dict_utils import (
 )
 
 from ...common.errors import InvalidRequestError
-from .modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET, alias
+from .modules import BIAS, TEXT_ENCODER, TEXT_ENCODER_2, UNET, alias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from .modules import BaseModules
 
 _ROLE = re.compile(
     r"\.(?:lora_(?P<kohya>up|down|mid)(?:\.weight)?"
-    r"|lora_(?P<peft>[AB])(?:\.default)?\.weight"
+    r"|lora_(?P<peft>[AB])(?:\.\w+)?\.weight"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
-    r"|(?P<other>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)))$"
+    r"|(?P<glora>[ab][12])\.weight"
+    r"|(?P<other>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
+    r"|diff|diff_b|w_norm|b_norm|oft_blocks|rescale|on_input|weight))$"
 )
 _PEFT_ROLES = {"A": "down", "B": "up"}
+_ROLES_OF_VECTORS = {"diff_b": "diff", "w_norm": "diff", "b_norm": "diff"}
+_FOREIGN = "name nothing that this checkpoint has"
+_UNSERVED = (
+    (re.compile(r"\.[ab][12m]\.weight$"), "GLoRA with a core"),
+    (re.compile(r"\.ia3_l\b"), "IA3 as PEFT saves it"),
+    (re.compile(r"\.oft_[rR]\b"), "OFT as PEFT saves it"),
+    (re.compile(r"\.boft_[A-Za-z]+\b"), "BOFT as PEFT saves it"),
+    (re.compile(r"\.vera_lambda_|^base_model\.vera_"), "VeRA"),
+    (re.compile(r"\.lora_embedding_[AB]\b|token_embedding|position_embedding"), "for an embedding"),
+    (re.compile(r"\.lora_B(?:\.\w+)?\.bias$"), "biases of LoRA factors"),
+    (re.compile(r"^(?:lora_unet_)?lllite_"), "ControlNet-LLLite"),
+    (re.compile(r"^lora_controlnet|\.?zero_convs?\."), "of a ControlNet"),
+    (re.compile(r"^(?:ip_adapter|image_proj)\."), "IP-Adapter"),
+    (re.compile(r"^(?:bundle_emb\.|emb_params$|string_to_param|clip_[lg]$)"), "textual inversion"),
+)
+"""Names of kinds that are known and not served, and what the kinds are called."""
+SERVED = "LoRA, LoCon, LoHa, LoKr, GLoRA, OFT, BOFT, IA3, DoRA and differences of weights, norms and biases"
 
 _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("lora_unet_", UNET),
@@ -56,52 +75,71 @@ _PREFIXES: tuple[tuple[str, str | None], ...] = (
 """Beginnings of names: kohya, diffusers, ComfyUI; raw PEFT, ComfyUI and LyCORIS say no component: that is the UNet."""
 PREFIX_OF = {UNET: "lora_unet_", TEXT_ENCODER: "lora_te1_", TEXT_ENCODER_2: "lora_te2_"}
 """kohya's, by component."""
+_NORMS = {"_in_layers_0": "_norm1", "_out_layers_0": "_norm2"}
+"""Stability's names of a residual block's norms → diffusers'."""
 _SHOWN, _MOST_PREFIXES = 5, 4
 
 
 @dataclass(frozen=True)
 class Target:
-    """A module of the checkpoint."""
+    """A module of the checkpoint; of linear layers and convolutions the weight, of norms too; or a bias."""
 
     component: str
     module: str
 
 
 def assign(names: Iterable[str], base: BaseModules) -> dict[Target, dict[str, str]]:
-    """Module → role → tensor name, for every tensor name of a file.
+    """Module, norm or bias → role → tensor name, for every tensor name of a file.
 
-    Roles: `up`, `down`, `mid`, `alpha`, `dora_scale` (of LyCORIS), `magnitude` (of PEFT's DoRA), `hada_…`, `lokr_…`.
+    Roles: `up`, `down`, `mid`, `alpha`, `dora_scale` (of LyCORIS), `magnitude` (of PEFT's DoRA), `hada_…`, `lokr_…`,
+    `a1` to `b2` (GLoRA), `oft_blocks`, `rescale`, `weight` and `on_input` (IA3), `diff` (of norms and biases too).
 
     Raises:
-        InvalidRequestError: If a name is not understood, names no module of the checkpoint, or names one twice.
+        InvalidRequestError: If a name is not understood, names nothing of the checkpoint, or names it twice.
     """
     assigned: dict[Target, dict[str, str]] = defaultdict(dict)
-    unknown: list[str] = []
+    refused: dict[str, list[str]] = defaultdict(list)
     targets: dict[str, Target | None] = {}
     for name in names:
         module, role = _split(name)
-        if role is None:
-            unknown.append(name)
+        kind = next((kind for pattern, kind in _UNSERVED if pattern.search(name)), None)
+        if role is None or (kind is not None and role == "weight"):
+            refused["not understood" if kind is None else f"{kind}, which is not served"].append(name)
             continue
         if module not in targets:
             targets[module] = target_of(module, base)
-        target = targets[module]
+        target = _changed(targets[module], role, base)
         if target is None:
-            unknown.append(name)
-        elif role in assigned[target]:
+            refused[_FOREIGN].append(name)
+            continue
+        role = _ROLES_OF_VECTORS.get(role, role)
+        if role in assigned[target]:
             raise InvalidRequestError(f"the file gives {target.module} twice: {assigned[target][role]} and {name}")
-        else:
-            assigned[target][role] = name
-    if unknown:
-        shown = ", ".join(name[:120] for name in sorted(unknown)[:_SHOWN])
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        raise InvalidRequestError(
-            f"{len(unknown)} of the file's tensors are not understood or name no module of this checkpoint: "
-            f"{shown}{more}; allowed: LoRA, LoCon, LoHa, LoKr or DoRA of the served base model"
-        )
-    if not assigned:
-        raise InvalidRequestError("the file adapts no module; allowed: at least one")
+        assigned[target][role] = name
+    for roles in assigned.values():
+        if "weight" in roles and "on_input" not in roles:
+            refused["whole weights and no differences, which is not served"].append(roles["weight"])
+    if refused:
+        raise InvalidRequestError(_sentence(refused))
     return dict(assigned)
+
+
+def _changed(target: Target | None, role: str, base: BaseModules) -> Target | None:
+    """What a tensor changes: the module itself, or its bias; None if there is none."""
+    if target is None or role not in ("diff_b", "b_norm"):
+        return target
+    bias = Target(target.component, f"{target.module}{BIAS}")
+    return None if base.shape(bias.component, bias.module) is None else bias
+
+
+def _sentence(refused: Mapping[str, list[str]]) -> str:
+    """Why names are refused, for the first reason that is not that they are foreign."""
+    reason = next((reason for reason in refused if reason != _FOREIGN), _FOREIGN)
+    names = refused[reason]
+    shown = ", ".join(name[:120] for name in sorted(names)[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    verb, allowed = ("", "those of the served base model") if reason == _FOREIGN else (" are", SERVED)
+    return f"{len(names)} of the file's tensors{verb} {reason}: {shown}{more}; allowed: {allowed}"
 
 
 def module_name(name: str) -> str:
@@ -120,7 +158,7 @@ def _split(name: str) -> tuple[str, str | None]:
     match = _ROLE.search(text)
     if match is None:
         return name, None
-    role = match["kohya"] or _PEFT_ROLES.get(match["peft"]) or match["other"] or "magnitude"
+    role = match["kohya"] or _PEFT_ROLES.get(match["peft"]) or match["glora"] or match["other"] or "magnitude"
     return text[: match.start()], role
 
 
@@ -152,4 +190,9 @@ def _from_sgm(name: str, layers_per_block: int | list[int] | None) -> str:
         (key,) = convert_unet_state_dict_to_peft({_convert_unet_lora_key(key): 0})
     except (ValueError, IndexError, TypeError):
         return name
-    return alias(key.removesuffix(".lora_A.weight"))
+    found = alias(key.removesuffix(".lora_A.weight"))
+    if found == "out_0":
+        return "conv_norm_out"
+    for norm, ours in _NORMS.items():  # diffusers' converters know weights of layers alone
+        found = f"{found.removesuffix(norm)}{ours}" if found.endswith(norm) else found
+    return found

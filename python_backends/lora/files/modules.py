@@ -1,4 +1,4 @@
-"""The modules of a checkpoint that a LoRA may adapt: linear layers and convolutions of UNet and text encoders."""
+"""What of a checkpoint a LoRA may adapt: weights of linear layers, convolutions and norms, and all biases."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """Parts of a checkpoint that LoRAs adapt, by their names in diffusers."""
+BIAS = ".bias"
+"""Ends the names of biases."""
 _TEXT_MODEL = "text_model."
 
 
@@ -25,6 +27,19 @@ def adaptable_weights(root: torch.nn.Module) -> dict[str, torch.Tensor]:
         for name, module in root.named_modules()
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
     }
+
+
+def adaptable_vectors(root: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name → [features]: a norm's weight by the norm's name, and by `name.bias` the bias of whatever has weights."""
+    vectors: dict[str, torch.Tensor] = {}
+    for name, module in root.named_modules():
+        if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) and module.weight is not None:
+            vectors[name] = module.weight
+        elif not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            continue
+        if module.bias is not None:
+            vectors[f"{name}{BIAS}"] = module.bias
+    return vectors
 
 
 def stack_order(names: Iterable[str]) -> list[str]:
@@ -59,31 +74,43 @@ class BaseModules:
     """Names and shapes of a checkpoint's adaptable weights, and the weights themselves where a format needs them.
 
     Attributes:
-        shapes: Component → module name → shape of its weight.
+        shapes: Component → module name → shape of its weight, of linear layers and convolutions.
+        vectors: Component → name → shape, as of `adaptable_vectors`.
         checkpoint: Where the weights lie.
     """
 
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    vectors: Mapping[str, Mapping[str, tuple[int, ...]]]
     checkpoint: BaseCheckpoint
 
     @classmethod
     def of(cls, checkpoint: BaseCheckpoint) -> BaseModules:
         """Reads a checkpoint's configurations; weights stay where they are."""
         parts = checkpoint.empty_parts()
-        shapes = {
-            component: {name: tuple(weight.shape) for name, weight in adaptable_weights(module).items()}
-            for component, module in parts.items()
-        }
-        return cls(shapes, checkpoint)
+        shapes, vectors = (
+            {
+                component: {name: tuple(tensor.shape) for name, tensor in adaptable(module).items()}
+                for component, module in parts.items()
+            }
+            for adaptable in (adaptable_weights, adaptable_vectors)
+        )
+        return cls(shapes, vectors, checkpoint)
+
+    def shape(self, component: str, name: str) -> tuple[int, ...] | None:
+        """Of a weight or vector; None if there is none of that name."""
+        return self.shapes[component].get(name) or self.vectors[component].get(name)
 
     @cached_property
     def aliases(self) -> dict[str, dict[str, str]]:
-        """Component → name with underscores for dots, without CLIP's `text_model` → module name.
+        """Component → name with underscores for dots, without CLIP's `text_model` → name of a module with weights.
 
         Every naming of LoRA files comes to these: kohya writes underscores, and transformers has moved CLIP's modules
         in and out of `text_model`.
         """
-        return {component: {alias(name): name for name in shapes} for component, shapes in self.shapes.items()}
+        return {
+            component: {alias(name): name for name in (*shapes, *self.vectors[component]) if not name.endswith(BIAS)}
+            for component, shapes in self.shapes.items()
+        }
 
     def weight(self, component: str, module: str) -> torch.Tensor:
         """A module's weight as the checkpoint's files hold it."""

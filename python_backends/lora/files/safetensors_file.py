@@ -19,7 +19,11 @@ from ...common.errors import InvalidRequestError, UnusableFileError
 if TYPE_CHECKING:
     from pathlib import Path
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+READ_AS = {torch.float64: torch.float32, torch.float8_e4m3fn: torch.float16, torch.float8_e5m2: torch.float16}
+"""Other types that are taken, and what becomes of them: float16 holds every number of eight bits."""
+WHOLE_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
+"""Of single numbers, such as alphas: weights of whole numbers are quantised, and without their scales mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class FileLimits:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The checked contents: floating-point tensors of at most 32 bits, all finite, and the header's metadata."""
+    """The checked contents: floating-point tensors of 16 or 32 bits, all finite, and the header's metadata."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
@@ -58,10 +62,14 @@ def read_lora_file(path: Path, limits: FileLimits | None = None) -> LoraFile:
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UnusableFileError(f"the file is not valid safetensors: {_short(error)}") from None
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            raise UnusableFileError(f'tensor "{_short(name)}" is {tensor.dtype}; allowed: floating point')
-        if tensor.dtype == torch.float64:
+        if tensor.dtype in READ_AS:
+            tensor = tensors[name] = tensor.to(READ_AS[tensor.dtype])
+        elif tensor.dtype in WHOLE_DTYPES and tensor.numel() == 1:
             tensor = tensors[name] = tensor.float()
+        elif tensor.dtype not in DTYPES:
+            raise UnusableFileError(
+                f'tensor "{_short(name)}" is {tensor.dtype}; allowed: floating point, or one whole number'
+            )
         if not _is_finite(tensor):
             raise UnusableFileError(f'tensor "{_short(name)}" holds NaN or infinite values; allowed: finite ones')
     return LoraFile(tensors, metadata)

@@ -2,7 +2,8 @@
 
 Weights of one shape are made views of one tensor, and so are the deltas of a canonical LoRA: a swap is a batched matrix
 product per shape and rank, over just the modules that the old or the new set adapts. On a GPU, sets of low-rank LoRAs
-are a single launch of `kernels.lora_patch`. Addresses never change, so traced graphs and CUDA graphs stay valid; W0 is
+are a single launch of `kernels.lora_patch`. Norms' weights and biases, which few LoRAs have, are patched one by one.
+Addresses never change, so traced graphs and CUDA graphs stay valid; W0 is
 kept, so nothing drifts, and every set gives the same bits whatever was patched in before.
 """
 
@@ -16,15 +17,16 @@ import torch
 from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
-from ..files.modules import adaptable_weights, stack_order
+from ..files.modules import BIAS, adaptable_vectors, adaptable_weights, stack_order
 from .prepared import PreparedLora
+from .vectors import Vectors
 from .weight_stack import StackedTerms, WeightStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ....kernels.lora_tables import PackedLora
-    from ..files.canonical import CanonicalLora
+    from ..files.canonical import CanonicalLora, Group
 
 
 class Patcher:
@@ -49,6 +51,13 @@ class Patcher:
                 places = [(stack, position) for position in range(len(names))]
                 self._modules += places
                 self._places |= {(component, name): place for name, place in zip(names, places, strict=True)}
+        self._vectors = Vectors(
+            {
+                (component, name): vector
+                for component, model in parts.items()
+                for name, vector in adaptable_vectors(model).items()
+            }
+        )
         self._components = frozenset(parts)
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
         self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
@@ -86,7 +95,7 @@ class Patcher:
             return lora
         device = self._table.pristine.device
         groups = [
-            self._places[group.component, group.modules[0]][0].in_order(group.to(device))
+            group.to(device) if self._is_of_vectors(group) else self._stack(group).in_order(group.to(device))
             for group in lora.groups
             if group.component in self._components
         ]
@@ -117,30 +126,38 @@ class Patcher:
             for lora, scale in prepared
             if isinstance(lora, PreparedLora) and lora.packed is not None
         ]
+        groups = [
+            (group, scale) for lora, scale in prepared for group in lora.groups if group.component in self._components
+        ]
+        self._vectors.patch([(group, scale) for group, scale in groups if self._is_of_vectors(group)])
         if self._one_launch and len(packed) == len(prepared):
-            return self._apply_in_one_launch(packed)
-        return self._apply_by_stack(prepared)
+            self._apply_in_one_launch(packed)
+        else:
+            self._apply_by_stack([(group, scale) for group, scale in groups if not self._is_of_vectors(group)])
+        return len({(group.component, name.removesuffix(BIAS)) for group, _ in groups for name in group.modules})
 
-    def _apply_in_one_launch(self, loras: Sequence[tuple[PackedLora, float]]) -> int:
+    def _is_of_vectors(self, group: Group) -> bool:
+        return (group.component, group.modules[0]) in self._vectors
+
+    def _stack(self, group: Group) -> WeightStack:
+        return self._places[group.component, group.modules[0]][0]
+
+    def _apply_in_one_launch(self, loras: Sequence[tuple[PackedLora, float]]) -> None:
         left = {stack.first + position for stack in self._stacks for position in stack.touched}
         wanted = {module for lora, _ in loras for module in lora.modules.tolist()}
         plan = self._table.plan(loras, restored=left)
         self._touch(wanted | left)  # a failure on the way is repaired by the next set
         lora_patch(self._table, plan)
         self._touch(wanted)
-        return len(wanted)
 
-    def _apply_by_stack(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
+    def _apply_by_stack(self, groups: Iterable[tuple[Group, float]]) -> None:
         terms: dict[WeightStack, list[StackedTerms]] = {stack: [] for stack in self._stacks if stack.touched}
-        for lora, scale in loras:
-            for group in lora.groups:
-                if group.component in self._components:
-                    places = [self._places[group.component, module] for module in group.modules]
-                    index = {position: number for number, (_, position) in enumerate(places)}
-                    terms.setdefault(places[0][0], []).append(StackedTerms(group, scale, index))
+        for group, scale in groups:
+            places = [self._places[group.component, module] for module in group.modules]
+            index = {position: number for number, (_, position) in enumerate(places)}
+            terms.setdefault(places[0][0], []).append(StackedTerms(group, scale, index))
         for stack, stacked in terms.items():
             stack.patch(stacked)
-        return sum(len(stack.touched) for stack in terms)
 
     def _number(self, component: str, module: str) -> int:
         stack, position = self._places[component, module]

@@ -11,6 +11,7 @@ import torch
 
 import checkpoints
 import lora_files
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
@@ -246,3 +247,13 @@ def test_maps_that_do_not_fit_are_refused(checkpoint: Checkpoint, tmp_path: Path
     assert read_weight_map(tmp_path, "vae_decoder") == {}
     with pytest.raises(EngineMismatchError, match=r"text_encoder\.weights\.json is missing; export"):
         read_weight_map(tmp_path, "text_encoder")
+
+
+def test_norms_and_biases_are_refused_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engines = Engines(checkpoint)
+    before = {name: value.clone() for name, value in engines.values.items()}
+    made = lora_files.differences({}, {"unet": {"conv_norm_out": (16,)}})
+    lora = Canonicaliser(checkpoint).read(made.save(tmp_path / "lora.safetensors"))
+    with pytest.raises(InvalidRequestError, match=r"unet\.conv_norm_out; allowed with the runtime tensorrt"):
+        engines.patcher.apply([(lora, 1.0)])
+    assert all(torch.equal(value, before[name]) for name, value in engines.values.items())

@@ -61,23 +61,9 @@ def loaded(checkpoint: Checkpoint) -> dict[str, torch.nn.Module]:
 def check(checkpoint: Checkpoint, made: MadeLora, directory: Path, scale: float = 0.7, error: float = 1e-6) -> None:
     """Canonicalised, saved, mapped and patched in, the file adds what it should to every weight, and goes again."""
     canonicaliser(checkpoint)(made.save(directory / "lora.safetensors"), directory / "canonical.safetensors")
-    lora = CanonicalLora.open(directory / "canonical.safetensors")
-    parts = models(checkpoint)
-    before = {
-        (part, name): weight.detach().clone()
-        for part, model in parts.items()
-        for name, weight in adaptable_weights(model).items()
-    }
-    patcher = Patcher(parts)
-    assert patcher.apply([(lora, scale)]) == len(made.deltas) == sum(lora.modules.values())
-    for part, model in parts.items():
-        for name, weight in adaptable_weights(model).items():
-            base = before[part, name].double().flatten(1)
-            wanted = base + scale * made.deltas.get((part, name), torch.zeros_like(base))
-            assert torch.allclose(weight.double().flatten(1), wanted, rtol=1e-5, atol=error), (part, name)
-    patcher.apply([])
-    for part, model in parts.items():
-        assert all(torch.equal(weight, before[part, name]) for name, weight in adaptable_weights(model).items())
+    lora_files.check_patched(
+        models(checkpoint), CanonicalLora.open(directory / "canonical.safetensors"), made, scale, error
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
