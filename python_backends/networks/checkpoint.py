@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging import version
 
 from ..common.sentences import first_sentence
-from .weight_files import WeightFileError, weight_files, weights_variant
+from .checkpoint_files import CheckpointError, CheckpointFiles
+from .weight_files import weights_variant
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, PreTrainedModel
@@ -25,20 +25,6 @@ FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd1
 
 DEFAULT_SAMPLE_SIZES = {"sdxl": 128, "sd15": 64}
 """Cells along a side of the latents of a UNet that says nothing of them."""
-
-
-_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-CLASSES = {
-    "unet": ("diffusers", ("UNet2DConditionModel",)),
-    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
-    "text_encoder": ("transformers", _TEXT_ENCODERS),
-    "text_encoder_2": ("transformers", _TEXT_ENCODERS),
-}
-"""Network of a checkpoint → library and its classes that are served."""
-
-
-class CheckpointError(ValueError):
-    """The directory is not a checkpoint that can be served; the message says why."""
 
 
 def missing_weights(network: torch.nn.Module) -> list[str]:
@@ -52,16 +38,14 @@ def _raise_if_missing(weights: list[str], part: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A directory that `DiffusionPipeline.from_pretrained` loads.
+class Checkpoint(CheckpointFiles):
+    """A checkpoint that can be served.
 
     Reading a property reads JSON only; weights are read by the `load_…` methods, each its own part and no other.
 
     Attributes:
         path: The directory that holds `model_index.json`.
     """
-
-    path: Path
 
     def __post_init__(self) -> None:
         if self.pipeline_class_name not in FAMILIES:
@@ -79,14 +63,10 @@ class Checkpoint:
         if self.unet_config.get("addition_embed_type") in unserved or self.unet_config.get("encoder_hid_dim_type"):
             raise CheckpointError(f"{self.path}: the UNet wants conditioning that is not served")
 
-    @cached_property
-    def _index(self) -> dict[str, Any]:
-        return self._read("model_index.json")
-
     @property
     def pipeline_class_name(self) -> str:
         """Name of diffusers' pipeline class."""
-        return str(self._index.get("_class_name"))
+        return str(self.index.get("_class_name"))
 
     @property
     def family(self) -> str:
@@ -96,12 +76,12 @@ class Checkpoint:
     @cached_property
     def unet_config(self) -> dict[str, Any]:
         """`unet/config.json`."""
-        return self._read("unet/config.json")
+        return self.read("unet/config.json")
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
         """`vae/config.json`."""
-        return self._read("vae/config.json")
+        return self.read("vae/config.json")
 
     @cached_property
     def force_zeros_for_empty_prompt(self) -> bool:
@@ -109,12 +89,12 @@ class Checkpoint:
         if self.family != "sdxl":
             return False
         default = inspect.signature(self._pipeline_class.__init__).parameters["force_zeros_for_empty_prompt"].default
-        return bool(self._index.get("force_zeros_for_empty_prompt", default))
+        return bool(self.index.get("force_zeros_for_empty_prompt", default))
 
     @property
     def has_safety_checker(self) -> bool:
         """Whether the checkpoint brings a safety checker (which is not run by this server)."""
-        return (self._index.get("safety_checker") or [None])[0] is not None
+        return self.class_name("safety_checker")[0] is not None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -148,7 +128,7 @@ class Checkpoint:
     def text_embedding_shape(self) -> tuple[int, int]:
         """(tokens, width) of a prompt's embedding."""
         configs = [self._text_config(encoder) for encoder in self.text_encoders]
-        tokens = self._read("tokenizer/tokenizer_config.json").get(
+        tokens = self.read("tokenizer/tokenizer_config.json").get(
             "model_max_length", configs[0].max_position_embeddings
         )
         return int(tokens), sum(config.hidden_size for config in configs)
@@ -181,7 +161,7 @@ class Checkpoint:
         """The autoencoder in evaluation mode; in float32 if it overflows in float16 (`force_upcast`)."""
         import torch
 
-        default = inspect.signature(self._class("vae").__init__).parameters["force_upcast"].default
+        default = inspect.signature(self.network_class("vae").__init__).parameters["force_upcast"].default
         if dtype == torch.float16 and self.vae_config.get("force_upcast", default):
             dtype = torch.float32
         return self._load_network("vae", dtype).to(device)
@@ -203,27 +183,16 @@ class Checkpoint:
         """One of `networks` without weights, on the meta device."""
         from accelerate import init_empty_weights
 
-        kind = self._class(part)
+        kind = self.network_class(part)
         with init_empty_weights():
             if part in self.text_encoders:
                 return kind(self._text_config(part))
-            return kind.from_config(self._read(f"{part}/config.json"))
-
-    def weight_files(self, part: str) -> list[Path]:
-        """The safetensors files of a part such as `unet`, as diffusers chooses among them.
-
-        Raises:
-            CheckpointError: If there are none, or a shard is missing.
-        """
-        try:
-            return weight_files(self.path / part)
-        except WeightFileError as error:
-            raise CheckpointError(str(error)) from None
+            return kind.from_config(self.read(f"{part}/config.json"))
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:
         """Of the checkpoint's own scheduler, as diffusers' pipeline amends it (`steps_offset`, `clip_sample`)."""
-        library, class_name = self._index.get("scheduler") or (None, None)
+        library, class_name = self.class_name("scheduler")
         if library != "diffusers":
             raise CheckpointError(
                 f"{self.path}: its scheduler is {library}.{class_name}; served are those of diffusers"
@@ -259,20 +228,12 @@ class Checkpoint:
     def _text_config(self, encoder: str) -> CLIPTextConfig:
         from transformers import CLIPTextConfig
 
-        self._read(f"{encoder}/config.json")  # raises in our words
+        self.read(f"{encoder}/config.json")  # raises in our words
         return CLIPTextConfig.from_pretrained(self.path / encoder)
-
-    def _class(self, part: str) -> Any:
-        """The class of one of `networks`, by the index."""
-        library, served = CLASSES[part]
-        name = (self._index.get(part) or [None, None])[1]
-        if name not in served:
-            raise CheckpointError(f"{self.path}: its {part} is of class {name}; served are {', '.join(served)}")
-        return getattr(import_module(library), name)
 
     def _load_network(self, part: str, dtype: torch.dtype) -> Any:
         path = self.path / part
-        network = self._class(part).from_pretrained(
+        network = self.network_class(part).from_pretrained(
             path, dtype=dtype, variant=weights_variant(path), use_safetensors=True
         )
         _raise_if_missing(missing_weights(network), path)
@@ -282,7 +243,7 @@ class Checkpoint:
         """As the pipeline would load it; transformers would give weights that the file lacks random values."""
         path = self.path / encoder
         options = {"variant": weights_variant(path), "use_safetensors": True, "output_loading_info": True}
-        model, report = self._class(encoder).from_pretrained(path, dtype=dtype, **options)
+        model, report = self.network_class(encoder).from_pretrained(path, dtype=dtype, **options)
         _raise_if_missing(sorted(report["missing_keys"]), path)
         return model
 
@@ -293,16 +254,7 @@ class Checkpoint:
         return getattr(diffusers, self.pipeline_class_name)
 
     def _load_pipeline(self, parts: tuple[str, ...], **options: Any) -> DiffusionPipeline:
-        unused = {name: None for name, value in self._index.items() if isinstance(value, list) and name not in parts}
+        unused = {name: None for name, value in self.index.items() if isinstance(value, list) and name not in parts}
         if self.family == "sd15":
             options["requires_safety_checker"] = False
         return self._pipeline_class.from_pretrained(self.path, **(unused | options))
-
-    def _read(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        try:
-            return json.loads(file.read_text("utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path} is not a diffusers checkpoint: it has no {name}") from None
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON: {error}") from error

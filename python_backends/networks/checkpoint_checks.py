@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..common.sentences import first_sentence
-from .checkpoint import CheckpointError
+from .checkpoint_files import CheckpointError
 from .latent_decoding import decode
 from .unet import arguments, example
 from .unet_halves import DecoderHalf, EncoderHalf

@@ -192,3 +192,8 @@ def test_names_that_do_not_know_what_the_network_predicts_are_left_out(directory
     assert "ddim" in names
     for name in names:
         assert_equal_to_pipeline(checkpoint, name)
+
+
+def test_the_readme_names_every_scheduler_of_the_contract() -> None:
+    said = (Path(__file__).resolve().parents[3] / "README.md").read_text("utf-8")
+    assert [name for name in SCHEDULERS if f"`{name}`" not in said] == []
