@@ -47,6 +47,13 @@ def export(
     max_size: Annotated[
         int | None, typer.Option(help="Largest height and width in pixels; else twice the checkpoint's, at least 512.")
     ] = None,
+    ignored_parameters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Request parameters that are let pass, such as headers that Triton forwards; else refused.",
+        ),
+    ] = None,
     loras: Annotated[
         Path | None,
         typer.Option(help="Directory of LoRA files, and catalogue.json for those elsewhere.", rich_help_panel=_LORAS),
@@ -102,6 +109,7 @@ def export(
         "lora_host_mib": lora_host_mib,
         "lora_disk_mib": lora_disk_mib,
         "controlnet_timeout": controlnet_timeout,
+        "ignored_parameters": ignored_parameters,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):

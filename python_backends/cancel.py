@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .backend.settings import error_response, input_arrays
-from .common.errors import InvalidRequestError
+from .backend.responses import answer_each
+from .backend.settings import input_arrays
 from .request.cancellation import RequestRegistry
 from .request.parsing import parse_request_id
 
@@ -25,12 +25,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """CANCELLED for each request."""
-        return [self._cancel(request) for request in requests]
+        return answer_each(requests, self._cancel, "cancelling")
 
     def _cancel(self, request: Any) -> Any:
-        try:
-            request_id = parse_request_id(input_arrays(request, ["REQUEST_ID"]))
-        except InvalidRequestError as error:
-            return error_response(error)
-        cancelled = self._registry.cancel(request_id)
+        cancelled = self._registry.cancel(parse_request_id(input_arrays(request, ["REQUEST_ID"])))
         return pb_utils.InferenceResponse([pb_utils.Tensor("CANCELLED", np.array([[cancelled]]))])

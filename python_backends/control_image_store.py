@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .backend.settings import error_response, input_arrays, text_tensor
-from .common.errors import InvalidRequestError, RequestError
+from .backend.responses import answer_each
+from .backend.settings import input_arrays, text_tensor
+from .common.errors import InvalidRequestError
 from .controlnets.images import ControlImages
 from .request.controlnets import MAX_CONTROL_SIDE
 
@@ -24,15 +25,11 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """KEY of every IMAGE [1, H, W, 3]."""
-        return [self._keep(request) for request in requests]
+        return answer_each(requests, self._keep, "keeping a picture")
 
     def _keep(self, request: Any) -> Any:
         image = input_arrays(request, ["IMAGE"])["IMAGE"][0]
         height, width = image.shape[:2]
-        try:
-            if not (1 <= height <= MAX_CONTROL_SIDE and 1 <= width <= MAX_CONTROL_SIDE):
-                raise InvalidRequestError(f"IMAGE is {height} high and {width} wide; allowed: 1 to {MAX_CONTROL_SIDE}")
-            key = self._images.put(image, height, width)
-        except RequestError as error:
-            return error_response(error)
-        return pb_utils.InferenceResponse([text_tensor("KEY", key)])
+        if not (1 <= height <= MAX_CONTROL_SIDE and 1 <= width <= MAX_CONTROL_SIDE):
+            raise InvalidRequestError(f"IMAGE is {height} high and {width} wide; allowed: 1 to {MAX_CONTROL_SIDE}")
+        return pb_utils.InferenceResponse([text_tensor("KEY", self._images.put(image, height, width))])

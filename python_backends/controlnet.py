@@ -9,7 +9,8 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.reloadable import Reloadable
-from .backend.settings import ModelSettings, as_request_error, error_response, input_texts, text_tensor
+from .backend.responses import answer_all
+from .backend.settings import ModelSettings, input_texts, text_tensor
 from .backend.tensors import joined_inputs, output_tensor
 from .common.errors import row_reports
 from .controlnets.images import ControlImages
@@ -28,9 +29,8 @@ class TritonPythonModel(Reloadable):
         settings = ModelSettings.from_triton(args)
         self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "CONTROL"]
         compute = ComputeSettings.from_settings(settings)
-        path = (settings.repository / settings.parameters["controlnet"]).resolve()
         self._network = ControlNet(
-            path,
+            settings.required_path("controlnet"),
             compute.checkpoint,
             compute.device,
             compute.dtype,
@@ -41,14 +41,10 @@ class TritonPythonModel(Reloadable):
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """RESIDUALS and FAILURES for every request; those that Triton batched are evaluated in one call."""
-        try:
-            return self._evaluate(requests, [_controls(request) for request in requests])
-        except Exception as error:  # noqa: BLE001  found out below whose it is
-            if len(requests) == 1:
-                return [error_response(as_request_error(error, "evaluation"))]
-        return [response for request in requests for response in self.respond([request])]
+        return answer_all(requests, self._evaluate, "evaluation")
 
-    def _evaluate(self, requests: list[Any], controls: list[list[ControlNetUse]]) -> list[Any]:
+    def _evaluate(self, requests: list[Any]) -> list[Any]:
+        controls = [_controls(request) for request in requests]
         joined, rows = joined_inputs(requests, self._input_names)
         residuals, failed = self._network(joined, [use for uses in controls for use in uses])
         failures = row_reports(failed, len(residuals))

@@ -18,7 +18,8 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.metrics import Histogram
 from .backend.process import prepare_torch
-from .backend.settings import ModelSettings, as_request_error, error_response, input_text, text_tensor
+from .backend.responses import as_request_error, error_response
+from .backend.settings import ModelSettings, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import RequestCancelledError, RequestError, RequestTimeoutError, to_report
 from .controlnets.images import ControlImages
@@ -155,13 +156,13 @@ class TritonPythonModel:
         if not batch:
             return
         self._batch_sizes.observe(len(batch))
-        inputs = {denoising: denoising.model_input() for denoising in batch}
+        inputs = self._model_inputs(batch)
         placed = [
             (shard, call)
-            for shard, rows in enumerate(place(batch, self._shards.resident))
+            for shard, rows in enumerate(place(list(inputs), self._shards.resident))
             for call in unet_calls(rows, inputs, self._shards.resident[shard])
         ]
-        predictions: dict[Denoising, dict[int, torch.Tensor]] = {denoising: {} for denoising in batch}
+        predictions: dict[Denoising, dict[int, torch.Tensor]] = {denoising: {} for denoising in inputs}
         for (shard, call), result in zip(placed, self._shards.evaluate(placed), strict=True):
             for row, (denoising, half) in enumerate(call.rows):
                 denoising.report.shards.add(self._shards.names[shard])
@@ -181,6 +182,16 @@ class TritonPythonModel:
                 denoising.advance(predictions[denoising])
             except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
                 denoising.failure = as_request_error(error, "denoising")
+
+    def _model_inputs(self, batch: list[Denoising]) -> dict[Denoising, tuple[torch.Tensor, torch.Tensor]]:
+        """What each gives the UNet; one whose sampler fails gets its `failure`."""
+        inputs = {}
+        for denoising in batch:
+            try:
+                inputs[denoising] = denoising.model_input()
+            except Exception as error:  # noqa: BLE001  a sampler's failure ends its own request only
+                denoising.failure = as_request_error(error, "denoising")
+        return inputs
 
     def _respond(self, request: Any, run: Denoising | RequestError, stepped: bool) -> Any:
         """The request's response, or None; what is not done is rescheduled."""

@@ -13,7 +13,8 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.metrics import LORA_REFUSALS, Counter, Gauge, Histogram
 from .backend.reloadable import Reloadable
-from .backend.settings import ModelSettings, error_response, input_text, text_tensor
+from .backend.responses import answer_each
+from .backend.settings import ModelSettings, input_text, text_tensor
 from .common.errors import RequestError
 from .common.runtime_directory import runtime_directory
 from .lora.files.canonicaliser import Canonicaliser
@@ -62,8 +63,8 @@ class TritonPythonModel(Reloadable):
         settings = ModelSettings.from_triton(args)
         parameters = {**DEFAULTS, **settings.parameters}
         torch.set_num_threads(int(parameters["threads"]))
-        checkpoint = Checkpoint((settings.repository / parameters["checkpoint"]).resolve())
-        self._catalogue = Catalogue((settings.repository / parameters["loras"]) if parameters["loras"] else None)
+        checkpoint = Checkpoint(settings.required_path("checkpoint"))
+        self._catalogue = Catalogue(settings.path("loras"))
         remove_stale_host_caches()
         directory = host_cache_directory()
         self._metrics = LoraMetrics()
@@ -73,7 +74,7 @@ class TritonPythonModel(Reloadable):
             on_eviction=self._metrics.evicted("host"),
         )
         disk = DiskCache(
-            _disk_directory(parameters["lora_disk_directory"]),
+            _disk_directory(settings.path("lora_disk_directory")),
             int(parameters["lora_disk_bytes"]),
             on_eviction=self._metrics.evicted("disk"),
         )
@@ -93,7 +94,7 @@ class TritonPythonModel(Reloadable):
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """TICKETS for each request, with one ticket per LoRA in its order."""
-        return [self._answer(request) for request in requests]
+        return answer_each(requests, self._answer, "resolving LORAS")
 
     def close(self) -> None:
         """Starts no more loads."""
@@ -101,10 +102,7 @@ class TritonPythonModel(Reloadable):
         self._outcomes.close()
 
     def _answer(self, request: Any) -> Any:
-        try:
-            uses = CompletedRequest.from_json(input_text(request, "REQUEST")).loras
-        except RequestError as error:
-            return error_response(error)
+        uses = CompletedRequest.from_json(input_text(request, "REQUEST")).loras
         tickets = [self._ticket(use.name) for use in uses]
         return pb_utils.InferenceResponse([text_tensor("TICKETS", tickets_to_json(tickets))])
 
@@ -182,10 +180,10 @@ def _affordable(directory: Path, wanted: int) -> int:
     return min(wanted, most)
 
 
-def _disk_directory(configured: str) -> Path:
+def _disk_directory(configured: Path | None) -> Path:
     """The disk cache's directory; the default one is this user's, or the server's own where a user has none."""
-    if configured:
-        return Path(configured).expanduser()
+    if configured is not None:
+        return configured
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         directory = cache / "swiftdiffusion" / "loras"

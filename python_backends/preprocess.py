@@ -13,13 +13,15 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.metrics import LORA_REFUSALS, Counter
 from .backend.model_calls import load_loras
-from .backend.settings import ModelSettings, catalogue_directory, error_response, input_arrays, text_tensor
-from .common.errors import RequestError, UnknownLoraError
+from .backend.responses import answer_each
+from .backend.settings import ModelSettings, input_arrays, text_tensor
+from .common.errors import UnknownLoraError
 from .controlnets.images import ControlImages
 from .lora.loading.catalogue import Catalogue
 from .lora.loading.tickets import raise_failure
 from .request.cancellation import RequestRegistry
 from .request.controlnets import KnownControlNet
+from .request.parameters import refuse_unread
 from .request.parsing import RequestRules, parse_request
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class TritonPythonModel:
                 if field.name in settings.parameters
             }
         )
-        self._catalogue = Catalogue(catalogue_directory(settings))
+        self._catalogue = Catalogue(settings.path("loras"))
         self._refusals = Counter(*LORA_REFUSALS)
         self._registry = RequestRegistry()
         self._lora_store = settings.parameters["lora_store"]
@@ -56,25 +58,24 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """REQUEST and TICKETS for each good request, an error for each other."""
-        return [self._complete(request) for request in requests]
+        return answer_each(requests, self._complete, "reading the request")
 
     def _complete(self, request: Any) -> Any:
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
+        refuse_unread(json.loads(request.parameters()), self._input_names, self._rules.ignored_parameters)
         try:
             parsed = parse_request(given, self._rules, self._catalogue, self._controlnets, self._images.put)
-        except UnknownLoraError as error:
+        except UnknownLoraError:
             self._refusals.add(reason="unknown")
-            return error_response(error)
-        except RequestError as error:
-            return error_response(error)
+            raise
         if parsed.request_id is not None:
             # Before anything that takes time: it may be cancelled from now on.
             self._registry.accept(parsed.request_id, parsed.run_id)
         try:
             tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
-        except RequestError as error:
+        except Exception:
             if parsed.request_id is not None:
                 self._registry.leave(parsed.request_id, parsed.run_id)
-            return error_response(error)
+            raise
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])

@@ -11,9 +11,9 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.reloadable import Reloadable
-from .backend.settings import ModelSettings, as_request_error, error_response, input_arrays, input_text, text_tensor
+from .backend.responses import as_request_error, error_response
+from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.tensors import output_tensor
-from .common.errors import InvalidRequestError
 from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
 from .networks.prompt_encoding import Embedding, PromptEncoder
 from .request.completed import CompletedRequest
@@ -37,8 +37,8 @@ class TritonPythonModel(Reloadable):
         for number, request in enumerate(requests):
             try:
                 by_set.setdefault(_lora_set(request), {})[number] = self._texts(request)
-            except InvalidRequestError as error:
-                responses[number] = error_response(error)
+            except Exception as error:  # noqa: BLE001  what one request brings must not end the others
+                responses[number] = error_response(as_request_error(error, "encoding"))
         for loras, pairs in by_set.items():
             try:
                 answers = self._encode(list(pairs.values()), loras)

@@ -12,9 +12,10 @@ import triton_python_backend_utils as pb_utils
 from .backend.compute import ComputeSettings
 from .backend.metrics import TRANSFERRED, Counter, Histogram
 from .backend.reloadable import Reloadable
-from .backend.settings import ModelSettings, as_request_error, error_response, input_text, input_texts, text_tensor
+from .backend.responses import as_request_error, error_response
+from .backend.settings import ModelSettings, input_text, input_texts, text_tensor
 from .backend.tensors import joined_inputs, output_tensor
-from .common.errors import RequestError, row_reports
+from .common.errors import row_reports
 from .controlnets.calls import ControlNetCalls, Endpoint
 from .controlnets.images import ControlImages
 from .controlnets.local import LocalControlNet
@@ -60,8 +61,8 @@ class TritonPythonModel(Reloadable):
                 controls[number] = [uses_from_json(text) for text in input_texts(request, "CONTROLS")]
                 ahead |= {key for key, _ in set_from_json(input_text(request, "LORAS_AHEAD"))}
                 by_set.setdefault(set_from_json(input_text(request, "LORA_SET")), []).append(number)
-            except RequestError as error:
-                responses[number] = error_response(error)
+            except Exception as error:  # noqa: BLE001  what one request brings must not end the others
+                responses[number] = error_response(as_request_error(error, "evaluation"))
         self._loras.upload(ahead)
         for loras in sorted(by_set, key=lambda loras: loras != self._loras.current):
             numbers = by_set[loras]

@@ -10,7 +10,8 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
-from .backend.settings import ModelSettings, error_response, input_arrays, input_text, text_tensor
+from .backend.responses import answer_all, error_response
+from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import from_report
 from .networks.latent_decoding import decode_latents
@@ -34,6 +35,9 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """IMAGE and INFO for final latents, INFO for progress, an error for a stream that ends without a picture."""
+        return answer_all(requests, self._decode, "decoding")
+
+    def _decode(self, requests: list[Any]) -> list[Any]:
         start = time.perf_counter()
         final = [not input_arrays(request, ["PREVIEW"])["PREVIEW"].any() for request in requests]
         latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,6 +41,16 @@ class Pipeline(Table):
     lora_host_mib: int = Field(default=4096, ge=1)
     lora_disk_mib: int = Field(default=65536, ge=1)
     controlnet_timeout: float = Field(default=60.0, ge=0.1)
+    ignored_parameters: str = ""
+
+    @field_validator("ignored_parameters")
+    @classmethod
+    def _is_an_expression(cls, expression: str) -> str:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(f"{expression!r} is no regular expression: {error}") from None
+        return expression
 
     @model_validator(mode="after")
     def _every_gpu_has_work(self) -> Pipeline:
@@ -188,6 +199,7 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         controlnet_timeout_s=pipeline.controlnet_timeout,
         text_encoder_gpu=_given(pipeline.text_encoder_gpu, first),
         vae_gpu=_given(pipeline.vae_gpu, first),
+        ignored_parameters=pipeline.ignored_parameters,
     )
 
 

@@ -59,6 +59,7 @@ class ServingOptions:
         vae_gpu: GPU of the VAE; None: the CPU.
         runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
         engines: Directory of the TensorRT engines.
+        ignored_parameters: Regular expression of request parameters that are let pass; empty for none.
     """
 
     unet_shards: int
@@ -79,6 +80,7 @@ class ServingOptions:
     vae_gpu: int | None = None
     runtime: str = "torch"
     engines: Path | None = None
+    ignored_parameters: str = ""
 
     def unet_gpu(self, shard: int) -> int | None:
         """Where a shard runs; None: the CPU."""
@@ -113,6 +115,7 @@ class ServingOptions:
             own_scheduler=own["_class_name"],
             schedulers=schedulers,
             lora_bound=self.lora_bound,
+            ignored_parameters=self.ignored_parameters,
         )
 
 

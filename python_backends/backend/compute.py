@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,13 +36,12 @@ class ComputeSettings:
     def from_settings(cls, settings: ModelSettings) -> ComputeSettings:
         """Reads the parameters `checkpoint` and `dtype`, and prepares the process."""
         prepare_torch(settings)
-        engines = settings.parameters.get("engines", "")
         device = torch.device("cpu" if settings.gpu is None else f"cuda:{settings.gpu}")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         return cls(
-            checkpoint=Checkpoint((settings.repository / settings.parameters["checkpoint"]).resolve()),
+            checkpoint=Checkpoint(settings.required_path("checkpoint")),
             device=device,
             dtype=getattr(torch, settings.parameters["dtype"]),
-            runtime=Runtime(settings.parameters.get("runtime", TORCH), (settings.repository / engines).resolve()),
+            runtime=Runtime(settings.parameters.get("runtime", TORCH), settings.path("engines") or Path()),
         )

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from ..common.errors import ModelDownError
+from ..common.filesystem import as_text
 from ..common.runtime_directory import runtime_directory
-from .settings import error_response
+from .responses import error_response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,8 +46,8 @@ class Reloadable(ABC):
         except Exception as error:
             if not (runtime_directory() / f"{name}.reloading").exists():
                 raise
-            pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-            self._failure = ModelDownError(f"{name} is not ready: {error}")
+            pb_utils.Logger.log_error(as_text("".join(traceback.format_exception(error))))
+            self._failure = ModelDownError(f"{name} is not ready: the server's log says why")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Calls `respond`; while it could not be loaded, the reason for every request."""

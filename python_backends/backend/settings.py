@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ..common.errors import RequestError, UnexpectedError
+from ..common.filesystem import as_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,17 +40,27 @@ class ModelSettings:
         config = json.loads(args["model_config"])
         return cls(
             name=args["model_name"],
-            repository=Path(args["model_repository"]).parent,
+            repository=as_path(args["model_repository"]).parent,
             parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
             config=config,
             gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
 
+    def path(self, parameter: str) -> Path | None:
+        """A parameter that is a path, relative to the repository's or absolute; None where it is absent or empty."""
+        text = self.parameters.get(parameter)
+        return (self.repository / as_path(text).expanduser()).resolve() if text else None
 
-def catalogue_directory(settings: ModelSettings) -> Path | None:
-    """The parameter `loras`: the LoRA catalogue's directory, relative to the repository's; None where it is empty."""
-    path = settings.parameters.get("loras")
-    return (settings.repository / path).resolve() if path else None
+    def required_path(self, parameter: str) -> Path:
+        """A path without which there is no such model.
+
+        Raises:
+            ValueError: If the parameter is absent or empty.
+        """
+        found = self.path(parameter)
+        if found is None:
+            raise ValueError(f"the configuration of {self.name} lacks the parameter {parameter}; wanted: a path")
+        return found
 
 
 def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -82,17 +91,3 @@ def _texts(tensor: Any) -> list[str]:
 def text_tensor(name: str, *texts: str) -> Any:
     """A BYTES tensor of shape [texts, 1]."""
     return pb_utils.Tensor(name, np.array([[text.encode("utf-8")] for text in texts], dtype=object))
-
-
-def as_request_error(error: Exception, what: str) -> RequestError:
-    """An error that a client can read; one that nobody foresaw goes to the log with its traceback."""
-    if isinstance(error, RequestError):
-        return error
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    return UnexpectedError(f"{what} failed: {error!r}")
-
-
-def error_response(error: RequestError) -> Any:
-    """A response that carries only an error."""
-    code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)  # older servers lack some codes
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error), code))

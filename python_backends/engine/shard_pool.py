@@ -11,7 +11,8 @@ import triton_python_backend_utils as pb_utils
 
 from ..backend.metrics import TRANSFERRED, Counter
 from ..backend.model_calls import call_model
-from ..backend.settings import as_request_error, response_texts, text_tensor
+from ..backend.responses import as_request_error
+from ..backend.settings import response_texts, text_tensor
 from ..backend.tensors import output_tensor, response_tensor
 from ..common.errors import RequestError, UnexpectedError, row_failures
 from ..lora.files.lora_set import NO_LORAS, LoraSet, set_to_json

@@ -64,6 +64,8 @@ class RequestRules:
         max_loras: Most entries of LORAS.
         max_controlnets: Most entries of CONTROLNETS.
         lora_bound: k of bounded asynchronous loading for LoRAs of which neither request nor catalogue says one.
+        ignored_parameters: Regular expression of request parameters that are let pass, as those are that Triton makes
+            of forwarded headers; empty for none.
     """
 
     steps: int
@@ -82,6 +84,7 @@ class RequestRules:
     max_loras: int = 16
     max_controlnets: int = 8
     lora_bound: int = 0
+    ignored_parameters: str = ""
 
     def __post_init__(self) -> None:
         """Refuses defaults beyond the limits with a ValueError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,16 @@ def generate(server: Any, model: str, protocol: str = "grpc", **fields: Any) -> 
         result = client.infer(model, inputs(module, fields))
     info = result.as_numpy("INFO")[0, 0]
     return Picture(result.as_numpy("IMAGE")[0], json.loads(info))
+
+
+def post(server: Any, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Status and answer of JSON sent over HTTP."""
+    request = urllib.request.Request(f"{server.http_url}/{path}", json.dumps(body).encode(), method="POST")
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
 
 
 def generate_with(server: Any, loras: Loras, **fields: Any) -> Picture:

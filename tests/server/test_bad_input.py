@@ -68,6 +68,40 @@ def test_a_violation_names_its_field(tiny: Any, case: str, protocol: str) -> Non
     assert generate(tiny, tiny.model, **GOOD).distance(expected) <= 1.0
 
 
+UNREAD = {
+    "seed": "the nearest input is SEED",
+    "steps": "the nearest input is STEPS",
+    "LORA": "the nearest input is LORAS",
+    "num_inference_steps": "the nearest input is STEPS",
+    "zzz": "the inputs PROMPT, NEGATIVE_PROMPT",
+}
+
+
+@pytest.mark.parametrize("key", UNREAD)
+def test_a_key_that_nobody_reads_is_named(tiny: Any, key: str) -> None:
+    body = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 3}
+    status, answer = wire.post(tiny, f"v2/models/{tiny.inner('preprocess')}/generate", body | {key: 7})
+    assert status == 400
+    assert f'"{key}" is no input; allowed: {UNREAD[key]}' in answer["error"]
+
+
+def test_keys_that_triton_reads_are_taken(tiny: Any) -> None:
+    body = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 3, "id": "17"}
+    status, answer = wire.post(tiny, f"v2/models/{tiny.model}/generate", body)
+    assert status == 200
+    assert "INFO" in answer
+    status, answer = wire.post(tiny, f"v2/models/{tiny.model}/generate", body | {"seed": 1})
+    assert (status, '"seed" is no input' in answer["error"]) == (400, True)
+
+
+def test_a_parameter_that_nobody_reads_is_named(tiny: Any) -> None:
+    inputs = wire.inputs(grpc, GOOD)
+    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client:
+        with pytest.raises(InferenceServerException, match=r'"guidance" is no input; .* GUIDANCE_SCALE'):
+            client.infer(tiny.model, inputs, parameters={"guidance": 7})
+        client.infer(tiny.model, inputs, request_id="17", priority=1, timeout=60_000_000)
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("field", ["STEPS", "SEED", "GUIDANCE_SCALE", "PROMPT"])
 def test_a_wrong_type_names_its_field(tiny: Any, field: str, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:

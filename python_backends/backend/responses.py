@@ -1,0 +1,55 @@
+"""Responses to the requests of one call: what a model raises becomes a sentence for the request whose it is."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from ..common.errors import RequestError, UnexpectedError
+from ..common.filesystem import as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def answer_each(requests: list[Any], respond: Callable[[Any], Any], what: str) -> list[Any]:
+    """A response for each request by itself.
+
+    Args:
+        requests: Of one `execute`.
+        respond: Gives the response to one, or raises.
+        what: Is done to them, for the message.
+    """
+    return [answer for request in requests for answer in answer_all([request], lambda one: [respond(one[0])], what)]
+
+
+def answer_all(requests: list[Any], respond: Callable[[list[Any]], list[Any]], what: str) -> list[Any]:
+    """Responses to all requests at once; where that fails, to each by itself, since it may be the fault of one.
+
+    Args:
+        requests: Of one `execute`.
+        respond: Gives their responses, or raises.
+        what: Is done to them, for the message.
+    """
+    try:
+        return respond(requests)
+    except Exception as error:  # noqa: BLE001  a client must not get a traceback
+        if len(requests) == 1:
+            return [error_response(as_request_error(error, what))]
+    return [answer for request in requests for answer in answer_all([request], respond, what)]
+
+
+def as_request_error(error: Exception, what: str) -> RequestError:
+    """An error that a client can read; one that nobody foresaw goes to the log, and its client learns no more of it."""
+    if isinstance(error, RequestError):
+        return error
+    pb_utils.Logger.log_error(as_text("".join(traceback.format_exception(error))))
+    return UnexpectedError(f"{what} failed with {type(error).__name__}: the server's log says more")
+
+
+def error_response(error: RequestError) -> Any:
+    """A response that carries only an error."""
+    code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)  # older servers lack some codes
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(as_text(str(error)), code))

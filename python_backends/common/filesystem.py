@@ -1,0 +1,24 @@
+"""File names as text, in processes whose Python takes file names for ASCII: Triton's stub does, whatever the locale.
+
+There Python stands for other bytes of a name by surrogates, which every function that opens files takes, but no text
+that leaves the process. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def as_path(text: str) -> Path:
+    """A path that came as text (of a configuration, of JSON) as this process's file functions take it."""
+    return Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))
+
+
+def as_text(path: str | Path) -> str:
+    """A path, or a sentence with one in it, as it was before this process read it; bytes that are no UTF-8 as `?`."""
+    text = str(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "replace").decode("utf-8")
