@@ -61,7 +61,7 @@ class Alphas:
             self._check_rank(each, target, rank)
         said = [(each, self._said(each, target, is_convolution)) for each in settings]
         values = [(each, value) for each, value in said if value is not None]
-        first = "the module's own alpha" if own is not None else values[0][0].place if values else ""
+        first = "its tensor" if own is not None else values[0][0].place if values else ""
         alpha = own if own is not None else values[0][1] if values else None
         for each, value in values:
             if value != alpha and (own is None or each.is_contradicted):
@@ -94,7 +94,7 @@ class Alphas:
                 f"neither the file, nor {ADAPTER_CONFIG} beside it, nor {CATALOGUE} says another"
             )
         for (first, other), count in self._contradicted.items():
-            notes.append(f"the alpha of {_modules(count)} is that of {first}; {other} says another")
+            notes.append(f"{other} says another alpha than {first}, which counts, for {_modules(count)}")
         return notes
 
     def _said(self, settings: Settings, target: Target, is_convolution: bool) -> float | None:

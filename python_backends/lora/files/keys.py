@@ -40,6 +40,7 @@ _ROLE = re.compile(
 _PEFT_ROLES = {"A": "down", "B": "up"}
 _ROLES_OF_VECTORS = {"diff_b": "diff", "w_norm": "diff", "b_norm": "diff"}
 _FOREIGN = "name nothing that this checkpoint has"
+WHOLE = "whole weights and no differences"
 _UNSERVED = (
     (re.compile(r"\.[ab][12m]\.weight$"), "GLoRA with a core"),
     (re.compile(r"\.ia3_l\b"), "IA3 as PEFT saves it"),
@@ -48,13 +49,17 @@ _UNSERVED = (
     (re.compile(r"\.vera_lambda_|^base_model\.vera_"), "VeRA"),
     (re.compile(r"\.lora_embedding_[AB]\b|token_embedding|position_embedding"), "for an embedding"),
     (re.compile(r"\.lora_B(?:\.\w+)?\.bias$"), "biases of LoRA factors"),
+    (re.compile(r"\.(?:modules_to_save|original_module|base_layer)\."), WHOLE),
     (re.compile(r"^(?:lora_unet_)?lllite_"), "ControlNet-LLLite"),
     (re.compile(r"^lora_controlnet|\.?zero_convs?\."), "of a ControlNet"),
     (re.compile(r"^(?:ip_adapter|image_proj)\."), "IP-Adapter"),
     (re.compile(r"^(?:bundle_emb\.|emb_params$|string_to_param|clip_[lg]$)"), "textual inversion"),
 )
 """Names of kinds that are known and not served, and what the kinds are called."""
-SERVED = "LoRA, LoCon, LoHa, LoKr, GLoRA, OFT, BOFT, IA3, DoRA and differences of weights, norms and biases"
+SERVED = (
+    "LoRA, LoCon, LoHa, LoKr and DoRA, differences of weights, norms and biases, "
+    "and GLoRA, OFT, BOFT and IA3 as LyCORIS saves them"
+)
 
 _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("lora_unet_", UNET),
@@ -72,7 +77,7 @@ _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("diffusion_model.", None),
     ("lycoris_", None),
 )
-"""Beginnings of names: kohya, diffusers, ComfyUI; raw PEFT, ComfyUI and LyCORIS say no component: that is the UNet."""
+"""Beginnings of names: kohya, diffusers, ComfyUI; raw PEFT, ComfyUI and LyCORIS say no component."""
 PREFIX_OF = {UNET: "lora_unet_", TEXT_ENCODER: "lora_te1_", TEXT_ENCODER_2: "lora_te2_"}
 """kohya's, by component."""
 _NORMS = {"_in_layers_0": "_norm1", "_out_layers_0": "_norm2"}
@@ -118,7 +123,7 @@ def assign(names: Iterable[str], base: BaseModules) -> dict[Target, dict[str, st
         assigned[target][role] = name
     for roles in assigned.values():
         if "weight" in roles and "on_input" not in roles:
-            refused["whole weights and no differences, which is not served"].append(roles["weight"])
+            refused[f"{WHOLE}, which is not served"].append(roles["weight"])
     if refused:
         raise InvalidRequestError(_sentence(refused))
     return dict(assigned)
@@ -170,15 +175,20 @@ def target_of(name: str, base: BaseModules) -> Target | None:
         if None not in (component, says) and component != says:
             return None
         name, component = name.removeprefix(prefix), component or says
-    component = component or UNET
-    aliases = base.aliases.get(component)
-    if aliases is None:
-        return None
     name = alias(name)
-    found = aliases.get(name)
-    if found is None and component == UNET:
-        found = aliases.get(_from_sgm(name, base.checkpoint.unet_config.get("layers_per_block")))
-    return None if found is None else Target(component, found)
+    for each in _components(base) if component is None else (component,):
+        aliases = base.aliases.get(each, {})
+        found = aliases.get(name)
+        if found is None and each == UNET:
+            found = aliases.get(_from_sgm(name, base.checkpoint.unet_config.get("layers_per_block")))
+        if found is not None:
+            return Target(each, found)
+    return None
+
+
+def _components(base: BaseModules) -> tuple[str, ...]:
+    """What a name without a component may mean: the UNet, or the text encoder where there is but one."""
+    return (UNET,) if TEXT_ENCODER_2 in base.shapes else (UNET, TEXT_ENCODER)
 
 
 def _from_sgm(name: str, layers_per_block: int | list[int] | None) -> str:

@@ -6,6 +6,7 @@ import difflib
 import heapq
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,6 +24,8 @@ __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
 logger = logging.getLogger(__name__)
 
 INDEX, SUFFIX, PEFT_FILE = "catalogue.json", ".safetensors", "adapter_model.safetensors"
+_FILE_URL = re.compile(r"(?P<directory>[^?#]*/)[^/?#:]+\.safetensors(?P<rest>(?:[?#]|::).*)?", re.DOTALL)
+"""A URL that names a LoRA's file, with what may follow: a query, or a store that the file's is in (fsspec's chains)."""
 COMPARED = 200
 """Most names that an unknown one is compared with in earnest: comparing takes long."""
 
@@ -63,10 +66,10 @@ class CatalogueEntry:
     @property
     def adapter_config(self) -> str | None:
         """Where PEFT's settings of its file are, if there are some: beside it. None for a URL that names no file."""
-        inner, chained, outer = self.location.partition("::")
-        if self.is_remote and not inner.endswith(SUFFIX):
-            return None
-        return f"{inner.rpartition('/')[0]}/{ADAPTER_CONFIG}{chained}{outer}"
+        if not self.is_remote:
+            return str(Path(self.location).with_name(ADAPTER_CONFIG))
+        url = _FILE_URL.fullmatch(self.location)
+        return None if url is None else f"{url['directory']}{ADAPTER_CONFIG}{url['rest'] or ''}"
 
 
 class Catalogue:

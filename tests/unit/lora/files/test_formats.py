@@ -130,6 +130,12 @@ def test_dotted_names(
     check(checkpoint, lora_files.peft(shapes, prefix=prefix.format, roles=roles), tmp_path)
 
 
+def test_a_raw_dump_of_the_only_text_encoder(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoints.sd15(tmp_path / "sd15"))
+    shapes = {"text_encoder": shapes_of(checkpoint)["text_encoder"]}
+    check(checkpoint, lora_files.peft(shapes, prefix=lambda component: "base_model.model."), tmp_path)
+
+
 def test_comfyui_names(sdxl: Checkpoint, tmp_path: Path) -> None:
     made = lora_files.kohya(shapes_of(sdxl), alpha=lambda number, rank: 1.0)
     places = {"unet": "diffusion_model.", "text_encoder": "text_encoders.clip_l.transformer.text_model."}

@@ -162,6 +162,10 @@ CONTENT: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         "(dora_scale, oft_blocks) are not one complete",
     ),
     "a whole weight": (lambda _: {f"{QUERY}.weight": torch.ones(32, 32)}, "whole weights and no differences"),
+    "a whole weight of PEFT": (
+        lambda _: {"base_model.model.conv_in.modules_to_save.default.weight": torch.ones(16, 4, 3, 3)},
+        "whole weights and no differences, which is not served: base_model",
+    ),
     "PEFT's IA3": (lambda _: {"base_model.model.conv_in.ia3_l": torch.ones(16, 1)}, "IA3 as PEFT saves it, which is"),
     "PEFT's OFT": (lambda _: {"base_model.model.conv_in.oft_R.weight": torch.ones(16, 1)}, "OFT as PEFT saves it"),
     "PEFT's BOFT": (lambda _: {"base_model.model.conv_in.boft_s": torch.ones(16, 1)}, "BOFT as PEFT saves it"),

@@ -118,6 +118,23 @@ def test_a_remote_dump_brings_its_config_once(real: Setup, server: FileServer) -
     assert server.gets == {"/dir/dump.safetensors": 1, "/dir/adapter_config.json": 1}
 
 
+@pytest.mark.parametrize(
+    ("location", "beside"),
+    [
+        ("https://h/a/x.safetensors", "https://h/a/adapter_config.json"),
+        ("https://h/a/x.safetensors?download=true", "https://h/a/adapter_config.json?download=true"),
+        ("https://h/a/", "https://h/a/adapter_config.json"),
+        ("s3://bucket/x.safetensors", "s3://bucket/adapter_config.json"),
+        ("zip://a/x.safetensors::https://h/b.zip", "zip://a/adapter_config.json::https://h/b.zip"),
+        ("https://h/api/download/12", None),
+        ("https://h/api/download?file=a/x.safetensors", None),
+    ],
+)
+def test_where_a_config_would_be(setup: Setup, location: str, beside: str | None) -> None:
+    setup.remote("dump", location)
+    assert setup.catalogue.entry("dump").adapter_config == beside
+
+
 def test_a_remote_directory_as_peft_saves_it(real: Setup, server: FileServer) -> None:
     server.add("/dir/adapter_config.json", config(16))
     real.remote("dump", server.add("/dir/adapter_model.safetensors", DUMP).removesuffix("adapter_model.safetensors"))
