@@ -7,7 +7,7 @@ themselves (`modules.stack_order`): patching is then one batched operation per s
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -61,10 +61,12 @@ class CanonicalLora:
     @cached_property
     def modules(self) -> dict[str, int]:
         """Component → number of modules that the LoRA adapts."""
-        modules: dict[str, set[str]] = defaultdict(set)
-        for group in self.groups:
-            modules[group.component].update(name.removesuffix(BIAS) for name in group.modules)
-        return {component: len(names) for component, names in modules.items()}
+        return dict(Counter(component for component, _ in self.adapted))
+
+    @cached_property
+    def adapted(self) -> frozenset[tuple[str, str]]:
+        """Component and name of each module of which something is changed."""
+        return frozenset((group.component, name.removesuffix(BIAS)) for group in self.groups for name in group.modules)
 
     def save(self, path: Path) -> None:
         """Writes the canonical file."""

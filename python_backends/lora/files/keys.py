@@ -107,8 +107,8 @@ def assign(names: Iterable[str], base: BaseModules) -> dict[Target, dict[str, st
     targets: dict[str, Target | None] = {}
     for name in names:
         module, role = _split(name)
-        kind = next((kind for pattern, kind in _UNSERVED if pattern.search(name)), None)
-        if role is None or (kind is not None and role == "weight"):
+        kind = _unserved(name) if role in (None, "weight") else None
+        if role is None or kind is not None:
             refused["not understood" if kind is None else f"{kind}, which is not served"].append(name)
             continue
         if module not in targets:
@@ -127,6 +127,11 @@ def assign(names: Iterable[str], base: BaseModules) -> dict[Target, dict[str, st
     if refused:
         raise InvalidRequestError(_sentence(refused))
     return dict(assigned)
+
+
+def _unserved(name: str) -> str | None:
+    """What kind that is known and not served a tensor is of."""
+    return next((kind for pattern, kind in _UNSERVED if pattern.search(name)), None)
 
 
 def _changed(target: Target | None, role: str, base: BaseModules) -> Target | None:

@@ -17,7 +17,7 @@ import torch
 from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
-from ..files.modules import BIAS, adaptable_vectors, adaptable_weights, stack_order
+from ..files.modules import adaptable_vectors, adaptable_weights, stack_order
 from .prepared import PreparedLora
 from .vectors import Vectors
 from .weight_stack import StackedTerms, WeightStack
@@ -134,7 +134,8 @@ class Patcher:
             self._apply_in_one_launch(packed)
         else:
             self._apply_by_stack([(group, scale) for group, scale in groups if not self._is_of_vectors(group)])
-        return len({(group.component, name.removesuffix(BIAS)) for group, _ in groups for name in group.modules})
+        adapted = frozenset[tuple[str, str]]().union(*(lora.adapted for lora, _ in prepared))
+        return sum(component in self._components for component, _ in adapted)
 
     def _is_of_vectors(self, group: Group) -> bool:
         return (group.component, group.modules[0]) in self._vectors
