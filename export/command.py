@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,6 +116,7 @@ def export(
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):
         raise typer.BadParameter("wanted: --checkpoint with options, or --deployment FILE, which says all the rest")
 
+    from ..python_backends.common.filesystem import is_plain
     from ..python_backends.common.library_messages import silence_libraries
     from ..python_backends.tensorrt.versions import TensorRTUnavailableError
     from .repository.deployment import Deployment, DeploymentError
@@ -140,4 +142,11 @@ def export(
     for public, served in pipelines.items():
         if served.checkpoint.has_safety_checker:
             typer.secho(f"note: the safety checker of {public} is not run by this server", fg="yellow", err=True)
-    typer.echo(f"serve it: swiftdiffusion serve --repository {repository}")
+    if not is_plain(repository.resolve()):
+        typer.secho(
+            "note: Triton's Python backend cannot use a repository's path with blanks, quotes or letters beyond ASCII; "
+            "`swiftdiffusion serve` gives it another name, a tritonserver that is started otherwise does not",
+            fg="yellow",
+            err=True,
+        )
+    typer.echo(f"serve it: swiftdiffusion serve --repository {shlex.quote(str(repository))}")

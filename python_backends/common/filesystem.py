@@ -7,7 +7,15 @@ that leaves the process. Needs no torch.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+_PLAIN = re.compile(r"[A-Za-z0-9@%+=:,./_-]+")
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a shell takes the path for one word as it stands: Triton's Python backend hands paths to one unquoted."""
+    return _PLAIN.fullmatch(str(path)) is not None
 
 
 def as_path(text: str) -> Path:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..networks.weight_files import WeightFileError, empty_tensors, read_tensors, weight_files
+from ..networks.weight_files import WeightFileError, difference, empty_tensors, read_tensors, weight_files
 from .file_kinds import foreign_kind
 
 if TYPE_CHECKING:
@@ -100,31 +99,14 @@ class ControlNetFiles:
         with torch.device("meta"):
             return _class_of(self.config).from_config(self.config).eval()
 
-    @cached_property
-    def _wanted(self) -> Tensors:
-        return self.empty().state_dict()
-
     def _named(self, tensors: Tensors) -> Tensors:
         return _in_diffusers_names(self.path, tensors, self.config)
 
     def _check(self, tensors: Tensors) -> None:
         """Every weight of the network has its tensor, and every tensor its weight."""
-        wanted = self._wanted
-        missing = [name for name in wanted if name not in tensors]
-        besides = [name for name in tensors if name not in wanted]
-        if missing:
-            raise ControlNetFileError(
-                f"{self.path} is not whole by {self.judge}: it lacks {missing[0]} ({len(missing)} in all)"
-            )
-        if besides:
-            raise ControlNetFileError(
-                f"{self.path} is no ControlNet as served: it has {besides[0]} besides ({len(besides)} in all)"
-            )
-        for name, tensor in tensors.items():
-            if tensor.shape != wanted[name].shape:
-                raise ControlNetFileError(
-                    f"{self.path}: its {name} is {_shape(tensor)}; by {self.judge} it is {_shape(wanted[name])}"
-                )
+        wrong = difference(tensors, self.empty().state_dict())
+        if wrong is not None:
+            raise ControlNetFileError(f"{self.path} does not hold what {self.judge} says: {wrong}")
 
 
 def load_controlnet(path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> ControlNetModel | ControlNetUnionModel:
@@ -140,10 +122,6 @@ def _class_of(config: Mapping[str, Any]) -> Any:
     import diffusers
 
     return getattr(diffusers, config["_class_name"])
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return " × ".join(map(str, tensor.shape)) or "a scalar"
 
 
 def _of_files(path: Path, read: Callable[[Iterable[Path]], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,9 @@ import stat
 import tempfile
 from pathlib import Path
 
+from ..common.filesystem import is_plain
 from ..common.runtime_directory import VARIABLE as RUNTIME_VARIABLE
+from .errors import TemporaryDirectoryError
 from .ownership import is_own
 from .processes import any_has_variable, command_line, pid_namespace
 
@@ -18,7 +20,17 @@ _NAME = re.compile(r"swiftdiffusion_\d+_(?P<pid>\d+)_\w+")
 
 
 def make_private_directory() -> Path:
-    """A directory of this launcher for one server, only for this user."""
+    """A directory of this launcher for one server, only for this user.
+
+    Raises:
+        TemporaryDirectoryError: the server could not use it.
+    """
+    parent = Path(tempfile.gettempdir())
+    if not is_plain(parent):
+        raise TemporaryDirectoryError(
+            f"the directory for temporary files is {str(parent)!r}, which Triton's Python backend cannot use; "
+            "wanted: a TMPDIR of letters, digits and @%+=:,./_- alone"
+        )
     return Path(tempfile.mkdtemp(prefix=f"swiftdiffusion_{pid_namespace()}_{os.getpid()}_"))
 
 
@@ -27,6 +39,15 @@ def make_runtime_directory(private: Path) -> Path:
     runtime = private / "runtime"
     runtime.mkdir(mode=0o700)
     return runtime
+
+
+def plain_path(path: Path, private: Path) -> Path:
+    """The path itself, or a link to it in a private directory where Triton's Python backend could not use it."""
+    if is_plain(path):
+        return path
+    link = private / "repository"
+    link.symlink_to(path)
+    return link
 
 
 def remove_stale_directories() -> None:

@@ -24,6 +24,10 @@ class InvalidRepositoryError(LauncherError):
     """The model repository directory is missing or holds no model."""
 
 
+class TemporaryDirectoryError(LauncherError):
+    """The directory for temporary files has a path that the server cannot use."""
+
+
 class PortBusyError(LauncherError):
     """A port cannot be listened on."""
 

@@ -14,7 +14,13 @@ from types import TracebackType
 
 from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
 from .binary import ServerBinary, find_server_binary
-from .directories import RUNTIME_VARIABLE, make_private_directory, make_runtime_directory, remove_stale_directories
+from .directories import (
+    RUNTIME_VARIABLE,
+    make_private_directory,
+    make_runtime_directory,
+    plain_path,
+    remove_stale_directories,
+)
 from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
 from .loading import check_loaded, repository_index
 from .log import tail
@@ -250,7 +256,7 @@ class TritonServer:
     def _arguments(self, binary: ServerBinary, directory: Path) -> list[str]:
         address = self.address
         arguments = [
-            f"--model-repository={self.repository}",
+            f"--model-repository={plain_path(self.repository, directory)}",
             f"--http-address={address.host}",
             f"--http-port={address.http_port}",
             f"--grpc-address={address.host}",

@@ -12,10 +12,10 @@ from .checkpoint_files import CheckpointError
 from .latent_decoding import decode
 from .unet import arguments, example
 from .unet_halves import DecoderHalf, EncoderHalf
-from .weight_files import empty_tensors
+from .weight_files import difference, empty_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from .checkpoint import Checkpoint
@@ -34,14 +34,35 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
         CheckpointError: At the first part that could not be loaded or called; one sentence that names it.
     """
     for part in checkpoint.networks:
-        files = checkpoint.weight_files(part)
-        _attempt(f"{checkpoint.path}/{part} cannot be read", partial(empty_tensors, files))
+        _attempt(f"{checkpoint.path}/{part} cannot be made", partial(checkpoint.empty_part, part))
     for encoder in checkpoint.text_encoders:
-        _attempt(f"{checkpoint.path}/{encoder} cannot be made", partial(checkpoint.empty_part, encoder))
         _check_vocabulary(checkpoint.path / encoder.replace("text_encoder", "tokenizer"))
     _attempt(f"{checkpoint.path}: its tokenizers cannot be made", checkpoint.load_tokenizers)
     _attempt(f"{checkpoint.path}/unet cannot be called", partial(_call_unet, checkpoint))
     _attempt(f"{checkpoint.path}/vae cannot be called", partial(_call_vae, checkpoint))
+    for part in checkpoint.networks:
+        _attempt(f"{checkpoint.path}/{part} cannot be read", partial(_check_tensors, checkpoint, part))
+
+
+def _check_tensors(checkpoint: Checkpoint, part: str) -> None:
+    """The files hold the network's weights, all of them and nothing besides."""
+    tensors, network = empty_tensors(checkpoint.weight_files(part)), checkpoint.empty_part(part)
+    if part in checkpoint.text_encoders:
+        wrong = difference(
+            _without_prefix(tensors),
+            _without_prefix(network.state_dict()),
+            _without_prefix(dict(network.named_buffers())),  # `position_ids`, in older files
+        )
+    else:
+        network._fix_state_dict_keys_on_load(tensors)  # type: ignore[operator]  # attentions had other names before diffusers 0.17
+        wrong = difference(tensors, network.state_dict())
+    if wrong is not None:
+        raise CheckpointError(f"{checkpoint.path}/{part} does not hold what its config.json says: {wrong}")
+
+
+def _without_prefix(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By the names that transformers tells apart: with or without the base model's prefix is the same to it."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
 
 
 def _check_vocabulary(directory: Path) -> None:

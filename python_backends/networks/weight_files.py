@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
 DIFFUSERS, TRANSFORMERS = STEMS = ("diffusion_pytorch_model", "model")
@@ -64,6 +64,32 @@ def read_tensors(files: Iterable[Path]) -> dict[str, torch.Tensor]:
         WeightFileError: If one is no safetensors file.
     """
     return {name: tensor for file in files for name, tensor in _opened(file, values=True).items()}
+
+
+def difference(
+    tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], computed: Collection[str] = ()
+) -> str | None:
+    """The first tensor that is missing, besides or of another shape; None if all are as wanted.
+
+    Args:
+        tensors: Of files.
+        wanted: A network's state.
+        computed: Names of values that the network computes by itself, and that may be there too.
+    """
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        return f"it lacks {missing[0]} ({len(missing)} in all)"
+    besides = [name for name in tensors if name not in wanted and name not in computed]
+    if besides:
+        return f"it has {besides[0]} besides ({len(besides)} in all)"
+    for name, tensor in wanted.items():
+        if tensors[name].shape != tensor.shape:
+            return f"its {name} is {_shape(tensors[name])}; wanted: {_shape(tensor)}"
+    return None
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " × ".join(map(str, tensor.shape)) or "a scalar"
 
 
 def _opened(path: Path, values: bool) -> dict[str, torch.Tensor]:

@@ -45,7 +45,9 @@ def test_a_weight_that_is_missing_is_named(checkpoint: Checkpoint, part: str) ->
 def test_a_controlnet_that_lacks_a_weight(checkpoint: Checkpoint, tmp_path: Path) -> None:
     directory = checkpoints.controlnet(checkpoint.path, tmp_path / "edges", 0)
     drop_a_weight(directory)
-    with pytest.raises(ControlNetFileError, match=r"/edges is not whole by its config\.json: it lacks [\w.]+ \(1"):
+    with pytest.raises(
+        ControlNetFileError, match=r"/edges does not hold what its config\.json says: it lacks [\w.]+ \(1"
+    ):
         load_controlnet(directory, checkpoint, torch.float32)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 import checkpoints
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
@@ -18,6 +19,11 @@ from swiftdiffusion.python_backends.networks.checkpoint_checks import check_chec
 from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
 
 CPU = torch.device("cpu")
+WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,10 @@ def pointer(directory: Path) -> None:
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def with_tensors(file: str, **added: torch.Tensor) -> Callable[[Path], None]:
+    return lambda directory: save_file(load_file(directory / file) | added, directory / file)
+
+
 def scheduler_without_a_class(directory: Path) -> None:
     change(directory / "model_index.json", scheduler=["diffusers", "NextYearsScheduler"])
 
@@ -74,6 +84,19 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a missing shard": (without_a_shard, "diffusion_pytorch_model-00002-of-.*, which is not there"),
     "pickles": (pickled, "/vae holds diffusion_pytorch_model.bin, a pickle"),
     "no weights": (removed("text_encoder_2/model.safetensors"), "/text_encoder_2 holds no weights"),
+    "a tensor that nothing uses": (
+        with_tensors(WEIGHTS["unet"], extra=torch.zeros(1)),
+        r"/unet does not hold what its config\.json says: it has extra besides \(1 in all\)",
+    ),
+    "a tensor of the VAE that nothing uses": (with_tensors(WEIGHTS["vae"], ema=torch.zeros(1)), "it has ema besides"),
+    "a tensor of the text encoder that nothing uses": (
+        with_tensors(WEIGHTS["text_encoder"], logit=torch.zeros(1)),
+        "/text_encoder .* it has logit besides",
+    ),
+    "a weight of another shape": (
+        with_tensors(WEIGHTS["unet"], **{"conv_in.bias": torch.zeros(3)}),
+        r"its conv_in\.bias is 3; wanted: 16",
+    ),
     "a git-lfs pointer": (pointer, "/text_encoder.*model.safetensors is no safetensors file"),
     "no configuration": (removed("text_encoder/config.json"), "it has no text_encoder/config.json"),
     "no tokeniser": (removed("tokenizer_2/tokenizer.json"), "/tokenizer_2 holds no vocabulary; wanted: tokenizer.json"),
@@ -104,6 +127,26 @@ def test_what_cannot_be_served_is_said_in_a_sentence(directory: Path, mistake: s
         check_checkpoint(checkpoint)
         assert checkpoint.scheduler_config
     assert "\n" not in str(caught.value)
+
+
+def test_names_and_values_of_older_files_are_known(directory: Path) -> None:
+    file = directory / WEIGHTS["vae"]
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    for name in list(tensors):
+        layer, _, parameter = name.rpartition(".")
+        for new, former in old.items():
+            if layer.endswith(f"attentions.0.{new}"):
+                tensors[f"{layer.removesuffix(new)}{former}.{parameter}"] = tensors.pop(name)
+    assert any(".query." in name for name in tensors)
+    save_file(tensors, file)
+    encoder = directory / WEIGHTS["text_encoder"]
+    texts = {f"text_model.{name.removeprefix('text_model.')}": each for name, each in load_file(encoder).items()}
+    positions = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(texts | positions, encoder, {"format": "pt"})
+    checkpoint = Checkpoint(directory)
+    check_checkpoint(checkpoint)
+    checkpoint.load_vae(CPU, torch.float32)
 
 
 def test_shards_are_as_good_as_one_file(directory: Path) -> None:

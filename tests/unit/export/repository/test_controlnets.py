@@ -82,8 +82,8 @@ def test_a_single_file_is_taken_if_it_fits(checkpoint: Checkpoint, network: Path
     missing = {name: tensor for name, tensor in tensors.items() if name != "mid_block.resnets.0.conv1.weight"}
     wider = tensors | {"conv_in.weight": torch.zeros(32, 4, 3, 3)}
     wrong = {
-        "missing": (missing, r"is not whole by the UNet of .*: it lacks mid_block\.resnets\.0\.conv1\.weight"),
-        "wider": (wider, r"its conv_in\.weight is 32 × 4 × 3 × 3; by the UNet of .* it is 16 × 4 × 3 × 3"),
+        "missing": (missing, r"does not hold what the UNet of .* says: it lacks mid_block\.resnets\.0\.conv1\.weight"),
+        "wider": (wider, r"its conv_in\.weight is 32 × 4 × 3 × 3; wanted: 16 × 4 × 3 × 3"),
         "foreign": ({"x": torch.zeros(1)}, "is no ControlNet as served: it has x besides"),
         "more": (tensors | {"extra.weight": torch.zeros(1)}, r"it has extra\.weight besides"),
         "lora": ({"lora_unet_conv_in.lora_up.weight": torch.zeros(1, 1)}, "is a LoRA; served are ControlNets"),
