@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from tritonclient.utils import InferenceServerException
 
 import lora_files
-from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from wire import PROMPT, Loras, generate, generate_with, metrics
 
@@ -32,10 +32,18 @@ class Oracle:
         self._deltas = {name: lora.deltas for name, lora in made.items()}
         self._weights = {
             (part, name): (weight, weight.detach().clone())
-            for part in ("unet", "text_encoder", "text_encoder_2")
-            if getattr(self._pipeline, part, None) is not None
-            for name, weight in adaptable_weights(getattr(self._pipeline, part)).items()
+            for (part, name), weight in lora_files.adaptable(
+                {
+                    part: getattr(self._pipeline, part)
+                    for part in ("unet", "text_encoder", "text_encoder_2")
+                    if getattr(self._pipeline, part, None) is not None
+                }
+            ).items()
         }
+
+    def knows(self, name: str, made: lora_files.MadeLora) -> None:
+        """Takes up another LoRA."""
+        self._deltas[name] = made.deltas
 
     def picture(self, loras: Loras, switch_at: int = 0, steps: int = 4, **options: Any) -> np.ndarray:
         """uint8 [H, W, 3]; the UNet's deltas are added before step `switch_at`, and with 0 the text encoders' too."""
@@ -88,6 +96,41 @@ def test_pictures_are_those_of_fused_weights(tiny: TinyServer, oracle: Oracle, l
         (name, scale, 0) for name, scale in loras
     ]
     assert all(lora["modules"] > 0 for lora in picture.info["loras"])
+
+
+def test_a_raw_dump_acts_as_the_config_beside_it_says_and_info_tells_of_one_without(
+    tiny: TinyServer, oracle: Oracle
+) -> None:
+    unet = BaseModules.of(Checkpoint(tiny.checkpoint)).shapes["unet"]
+    attention = {"unet": {name: shape for name, shape in unet.items() if "attn" in name}}
+    files = [tiny.loras / "dump.safetensors", tiny.loras / "adapter_config.json"]
+    try:
+        for alpha in (4.0, 16.0):
+            made = lora_files.peft(
+                attention, prefix=lambda component: "base_model.model.", alpha=lambda module, rank, alpha=alpha: alpha
+            )
+            made.save(files[0])
+            oracle.knows("dump", made)
+            picture = generate_with(tiny, [("dump", 1.0)])
+            assert picture.distance(oracle.picture([("dump", 1.0)])) <= 0.5
+            notes = picture.info["loras"][0]["notes"]
+            assert notes == [] if files[1].exists() else notes[0].startswith("alpha = rank was assumed")
+            files[1].write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def test_norms_and_biases_go_on_and_off(tiny: TinyServer, oracle: Oracle) -> None:
+    vectors = BaseModules.of(Checkpoint(tiny.checkpoint)).vectors
+    made = lora_files.differences({}, {part: vectors[part] for part in ("unet", "text_encoder")})
+    file = made.save(tiny.loras / "vectors.safetensors")
+    oracle.knows("vectors", made)
+    try:
+        for loras in ([("vectors", 0.5)], [], [("vectors", 0.5), ("attention", 1.0)], [("attention", 1.0)]):
+            assert generate_with(tiny, loras).distance(oracle.picture(loras)) <= 0.5
+    finally:
+        file.unlink()
 
 
 def test_the_order_of_loras_does_not_matter(tiny: TinyServer) -> None:
