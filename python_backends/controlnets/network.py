@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from ..common.errors import InvalidRequestError, RequestError
 from ..networks.controlnet_modules import PositionalControlNet, factors
 from ..networks.runtimes import Runtime
-from ..networks.unet import WARM_UP_ROWS, arguments, example, trace
+from ..networks.unet import arguments, trace, warm_up
 from ..networks.unet_halves import pack
 from .weights import load_controlnet
 
@@ -46,7 +46,7 @@ class ControlNet:
         runtime: Runtime | None = None,
         engine: str = "",
     ) -> None:
-        """Loads the weights, traces where that helps, and evaluates once with each of WARM_UP_ROWS.
+        """Loads the weights and warms up.
 
         Args:
             path: Of the ControlNet's directory or file.
@@ -70,14 +70,19 @@ class ControlNet:
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
         self._traced: dict[torch.Size, torch.nn.Module] = {}
-        for rows in WARM_UP_ROWS:
-            tensors = example(checkpoint, rows)
-            embedded = torch.zeros(rows, channels, *tensors["LATENTS"].shape[-2:], device=device, dtype=dtype)
-            if runtime.traces(device) and not self._modes:
-                inputs = (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded)
-                self._traced[tensors["LATENTS"].shape] = trace(module, inputs)
-            for _ in range(3):  # the first calls of a graph optimise it
-                self._residuals(tensors, [embedded], (0,) if self._modes else (), None)
+
+        def embedded(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            rows, _, height, width = tensors["LATENTS"].shape
+            return torch.zeros(rows, channels, height, width, device=device, dtype=dtype)
+
+        def evaluate(tensors: Mapping[str, torch.Tensor]) -> None:
+            self._residuals(tensors, [embedded(tensors)], (0,) if self._modes else (), None)
+
+        def traced(tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+            return trace(module, (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded(tensors)))
+
+        eager = runtime.traces(device)
+        self._traced = warm_up(checkpoint, evaluate, traced if eager and not self._modes else None, eager)
 
     def __call__(
         self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -12,13 +13,20 @@ from .runtimes import Runtime
 from .unet_halves import Halfway, join
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .checkpoint import Checkpoint
     from .runtimes import Call
 
+    Tensors = Mapping[str, torch.Tensor]
+
+T = TypeVar("T")
+
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
+
+SLOW_S = 1.0
+"""An evaluation that takes longer is not traced, nor repeated before it is wanted."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class UNet:
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, runtime: Runtime | None = None
     ) -> None:
-        """Loads the weights, makes graphs where that helps, and evaluates with each of WARM_UP_ROWS."""
+        """Loads the weights and warms up."""
         unet = checkpoint.load_unet(device, dtype).eval()
         runtime = runtime or Runtime()
         runtime.prepare(unet, device)
@@ -60,12 +68,8 @@ class UNet:
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[torch.Size, tuple[Call, Call]] = {}
-        for rows in WARM_UP_ROWS:
-            tensors = example(checkpoint, rows)
-            if runtime.traces(device):
-                self._traced[tensors["LATENTS"].shape] = self._trace(tensors)
-            for _ in range(3):  # the first calls of a graph optimise it
-                self(tensors)
+        eager = runtime.traces(device)
+        self._traced = warm_up(checkpoint, self, self._trace if eager else None, eager)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
@@ -100,7 +104,7 @@ class UNet:
                 join(encoded.halfway, residuals.to(self._device, self._dtype))
             return encoded.decoder(encoded.context, *encoded.halfway).float().cpu()
 
-    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Call, Call]:
+    def _trace(self, tensors: Tensors) -> tuple[Call, Call]:
         encoder, decoder = self._halves
         inputs = arguments(tensors, self._device, self._dtype)
         with torch.no_grad():
@@ -128,6 +132,41 @@ def trace(module: Call, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed
         return torch.jit.trace(module, arguments, check_trace=False)
+
+
+def warm_up(
+    checkpoint: Checkpoint,
+    evaluate: Callable[[Tensors], object],
+    trace: Callable[[Tensors], T] | None,
+    is_eager: bool,
+) -> dict[torch.Size, T]:
+    """Evaluates with each of WARM_UP_ROWS, traced where that helps.
+
+    Where one eager evaluation takes long, a trace saves nothing that counts, and it is the only one: a process of which
+    a step takes ten seconds need not take a minute more to be ready.
+
+    Args:
+        checkpoint: Whose inputs it takes.
+        evaluate: By the trace of its latents' shape, if there is one.
+        trace: Makes one; None for what is not traced.
+        is_eager: Whether the first call of a shape costs no more than others: nothing is compiled or captured.
+
+    Returns:
+        Traces by the shape of their latents.
+    """
+    traced: dict[torch.Size, T] = {}
+    for rows in WARM_UP_ROWS:
+        tensors = example(checkpoint, rows)
+        if is_eager:
+            start = time.thread_time()  # not of the clock: others may have the core
+            evaluate(tensors)
+            if time.thread_time() - start > SLOW_S:
+                break
+        if trace is not None:
+            traced[tensors["LATENTS"].shape] = trace(tensors)
+        for _ in range(3):  # the first calls of a graph optimise it
+            evaluate(tensors)
+    return traced
 
 
 def example(checkpoint: Checkpoint, rows: int) -> dict[str, torch.Tensor]:

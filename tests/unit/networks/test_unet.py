@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import checkpoints
+from swiftdiffusion.python_backends.networks import unet as unet_module
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.unet import UNet
-from swiftdiffusion.python_backends.networks.unet_halves import pack
+from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf, Halfway, pack
 
 CPU = torch.device("cpu")
 
@@ -110,3 +111,19 @@ def test_residuals_join_as_in_diffusers(
     assert torch.equal(unet.decode(encoded, pack(residuals)), expected)
     nothing = torch.zeros_like(pack(residuals))
     assert torch.equal(unet.decode(unet.encode(tensors), nothing), unet(tensors))
+
+
+def test_slow_networks_are_evaluated_once_before_they_are_ready(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[int] = []
+    forward = EncoderHalf.forward
+    monkeypatch.setattr(
+        EncoderHalf, "forward", lambda half, *given: evaluated.append(len(given[0])) or forward(half, *given)
+    )
+    monkeypatch.setattr(unet_module, "SLOW_S", 0.0)
+    slow = UNet(checkpoint, CPU, torch.float32)
+    assert evaluated == [1]
+    tensors = arguments(checkpoint, 2, 16)
+    monkeypatch.undo()
+    assert torch.equal(slow(tensors), UNet(checkpoint, CPU, torch.float32)(tensors))
