@@ -9,7 +9,7 @@ import checkpoints
 from swiftdiffusion.python_backends.networks import unet as unet_module
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.unet import UNet
-from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf, Halfway, pack
+from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf, pack
 
 CPU = torch.device("cpu")
 
