@@ -63,6 +63,7 @@ SERVED = (
 
 _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("lora_unet_", UNET),
+    ("oft_unet_", UNET),
     ("lora_te1_", TEXT_ENCODER),
     ("lora_te2_", TEXT_ENCODER_2),
     ("lora_te_", TEXT_ENCODER),

@@ -161,6 +161,12 @@ def test_oft_and_boft(base: Base, tmp_path: Path, stages: int, constraint: float
     base.check(lora_files.oft(weights, stages, constraint, rescaled), tmp_path, scale=1.0, error=1e-5)
 
 
+def test_oft_by_kohyas_prefix(base: Base, tmp_path: Path) -> None:
+    made = lora_files.oft({QUERY: base.weights[QUERY]})
+    made.tensors = {name.replace("lora_unet_", "oft_unet_"): tensor for name, tensor in made.tensors.items()}
+    base.check(made, tmp_path, error=1e-5)
+
+
 def test_an_alpha_that_scales_nothing_is_counted(base: Base, tmp_path: Path) -> None:
     made = lora_files.differences(SHAPES, {})
     made.tensors[f"{lora_files.kohya_name('unet', QUERY)}.alpha"] = torch.tensor(1.0)
