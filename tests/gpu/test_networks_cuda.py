@@ -82,13 +82,20 @@ def test_every_shape_joins_and_replays(
 
 @DTYPES
 @torch.no_grad()
-def test_graphs_see_loras_that_are_patched_in_later(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["factors", "norms and biases"])
+def test_graphs_see_loras_that_are_patched_in_later(
+    checkpoint: Checkpoint, dtype: torch.dtype, kind: str, tmp_path: Path
+) -> None:
     unet, reference = UNet(checkpoint, GPU, dtype), checkpoint.load_unet(CPU, torch.float64)
     on_cpu = checkpoint.load_unet(CPU, torch.float32)
     tensors = inputs(checkpoint, 2)
     before = unet(tensors)
-    file = lora_files.kohya({"unet": dict(BaseModules.of(checkpoint).shapes["unet"])}).save(tmp_path / "a.safetensors")
-    lora = Canonicaliser(checkpoint).read(file)
+    modules = BaseModules.of(checkpoint)
+    if kind == "factors":
+        made = lora_files.kohya({"unet": dict(modules.shapes["unet"])})
+    else:
+        made = lora_files.differences({}, {"unet": modules.vectors["unet"]})
+    lora = Canonicaliser(checkpoint).read(made.save(tmp_path / "a.safetensors"))
     unet.patcher.apply([(lora, 0.8)])
     Patcher({"unet": on_cpu}).apply([(lora, 0.8)])
     reference.load_state_dict(on_cpu.state_dict())
