@@ -26,6 +26,7 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "scheduler": request.scheduler or scheduler_config["_class_name"],
         "prompt_truncated": report.encoding["prompt_truncated"],
         "loras": denoising.loras.report(),
+        **({"lora_defaults": request.lora_defaults} if request.lora_defaults else {}),
         "controlnets": [
             {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)}
             | ({"stale_calls": report.stale[position]} if use.stale else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,6 +128,7 @@ class CompletedRequest:
         request_id: Handle for cancelling, or None.
         deadline: Unix time in seconds after which the request is given up, or None.
         loras: In the client's order.
+        lora_defaults: Field that the client left out → the LoRA whose default it took.
         controlnets: In the client's order.
     """
 
@@ -146,6 +147,7 @@ class CompletedRequest:
     deadline: float | None = None
     loras: Annotated[tuple[LoraUse, ...], Field(max_length=64)] = ()
     controlnets: Annotated[tuple[ControlNetUse, ...], Field(max_length=16)] = ()
+    lora_defaults: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The request as JSON."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import InvalidRequestError
 from ..common.sentences import shown
-from .completed import CompletedRequest, LoraUse
+from .completed import CompletedRequest
 from .controlnets import NONE_KNOWN, AskedControlNets
-from .fields import Entry, Fields
+from .fields import Fields
+from .loras import AskedLoras
 from .schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -22,25 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .controlnets import KnownControlNet
-
-
-class Lora(Entry):
-    """One entry of LORAS; `patch_step` replays one LoRA's step where LORA_PATCH_STEP would be one for all."""
-
-    name: str = Field(min_length=1, max_length=128)
-    scale: float = Field(default=1.0, ge=-10.0, le=10.0)
-    patch_step: int | None = Field(default=None, ge=0)
-
-
-class KnownLoras(Protocol):
-    """The LoRAs that there are: `lora.loading.catalogue.Catalogue`."""
-
-    def bound(self, name: str, steps: int) -> int | None:
-        """The default bound of a LoRA in a run of so many steps, None for the server's; raises UnknownLoraError."""
-
-
-MOST_EVALUATIONS_PER_STEP = 2
-"""UNet evaluations that a sampler makes per step: two for Heun. The denoiser knows the run's own number."""
+    from .loras import KnownLoras
 
 
 @dataclass(frozen=True)
@@ -126,7 +107,13 @@ def parse_request(
         raise InvalidRequestError("PROMPT is missing; required: a text")
     request_id = fields.request_id()
     timeout_ms = fields.integer("TIMEOUT_MS", 1, rules.max_timeout_ms)
-    steps = _given(fields.integer("STEPS", 1, rules.max_steps), rules.steps)
+    loras = AskedLoras(fields, rules, catalogue)
+    steps = fields.integer("STEPS", 1, rules.max_steps)
+    if steps is None:
+        steps = _given(_default(loras, "STEPS", 1, rules.max_steps), rules.steps)
+    guidance_scale = fields.number("GUIDANCE_SCALE", 0.0, rules.max_guidance_scale)
+    if guidance_scale is None:
+        guidance_scale = _given(_default(loras, "GUIDANCE_SCALE", 0, rules.max_guidance_scale), rules.guidance_scale)
     asked = AskedControlNets(fields, controlnets, rules.max_json_bytes, rules.max_controlnets)
     height = _given(fields.size("HEIGHT", rules), rules.height)
     width = _given(fields.size("WIDTH", rules), rules.width)
@@ -136,11 +123,12 @@ def parse_request(
         negative_prompt=fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters),
         seed=_given(fields.integer("SEED", 0, 2**63 - 1), secrets.randbelow(2**63)),
         steps=steps,
-        guidance_scale=_given(fields.number("GUIDANCE_SCALE", 0.0, rules.max_guidance_scale), rules.guidance_scale),
+        guidance_scale=guidance_scale,
         height=height,
         width=width,
-        scheduler=_scheduler(fields, rules),
-        loras=_loras(fields, steps, rules, catalogue),
+        scheduler=_scheduler(fields, rules, loras),
+        loras=loras.uses(steps),
+        lora_defaults=loras.applied,
         request_id=request_id,
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
         controlnets=asked.uses(lambda image: keep_image(image, height, width)),
@@ -159,37 +147,31 @@ def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
     return request_id
 
 
-def _scheduler(fields: Fields, rules: RequestRules) -> str | None:
+def _scheduler(fields: Fields, rules: RequestRules, loras: AskedLoras) -> str | None:
     name = fields.text("SCHEDULER", 64)
+    if name is None:
+        name = loras.default("SCHEDULER")
     if name is None or name == rules.own_scheduler:
         return None
     if name not in rules.schedulers:
         allowed = ", ".join((*rules.schedulers, rules.own_scheduler))
         raise InvalidRequestError(
-            f"SCHEDULER is {shown(name)}; allowed by this checkpoint: {allowed} (its own, also where none is named)"
+            f"SCHEDULER is {shown(name)}{_whose(loras, 'scheduler')}; allowed by this checkpoint: {allowed} (its own, "
+            "also where none is named)"
         )
     return name
 
 
-def _loras(fields: Fields, steps: int, rules: RequestRules, catalogue: KnownLoras) -> tuple[LoraUse, ...]:
-    """LORAS with the bound of each: the request's, else the catalogue's, else the server's."""
-    asked: list[Lora] = fields.entries("LORAS", Lora, rules.max_json_bytes)
-    bound = fields.integer("LORA_BOUND", 0, rules.max_steps)
-    patch_step = fields.integer("LORA_PATCH_STEP", 0, MOST_EVALUATIONS_PER_STEP * rules.max_steps)
-    if len(asked) > rules.max_loras:
-        raise InvalidRequestError(f"LORAS has {len(asked)} entries; allowed: at most {rules.max_loras}")
-    uses: dict[str, LoraUse] = {}
-    for lora in asked:
-        if lora.name in uses:
-            raise InvalidRequestError(f"LORAS names {shown(lora.name)} twice; allowed: once, with the summed scale")
-        known = catalogue.bound(lora.name, steps)
-        uses[lora.name] = LoraUse(
-            name=lora.name,
-            scale=lora.scale,
-            bound=_given(bound, _given(known, rules.lora_bound)),
-            patch_step=_given(lora.patch_step, patch_step),
-        )
-    return tuple(uses.values())
+def _default(loras: AskedLoras, field: str, low: float, high: float) -> Any:
+    """What the LoRAs want of a number that the request leaves out."""
+    value = loras.default(field)
+    if value is not None and not low <= value <= high:
+        raise InvalidRequestError(f"{field} is {value:g}{_whose(loras, field.lower())}; allowed: {low:g} to {high:g}")
+    return value
+
+
+def _whose(loras: AskedLoras, field: str) -> str:
+    return f" (the default of {loras.applied[field]})" if field in loras.applied else ""
 
 
 def _given(value: Any, default: Any) -> Any:

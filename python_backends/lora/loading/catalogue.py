@@ -8,18 +8,24 @@ import logging
 import os
 import re
 import time
+import unicodedata
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from ...common.errors import UnknownLoraError
+from ...common.filesystem import as_path, as_text
 from ...common.sentences import shown
 from ..files.outside_settings import ADAPTER_CONFIG
-from .catalogue_index import NAME, CatalogueError, read_index
+from .catalogue_index import Annotation, CatalogueError, lora_name, read_index
 from .profiles import SETTLED_AFTER_NS, Profiles, Signature, signature_of
 
 __all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
+
+if TYPE_CHECKING:
+    from ...request.loras import LoraDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,7 @@ class CatalogueEntry:
         bound: The index's bound of its asynchronous loading, in steps; None where it has none.
         alpha: What the index says of the LoRA's alpha; None where it says nothing.
         description: For people.
+        defaults: Of requests that name it.
         identity: Changes when size, mtime or inode of the local file or of the settings beside it change, or the
             location, sha256 or alpha: what was learnt about an entry with one identity holds for every entry with it.
     """
@@ -51,6 +58,7 @@ class CatalogueEntry:
     bound: int | None
     alpha: float | None
     description: str
+    defaults: LoraDefaults
     identity: str
 
     @property
@@ -111,7 +119,7 @@ class Catalogue:
         """
         self._refresh()
         entries = self._entries
-        found = entries.get(name)
+        found = entries.get(unicodedata.normalize("NFC", name))
         if found is None:
             raise UnknownLoraError(f"LORAS names {shown(name)}; allowed: {_allowed(name, list(entries))}")
         return replace(found, identity=_identity(found))
@@ -133,6 +141,14 @@ class Catalogue:
             return profile.bound
         return profile.bound * steps // profile.steps
 
+    def defaults(self, name: str) -> LoraDefaults:
+        """What requests default to that name a LoRA.
+
+        Raises:
+            UnknownLoraError: If there is no LoRA of that name.
+        """
+        return self.entry(name).defaults
+
     def _refresh(self) -> None:
         if self._directory is None:
             return
@@ -143,7 +159,7 @@ class Catalogue:
             self._rescan(self._directory, signature)
         except (CatalogueError, OSError) as error:
             self._signature, self._settled = signature, True
-            logger.error("the LoRA catalogue stays as it was: %s", error)
+            logger.error("the LoRA catalogue stays as it was: %s", as_text(str(error)))
 
     def _current_signature(self, directory: Path) -> Signature:
         return signature_of(directory) + signature_of(directory / INDEX)
@@ -152,9 +168,9 @@ class Catalogue:
         """Reads directory and index; `signature` is from before, so that a change meanwhile is seen next time."""
         newest = max((signature[1:2] + signature[4:5]), default=0)
         settled = abs(time.time_ns() - newest) > SETTLED_AFTER_NS
-        entries = {path.name.removesuffix(SUFFIX): str(path) for path in self._files(directory)}
-        annotations = read_index(directory / INDEX)
-        found = {name: CatalogueEntry(name, location, None, None, None, "", "") for name, location in entries.items()}
+        entries = {name: str(path) for name, path in self._files(directory).items()}
+        annotations = {name: Annotation() for name in entries} | read_index(directory / INDEX)
+        found: dict[str, CatalogueEntry] = {}
         for name, annotation in annotations.items():
             location = entries.get(name) if annotation.location is None else _resolve(annotation.location, directory)
             if location is None:
@@ -162,30 +178,42 @@ class Catalogue:
                 continue
             sha256 = None if annotation.sha256 is None else annotation.sha256.lower()
             found[name] = CatalogueEntry(
-                name, location, sha256, annotation.bound, annotation.alpha, annotation.description, ""
+                name,
+                location,
+                sha256,
+                annotation.bound,
+                annotation.alpha,
+                annotation.description,
+                annotation.defaults,
+                identity="",
             )
         self._entries, self._signature, self._settled = found, signature, settled
 
-    def _files(self, directory: Path) -> list[Path]:
-        files = []
+    def _files(self, directory: Path) -> dict[str, Path]:
+        files: dict[str, Path] = {}
         for found in os.scandir(directory):
             if not found.name.endswith(SUFFIX):
                 continue
             path = directory / found.name
-            if not NAME.fullmatch(found.name.removesuffix(SUFFIX)):
-                self._warn_once(f"{path} is left out: names match {NAME.pattern}")
+            try:
+                name = lora_name(os.fsencode(found.name).decode("utf-8").removesuffix(SUFFIX))
+            except ValueError as error:
+                self._warn_once(f"{path} is left out: {error}")
+                continue
+            if name in files:
+                self._warn_once(f"{path} is left out: another file has the same name, written otherwise")
             elif found.is_symlink() and not path.resolve().is_relative_to(directory):
                 self._warn_once(f"{path} is left out: it links to a place outside its directory")
             elif not found.is_file():
                 self._warn_once(f"{path} is left out: it is not a file")
             else:
-                files.append(path)
+                files[name] = path
         return files
 
     def _warn_once(self, sentence: str) -> None:
         if sentence not in self._warned:
             self._warned.add(sentence)
-            logger.warning("%s", sentence)
+            logger.warning("%s", as_text(sentence))
 
 
 def is_remote(location: str) -> bool:
@@ -199,7 +227,7 @@ def _resolve(location: str, directory: Path) -> str:
         location = unquote(urlsplit(location).path)
     if is_remote(location):
         return f"{location}{PEFT_FILE}" if location.endswith("/") else location
-    path = directory / location
+    path = directory / as_path(location)
     return str(path / PEFT_FILE if path.is_dir() else path)
 
 

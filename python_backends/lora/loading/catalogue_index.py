@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ...common.sentences import shown
+from ...request.loras import LoraDefaults
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_INDEX_BYTES = 16 * 2**20
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MOST_CHARACTERS = 128
 
 
 class CatalogueError(ValueError):
     """A catalogue that cannot be read; the message names the file and the field."""
 
 
+def lora_name(text: str) -> str:
+    """A LoRA's name in the form in which names are compared: composed (NFC), since file systems differ in that.
+
+    Raises:
+        ValueError: If it could not be a file's name, or not be shown.
+    """
+    name = unicodedata.normalize("NFC", text)
+    if not name.isprintable() or "/" in name or name != name.strip() or name.startswith(".") or not name:
+        raise ValueError(
+            "wanted: a name of printable characters without /, with no blank at its ends and no leading dot"
+        )
+    if len(name) > MOST_CHARACTERS:
+        raise ValueError(f"it has {len(name)} characters; wanted: a name of at most {MOST_CHARACTERS}")
+    return name
+
+
 class Annotation(BaseModel):
-    """What `catalogue.json` says about one LoRA."""
+    """What `catalogue.json` says about one LoRA.
+
+    `steps`, `guidance_scale`, `scheduler` and `scale` are what requests that name it default to.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -30,9 +50,18 @@ class Annotation(BaseModel):
     bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
     alpha: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     description: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
+    scheduler: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    scale: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+
+    @property
+    def defaults(self) -> LoraDefaults:
+        """Of requests that name it."""
+        return LoraDefaults(self.steps, self.guidance_scale, self.scheduler, self.scale)
 
 
-_Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
+_Name = Annotated[str, AfterValidator(lora_name)]
 
 
 class _Index(BaseModel):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ...common.filesystem import as_path
 from .catalogue_index import CatalogueError, first_mistake, read_bounded
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Profiles:
             local_file: Where it is; None for a remote one.
             sha256: What the catalogue says that it hashes to, or None.
         """
-        path = self._directory / f"{name}{SUFFIX}"
+        path = self._directory / as_path(f"{name}{SUFFIX}")
         profile = _cached(self._profiles, path, self._read)
         if not isinstance(profile, Profile):
             return Profile()

@@ -58,6 +58,62 @@ def test_patch_steps_replay_a_run(catalogue: Catalogue) -> None:
     assert [use.patch_step for use in parse(catalogue, asked, LORA_PATCH_STEP=5).loras] == [2, 5]
 
 
+@pytest.fixture
+def few_steps(tmp_path: Path) -> Catalogue:
+    loras = {
+        "lightning": {"steps": 4, "guidance_scale": 0, "scheduler": "euler_trailing", "scale": 0.5},
+        "hyper": {"steps": 8, "scheduler": "ddim_trailing"},
+        "turbo": {"steps": 4},
+        "odd": {"steps": 5000, "scheduler": "nextyears"},
+        "plain": {},
+    }
+    (tmp_path / "catalogue.json").write_text(
+        json.dumps({"loras": {name: {"location": "x", **values} for name, values in loras.items()}})
+    )
+    return Catalogue(tmp_path)
+
+
+def test_a_silent_request_takes_its_loras_defaults(few_steps: Catalogue) -> None:
+    silent = parse(few_steps, [{"name": "lightning"}, {"name": "plain"}, {"name": "turbo"}])
+    assert (silent.steps, silent.guidance_scale, silent.scheduler) == (4, 0.0, "euler_trailing")
+    assert [use.scale for use in silent.loras] == [0.5, 1.0, 1.0]
+    assert silent.lora_defaults == dict.fromkeys(("steps", "guidance_scale", "scheduler"), "lightning")
+    assert CompletedRequest.from_json(silent.to_json()) == silent
+
+
+def test_what_the_request_says_comes_first(few_steps: Catalogue) -> None:
+    said = {"STEPS": 6, "GUIDANCE_SCALE": 2.0, "SCHEDULER": "ddim"}
+    request = parse(few_steps, [{"name": "lightning", "scale": 1.0}, {"name": "hyper"}, {"name": "odd"}], **said)
+    assert (request.steps, request.guidance_scale, request.scheduler) == (6, 2.0, "ddim")
+    assert request.loras[0].scale == 1.0
+    assert request.lora_defaults == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "said"),
+    [
+        (
+            ["lightning", "hyper"],
+            {},
+            "STEPS is missing; required here, since the LoRAs' defaults differ: 4 (lightning), 8",
+        ),
+        (
+            ["lightning", "hyper"],
+            {"STEPS": 4},
+            "SCHEDULER is missing; required here, since the LoRAs' defaults differ: \"eu",
+        ),
+        (["odd"], {}, "STEPS is 5000 (the default of odd); allowed: 1 to 200"),
+        (["odd"], {"STEPS": 4}, 'SCHEDULER is "nextyears" (the default of odd); allowed by this checkpoint: euler,'),
+    ],
+)
+def test_defaults_that_cannot_be_taken_are_named(
+    few_steps: Catalogue, names: list[str], fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        parse(few_steps, [{"name": name} for name in names], **fields)
+    assert said in str(error.value)
+
+
 def test_loras_travel_as_json(catalogue: Catalogue) -> None:
     request = parse(catalogue, [{"name": "neon", "scale": -0.25, "patch_step": 0}, {"name": "night"}])
     assert CompletedRequest.from_json(request.to_json()) == request

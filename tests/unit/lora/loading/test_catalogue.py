@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue, CatalogueError
-from swiftdiffusion.python_backends.lora.loading.catalogue_index import NAME
+from swiftdiffusion.python_backends.lora.loading.catalogue_index import lora_name
+from swiftdiffusion.python_backends.request.loras import LoraDefaults
 
 SHA256 = "ab" * 32
 
@@ -100,6 +101,29 @@ def test_any_unknown_name_is_answered_with_a_sentence(directory: Path, name: str
     assert len(str(error.value)) < 400
 
 
+def test_names_and_locations_in_any_script(directory: Path, tmp_path: Path) -> None:
+    """A file system may keep a name decomposed (NFD); a request may bring it composed, or the other way round."""
+    composed, decomposed = "pap\u00ebr cut (v1.0) 'q' $x", "pape\u0308r cut (v1.0) 'q' $x"
+    path = add(directory, decomposed)
+    profile = directory / f"{composed}.profile.json"
+    profile.write_text('{"bound": 2}')
+    index(directory, {composed: {"description": "cut"}, "剪纸": {"location": "file:///m%C3%B6bel/剪.safetensors"}})
+    catalogue = Catalogue(directory)
+    assert catalogue.names() == [composed, "剪纸"]
+    for name in (composed, decomposed):
+        assert (catalogue.entry(name).location, catalogue.entry(name).description) == (str(path), "cut")
+        assert bound(catalogue, name) == 2
+    assert catalogue.entry("剪纸").location == "/möbel/剪.safetensors"
+
+
+def test_the_index_says_what_requests_default_to(directory: Path) -> None:
+    add(directory, "plain")
+    index(directory, {"fast": {"location": "x", "steps": 4, "guidance_scale": 0, "scheduler": "lcm", "scale": 0.7}})
+    catalogue = Catalogue(directory)
+    assert catalogue.defaults("fast") == LoraDefaults(4, 0.0, "lcm", 0.7)
+    assert catalogue.defaults("plain") == LoraDefaults()
+
+
 def test_a_server_may_have_none(directory: Path) -> None:
     for catalogue in (Catalogue(None), Catalogue(directory)):
         assert catalogue.names() == []
@@ -116,8 +140,8 @@ def test_unusable_files_are_left_out_with_one_warning_each(
     directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = add(tmp_path, "secret")
-    add(directory, "-dash")
-    add(directory, "a b")
+    add(directory, ".hidden")
+    add(directory, "a\tb")
     add(directory, "good")
     (directory / "out.safetensors").symlink_to(secret)
     (directory / "in.safetensors").symlink_to("good.safetensors")
@@ -200,11 +224,13 @@ def test_a_profile_of_another_file_is_left_out(directory: Path, caplog: pytest.L
         ('{"loras": {}, "lora": {}}', "lora is not known; allowed: loras"),
         (
             '{"loras": {"x": {"bond": 1}}}',
-            "loras.x.bond is not known; allowed: location, sha256, bound, alpha, description",
+            "loras.x.bond is not known; allowed: location, sha256, bound, alpha, description, steps, guidance_scale, sch",
         ),
         ('{"loras": {"x": {"location": "x", "bound": -1}}}', "loras.x.bound is -1: "),
         ('{"loras": {"x": {"location": "x", "bound": "1"}}}', 'loras.x.bound is "1": '),
         ('{"loras": {"x": {"location": "x", "sha256": "abc"}}}', 'loras.x.sha256 is "abc": '),
+        ('{"loras": {"x": {"location": "x", "steps": 0}}}', "loras.x.steps is 0: "),
+        ('{"loras": {"x": {"location": "x", "guidance_scale": NaN}}}', "guidance_scale"),
         ('{"loras": {"../x": {"location": "x"}}}', r"loras.\.\./x"),
         ('{"loras": {"x\\n": {"location": "x"}}}', "loras.x"),
     ],
@@ -288,7 +314,7 @@ def test_any_index_is_read_or_refused_with_its_name(directory: Path, content: An
         return
     for name in catalogue.names():
         entry = catalogue.entry(name)
-        assert NAME.fullmatch(name)
+        assert lora_name(name) == name
         assert entry.bound is None or 0 <= entry.bound <= 10_000
         assert entry.sha256 in (None, SHA256)
         assert entry.is_remote or Path(entry.location).is_absolute()
