@@ -16,6 +16,7 @@ from .backend.reloadable import Reloadable
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .common.errors import RequestError
+from .common.filesystem import as_text
 from .common.runtime_directory import runtime_directory
 from .lora.files.canonicaliser import Canonicaliser
 from .lora.files.safetensors_file import FileLimits
@@ -87,7 +88,7 @@ class TritonPythonModel(Reloadable):
             Fetcher(limits, self._metrics.fetch_failed),
             Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes),
             max_file_bytes=max_file_bytes,
-            base=str(checkpoint.path),
+            base=as_text(checkpoint.path),
             observer=self._metrics,
         )
         self._outcomes = Outcomes(directory)

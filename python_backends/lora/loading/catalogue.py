@@ -232,7 +232,7 @@ def _resolve(location: str, directory: Path) -> str:
 
 
 def _identity(entry: CatalogueEntry) -> str:
-    parts = [entry.location, entry.sha256 or "", ""]
+    parts = [as_text(entry.location), entry.sha256 or "", ""]
     if not entry.is_remote:
         signature = signature_of(Path(entry.location)) + signature_of(Path(str(entry.adapter_config)))
         parts[-1] = ",".join(str(part) for part in signature)

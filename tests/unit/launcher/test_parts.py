@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from swiftdiffusion.python_backends.launcher.binary import ServerBinary, find_server_binary
+from swiftdiffusion.python_backends.launcher.directories import make_private_directory, plain_path
 from swiftdiffusion.python_backends.launcher.errors import (
     InvalidRepositoryError,
+    LauncherError,
     MissingLibraryError,
     PortBusyError,
     PythonVersionError,
@@ -246,3 +248,21 @@ def fine(tmp_path: Path) -> Path:
     """A repository of one model that nobody starts."""
     (tmp_path / "calm" / "1").mkdir(parents=True)
     return tmp_path
+
+
+def test_a_tmpdir_that_the_backend_cannot_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "möbel lager"
+    odd.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    with pytest.raises(LauncherError, match="lager', which Triton's Python backend cannot use; wanted: a TMPDIR"):
+        make_private_directory()
+    assert not list(odd.iterdir())
+
+
+def test_a_repository_of_any_path_is_linked_where_the_backend_can_use_it(tmp_path: Path) -> None:
+    odd = tmp_path / "möbel lager"
+    odd.mkdir()
+    assert plain_path(tmp_path, tmp_path) == tmp_path
+    link = plain_path(odd, tmp_path)
+    assert link.samefile(odd)
+    assert " " not in str(link)

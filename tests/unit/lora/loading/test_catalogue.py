@@ -224,7 +224,7 @@ def test_a_profile_of_another_file_is_left_out(directory: Path, caplog: pytest.L
         ('{"loras": {}, "lora": {}}', "lora is not known; allowed: loras"),
         (
             '{"loras": {"x": {"bond": 1}}}',
-            "loras.x.bond is not known; allowed: location, sha256, bound, alpha, description, steps, guidance_scale, sch",
+            "loras.x.bond is not known; allowed: location, sha256, bound, alpha, description, steps, gui",
         ),
         ('{"loras": {"x": {"location": "x", "bound": -1}}}', "loras.x.bound is -1: "),
         ('{"loras": {"x": {"location": "x", "bound": "1"}}}', 'loras.x.bound is "1": '),
