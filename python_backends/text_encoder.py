@@ -15,7 +15,7 @@ from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.tensors import output_tensor
 from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
-from .networks.prompt_encoding import Embedding, PromptEncoder
+from .networks.prompt_encoding import Embedding, PromptEncoder, Text
 from .request.completed import CompletedRequest
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ class TritonPythonModel(Reloadable):
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""
-        by_set: dict[LoraSet, dict[int, tuple[str | None, str]]] = {}
+        by_set: dict[LoraSet, dict[int, tuple[Text | None, Text]]] = {}
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
             try:
-                by_set.setdefault(_lora_set(request), {})[number] = self._texts(request)
+                texts = self._encoder.texts(CompletedRequest.from_json(input_text(request, "REQUEST")))
+                by_set.setdefault(_lora_set(request), {})[number] = texts
             except Exception as error:  # noqa: BLE001  what one request brings must not end the others
                 responses[number] = error_response(as_request_error(error, "encoding"))
         for loras, pairs in by_set.items():
@@ -48,14 +49,15 @@ class TritonPythonModel(Reloadable):
                 responses[number] = answer
         return responses
 
-    def _encode(self, pairs: list[tuple[str | None, str]], loras: LoraSet) -> list[Any]:
+    def _encode(self, pairs: list[tuple[Text | None, Text]], loras: LoraSet) -> list[Any]:
         """Responses for pairs of texts under one LoRA set."""
         start = time.perf_counter()
         embeddings, encoded = self._encoder.encode([text for pair in pairs for text in pair if text is not None], loras)
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
         for pair in pairs:
-            negative, positive = (self._encoder.zeros if text is None else embeddings[text] for text in pair)
+            positive = embeddings[pair[1]]
+            negative = positive.zeros() if pair[0] is None else embeddings[pair[0]]
             report = {
                 "ms": milliseconds,
                 "cached": not encoded.intersection(pair),
@@ -63,11 +65,6 @@ class TritonPythonModel(Reloadable):
             }
             responses.append(pb_utils.InferenceResponse(self._tensors(negative, positive, report)))
         return responses
-
-    def _texts(self, request: Any) -> tuple[str | None, str]:
-        """Negative prompt and prompt; None for a negative prompt that is not used or stands for zeros."""
-        parsed = CompletedRequest.from_json(input_text(request, "REQUEST"))
-        return (self._encoder.negative(parsed.negative_prompt) if parsed.guidance_scale > 1 else None, parsed.prompt)
 
     @staticmethod
     def _tensors(negative: Embedding, positive: Embedding, report: dict[str, Any]) -> list[Any]:

@@ -84,6 +84,7 @@ class GenerationRequest:
             a file.
         request_id: handle for `cancel`; the client makes one up otherwise.
         timeout_ms: give up on the server after this long.
+        clip_skip: last layers of the text encoders that the prompt goes without, as diffusers counts them.
     """
 
     prompt: str
@@ -101,6 +102,7 @@ class GenerationRequest:
     control_images: Sequence[Picture] = ()
     request_id: str | None = None
     timeout_ms: int | None = None
+    clip_skip: int | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -123,6 +125,7 @@ class GenerationRequest:
                 ("HEIGHT", "INT32", self.height),
                 ("WIDTH", "INT32", self.width),
                 ("SCHEDULER", "BYTES", self.scheduler),
+                ("CLIP_SKIP", "INT32", self.clip_skip),
                 ("LORAS", "BYTES", _entries(self.loras)),
                 ("LORA_BOUND", "INT32", self.lora_bound),
                 ("LORA_PATCH_STEP", "INT32", self.lora_patch_step),

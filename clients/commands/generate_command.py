@@ -37,6 +37,9 @@ def generate(
     scheduler: Annotated[
         str | None, typer.Option(help="Such as euler; a wrong name is answered with the right ones.")
     ] = None,
+    clip_skip: Annotated[
+        int | None, typer.Option(min=0, help="Last layers of the text encoders that the prompts go without.")
+    ] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:SCALE]", help="Repeatable.")] = None,
     lora_bound: Annotated[
         int | None, typer.Option(min=0, help="Steps that may run before the LoRAs are loaded; 0 waits for them.")
@@ -66,6 +69,7 @@ def generate(
         height=height,
         width=width,
         scheduler=scheduler,
+        clip_skip=clip_skip,
         loras=tuple(_parse_lora(text) for text in lora or ()),
         lora_bound=lora_bound,
         lora_patch_step=lora_patch_step,

@@ -96,9 +96,9 @@ class LocalPipeline(ExitStack):
     def _encode(self, request: CompletedRequest, loras: LoraSet) -> tuple[torch.Tensor, torch.Tensor | None]:
         """PROMPT_EMBEDS and POOLED_PROMPT_EMBEDS as the text encoder's model gives them to a denoiser."""
         text_set = tuple(item for item in loras if set(adapted_modules(self._path(item[0]))) != {UNET})
-        negative = self._encoder.negative(request.negative_prompt) if request.guidance_scale > 1 else None
-        found, _ = self._encoder.encode([text for text in (negative, request.prompt) if text is not None], text_set)
-        pair = [self._encoder.zeros if text is None else found[text] for text in (negative, request.prompt)]
+        negative, prompt = self._encoder.texts(request)
+        found, _ = self._encoder.encode([text for text in (negative, prompt) if text is not None], text_set)
+        pair = [found[prompt].zeros() if negative is None else found[negative], found[prompt]]
         pooled = [embedding.pooled for embedding in pair if embedding.pooled is not None]
         return torch.stack([embedding.tokens for embedding in pair]), torch.stack(pooled) if pooled else None
 

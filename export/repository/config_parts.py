@@ -36,6 +36,7 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("HEIGHT", "INT32", (1,), True),
     ("WIDTH", "INT32", (1,), True),
     ("SCHEDULER", "STRING", (1,), True),
+    ("CLIP_SKIP", "INT32", (1,), True),
     ("LORAS", "STRING", (1,), True),
     ("LORA_BOUND", "INT32", (1,), True),
     ("LORA_PATCH_STEP", "INT32", (1,), True),

@@ -115,6 +115,7 @@ class ServingOptions:
             own_scheduler=own["_class_name"],
             schedulers=schedulers,
             lora_bound=self.lora_bound,
+            max_clip_skip=checkpoint.max_clip_skip,
             ignored_parameters=self.ignored_parameters,
         )
 

@@ -134,6 +134,12 @@ class Checkpoint(CheckpointFiles):
         return int(tokens), sum(config.hidden_size for config in configs)
 
     @property
+    def max_clip_skip(self) -> int:
+        """Largest `clip_skip` that diffusers' `encode_prompt` takes; SDXL's counts from the layer before the last."""
+        layers = min(int(self._text_config(encoder).num_hidden_layers) for encoder in self.text_encoders)
+        return layers - 1 if self.family == "sdxl" else layers
+
+    @property
     def pooled_width(self) -> int | None:
         """Width of the pooled embedding that SDXL's UNet takes beside the tokens; None for SD 1.5."""
         return int(self._text_config("text_encoder_2").projection_dim) if self.family == "sdxl" else None

@@ -1,4 +1,4 @@
-"""Prompt → embeddings, through diffusers' own `encode_prompt`, remembered by text and LoRA set."""
+"""Prompt → embeddings, as diffusers' `encode_prompt` makes them, remembered by text and LoRA set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,27 @@ from ..lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2
 from ..lora.patching.patcher import Patcher
 from ..lora.patching.resident import ResidentLoras
 from ..shared_memory.host_directory import host_cache_directory
+from .token_encoding import TokenEncoders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..request.completed import CompletedRequest
     from .checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is encoded, and how.
+
+    Attributes:
+        text: The prompt or negative prompt.
+        clip_skip: As diffusers' of that name.
+    """
+
+    text: str
+    clip_skip: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,13 +55,13 @@ class Embedding:
         """Memory held, in bytes."""
         return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
+    def zeros(self) -> Embedding:
+        """Zeros of the same shape."""
+        return Embedding(torch.zeros_like(self.tokens), None if self.pooled is None else torch.zeros_like(self.pooled))
+
 
 class PromptEncoder:
-    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts.
-
-    Attributes:
-        zeros: The embedding of zeros.
-    """
+    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts."""
 
     def __init__(
         self,
@@ -61,17 +76,25 @@ class PromptEncoder:
         patcher = Patcher({name: encoder for name, encoder in encoders.items() if encoder is not None})
         self._loras = ResidentLoras(patcher, lora_directory or host_cache_directory())
         self._device = device
+        self._encoders = TokenEncoders(self._pipeline, device)
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
-        self._cache: LRUCache[tuple[str, LoraSet], Embedding] = LRUCache(
+        self._cache: LRUCache[tuple[Text, LoraSet], Embedding] = LRUCache(
             cache_bytes, getsizeof=lambda embedding: embedding.nbytes
         )
-        empty = self._encode([""])[0]
-        self.zeros = Embedding(
-            torch.zeros_like(empty.tokens), None if empty.pooled is None else torch.zeros_like(empty.pooled)
-        )
+        self._encode([""])  # warms the encoders up
 
-    def encode(self, texts: Sequence[str], loras: LoraSet = NO_LORAS) -> tuple[dict[str, Embedding], set[str]]:
-        """Embeddings of all texts, those not remembered encoded in one batch.
+    def texts(self, request: CompletedRequest) -> tuple[Text | None, Text]:
+        """Negative prompt and prompt of a request; None for a negative prompt that is not used or stands for zeros.
+
+        As in diffusers, `clip_skip` is for the prompt alone.
+        """
+        negative = request.negative_prompt
+        if request.guidance_scale <= 1 or (negative is None and self._zero_when_absent):
+            return None, Text(request.prompt, request.clip_skip)
+        return Text(negative or ""), Text(request.prompt, request.clip_skip)
+
+    def encode(self, texts: Sequence[Text], loras: LoraSet = NO_LORAS) -> tuple[dict[Text, Embedding], set[Text]]:
+        """Embeddings of all texts, those not remembered encoded in one batch for each `clip_skip`.
 
         Args:
             texts: Any number.
@@ -87,24 +110,28 @@ class PromptEncoder:
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             self._loras.ensure(loras)
-        for text, embedding in zip(missing, self._encode(missing), strict=True):
-            found[text] = embedding
-            if embedding.nbytes <= self._cache.maxsize:
-                self._cache[text, loras] = embedding
+        for clip_skip in dict.fromkeys(text.clip_skip for text in missing):
+            batch = [text for text in missing if text.clip_skip == clip_skip]
+            for text, embedding in zip(batch, self._encode([text.text for text in batch], clip_skip), strict=True):
+                found[text] = embedding
+                if embedding.nbytes <= self._cache.maxsize:
+                    self._cache[text, loras] = embedding
         return found, set(missing)
 
-    def negative(self, text: str | None) -> str | None:
-        """The text to encode for a negative prompt; None where diffusers takes zeros (an absent one on SDXL)."""
-        return text if text is not None or self._zero_when_absent else ""
-
-    def _encode(self, texts: list[str]) -> list[Embedding]:
-        if not texts:
-            return []
-        encoded = self._pipeline.encode_prompt(
-            prompt=texts, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        tokens = encoded[0].detach().to("cpu", torch.float32)
-        pooled = encoded[2].detach().to("cpu", torch.float32) if len(encoded) == 4 else None
+    def _encode(self, texts: list[str], clip_skip: int | None = None) -> list[Embedding]:
+        if clip_skip is None:
+            encoded = self._pipeline.encode_prompt(
+                prompt=texts, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            tokens = encoded[0].detach().to("cpu", torch.float32)
+            pooled = encoded[2].detach().to("cpu", torch.float32) if len(encoded) == 4 else None
+        else:
+            ids = [
+                tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+                for tokenizer in self._encoders.tokenizers
+            ]
+            states, pooled = self._encoders(ids, clip_skip)
+            tokens = torch.cat(states, dim=-1)
         tokenizer = self._pipeline.tokenizer
         lengths = [len(ids) for ids in tokenizer(texts).input_ids]
         return [

@@ -130,6 +130,7 @@ class CompletedRequest:
         loras: In the client's order.
         lora_defaults: Field that the client left out → the LoRA whose default it took.
         controlnets: In the client's order.
+        clip_skip: Last layers of the text encoders that the prompt goes without, as in diffusers; None: its default.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -148,6 +149,7 @@ class CompletedRequest:
     loras: Annotated[tuple[LoraUse, ...], Field(max_length=64)] = ()
     controlnets: Annotated[tuple[ControlNetUse, ...], Field(max_length=16)] = ()
     lora_defaults: dict[str, str] = field(default_factory=dict)
+    clip_skip: Annotated[int, Field(ge=0)] | None = None
 
     def to_json(self) -> str:
         """The request as JSON."""

@@ -45,6 +45,7 @@ class RequestRules:
         max_loras: Most entries of LORAS.
         max_controlnets: Most entries of CONTROLNETS.
         lora_bound: k of bounded asynchronous loading for LoRAs of which neither request nor catalogue says one.
+        max_clip_skip: Largest CLIP_SKIP: what the shallowest text encoder has.
         ignored_parameters: Regular expression of request parameters that are let pass, as those are that Triton makes
             of forwarded headers; empty for none.
     """
@@ -65,6 +66,7 @@ class RequestRules:
     max_loras: int = 16
     max_controlnets: int = 8
     lora_bound: int = 0
+    max_clip_skip: int = 0
     ignored_parameters: str = ""
 
     def __post_init__(self) -> None:
@@ -132,6 +134,7 @@ def parse_request(
         request_id=request_id,
         deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
         controlnets=asked.uses(lambda image: keep_image(image, height, width)),
+        clip_skip=fields.integer("CLIP_SKIP", 0, rules.max_clip_skip),
     )
 
 

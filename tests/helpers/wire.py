@@ -25,6 +25,7 @@ TYPES = {
     "HEIGHT": "INT32",
     "WIDTH": "INT32",
     "SCHEDULER": "BYTES",
+    "CLIP_SKIP": "INT32",
     "LORAS": "BYTES",
     "LORA_BOUND": "INT32",
     "LORA_PATCH_STEP": "INT32",

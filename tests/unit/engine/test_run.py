@@ -41,9 +41,9 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], UNet]:
 def denoise(checkpoint: Checkpoint, unet: UNet, request: CompletedRequest) -> Denoising:
     """All steps of one request, its halves one by one."""
     encoder = PromptEncoder(checkpoint, CPU, torch.float32, lora_directory=checkpoint.path)
-    negative = encoder.negative(request.negative_prompt)
-    found, _ = encoder.encode([text for text in (negative, request.prompt) if text is not None])
-    pair = [encoder.zeros if text is None else found[text] for text in (negative, request.prompt)]
+    negative, prompt = encoder.texts(request)
+    found, _ = encoder.encode([text for text in (negative, prompt) if text is not None])
+    pair = [found[prompt].zeros() if negative is None else found[negative], found[prompt]]
     pooled = [embedding.pooled for embedding in pair if embedding.pooled is not None]
     geometry = LatentGeometry(
         checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width

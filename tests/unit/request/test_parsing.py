@@ -28,6 +28,7 @@ RULES = RequestRules(
     size_multiple=16,
     max_size=256,
     own_scheduler="PNDMScheduler",
+    max_clip_skip=11,
 )
 
 
@@ -76,6 +77,7 @@ INTEGER_LIMITS = {
     "TIMEOUT_MS": (1, 3_600_000),
     "LORA_BOUND": (0, 200),
     "LORA_PATCH_STEP": (0, 400),
+    "CLIP_SKIP": (0, 11),
 }
 
 

@@ -1,0 +1,54 @@
+"""Tokens → embeddings, from any layer of the text encoders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusers import DiffusionPipeline
+
+
+class TokenEncoders:
+    """The text encoders of a pipeline, behind its tokenisers.
+
+    They give what diffusers' `encode_prompt` takes of them. SD 1.5's would not give other layers itself: diffusers 0.42
+    looks for the last norm in `text_model`, which transformers' CLIPTextModel no longer has.
+
+    Attributes:
+        tokenizers: One for each encoder.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, device: torch.device) -> None:
+        names = [name for name in ("", "_2") if getattr(pipeline, f"text_encoder{name}", None) is not None]
+        self.tokenizers = [getattr(pipeline, f"tokenizer{name}") for name in names]
+        self._encoders = [getattr(pipeline, f"text_encoder{name}") for name in names]
+        self._device = device
+
+    def __call__(
+        self, tokens: Sequence[torch.Tensor], clip_skip: int | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Hidden states, and SDXL's pooled ones, in float32 on the CPU.
+
+        Args:
+            tokens: For each encoder ids [B, tokens].
+            clip_skip: As diffusers' of that name: SD 1.5 counts from the last layer, SDXL from the one before.
+
+        Returns:
+            For each encoder [B, tokens, width]; [B, pooled width] for SDXL, else None.
+        """
+        skipped, states, pooled = clip_skip or 0, [], None
+        with torch.no_grad():
+            for ids, encoder in zip(tokens, self._encoders, strict=True):
+                output = encoder(ids.to(self._device), output_hidden_states=True)
+                if len(self._encoders) == 1:
+                    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+                    hidden = norm(output.hidden_states[-1 - skipped])
+                else:
+                    hidden = output.hidden_states[-2 - skipped]
+                    pooled = output[0]  # the last encoder's counts
+                states.append(hidden.to("cpu", torch.float32))
+        return states, None if pooled is None else pooled.to("cpu", torch.float32)
