@@ -85,6 +85,8 @@ class GenerationRequest:
         request_id: handle for `cancel`; the client makes one up otherwise.
         timeout_ms: give up on the server after this long.
         clip_skip: last layers of the text encoders that the prompt goes without, as diffusers counts them.
+        guidance_rescale: share of the guided prediction that gets the deviation of the prompt's own, 0 to 1; for
+            zero-SNR checkpoints.
     """
 
     prompt: str
@@ -103,6 +105,7 @@ class GenerationRequest:
     request_id: str | None = None
     timeout_ms: int | None = None
     clip_skip: int | None = None
+    guidance_rescale: float | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -125,6 +128,7 @@ class GenerationRequest:
                 ("HEIGHT", "INT32", self.height),
                 ("WIDTH", "INT32", self.width),
                 ("SCHEDULER", "BYTES", self.scheduler),
+                ("GUIDANCE_RESCALE", "FP32", self.guidance_rescale),
                 ("CLIP_SKIP", "INT32", self.clip_skip),
                 ("LORAS", "BYTES", _entries(self.loras)),
                 ("LORA_BOUND", "INT32", self.lora_bound),

@@ -33,6 +33,9 @@ def generate(
     count: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 or less turns guidance off.")] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="Against overexposure by guidance, 0 to 1; for zero-SNR checkpoints.")
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="In pixels.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Such as euler; a wrong name is answered with the right ones.")
@@ -66,6 +69,7 @@ def generate(
         negative_prompt=negative,
         steps=steps,
         guidance_scale=guidance,
+        guidance_rescale=guidance_rescale,
         height=height,
         width=width,
         scheduler=scheduler,

@@ -33,6 +33,7 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("SEED", "INT64", (1,), True),
     ("STEPS", "INT32", (1,), True),
     ("GUIDANCE_SCALE", "FP32", (1,), True),
+    ("GUIDANCE_RESCALE", "FP32", (1,), True),
     ("HEIGHT", "INT32", (1,), True),
     ("WIDTH", "INT32", (1,), True),
     ("SCHEDULER", "STRING", (1,), True),

@@ -21,6 +21,7 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "seed": request.seed,
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
+        **({"guidance_rescale": request.guidance_rescale} if request.guidance_rescale else {}),
         "height": request.height,
         "width": request.width,
         "scheduler": request.scheduler or scheduler_config["_class_name"],

@@ -228,6 +228,18 @@ class Denoising:
         prediction = noise_predictions[CONDITIONAL]
         if self._guided:
             unconditional = noise_predictions[UNCONDITIONAL]
-            prediction = unconditional + self.request.guidance_scale * (prediction - unconditional)
+            guided = unconditional + self.request.guidance_scale * (prediction - unconditional)
+            prediction = rescaled(guided, prediction, self.request.guidance_rescale)
         self._sampler.advance(self.step, prediction)
         self.step += 1
+
+
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:
+    """A guided prediction [1, C, h, w], a share of it with the standard deviation of the conditional one.
+
+    Section 3.4 of Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023): at zero terminal
+    SNR guidance overexposes. It is diffusers' `rescale_noise_cfg`.
+    """
+    if share == 0:
+        return guided
+    return share * (guided * (conditional.std() / guided.std())) + (1 - share) * guided

@@ -131,6 +131,7 @@ class CompletedRequest:
         lora_defaults: Field that the client left out → the LoRA whose default it took.
         controlnets: In the client's order.
         clip_skip: Last layers of the text encoders that the prompt goes without, as in diffusers; None: its default.
+        guidance_rescale: Share of the guided prediction that gets the deviation of the prompt's own, 0 to 1.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -150,6 +151,7 @@ class CompletedRequest:
     controlnets: Annotated[tuple[ControlNetUse, ...], Field(max_length=16)] = ()
     lora_defaults: dict[str, str] = field(default_factory=dict)
     clip_skip: Annotated[int, Field(ge=0)] | None = None
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def to_json(self) -> str:
         """The request as JSON."""

@@ -22,6 +22,7 @@ TYPES = {
     "SEED": "INT64",
     "STEPS": "INT32",
     "GUIDANCE_SCALE": "FP32",
+    "GUIDANCE_RESCALE": "FP32",
     "HEIGHT": "INT32",
     "WIDTH": "INT32",
     "SCHEDULER": "BYTES",

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+)
 
 import checkpoints
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
@@ -84,6 +92,23 @@ def test_a_guidance_distilled_unet(tmp_path: Path) -> None:
     assert compare(made.path, denoising) <= 1e-4
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DDIMScheduler])
+def test_guidance_rescale_on_a_zero_snr_checkpoint(
+    unet: Callable[[str], UNet], tmp_path: Path, family: str, scheduler: type
+) -> None:
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    made = make(family, tmp_path, scheduler(beta_schedule="scaled_linear", **zero_snr))
+    latents = []
+    for share, guidance in ((0.0, 8.0), (0.7, 8.0), (1.0, 8.0), (0.0, 1.0), (0.7, 1.0)):
+        request = CompletedRequest("run", "a cat", "blurry", 5, 4, guidance, 32, 48, None, guidance_rescale=share)
+        denoising = denoise(made, unet(family), request)
+        assert compare(made.path, denoising) <= 1e-4
+        latents.append(denoising.latents)
+    assert not any(torch.allclose(latents[0], other) for other in latents[1:3])
+    assert torch.equal(*latents[3:])  # nothing without guidance
+
+
 def test_zeros_for_an_absent_negative_prompt_only_where_the_checkpoint_says_so(
     unet: Callable[[str], UNet], tmp_path: Path
 ) -> None:
@@ -116,6 +141,7 @@ def compare(made: Path, denoising: Denoising) -> float:
         "negative_prompt": request.negative_prompt,
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance_scale,
+        "guidance_rescale": request.guidance_rescale,
         "height": request.height,
         "width": request.width,
     }

@@ -103,6 +103,15 @@ def test_guidance_is_finite_and_bounded(value: float) -> None:
         parse(PROMPT="a cat", GUIDANCE_SCALE=value)
 
 
+@given(st.floats(width=32))
+def test_guidance_rescale_is_a_share(value: float) -> None:
+    if 0 <= value <= 1:
+        assert parse(PROMPT="a cat", GUIDANCE_RESCALE=value).guidance_rescale == pytest.approx(value)
+        return
+    with pytest.raises(InvalidRequestError, match=r"GUIDANCE_RESCALE is .*; allowed: 0 to 1"):
+        parse(PROMPT="a cat", GUIDANCE_RESCALE=value)
+
+
 @given(st.sampled_from(["HEIGHT", "WIDTH"]), st.integers(-(2**31), 2**31 - 1) | st.integers(0, 300))
 def test_sizes_are_multiples_within_limits(field: str, value: int) -> None:
     if value in range(16, 257, 16):
