@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from swiftdiffusion.python_backends.controlnets.weights import ControlNetFileError, load_controlnet
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
+from swiftdiffusion.python_backends.networks.checkpoint_checks import check_checkpoint
 
 WHERE = torch.device("cpu"), torch.float32
 LOADERS = {
@@ -61,3 +62,15 @@ def test_parts_may_be_of_different_variants(checkpoint: Checkpoint) -> None:
     both = checkpoint.path / "vae" / "diffusion_pytorch_model.safetensors"
     shutil.copy(both, both.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert checkpoint.weight_files("vae") == [both]
+
+
+def test_files_behind_links_are_the_checkpoints(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As the Hugging Face hub's cache lays them: every file a link to a blob that is called by its hash."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(path for path in checkpoint.path.rglob("*") if path.is_file())):
+        file.rename(blobs / f"{number:064x}")
+        file.symlink_to(blobs / f"{number:064x}")
+    check_checkpoint(Checkpoint(checkpoint.path))
+    for load in LOADERS.values():
+        load(Checkpoint(checkpoint.path), *WHERE)

@@ -14,13 +14,23 @@ from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf, pac
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd15", "sd15 without a mid block"])
+UNETS: dict[str, dict[str, object]] = {
+    "sd15": {},
+    "without a mid block, as tiny-sd and BK-SDM's small one": {"mid_block_type": None},
+    "of uneven depth, as SSD-1B": {
+        "transformer_layers_per_block": [[2], [1]],
+        "reverse_transformer_layers_per_block": [1, [2, 1]],
+        "mid_block_type": "UNetMidBlock2D",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=["sdxl", *UNETS])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     directory = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
     if request.param == "sdxl":
         return Checkpoint(checkpoints.sdxl(directory))
-    options = {} if request.param == "sd15" else {"mid_block_type": None}  # as tiny-sd and BK-SDM's small one
-    return Checkpoint(checkpoints.sd15(directory, **options))
+    return Checkpoint(checkpoints.sd15(directory, **UNETS[request.param]))
 
 
 @pytest.fixture(scope="module")
