@@ -89,7 +89,7 @@ class TritonPythonModel:
 
     def _warm_up(self, inputs: list[dict[str, Any]], schedulers: list[str]) -> None:
         """One sampler step of every scheduler: what they import and build lazily must not cost the first request."""
-        shapes = {tensor["name"]: [int(size) for size in tensor["dims"]] for tensor in inputs}
+        shapes = {tensor["name"]: [abs(int(size)) for size in tensor["dims"]] for tensor in inputs}  # -1 is any
         embeddings = torch.zeros(shapes["PROMPT_EMBEDS"])
         pooled = torch.zeros(shapes["POOLED_PROMPT_EMBEDS"]) if self._has_pooled else None
         side = 8 * self._geometry.scale_factor

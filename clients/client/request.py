@@ -87,6 +87,7 @@ class GenerationRequest:
         clip_skip: last layers of the text encoders that the prompt goes without, as diffusers counts them.
         guidance_rescale: share of the guided prediction that gets the deviation of the prompt's own, 0 to 1; for
             zero-SNR checkpoints.
+        prompt_syntax: `plain`, or `weighted`: A1111's, such as `(word:1.3)` and BREAK, of any length.
     """
 
     prompt: str
@@ -106,6 +107,7 @@ class GenerationRequest:
     timeout_ms: int | None = None
     clip_skip: int | None = None
     guidance_rescale: float | None = None
+    prompt_syntax: str | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -122,6 +124,7 @@ class GenerationRequest:
             for name, datatype, value in (
                 ("PROMPT", "BYTES", self.prompt),
                 ("NEGATIVE_PROMPT", "BYTES", self.negative_prompt),
+                ("PROMPT_SYNTAX", "BYTES", self.prompt_syntax),
                 ("SEED", "INT64", self.seed),
                 ("STEPS", "INT32", self.steps),
                 ("GUIDANCE_SCALE", "FP32", self.guidance_scale),

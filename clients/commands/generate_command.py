@@ -29,6 +29,9 @@ def generate(
         Path | None, typer.Option("--prompts", exists=True, dir_okay=False, help="More prompts, one a line.")
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What not to show.")] = None,
+    prompt_syntax: Annotated[
+        str | None, typer.Option(help="plain, or weighted: (word:1.3), [word], BREAK and more than 75 tokens.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture; the others count up.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
@@ -67,6 +70,7 @@ def generate(
     base = GenerationRequest(
         prompt="",
         negative_prompt=negative,
+        prompt_syntax=prompt_syntax,
         steps=steps,
         guidance_scale=guidance,
         guidance_rescale=guidance_rescale,

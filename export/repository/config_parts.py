@@ -30,6 +30,7 @@ class Model:
 CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("PROMPT", "STRING", (1,), True),
     ("NEGATIVE_PROMPT", "STRING", (1,), True),
+    ("PROMPT_SYNTAX", "STRING", (1,), True),
     ("SEED", "INT64", (1,), True),
     ("STEPS", "INT32", (1,), True),
     ("GUIDANCE_SCALE", "FP32", (1,), True),
@@ -110,9 +111,12 @@ def ensemble(
     return config
 
 
-def model_input(name: str, dtype: str, dims: tuple[int, ...], optional: bool = False) -> pb.ModelInput:
-    """An input of a model."""
-    return pb.ModelInput(name=name, data_type=getattr(pb, f"TYPE_{dtype}"), dims=dims, optional=optional)
+def model_input(
+    name: str, dtype: str, dims: tuple[int, ...], optional: bool = False, ragged: bool = False
+) -> pb.ModelInput:
+    """An input of a model; of one that is ragged, requests of unlike shapes batch too."""
+    kind = getattr(pb, f"TYPE_{dtype}")
+    return pb.ModelInput(name=name, data_type=kind, dims=dims, optional=optional, allow_ragged_batch=ragged)
 
 
 def model_output(name: str, dtype: str, dims: tuple[int, ...]) -> pb.ModelOutput:

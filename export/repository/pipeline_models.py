@@ -39,11 +39,11 @@ IMAGE: Tensor = ("IMAGE", "UINT8", (-1, -1, 3))
 
 def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
     """What a checkpoint's UNet takes, as tensors of its model; LATENTS first."""
-    tokens, width = checkpoint.text_embedding_shape
+    _, width = checkpoint.text_embedding_shape
     tensors: list[Tensor] = [
         ("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1)),
         ("TIMESTEPS", "FP32", (1,)),
-        ("ENCODER_HIDDEN_STATES", "FP32", (tokens, width)),
+        ("ENCODER_HIDDEN_STATES", "FP32", (-1, width)),
     ]
     if checkpoint.pooled_width is not None:
         tensors += [("TEXT_EMBEDS", "FP32", (checkpoint.pooled_width,)), ("TIME_IDS", "FP32", (6,))]
@@ -86,8 +86,8 @@ class PipelineModels:
         loras = self._options.loras
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
         checkpoint = served.checkpoint
-        tokens, width = checkpoint.text_embedding_shape
-        self._embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, tokens, width))]
+        _, width = checkpoint.text_embedding_shape
+        self._embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, -1, width))]
         if checkpoint.pooled_width is not None:
             self._embeddings.append(("POOLED_PROMPT_EMBEDS", "FP32", (2, checkpoint.pooled_width)))
         self._unet_inputs = unet_inputs(checkpoint)
@@ -157,9 +157,10 @@ class PipelineModels:
             "lora_store": f"{self._prefix}lora_store",
             "uploads_ahead": "1" if options.unet_gpus else "0",
         }
-        inputs = [REQUEST, *self._embeddings, ENCODING, TICKETS]
+        inputs = [REQUEST, *self._embeddings[1:], ENCODING, TICKETS]
         candidates = CANDIDATES_PER_PLACE * options.max_batch_size
         config = python_model(f"{self._prefix}{name}", inputs, self._progress, parameters, max_batch_size=candidates)
+        config.input.append(model_input(*self._embeddings[0], ragged=True))
         return iterative_sequence(config, decoupled=name.endswith("_stream"))
 
     def _shard(self, index: int, name: str) -> pb.ModelConfig:

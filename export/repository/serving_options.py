@@ -109,13 +109,14 @@ class ServingOptions:
             guidance_scale=self.guidance_scale,
             height=height,
             width=width,
-            # engines are built for sizes that the UNet halves without a rest
+            # engines are built for one chunk, and for sizes that the UNet halves without a rest
             size_multiple=checkpoint.even_size_multiple if self.engines else checkpoint.size_multiple,
             max_size=self.max_size,
             own_scheduler=own["_class_name"],
             schedulers=schedulers,
             lora_bound=self.lora_bound,
             max_clip_skip=checkpoint.max_clip_skip,
+            max_prompt_chunks=1 if self.engines else RequestRules.max_prompt_chunks,
             ignored_parameters=self.ignored_parameters,
         )
 

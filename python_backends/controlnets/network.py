@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from ..common.errors import InvalidRequestError, RequestError
 from ..networks.controlnet_modules import PositionalControlNet, factors
 from ..networks.runtimes import Runtime
-from ..networks.unet import arguments, trace, warm_up
+from ..networks.unet import Shapes, arguments, shapes, trace, warm_up
 from ..networks.unet_halves import pack
 from .weights import load_controlnet
 
@@ -69,7 +69,7 @@ class ControlNet:
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
-        self._traced: dict[torch.Size, torch.nn.Module] = {}
+        self._traced: dict[Shapes, torch.nn.Module] = {}
 
         def embedded(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             rows, _, height, width = tensors["LATENTS"].shape
@@ -135,7 +135,7 @@ class ControlNet:
     ) -> list[torch.Tensor]:
         inputs = (*arguments(tensors, self._device, self._dtype)[:ARGUMENTS], *embedded)
         options = {"modes": modes, "scale": scale} if modes else {}
-        call = self._traced.get(tensors["LATENTS"].shape, self._call)
+        call = self._traced.get(shapes(tensors), self._call)
         with torch.inference_mode():
             return list(call(*inputs, **options))
 

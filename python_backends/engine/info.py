@@ -26,6 +26,7 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "width": request.width,
         "scheduler": request.scheduler or scheduler_config["_class_name"],
         **({} if request.clip_skip is None else {"clip_skip": request.clip_skip}),
+        **({"prompt_syntax": "weighted"} if request.max_chunks is not None else {}),
         "prompt_truncated": report.encoding["prompt_truncated"],
         "loras": denoising.loras.report(),
         **({"lora_defaults": request.lora_defaults} if request.lora_defaults else {}),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UNetCall:
-    """One call of one shard: rows of several requests with latents of one shape and one LoRA set.
+    """One call of one shard: rows of several requests with inputs of one shape and one LoRA set.
 
     Attributes:
         rows: (request, half) of each batch row.
@@ -41,7 +41,7 @@ def unet_calls(
     inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]],
     resident: LoraSet = NO_LORAS,
 ) -> list[UNetCall]:
-    """The calls that evaluate the rows given to one shard: one per latent shape and LoRA set.
+    """The calls that evaluate the rows given to one shard: one per shape of inputs and LoRA set.
 
     Args:
         rows: (request, half) pairs.
@@ -49,9 +49,10 @@ def unet_calls(
         resident: The shard's LoRA set; its calls come first.
     """
 
-    def kind(row: tuple[Denoising, int]) -> tuple[bool, LoraSet, torch.Size]:
+    def kind(row: tuple[Denoising, int]) -> tuple[bool, LoraSet, tuple[torch.Size, ...]]:
         loras = row[0].loras.current
-        return loras != resident, loras, row[0].latents.shape
+        tensors = (row[0].latents, *row[0].conditioning.values())
+        return loras != resident, loras, tuple(tensor.shape for tensor in tensors)
 
     calls = []
     for (_, loras, _), group in groupby(sorted(rows, key=kind), key=kind):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from cachetools import LRUCache
 
+from ..common.errors import InvalidRequestError
 from ..lora.files.lora_set import NO_LORAS, LoraSet
 from ..lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2
 from ..lora.patching.patcher import Patcher
 from ..lora.patching.resident import ResidentLoras
+from ..request.prompt_syntax import parse_weighted
 from ..shared_memory.host_directory import host_cache_directory
+from .prompt_chunks import Chunk, chunks_of, encoder_inputs, weighted
 from .token_encoding import TokenEncoders
 
 if TYPE_CHECKING:
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 
+KNOWN_CHUNKS = 256
+"""Texts whose chunks are remembered between counting and encoding them."""
+
+
 @dataclass(frozen=True)
 class Text:
     """What is encoded, and how.
@@ -30,10 +38,13 @@ class Text:
     Attributes:
         text: The prompt or negative prompt.
         clip_skip: As diffusers' of that name.
+        chunks: Of the weighted syntax, how many the text fills or is filled up to; None: the plain syntax, one, to
+            which the text is truncated.
     """
 
     text: str
     clip_skip: int | None = None
+    chunks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,9 @@ class Embedding:
     """One text's embedding in float32 on the CPU.
 
     Attributes:
-        tokens: [tokens, width], what the UNet attends to.
+        tokens: [tokens, width], what the UNet attends to; for the weighted syntax one chunk's after the other's.
         pooled: [pooled width] for SDXL; None for SD 1.5.
-        truncated: Whether the text had more tokens than the encoders read.
+        truncated: Whether the text had more tokens than the encoders read; never of the weighted syntax.
     """
 
     tokens: torch.Tensor
@@ -78,6 +89,7 @@ class PromptEncoder:
         self._device = device
         self._encoders = TokenEncoders(self._pipeline, device)
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
+        self._chunks_of = lru_cache(KNOWN_CHUNKS)(self._cut)
         self._cache: LRUCache[tuple[Text, LoraSet], Embedding] = LRUCache(
             cache_bytes, getsizeof=lambda embedding: embedding.nbytes
         )
@@ -87,14 +99,21 @@ class PromptEncoder:
         """Negative prompt and prompt of a request; None for a negative prompt that is not used or stands for zeros.
 
         As in diffusers, `clip_skip` is for the prompt alone.
+
+        Raises:
+            InvalidRequestError: If one of the weighted syntax has more chunks than the request may.
         """
         negative = request.negative_prompt
-        if request.guidance_scale <= 1 or (negative is None and self._zero_when_absent):
-            return None, Text(request.prompt, request.clip_skip)
-        return Text(negative or ""), Text(request.prompt, request.clip_skip)
+        unused = request.guidance_scale <= 1 or (negative is None and self._zero_when_absent)
+        chunks = None
+        if request.max_chunks is not None:
+            chunks = self._count("PROMPT", request.prompt, request.max_chunks)
+            if not unused:
+                chunks = max(chunks, self._count("NEGATIVE_PROMPT", negative or "", request.max_chunks))
+        return None if unused else Text(negative or "", None, chunks), Text(request.prompt, request.clip_skip, chunks)
 
     def encode(self, texts: Sequence[Text], loras: LoraSet = NO_LORAS) -> tuple[dict[Text, Embedding], set[Text]]:
-        """Embeddings of all texts, those not remembered encoded in one batch for each `clip_skip`.
+        """Embeddings of all texts, those not remembered encoded in one batch per `clip_skip`, weighted ones singly.
 
         Args:
             texts: Any number.
@@ -110,13 +129,35 @@ class PromptEncoder:
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             self._loras.ensure(loras)
-        for clip_skip in dict.fromkeys(text.clip_skip for text in missing):
-            batch = [text for text in missing if text.clip_skip == clip_skip]
-            for text, embedding in zip(batch, self._encode([text.text for text in batch], clip_skip), strict=True):
-                found[text] = embedding
-                if embedding.nbytes <= self._cache.maxsize:
-                    self._cache[text, loras] = embedding
-        return found, set(missing)
+        new = {text: self._encode_weighted(text, text.chunks) for text in missing if text.chunks is not None}
+        for clip_skip in dict.fromkeys(text.clip_skip for text in missing if text.chunks is None):
+            batch = [text for text in missing if text.chunks is None and text.clip_skip == clip_skip]
+            new |= zip(batch, self._encode([text.text for text in batch], clip_skip), strict=True)
+        for text, embedding in new.items():
+            if embedding.nbytes <= self._cache.maxsize:
+                self._cache[text, loras] = embedding
+        return found | new, set(missing)
+
+    def _count(self, field: str, text: str, most: int) -> int:
+        """Chunks that a text of the weighted syntax fills."""
+        count = max(len(chunks) for chunks in self._chunks_of(text))
+        if count > most:
+            size = self._encoders.tokenizers[0].model_max_length - 2
+            raise InvalidRequestError(f"{field} fills {count} chunks of {size} tokens; allowed: at most {most}")
+        return count
+
+    def _cut(self, text: str) -> list[list[Chunk]]:
+        """A text's chunks for each encoder."""
+        sections = parse_weighted(text)
+        return [chunks_of(sections, tokenizer) for tokenizer in self._encoders.tokenizers]
+
+    def _encode_weighted(self, text: Text, count: int) -> Embedding:
+        """Pooled: of the first chunk, without weights, as A1111 takes it."""
+        pairs = zip(self._chunks_of(text.text), self._encoders.tokenizers, strict=True)
+        inputs = [encoder_inputs(chunks, count, tokenizer) for chunks, tokenizer in pairs]
+        states, pooled = self._encoders([ids for ids, _ in inputs], text.clip_skip)
+        parts = [weighted(state, weights) for state, (_, weights) in zip(states, inputs, strict=True)]
+        return Embedding(torch.cat(parts, dim=-1).flatten(0, 1), None if pooled is None else pooled[0].clone())
 
     def _encode(self, texts: list[str], clip_skip: int | None = None) -> list[Embedding]:
         if clip_skip is None:

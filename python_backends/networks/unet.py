@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
 
 T = TypeVar("T")
+Shapes = tuple[torch.Size, torch.Size]
 
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
@@ -67,7 +68,7 @@ class UNet:
         self.patcher = running.patcher
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
-        self._traced: dict[torch.Size, tuple[Call, Call]] = {}
+        self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
         self._traced = warm_up(checkpoint, self, self._trace if eager else None, eager)
 
@@ -84,7 +85,7 @@ class UNet:
                 TIMESTEP_COND [B, width].
                 Float32, on any device.
         """
-        encoder, decoder = self._traced.get(tensors["LATENTS"].shape, self._halves)
+        encoder, decoder = self._traced.get(shapes(tensors), self._halves)
         with torch.inference_mode():
             given = arguments(tensors, self._device, self._dtype)
             return Encoded(encoder(*given), given[2], decoder)
@@ -127,6 +128,11 @@ def arguments(
     )
 
 
+def shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
+    """Of latents and prompt embeddings: what differs between calls of one network."""
+    return tensors["LATENTS"].shape, tensors["ENCODER_HIDDEN_STATES"].shape
+
+
 def trace(module: Call, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     """The module as a graph for inputs of these shapes; parameters that change in place take effect."""
     with torch.no_grad(), warnings.catch_warnings():
@@ -139,7 +145,7 @@ def warm_up(
     evaluate: Callable[[Tensors], object],
     trace: Callable[[Tensors], T] | None,
     is_eager: bool,
-) -> dict[torch.Size, T]:
+) -> dict[Shapes, T]:
     """Evaluates with each of WARM_UP_ROWS, traced where that helps.
 
     Where one eager evaluation takes long, a trace saves nothing that counts, and it is the only one: a process of which
@@ -147,14 +153,14 @@ def warm_up(
 
     Args:
         checkpoint: Whose inputs it takes.
-        evaluate: By the trace of its latents' shape, if there is one.
+        evaluate: By the trace of its `shapes`, if there is one.
         trace: Makes one; None for what is not traced.
         is_eager: Whether the first call of a shape costs no more than others: nothing is compiled or captured.
 
     Returns:
-        Traces by the shape of their latents.
+        Traces by `shapes`.
     """
-    traced: dict[torch.Size, T] = {}
+    traced: dict[Shapes, T] = {}
     for rows in WARM_UP_ROWS:
         tensors = example(checkpoint, rows)
         if is_eager:
@@ -163,7 +169,7 @@ def warm_up(
             if time.thread_time() - start > SLOW_S:
                 break
         if trace is not None:
-            traced[tensors["LATENTS"].shape] = trace(tensors)
+            traced[shapes(tensors)] = trace(tensors)
         for _ in range(3):  # the first calls of a graph optimise it
             evaluate(tensors)
     return traced

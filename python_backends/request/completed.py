@@ -132,6 +132,7 @@ class CompletedRequest:
         controlnets: In the client's order.
         clip_skip: Last layers of the text encoders that the prompt goes without, as in diffusers; None: its default.
         guidance_rescale: Share of the guided prediction that gets the deviation of the prompt's own, 0 to 1.
+        max_chunks: Most chunks that a prompt of the weighted syntax may fill; None: the plain syntax.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -152,6 +153,7 @@ class CompletedRequest:
     lora_defaults: dict[str, str] = field(default_factory=dict)
     clip_skip: Annotated[int, Field(ge=0)] | None = None
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_chunks: Annotated[int, Field(ge=1, le=64)] | None = None
 
     def to_json(self) -> str:
         """The request as JSON."""

@@ -13,6 +13,7 @@ from .completed import CompletedRequest
 from .controlnets import NONE_KNOWN, AskedControlNets
 from .fields import Fields
 from .loras import AskedLoras
+from .prompt_syntax import PLAIN, SYNTAXES, check_weights
 from .schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class RequestRules:
         max_controlnets: Most entries of CONTROLNETS.
         lora_bound: k of bounded asynchronous loading for LoRAs of which neither request nor catalogue says one.
         max_clip_skip: Largest CLIP_SKIP: what the shallowest text encoder has.
+        max_prompt_chunks: Most chunks that prompts of the weighted syntax may fill.
         ignored_parameters: Regular expression of request parameters that are let pass, as those are that Triton makes
             of forwarded headers; empty for none.
     """
@@ -67,6 +69,7 @@ class RequestRules:
     max_controlnets: int = 8
     lora_bound: int = 0
     max_clip_skip: int = 0
+    max_prompt_chunks: int = 8
     ignored_parameters: str = ""
 
     def __post_init__(self) -> None:
@@ -119,10 +122,11 @@ def parse_request(
     asked = AskedControlNets(fields, controlnets, rules.max_json_bytes, rules.max_controlnets)
     height = _given(fields.size("HEIGHT", rules), rules.height)
     width = _given(fields.size("WIDTH", rules), rules.width)
+    negative_prompt = fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters)
     return CompletedRequest(
         run_id=secrets.token_hex(16),
         prompt=prompt,
-        negative_prompt=fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters),
+        negative_prompt=negative_prompt,
         seed=_given(fields.integer("SEED", 0, 2**63 - 1), secrets.randbelow(2**63)),
         steps=steps,
         guidance_scale=guidance_scale,
@@ -136,6 +140,7 @@ def parse_request(
         controlnets=asked.uses(lambda image: keep_image(image, height, width)),
         clip_skip=fields.integer("CLIP_SKIP", 0, rules.max_clip_skip),
         guidance_rescale=_given(fields.number("GUIDANCE_RESCALE", 0.0, 1.0), 0.0),
+        max_chunks=_chunks(fields, rules, prompt, negative_prompt),
     )
 
 
@@ -149,6 +154,18 @@ def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
     if request_id is None:
         raise InvalidRequestError("REQUEST_ID is missing; required: a text")
     return request_id
+
+
+def _chunks(fields: Fields, rules: RequestRules, prompt: str, negative_prompt: str | None) -> int | None:
+    """How many chunks prompts may fill; None for the plain syntax."""
+    syntax = _given(fields.text("PROMPT_SYNTAX", 64), PLAIN)
+    if syntax not in SYNTAXES:
+        raise InvalidRequestError(f"PROMPT_SYNTAX is {shown(syntax)}; allowed: {', '.join(SYNTAXES)}")
+    if syntax == PLAIN:
+        return None
+    check_weights("PROMPT", prompt)
+    check_weights("NEGATIVE_PROMPT", negative_prompt or "")
+    return rules.max_prompt_chunks
 
 
 def _scheduler(fields: Fields, rules: RequestRules, loras: AskedLoras) -> str | None:

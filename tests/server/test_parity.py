@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from weighted_prompts import Words, embeddings
 from wire import generate
 
 TOLERANCE = 1.0
@@ -37,11 +38,13 @@ def pipeline(tiny: Any) -> DiffusionPipeline:
     """diffusers' pipeline of the served checkpoint."""
     loaded = DiffusionPipeline.from_pretrained(tiny.checkpoint, dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
+    if tiny.model == "sd15":  # for `clip_skip` diffusers 0.42 looks for it there; with this transformers it is not
+        vars(loaded.text_encoder).setdefault("text_model", loaded.text_encoder)
     return loaded
 
 
-def reference(pipeline: DiffusionPipeline, **fields: Any) -> np.ndarray:
-    """The picture that diffusers gives for a request's inputs."""
+def reference(pipeline: DiffusionPipeline, given: dict[str, Any] | None = None, **fields: Any) -> np.ndarray:
+    """The picture that diffusers gives for a request's inputs; in the place of its texts, embeddings may be given."""
     names = {
         "PROMPT": "prompt",
         "NEGATIVE_PROMPT": "negative_prompt",
@@ -49,6 +52,8 @@ def reference(pipeline: DiffusionPipeline, **fields: Any) -> np.ndarray:
         "GUIDANCE_SCALE": "guidance_scale",
         "HEIGHT": "height",
         "WIDTH": "width",
+        "CLIP_SKIP": "clip_skip",
+        "GUIDANCE_RESCALE": "guidance_rescale",
     }
     own = pipeline.scheduler
     name = fields.get("SCHEDULER")
@@ -58,6 +63,8 @@ def reference(pipeline: DiffusionPipeline, **fields: Any) -> np.ndarray:
     options: dict[str, Any] = {"eta": ETA.get(name, 0.0)} | {
         names[field]: value for field, value in fields.items() if field in names
     }
+    if given is not None:
+        options = {name: value for name, value in options.items() if "prompt" not in name} | given
     try:
         generator = torch.Generator("cpu").manual_seed(fields["SEED"])
         return np.asarray(pipeline(**options, generator=generator).images[0])
@@ -115,6 +122,50 @@ def test_long_prompts_are_truncated_as_in_diffusers(tiny: Any, pipeline: Diffusi
     picture = generate(tiny, tiny.model, **fields)
     assert picture.info["prompt_truncated"]
     assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE
+
+
+def weighted_reference(pipeline: DiffusionPipeline, chunks: list[Words], **fields: Any) -> np.ndarray:
+    """The picture that diffusers gives for a weighted prompt's embeddings; the negative one is `blurry`."""
+    tokens, pooled = embeddings(pipeline, chunks)
+    filled: list[Words] = [[("blurry", 1.0)], *[[("", 1.0)] for _ in chunks[1:]]]
+    negative, negative_pooled = embeddings(pipeline, filled)
+    given: dict[str, Any] = {"prompt_embeds": tokens, "negative_prompt_embeds": negative}
+    if pooled is not None:
+        given |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
+    return reference(pipeline, given, **fields)
+
+
+def test_prompts_of_many_chunks_in_company(tiny: Any, pipeline: DiffusionPipeline) -> None:
+    """They batch with plain prompts in one running batch, and each gets its own picture."""
+    long: Words = [("photo " * 70, 1.0)]
+    chunks: list[list[Words]] = [[[("a red cat", 1.0)], *[long] * more] for more in (0, 1, 2)]
+    if tiny.model == "sdxl":  # the states of a random SD 1.5 have no mean to restore
+        chunks.append([[("a", 1.0), ("red", 1.4), ("circle", -0.5)], [("cat", 0.8)]])
+    requests: list[dict[str, Any]] = []
+    for index, parts in enumerate(chunks):
+        text = " BREAK ".join("".join(f"({text}:{weight})" for text, weight in words) for words in parts)
+        requests.append({"PROMPT": text, "PROMPT_SYNTAX": "weighted", "NEGATIVE_PROMPT": "blurry", "SEED": index})
+    requests.append({"PROMPT": "a red cat", "NEGATIVE_PROMPT": "blurry", "SEED": 9})
+    requests = [fields | {"STEPS": 12, "GUIDANCE_SCALE": 5.0} for fields in requests]
+    with ThreadPoolExecutor(len(requests)) as threads:
+        pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
+    assert max(picture.info["largest_batch"] for picture in pictures) > 2
+    for fields, picture, parts in zip(requests, pictures, chunks, strict=False):
+        assert picture.distance(weighted_reference(pipeline, parts, **fields)) <= TOLERANCE, fields
+        assert picture.info["prompt_syntax"] == "weighted"
+        assert not picture.info["prompt_truncated"]
+    assert pictures[-1].distance(reference(pipeline, **requests[-1])) <= TOLERANCE
+    assert "prompt_syntax" not in pictures[-1].info
+    assert pictures[1].distance(weighted_reference(pipeline, chunks[0], **requests[1])) > TOLERANCE  # it would notice
+
+
+@pytest.mark.parametrize("fields", [{"CLIP_SKIP": 1}, {"GUIDANCE_RESCALE": 0.75}])
+def test_other_layers_and_rescaled_guidance(tiny: Any, pipeline: DiffusionPipeline, fields: dict[str, Any]) -> None:
+    base = {"PROMPT": "a red circle", "NEGATIVE_PROMPT": "blurry", "SEED": 7, "STEPS": 6, "GUIDANCE_SCALE": 40.0}
+    picture = generate(tiny, tiny.model, **base, **fields)
+    assert picture.distance(reference(pipeline, **base, **fields)) <= TOLERANCE
+    assert picture.distance(reference(pipeline, **base)) > TOLERANCE
+    assert {name: picture.info[name.lower()] for name in fields} == fields
 
 
 def test_pictures_in_company_equal_diffusers(tiny: Any, pipeline: DiffusionPipeline) -> None:

@@ -67,13 +67,13 @@ def network(files: Files) -> Callable[[str], ControlNet]:
     return cache(lambda kind: files.load(kind, torch.float64))
 
 
-def tensors(rows: int) -> dict[str, torch.Tensor]:
+def tensors(rows: int, tokens: int = 77) -> dict[str, torch.Tensor]:
     """Inputs of a call."""
     generator = torch.Generator().manual_seed(0)
     return {
         "LATENTS": torch.randn(rows, 4, 16, 16, generator=generator),
         "TIMESTEPS": torch.full((rows, 1), 500.0),
-        "ENCODER_HIDDEN_STATES": torch.randn(rows, 77, 40, generator=generator),
+        "ENCODER_HIDDEN_STATES": torch.randn(rows, tokens, 40, generator=generator),
         "TEXT_EMBEDS": torch.randn(rows, 24, generator=generator),
         "TIME_IDS": torch.full((rows, 6), 64.0),
     }
@@ -91,10 +91,11 @@ MIXED = {
 }
 
 
+@pytest.mark.parametrize("tokens", [77, 2 * 77])
 @pytest.mark.parametrize("kind", MIXED)
-def test_rows_are_as_if_alone(network: Callable[[str], ControlNet], kind: str) -> None:
+def test_rows_are_as_if_alone(network: Callable[[str], ControlNet], kind: str, tokens: int) -> None:
     net, uses = network(kind), MIXED[kind]
-    given = tensors(len(uses))
+    given = tensors(len(uses), tokens)
     together, failures = net(given, uses)
     assert not failures
     for row, each in enumerate(uses):

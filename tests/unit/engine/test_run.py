@@ -130,6 +130,23 @@ def test_a_checkpoint_with_weights_of_the_fp16_variant_only(
     assert torch.equal(found.latents, expected.latents)
 
 
+def test_prompts_of_unlike_lengths_are_evaluated_in_calls_of_their_own() -> None:
+    config = {"_class_name": "DDIMScheduler"}
+    runs = [
+        Denoising(
+            CompletedRequest(str(tokens), "", None, 5, 4, 5.0, 32, 32, None),
+            config,
+            LatentGeometry(4, 8),
+            torch.zeros(2, tokens, 16),
+            None,
+        )
+        for tokens in (77, 154, 77)
+    ]
+    calls = unet_calls([(run, half) for run in runs for half in run.halves], {run: run.model_input() for run in runs})
+    shapes = [tuple(call.tensors["ENCODER_HIDDEN_STATES"].shape) for call in calls]
+    assert shapes == [(4, 77, 16), (2, 154, 16)]
+
+
 @torch.no_grad()
 def compare(made: Path, denoising: Denoising) -> float:
     """Mean absolute difference of latents and of pixels in [0, 1], whichever is larger."""

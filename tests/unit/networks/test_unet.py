@@ -48,8 +48,9 @@ def module(unet: UNet, checkpoint: Checkpoint) -> torch.nn.Module:
     return loaded
 
 
-def arguments(checkpoint: Checkpoint, rows: int, side: int) -> dict[str, torch.Tensor]:
+def arguments(checkpoint: Checkpoint, rows: int, side: int, chunks: int = 1) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows)
+    tokens, width = checkpoint.text_embedding_shape
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
@@ -57,18 +58,21 @@ def arguments(checkpoint: Checkpoint, rows: int, side: int) -> dict[str, torch.T
     tensors = {
         "LATENTS": noise(rows, 4, side, side),
         "TIMESTEPS": torch.arange(rows).float()[:, None] * 100 + 7,
-        "ENCODER_HIDDEN_STATES": noise(rows, *checkpoint.text_embedding_shape),
+        "ENCODER_HIDDEN_STATES": noise(rows, chunks * tokens, width),
     }
     if checkpoint.pooled_width is not None:
         tensors |= {"TEXT_EMBEDS": noise(rows, checkpoint.pooled_width), "TIME_IDS": torch.full((rows, 6), 64.0)}
     return tensors
 
 
-@pytest.mark.parametrize(("rows", "side"), [(1, 16), (2, 16), (3, 16), (2, 24), (2, 15), (1, 2)])
+@pytest.mark.parametrize(
+    ("rows", "side", "chunks"),
+    [(1, 16, 1), (2, 16, 1), (2, 16, 3), (3, 16, 1), (2, 24, 1), (2, 15, 2), (1, 2, 1)],
+)
 def test_every_call_equals_the_module(
-    checkpoint: Checkpoint, unet: UNet, module: torch.nn.Module, rows: int, side: int
+    checkpoint: Checkpoint, unet: UNet, module: torch.nn.Module, rows: int, side: int, chunks: int
 ) -> None:
-    tensors = arguments(checkpoint, rows, side)
+    tensors = arguments(checkpoint, rows, side, chunks)
 
     def expected() -> torch.Tensor:
         added = (

@@ -185,5 +185,16 @@ def test_the_scheduler_is_one_that_the_checkpoint_allows() -> None:
             parse(rules, PROMPT="a cat", SCHEDULER=name)
 
 
+def test_the_syntax_of_prompts_is_one_of_two() -> None:
+    assert parse(PROMPT="a (cat:9)").max_chunks is parse(PROMPT="a (cat:9)", PROMPT_SYNTAX="plain").max_chunks is None
+    assert parse(PROMPT="a (cat:2)", PROMPT_SYNTAX="weighted").max_chunks == RULES.max_prompt_chunks
+    with pytest.raises(InvalidRequestError, match=r'^PROMPT_SYNTAX is "a1111"; allowed: plain, weighted$'):
+        parse(PROMPT="a cat", PROMPT_SYNTAX="a1111")
+    for field in ("PROMPT", "NEGATIVE_PROMPT"):
+        fields = {"PROMPT": "a cat", field: "a (cat:9)", "PROMPT_SYNTAX": "weighted"}
+        with pytest.raises(InvalidRequestError, match=f'^{field} gives "cat" the weight 9; allowed: -5 to 5$'):
+            parse(**fields)
+
+
 def test_the_checkpoints_own_scheduler_may_be_named_as_info_names_it() -> None:
     assert parse(PROMPT="a cat", SCHEDULER="PNDMScheduler").scheduler is None
