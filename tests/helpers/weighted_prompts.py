@@ -42,3 +42,15 @@ def embeddings(
         if pooled is None and len(encoded) == 4:
             pooled = encoded[2]
     return torch.cat(parts)[None].float(), pooled
+
+
+def arguments(pipeline: DiffusionPipeline, chunks: list[Words]) -> dict[str, torch.Tensor]:
+    """What its pipeline takes for a prompt, beside the negative prompt `blurry` of as many chunks."""
+    filled: list[Words] = [[("blurry", 1.0)], *[[("", 1.0)] for _ in chunks[1:]]]
+    made = {}
+    for prefix, parts in (("", chunks), ("negative_", filled)):
+        tokens, pooled = embeddings(pipeline, parts)
+        made[f"{prefix}prompt_embeds"] = tokens
+        if pooled is not None:
+            made[f"{prefix}pooled_prompt_embeds"] = pooled
+    return made

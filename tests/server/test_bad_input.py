@@ -136,7 +136,7 @@ def test_a_call_of_an_inner_model_harms_nobody(tiny: Any, request_json: str) -> 
         for model in (tiny.inner("denoiser"), tiny.inner("text_encoder")):
             tensors = []
             for entry in client.get_model_metadata(model).inputs:
-                shape = [1, *entry.shape[1:]]
+                shape = [1, *(max(size, 1) for size in entry.shape[1:])]
                 is_text = entry.datatype == "BYTES"
                 text = request_json if entry.name == "REQUEST" else "not JSON"
                 data = np.full(shape, text.encode(), dtype=object) if is_text else np.zeros(shape, np.float32)

@@ -24,6 +24,7 @@ import lora_files
 from controls import Use, request
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from weighted_prompts import Words, arguments
 from wire import PROMPT, metrics
 
 if TYPE_CHECKING:
@@ -50,8 +51,15 @@ class Oracle:
         if server.model == "sdxl":
             self._networks["union"] = ControlNetUnionModel.from_pretrained(server.directory / "union")
 
-    def picture(self, *uses: Use, guidance_scale: float = 5.0, steps: int = 5, **options: Any) -> np.ndarray:
-        """uint8 [H, W, 3]."""
+    def picture(
+        self,
+        *uses: Use,
+        guidance_scale: float = 5.0,
+        steps: int = 5,
+        chunks: list[Words] | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """uint8 [H, W, 3]; for chunks of a prompt beside the negative one `blurry`."""
         networks = [self._networks[use.name] for use in uses]
         is_union = bool(uses[0].modes)
         pipelines = StableDiffusionXLControlNetUnionPipeline if is_union else self._class
@@ -71,13 +79,14 @@ class Oracle:
         else:
             lists |= {"image": [image for (image,) in images]}
         given = {name: values if len(uses) > 1 else values[0] for name, values in lists.items()}
+        if chunks is not None:
+            options |= {"prompt": None, **arguments(self._base, chunks)}
         picture = pipeline(
-            PROMPT,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             guess_mode=uses[0].guess_mode,
             generator=torch.Generator("cpu").manual_seed(7),
-            **{"height": 64, "width": 64, **given, **options},
+            **{"prompt": PROMPT, "height": 64, "width": 64, **given, **options},
         ).images[0]
         return np.asarray(picture)
 
@@ -135,6 +144,13 @@ def test_without_guidance(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ...
 def test_sizes_that_the_unet_halves_with_a_rest(tiny: TinyServer, oracle: Oracle) -> None:
     picture = request(tiny, Use("edges"), HEIGHT=40, WIDTH=72)
     assert picture.distance(oracle.picture(Use("edges"), height=40, width=72)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("uses", [CASES["two"], CASES["guessing"]], ids=["two", "guessing"])
+def test_prompts_of_two_chunks(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ...]) -> None:
+    long = {"PROMPT": "red " * 75 + "cat", "NEGATIVE_PROMPT": "blurry", "PROMPT_SYNTAX": "weighted"}
+    expected = oracle.picture(*uses, chunks=[[("red " * 75, 1.0)], [("cat", 1.0)]])
+    assert request(tiny, *uses, **long).distance(expected) <= TOLERANCE
 
 
 def test_a_scale_of_zero_costs_nothing_and_changes_nothing(tiny: TinyServer) -> None:

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 import lora_files
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from weighted_prompts import Words, arguments
 from wire import PROMPT, Loras, generate, generate_with, metrics
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class Oracle:
     def __init__(self, server: TinyServer) -> None:
         self._pipeline: Any = DiffusionPipeline.from_pretrained(server.checkpoint, dtype=torch.float32)
         self._pipeline.set_progress_bar_config(disable=True)
+        if (
+            server.model == "sd15"
+        ):  # for `clip_skip` diffusers 0.42 looks for it there; with this transformers it is not
+            vars(self._pipeline.text_encoder).setdefault("text_model", self._pipeline.text_encoder)
         made = lora_files.three(BaseModules.of(Checkpoint(server.checkpoint)).shapes)
         self._deltas = {name: lora.deltas for name, lora in made.items()}
         self._weights = {
@@ -45,8 +50,13 @@ class Oracle:
         """Takes up another LoRA."""
         self._deltas[name] = made.deltas
 
-    def picture(self, loras: Loras, switch_at: int = 0, steps: int = 4, **options: Any) -> np.ndarray:
-        """uint8 [H, W, 3]; the UNet's deltas are added before step `switch_at`, and with 0 the text encoders' too."""
+    def picture(
+        self, loras: Loras, switch_at: int = 0, steps: int = 4, chunks: list[Words] | None = None, **options: Any
+    ) -> np.ndarray:
+        """uint8 [H, W, 3]; the UNet's deltas are added before step `switch_at`, and with 0 the text encoders' too.
+
+        For chunks of a prompt beside the negative one `blurry`.
+        """
         self._fuse(loras if switch_at == 0 else [])
 
         def switch(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -54,9 +64,11 @@ class Oracle:
                 self._fuse(loras)
             return tensors
 
-        given = {"guidance_scale": 5.0, "generator": torch.Generator("cpu").manual_seed(7), **options}
+        given = {"prompt": PROMPT, "guidance_scale": 5.0, "generator": torch.Generator("cpu").manual_seed(7), **options}
+        if chunks is not None:
+            given |= {"prompt": None, **arguments(self._pipeline, chunks)}
         picture = self._pipeline(
-            PROMPT, num_inference_steps=steps, output_type="np", callback_on_step_end=switch, **given
+            num_inference_steps=steps, output_type="np", callback_on_step_end=switch, **given
         ).images[0]
         self._fuse([])
         return np.round(picture * 255)
@@ -96,6 +108,22 @@ def test_pictures_are_those_of_fused_weights(tiny: TinyServer, oracle: Oracle, l
         (name, scale, 0) for name, scale in loras
     ]
     assert all(lora["modules"] > 0 for lora in picture.info["loras"])
+
+
+@pytest.mark.parametrize("fields", [{"PROMPT_SYNTAX": "weighted"}, {"CLIP_SKIP": 1}], ids=["weighted", "clip skip"])
+def test_prompts_are_encoded_again_as_the_request_wants_them(
+    tiny: TinyServer, oracle: Oracle, fields: dict[str, Any]
+) -> None:
+    text, chunks = "red " * 75 + "cat", [[("red " * 75, 1.0)], [("cat", 1.0)]]
+    loras: Loras = [("everything", 0.7)]
+    told: dict[str, Any] = (
+        {"chunks": chunks}
+        if "PROMPT_SYNTAX" in fields
+        else {"prompt": text, "negative_prompt": "blurry", "clip_skip": fields["CLIP_SKIP"]}
+    )
+    picture = generate_with(tiny, loras, LORA_BOUND=0, PROMPT=text, NEGATIVE_PROMPT="blurry", **fields)
+    assert picture.distance(oracle.picture(loras, **told)) <= 0.5
+    assert picture.distance(oracle.picture([], **told)) > 1
 
 
 def test_a_raw_dump_acts_as_the_config_beside_it_says_and_info_tells_of_one_without(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from weighted_prompts import Words, embeddings
+from weighted_prompts import Words, arguments
 from wire import generate
 
 TOLERANCE = 1.0
@@ -124,17 +124,6 @@ def test_long_prompts_are_truncated_as_in_diffusers(tiny: Any, pipeline: Diffusi
     assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE
 
 
-def weighted_reference(pipeline: DiffusionPipeline, chunks: list[Words], **fields: Any) -> np.ndarray:
-    """The picture that diffusers gives for a weighted prompt's embeddings; the negative one is `blurry`."""
-    tokens, pooled = embeddings(pipeline, chunks)
-    filled: list[Words] = [[("blurry", 1.0)], *[[("", 1.0)] for _ in chunks[1:]]]
-    negative, negative_pooled = embeddings(pipeline, filled)
-    given: dict[str, Any] = {"prompt_embeds": tokens, "negative_prompt_embeds": negative}
-    if pooled is not None:
-        given |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
-    return reference(pipeline, given, **fields)
-
-
 def test_prompts_of_many_chunks_in_company(tiny: Any, pipeline: DiffusionPipeline) -> None:
     """They batch with plain prompts in one running batch, and each gets its own picture."""
     long: Words = [("photo " * 70, 1.0)]
@@ -151,12 +140,14 @@ def test_prompts_of_many_chunks_in_company(tiny: Any, pipeline: DiffusionPipelin
         pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
     assert max(picture.info["largest_batch"] for picture in pictures) > 2
     for fields, picture, parts in zip(requests, pictures, chunks, strict=False):
-        assert picture.distance(weighted_reference(pipeline, parts, **fields)) <= TOLERANCE, fields
+        expected = reference(pipeline, arguments(pipeline, parts), **fields)
+        assert picture.distance(expected) <= TOLERANCE, fields
         assert picture.info["prompt_syntax"] == "weighted"
         assert not picture.info["prompt_truncated"]
     assert pictures[-1].distance(reference(pipeline, **requests[-1])) <= TOLERANCE
     assert "prompt_syntax" not in pictures[-1].info
-    assert pictures[1].distance(weighted_reference(pipeline, chunks[0], **requests[1])) > TOLERANCE  # it would notice
+    shorter = reference(pipeline, arguments(pipeline, chunks[0]), **requests[1])
+    assert pictures[1].distance(shorter) > TOLERANCE  # it would notice a chunk
 
 
 @pytest.mark.parametrize("fields", [{"CLIP_SKIP": 1}, {"GUIDANCE_RESCALE": 0.75}])
