@@ -15,6 +15,7 @@ from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.tensors import output_tensor
 from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
+from .lora.loading.catalogue import Catalogue
 from .networks.prompt_encoding import Embedding, PromptEncoder, Text
 from .request.completed import CompletedRequest
 
@@ -27,8 +28,10 @@ class TritonPythonModel(Reloadable):
 
     def load(self, args: Mapping[str, str]) -> None:
         """Loads the text encoders; making the embedding of the empty prompt warms them up."""
-        compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
-        self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype)
+        settings = ModelSettings.from_triton(args)
+        compute = ComputeSettings.from_settings(settings)
+        catalogue = Catalogue(settings.path("loras"))
+        self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""

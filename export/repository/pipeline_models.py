@@ -134,7 +134,11 @@ class PipelineModels:
     def _text_encoders(self) -> pb.ModelConfig:
         """Ensembles call it without LORA_SET; a denoiser with it, once a LoRA's text parts are ready."""
         config = self._computing(
-            self._text_encoder, [REQUEST], [*self._embeddings, ENCODING], self._options.text_encoder_gpu
+            self._text_encoder,
+            [REQUEST],
+            [*self._embeddings, ENCODING],
+            self._options.text_encoder_gpu,
+            **self._catalogue,
         )
         config.input.append(model_input("LORA_SET", "STRING", (1,), optional=True))
         return config

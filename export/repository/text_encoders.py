@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.progress import track
 
+from ...python_backends.lora.loading.catalogue import Catalogue
+from ...python_backends.networks.textual_inversions import embedding_files
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,6 +24,8 @@ PARTS = ("tokenizer*/*", "text_encoder*/*")
 def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapping[str, str]) -> dict[str, str]:
     """The text encoder's model of every pipeline: that of the first one with the same files, run in the same way.
 
+    A pipeline whose catalogue holds textual inversion embeddings shares with those of the same catalogue alone.
+
     Args:
         pipelines: By name.
         prefixes: Of their models.
@@ -32,7 +37,8 @@ def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapp
     for name, served in pipelines.items():
         options = served.options
         gpu = options.text_encoder_gpu
-        kind = (_content(served.checkpoint), gpu, options.dtype_on(gpu), options.threads)
+        embeddings = options.loras if embedding_files(Catalogue(options.loras)) else None
+        kind = (_content(served.checkpoint), gpu, options.dtype_on(gpu), options.threads, embeddings)
         models[name] = f"{prefixes[owners.setdefault(kind, name)]}text_encoder"
     return models
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import CLIPTokenizer
 
@@ -37,29 +37,34 @@ class Chunk:
         return rest
 
 
-def chunks_of(sections: Sequence[Section], tokenizer: CLIPTokenizer) -> list[Chunk]:
+def chunks_of(sections: Sequence[Section], tokenise: Callable[[str], list[list[int]]], size: int) -> list[Chunk]:
     """At least one chunk; every BREAK begins another, even an empty one, except at the very end.
 
-    Fragments are tokenised each by itself.
+    Args:
+        sections: Of one prompt.
+        tokenise: Gives a fragment's tokens, those together that stay in one chunk: the vectors of an embedding.
+        size: Most tokens of a chunk.
     """
-    size = tokenizer.model_max_length - 2
-    commas = tokenizer(",", add_special_tokens=False).input_ids
+    commas = tokenise(",")
     chunks = [Chunk()]
     for number, section in enumerate(sections):
         if number > 0:
             chunks.append(Chunk())
         last_comma = None
         for fragment in section:
-            for token in tokenizer(fragment.text, add_special_tokens=False, truncation=False).input_ids:
-                chunk = chunks[-1]
+            for tokens in tokenise(fragment.text):
+                chunk, is_comma = chunks[-1], [tokens] == commas
                 if len(chunk.tokens) == size:
-                    far = last_comma is None or size - last_comma > COMMA_BACKTRACK or [token] == commas
+                    far = last_comma is None or size - last_comma > COMMA_BACKTRACK or is_comma
                     chunks.append(chunk.cut(size if last_comma is None or far else last_comma + 1))
                     last_comma = None
-                    chunk = chunks[-1]
-                elif [token] == commas:
+                elif is_comma:
                     last_comma = len(chunk.tokens)
-                chunk.add(token, fragment.weight)
+                if len(chunks[-1].tokens) + len(tokens) > size:
+                    chunks.append(Chunk())
+                    last_comma = None
+                for token in tokens:
+                    chunks[-1].add(token, fragment.weight)
     if len(chunks) > 1 and not chunks[-1].tokens:
         chunks.pop()
     return chunks

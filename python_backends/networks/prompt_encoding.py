@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,12 +17,14 @@ from ..lora.patching.resident import ResidentLoras
 from ..request.prompt_syntax import parse_weighted
 from ..shared_memory.host_directory import host_cache_directory
 from .prompt_chunks import Chunk, chunks_of, encoder_inputs, weighted
+from .textual_inversions import embedding_files, load_embeddings
 from .token_encoding import TokenEncoders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..lora.loading.catalogue import Catalogue
     from ..request.completed import CompletedRequest
     from .checkpoint import Checkpoint
 
@@ -81,8 +83,21 @@ class PromptEncoder:
         dtype: torch.dtype,
         cache_bytes: int = 256 * 2**20,
         lora_directory: Path | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
+        """Loads the text encoders and warms them up.
+
+        Args:
+            checkpoint: Whose they are.
+            device: Where they compute.
+            dtype: Of weights and activations.
+            cache_bytes: Most bytes of embeddings that are remembered.
+            lora_directory: Of canonical LoRAs; None for the server's.
+            catalogue: Whose textual inversion embeddings become words.
+        """
         self._pipeline = checkpoint.load_text_pipeline(device, dtype)
+        if catalogue is not None:
+            load_embeddings(self._pipeline, embedding_files(catalogue))
         encoders = {name: getattr(self._pipeline, name, None) for name in (TEXT_ENCODER, TEXT_ENCODER_2)}
         patcher = Patcher({name: encoder for name, encoder in encoders.items() if encoder is not None})
         self._loras = ResidentLoras(patcher, lora_directory or host_cache_directory())
@@ -149,7 +164,10 @@ class PromptEncoder:
     def _cut(self, text: str) -> list[list[Chunk]]:
         """A text's chunks for each encoder."""
         sections = parse_weighted(text)
-        return [chunks_of(sections, tokenizer) for tokenizer in self._encoders.tokenizers]
+        return [
+            chunks_of(sections, partial(self._encoders.tokens, encoder=number), tokenizer.model_max_length - 2)
+            for number, tokenizer in enumerate(self._encoders.tokenizers)
+        ]
 
     def _encode_weighted(self, text: Text, count: int) -> Embedding:
         """Pooled: of the first chunk, without weights, as A1111 takes it."""
@@ -167,19 +185,14 @@ class PromptEncoder:
             tokens = encoded[0].detach().to("cpu", torch.float32)
             pooled = encoded[2].detach().to("cpu", torch.float32) if len(encoded) == 4 else None
         else:
-            ids = [
-                tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-                for tokenizer in self._encoders.tokenizers
-            ]
-            states, pooled = self._encoders(ids, clip_skip)
+            states, pooled = self._encoders(self._encoders.padded(texts), clip_skip)
             tokens = torch.cat(states, dim=-1)
-        tokenizer = self._pipeline.tokenizer
-        lengths = [len(ids) for ids in tokenizer(texts).input_ids]
+        most = self._encoders.tokenizers[0].model_max_length
         return [
             Embedding(
                 tokens=tokens[row].clone(),
                 pooled=None if pooled is None else pooled[row].clone(),
-                truncated=length > tokenizer.model_max_length,
+                truncated=length > most,
             )
-            for row, length in enumerate(lengths)
+            for row, length in enumerate(self._encoders.lengths(texts))
         ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from diffusers import DiffusionPipeline
 
@@ -27,6 +28,33 @@ class TokenEncoders:
         self.tokenizers = [getattr(pipeline, f"tokenizer{name}") for name in names]
         self._encoders = [getattr(pipeline, f"text_encoder{name}") for name in names]
         self._device = device
+        self._convert = pipeline.maybe_convert_prompt
+        self._continued = [_continued(tokenizer.added_tokens_encoder) for tokenizer in self.tokenizers]
+
+    def padded(self, texts: list[str]) -> list[torch.Tensor]:
+        """For each encoder ids [texts, tokens], padded and truncated as `encode_prompt` does it."""
+        return [
+            tokenizer(
+                self._convert(texts, tokenizer), padding="max_length", truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer in self.tokenizers
+        ]
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Of texts for the first encoder: tokens, with those that begin and end them."""
+        tokenizer = self.tokenizers[0]
+        return [len(ids) for ids in tokenizer(self._convert(texts, tokenizer)).input_ids]
+
+    def tokens(self, text: str, encoder: int) -> list[list[int]]:
+        """A text's ids for one encoder, the vectors of a textual inversion embedding together."""
+        tokenizer = self.tokenizers[encoder]
+        found: list[list[int]] = []
+        for token in tokenizer(self._convert(text, tokenizer), add_special_tokens=False).input_ids:
+            if found and token in self._continued[encoder]:
+                found[-1].append(token)
+            else:
+                found.append([token])
+        return found
 
     def __call__(
         self, tokens: Sequence[torch.Tensor], clip_skip: int | None
@@ -52,3 +80,9 @@ class TokenEncoders:
                     pooled = output[0]  # the last encoder's counts
                 states.append(hidden.to("cpu", torch.float32))
         return states, None if pooled is None else pooled.to("cpu", torch.float32)
+
+
+def _continued(added: Mapping[str, int]) -> set[int]:
+    """Of added tokens, those that stand for the further vectors of an embedding: diffusers calls them `name_1` …."""
+    bases = {token: re.sub(r"_\d+$", "", token) for token in added}
+    return {number for token, number in added.items() if bases[token] != token and bases[token] in added}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import checkpoints
 import lora_files
@@ -136,7 +138,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
 
     SDXL has three shards, SD 1.5 two. The SDXL pipelines share text encoders and ControlNets: `edges` and `depth`;
     `pose`, a single file; `union`; and `canny`, which is on a server of its own. SD 1.5 has the first three as well,
-    and `shuffle`, which pools.
+    and `shuffle`, which pools, and the textual inversion embedding `toy`.
     """
     directory = tmp_path_factory.mktemp("pipelines")
     made = {
@@ -148,6 +150,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
         for seed, name in enumerate(("edges", "depth", "pose")):
             checkpoints.controlnet(made[family], directory / family / name, seed)
         write_loras(Checkpoint(made[family]), directory / family / "loras")
+    save_file({"emb_params": torch.randn(2, 16)}, directory / "sd15/loras/toy.safetensors")
     checkpoints.controlnet_union(made["sdxl"], directory / "sdxl/union", 3)
     canny = checkpoints.controlnet(made["sdxl"], directory / "sdxl/canny", 7)
     checkpoints.controlnet(made["sd15"], directory / "sd15/shuffle", 4, global_pool_conditions=True)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from tritonclient.utils import InferenceServerException
 
 from weighted_prompts import Words, arguments
 from wire import generate
@@ -148,6 +150,19 @@ def test_prompts_of_many_chunks_in_company(tiny: Any, pipeline: DiffusionPipelin
     assert "prompt_syntax" not in pictures[-1].info
     shorter = reference(pipeline, arguments(pipeline, chunks[0]), **requests[1])
     assert pictures[1].distance(shorter) > TOLERANCE  # it would notice a chunk
+
+
+@pytest.mark.parametrize("tiny", ["sd15"], indirect=True)
+def test_embeddings_of_the_catalogue_are_words(tiny: Any) -> None:
+    fields = {"PROMPT": "a toy on a red square", "SEED": 7, "STEPS": 6, "GUIDANCE_SCALE": 7.5}
+    picture = generate(tiny, tiny.model, **fields)
+    taught = DiffusionPipeline.from_pretrained(tiny.checkpoint, dtype=torch.float32)
+    assert picture.distance(reference(taught, **fields)) > TOLERANCE
+    taught.load_textual_inversion(load_file(tiny.loras / "toy.safetensors"), token="toy")
+    assert picture.distance(reference(taught, **fields)) <= TOLERANCE
+    assert generate(tiny, tiny.model, **fields, PROMPT_SYNTAX="weighted").distance(picture) <= TOLERANCE
+    with pytest.raises(InferenceServerException, match=r'LORAS names "toy".*its name as a word of the prompt'):
+        generate(tiny, tiny.model, **fields, LORAS='[{"name": "toy"}]')
 
 
 @pytest.mark.parametrize("fields", [{"CLIP_SKIP": 1}, {"GUIDANCE_RESCALE": 0.75}])

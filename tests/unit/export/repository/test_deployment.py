@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from google.protobuf import text_format
+from safetensors.torch import save_file
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
@@ -95,6 +97,26 @@ def test_pipelines_have_models_of_their_own_and_share_the_rest(
     assert parameter(written["second_denoiser"], "text_encoder") == "first_text_encoder"
     assert [step.model_name for step in written["second"].ensemble_scheduling.step][1] == "first_text_encoder"
     assert parameter(written["second_denoiser"], "lora_store") == "second_lora_store"
+
+
+def test_text_encoders_that_have_read_embeddings_are_shared_within_their_catalogue(files: Path, tmp_path: Path) -> None:
+    for name in ("plain", "taught"):
+        (tmp_path / name).mkdir()
+    save_file({"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 24)}, tmp_path / "taught" / "toy.safetensors")
+    pipelines = {"first": "plain", "second": "plain", "third": "taught", "fourth": "taught"}
+    deployment = tmp_path / "deployment.toml"
+    deployment.write_text(
+        "".join(
+            f'[pipelines.{name}]\ncheckpoint = "{files / "first"}"\nloras = "{tmp_path / loras}"\n'
+            for name, loras in pipelines.items()
+        )
+    )
+    code, output = export("--deployment", deployment, "--repository", tmp_path / "r")
+    assert code == 0, output
+    made = configs(tmp_path / "r")
+    used = [parameter(made[f"{name}_denoiser"], "text_encoder") for name in pipelines]
+    assert used == [*["first_text_encoder"] * 2, *["third_text_encoder"] * 2]
+    assert parameter(made["third_text_encoder"], "loras").endswith("taught")
 
 
 def test_everything_runs_where_it_was_put(written: dict[str, model_config_pb2.ModelConfig]) -> None:
