@@ -34,6 +34,8 @@ def test_zero_and_empty_values_count_as_set() -> None:
         ("seed", "SEED", 2**40, np.int64, "INT64"),
         ("steps", "STEPS", 7, np.int32, "INT32"),
         ("guidance_scale", "GUIDANCE_SCALE", 7.5, np.float32, "FP32"),
+        ("guidance_rescale", "GUIDANCE_RESCALE", 0.5, np.float32, "FP32"),
+        ("clip_skip", "CLIP_SKIP", 1, np.int32, "INT32"),
         ("height", "HEIGHT", 64, np.int32, "INT32"),
         ("width", "WIDTH", 96, np.int32, "INT32"),
         ("lora_bound", "LORA_BOUND", 3, np.int32, "INT32"),
@@ -51,6 +53,10 @@ def test_numbers(field: str, name: str, value: float, dtype: type, datatype: str
 def test_any_text_survives(text: str) -> None:
     sent = {tensor.name: tensor.data for tensor in GenerationRequest(text, negative_prompt=text).tensors()}
     assert sent["PROMPT"][0, 0].decode() == sent["NEGATIVE_PROMPT"][0, 0].decode() == text
+
+
+def test_the_syntax_of_prompts_is_sent_as_it_is_named() -> None:
+    assert tensors(prompt_syntax="weighted")["PROMPT_SYNTAX"][0, 0] == b"weighted"
 
 
 def test_number_that_does_not_fit_is_refused_by_name() -> None:

@@ -80,6 +80,7 @@ def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint:
     }
     engines = ("tensorrt", str((tmp_path / "engines").resolve()))
     assert runtimes == {"unet_shard0": engines, "unet_shard1": engines, "controlnet_edges": ("torch", "")}
+    assert models["preprocess"].parameters["max_prompt_chunks"].string_value == "1"
 
 
 @pytest.mark.parametrize(
