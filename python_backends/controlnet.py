@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
+from .backend.memory import keep_freed_memory
 from .backend.reloadable import Reloadable
 from .backend.responses import answer_all
 from .backend.settings import ModelSettings, input_texts, text_tensor
@@ -38,6 +39,7 @@ class TritonPythonModel(Reloadable):
             compute.runtime,
             engine=settings.name,
         )
+        keep_freed_memory()
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """RESIDUALS and FAILURES for every request; those that Triton batched are evaluated in one call."""

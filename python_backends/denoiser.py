@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .backend.memory import keep_freed_memory
 from .backend.metrics import Histogram
 from .backend.process import prepare_torch
 from .backend.responses import as_request_error, error_response
@@ -49,6 +50,7 @@ class TritonPythonModel:
         """Reads the checkpoint's scheduler and latent shapes from the parameters; the shards hold the weights."""
         settings = ModelSettings.from_triton(args)
         prepare_torch(settings)
+        keep_freed_memory()
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(dict(settings.config))
         self._scheduler_config = json.loads(settings.parameters["scheduler"])
         self._geometry = LatentGeometry(**json.loads(settings.parameters["latents"]))

@@ -10,6 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
+from .backend.memory import keep_freed_memory
 from .backend.metrics import TRANSFERRED, Counter, Histogram
 from .backend.reloadable import Reloadable
 from .backend.responses import as_request_error, error_response
@@ -42,6 +43,7 @@ class TritonPythonModel(Reloadable):
         self._bytes = Counter(*TRANSFERRED)
         compute = ComputeSettings.from_settings(settings)
         self._unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
+        keep_freed_memory()
         if settings.parameters["patches"] == "1":
             self._unet.patcher.warm_up()
         self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())

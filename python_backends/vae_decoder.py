@@ -11,6 +11,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
+from .backend.memory import keep_freed_memory
 from .backend.responses import answer_all, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
@@ -31,6 +32,7 @@ class TritonPythonModel:
         compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
         checkpoint = compute.checkpoint
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
+        keep_freed_memory()
         Runtime().prepare(self._vae, compute.device)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
         decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
