@@ -80,7 +80,11 @@ class TritonPythonModel:
         able = [run for run in runs if isinstance(run, Denoising) and not run.waiting]
         gathers = self._gathers(runs)
         going = [] if gathers else sorted(able, key=lambda run: run.report.started)[: self._places]
-        self._step(going)
+        try:
+            self._step(going)
+        except Exception as error:  # noqa: BLE001  a client must not get a traceback
+            for run in going:
+                run.failure = run.failure or as_request_error(error, "denoising")
         if not able and any(isinstance(run, Denoising) for run in runs):
             time.sleep(WAITING_POLL_S)
         stepped = set(map(id, going))
