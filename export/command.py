@@ -118,6 +118,9 @@ def export(
 
     from ..python_backends.common.filesystem import is_plain
     from ..python_backends.common.library_messages import silence_libraries
+    from ..python_backends.launcher.checks import Status
+    from ..python_backends.launcher.needs import check_needs
+    from ..python_backends.networks.speed import gflops_per_second
     from ..python_backends.tensorrt.versions import TensorRTUnavailableError
     from .repository.deployment import Deployment, DeploymentError
     from .repository.writing import RepositoryError, write_pipelines
@@ -149,4 +152,8 @@ def export(
             fg="yellow",
             err=True,
         )
+    for check in check_needs(repository, gflops_per_second):
+        typer.echo(f"{check.subject}: {check.found}")
+        if check.status is not Status.OK:
+            typer.secho(f"note: {check.advice}", fg="yellow", err=True)
     typer.echo(f"serve it: swiftdiffusion serve --repository {shlex.quote(str(repository))}")

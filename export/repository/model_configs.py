@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import needs
 from .config_parts import Model, batched, python_model
 from .engine_checks import controlnet_rows, users_of
 from .pipeline_models import PipelineModels, compute_parameters, runtime_parameters, unet_inputs
@@ -60,6 +61,7 @@ def _controlnet(network: ServedControlNet, users: list[ServedPipeline], referenc
         {
             **compute_parameters(first, dtype, reference),
             **runtime_parameters(first, network.gpus[0] if network.gpus else None, reference),
+            **needs.controlnet(network, first.checkpoint, first.options),
             "controlnet": reference(network.path),
         },
         max_batch_size=controlnet_rows(users),

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from . import needs
 from .config_parts import (
     CLIENT_INPUTS,
     Model,
@@ -139,6 +140,7 @@ class PipelineModels:
             [*self._embeddings, ENCODING],
             self._options.text_encoder_gpu,
             **self._catalogue,
+            **needs.text_encoder(self._checkpoint, self._options),
         )
         config.input.append(model_input("LORA_SET", "STRING", (1,), optional=True))
         return config
@@ -180,6 +182,7 @@ class PipelineModels:
             ],
             self._options.unet_gpu(index),
             **runtime_parameters(self._served, self._options.unet_gpu(index), self._reference),
+            **needs.shard(self._checkpoint, self._options, self._options.unet_gpu(index)),
             patches="0" if self._options.loras is None else "1",
             controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
             controlnet_urls=json.dumps(urls, sort_keys=True),
@@ -188,7 +191,13 @@ class PipelineModels:
         return config
 
     def _vae_decoder(self) -> pb.ModelConfig:
-        return self._computing(f"{self._prefix}vae_decoder", self._progress, [IMAGE, INFO], self._options.vae_gpu)
+        return self._computing(
+            f"{self._prefix}vae_decoder",
+            self._progress,
+            [IMAGE, INFO],
+            self._options.vae_gpu,
+            **needs.vae_decoder(self._checkpoint, self._options),
+        )
 
     def _computing(
         self, name: str, inputs: list[Tensor], outputs: list[Tensor], gpu: int | None, **parameters: str

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -9,15 +10,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from ...kernels.triton_language import MissingTritonError, require_triton
 from ..tensorrt.versions import TensorRTUnavailableError, require_tensorrt
 from .binary import ServerBinary, find_server_binary
+from .checks import Check, Status
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
+from .needs import check_needs
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
 from .repository_weights import check_weights, models_of_runtime, wanted_gpus
@@ -29,24 +31,6 @@ WHEEL_GLIBC = (2, 35)
 PYTHON_VERSIONS = ("3.11", "3.12")  # diffusers needs the first; numpy < 2 has no wheels after the last
 DEFAULT_PORTS = {"--http-port": 8000, "--grpc-port": 8001, "--metrics-port": 8002}
 _PACKAGE = "swiftdiffusion"
-
-
-class Status(Enum):
-    """Outcome of a check."""
-
-    OK = "ok"
-    WARNING = "warning"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at, what was found, and what to do about it if that is not good."""
-
-    subject: str
-    status: Status
-    found: str
-    advice: str = ""
 
 
 def run_checks(repository: Path | None) -> Iterator[Check]:
@@ -66,6 +50,7 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
             yield Check(f"weights of {weights.models}", status, weights.found, weights.problem or "")
         yield from _placed(wanted_gpus(repository))
         yield from _runtimes(repository)
+        yield from check_needs(repository, _cpu_speed)
     yield from _ports()
 
 
@@ -162,6 +147,17 @@ def _torch_gpus() -> int:
     except ImportError:
         return 0
     return torch.cuda.device_count()
+
+
+@cache
+def _cpu_speed() -> tuple[float, float] | None:
+    """As `networks.speed` measures it, in a process of its own; None where PyTorch does not work."""
+    command = [sys.executable, "-m", f"{_PACKAGE}.python_backends.networks.speed"]
+    measured = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if measured.returncode != 0:
+        return None
+    unet, vae = json.loads(measured.stdout)
+    return float(unet), float(vae)
 
 
 def _shared_memory() -> Check:

@@ -46,7 +46,7 @@ def wanted_gpus(repository: Path) -> dict[int, list[str]]:
     """GPU → the models that run on it."""
     wanted: dict[int, list[str]] = defaultdict(list)
     for config_file in sorted(repository.glob("*/config.pbtxt")):
-        for group in _config(config_file).instance_group:
+        for group in read_config(config_file).instance_group:
             for gpu in group.gpus:
                 wanted[gpu].append(config_file.parent.name)
     return dict(sorted(wanted.items()))
@@ -55,15 +55,16 @@ def wanted_gpus(repository: Path) -> dict[int, list[str]]:
 def models_of_runtime(repository: Path, runtime: str) -> list[str]:
     """The models that a runtime evaluates."""
     files = sorted(repository.glob("*/config.pbtxt"))
-    return [file.parent.name for file in files if _config(file).parameters["runtime"].string_value == runtime]
+    return [file.parent.name for file in files if read_config(file).parameters["runtime"].string_value == runtime]
 
 
 def _references(config_file: Path) -> list[str]:
-    config = _config(config_file)
+    config = read_config(config_file)
     return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]
 
 
-def _config(config_file: Path) -> Any:
+def read_config(config_file: Path) -> Any:
+    """A model's configuration."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 

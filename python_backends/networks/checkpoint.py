@@ -165,12 +165,15 @@ class Checkpoint(CheckpointFiles):
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
         """The autoencoder in evaluation mode; in float32 if it overflows in float16 (`force_upcast`)."""
+        return self._load_network("vae", self.vae_dtype(dtype)).to(device)
+
+    def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What the autoencoder computes in where the rest is of this type."""
         import torch
 
         default = inspect.signature(self.network_class("vae").__init__).parameters["force_upcast"].default
-        if dtype == torch.float16 and self.vae_config.get("force_upcast", default):
-            dtype = torch.float32
-        return self._load_network("vae", dtype).to(device)
+        overflows = dtype == torch.float16 and self.vae_config.get("force_upcast", default)
+        return torch.float32 if overflows else dtype
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
         """A pipeline of tokenisers and text encoders only: its `encode_prompt` is the reference."""

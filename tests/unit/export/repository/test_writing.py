@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,27 @@ def test_the_committed_repository_is_what_the_exporter_writes(tmp_path: Path) ->
     written, committed = tree(repository), tree(ROOT / "model_repository")
     absolute, relative = str(ROOT / "export/demo").encode(), b"../export/demo"
     assert {name: text.replace(absolute, relative) for name, text in written.items()} == committed
+
+
+def test_what_it_will_need_is_said_and_written(sd15: Path, tmp_path: Path) -> None:
+    code, output = export(sd15, tmp_path / "r", "--unet-shards", "1")
+    assert code == 0
+    for said in (r"memory of unet_shard0: \d+ MiB", r"memory: \d+ MiB for 8 processes", "shared memory: at most"):
+        assert re.search(said, output)
+    assert re.search(r"a step of denoiser: 0.000118 TFLOP, about \S+ s on 1 thread of this machine", output)
+    parameters = config_of(tmp_path / "r", "unet_shard0").parameters
+    assert parameters["gflop"].string_value == "0.118"
+    assert int(parameters["needs_mib"].string_value) == 4  # 0.8 of weights, three times 0.8 of activations
+
+
+def test_a_shard_on_a_gpu_needs_less_for_weights_and_more_for_loras(sd15: Path, tmp_path: Path) -> None:
+    def needs_mib(*options: str) -> int:
+        assert export(sd15, tmp_path / "r", *options)[0] == 0
+        return int(config_of(tmp_path / "r", "unet_shard0").parameters["needs_mib"].string_value)
+
+    (tmp_path / "loras").mkdir()
+    assert 0 < needs_mib("--unet-gpus", "0") < needs_mib()
+    assert needs_mib("--unet-gpus", "0", "--loras", str(tmp_path / "loras")) > 1024  # the last LoRAs stay there
 
 
 def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Path) -> None:
