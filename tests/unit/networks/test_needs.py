@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", params=["sdxl", "sd15"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     directory = tmp_path_factory.mktemp("needs") / request.param
-    return Checkpoint(getattr(checkpoints, request.param)(directory, depth=2))
+    return Checkpoint(getattr(checkpoints, request.param)(directory))
 
 
 def peak_of(call: Callable[[], object]) -> int:
