@@ -176,8 +176,7 @@ def _description(checkpoint: Checkpoint, options: OnnxOptions, sizes: Sizes) -> 
 
 def _sources(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> dict[str, Path]:
     """The files with the weights that went into the graphs."""
-    parts = ("unet", "text_encoder", "text_encoder_2", "vae")
-    found = {f"{part}/{file.name}": file for part in parts for file in checkpoint.weight_files(part)}
+    found = {f"{part}/{file.name}": file for part in checkpoint.networks for file in checkpoint.weight_files(part)}
     for name, path in controlnets.items():
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         found |= {f"controlnet_{name}/{file.name}": file for file in files}
