@@ -1,12 +1,12 @@
 """What a repository needs of the machine: memory, shared memory, time. Needs no torch: the exporter has counted."""
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.processors import allowed_cores
 from .checks import Check, Status
 from .free_memory import MIB, available_mib, free_gpu_mib
 from .repository_weights import read_config
@@ -154,7 +154,7 @@ def _time(subject: str, model: _Model, at_once: int, speed: Speed, kind: int) ->
     found = f"{gflop / 1000:.3g} TFLOP"
     measured = None if model.gpus else speed()
     if measured is not None:
-        threads = min(at_once * int(model.parameters["threads"]), len(os.sched_getaffinity(0)))
+        threads = min(at_once * int(model.parameters["threads"]), allowed_cores())
         seconds = gflop / measured[kind] / threads
         found += f", about {seconds:.2g} s on {threads} thread{'s' * (threads > 1)} of this machine (estimated)"
     yield Check(subject, Status.OK, found)

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.processors import allowed_cores
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOAD = Path("/proc/loadavg")
 
+MOST_THREADS = 4
+"""Of one call. From eight on, oneDNN sums convolutions of small pictures in another order."""
+
 
 def idle_cores() -> int:
     """Of the cores that this process may use, those that no thread of the machine wants right now."""
-    cores = len(os.sched_getaffinity(0))
     try:
         runnable = int(LOAD.read_text("ascii").split()[3].partition("/")[0])  # proc(5); the caller is one of them
     except (OSError, ValueError, IndexError):
         return 0
-    return max(0, cores - runnable)
+    return max(0, allowed_cores() - runnable)
 
 
 class IdleCores:
-    """Runs a network on its own threads and on idle cores: a single picture to the same bits however many those are.
+    """Runs a network's larger convolutions on idle cores too: a single picture to the same bits however many those are.
 
-    PyTorch divides a VAE's operators over threads without changing a sum's order, but for convolutions of one pixel,
-    for which oneDNN chooses another algorithm: these keep to the network's own threads. (Several pictures in one call
-    differ in their last bits from one alone as it is.)
+    Convolutions of 3 × 3 are nine tenths of a VAE's time, and each of their values is summed by one thread. The rest
+    keeps to the network's own threads: how many there are decides which values vector instructions compute, and how
+    oneDNN makes convolutions of one pixel. (Several pictures in one call differ in their last bits from one as it is.)
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -40,19 +43,17 @@ class IdleCores:
             network: On the CPU; gets hooks.
         """
         self._own = torch.get_num_threads()
-        self._borrowed = 0
+        self._threads = self._own
         for module in network.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):
-                module.register_forward_pre_hook(lambda *_: torch.set_num_threads(self._own))
-                module.register_forward_hook(lambda *_: torch.set_num_threads(self._own + self._borrowed))
+            if isinstance(module, torch.nn.Conv2d) and max(module.kernel_size) > 1:
+                module.register_forward_pre_hook(lambda *_: torch.set_num_threads(self._threads))
+                module.register_forward_hook(lambda *_: torch.set_num_threads(self._own), always_call=True)
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """While the network is called."""
-        self._borrowed = idle_cores()
-        torch.set_num_threads(self._own + self._borrowed)
+        self._threads = max(self._own, min(self._own + idle_cores(), MOST_THREADS))
         try:
             yield
         finally:
-            self._borrowed = 0
-            torch.set_num_threads(self._own)
+            self._threads = self._own
