@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,18 +55,26 @@ def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return up.double().flatten(1) @ down.double().flatten(1)
 
 
-def kohya_name(component: str, module: str, layers_per_block: int | None = None) -> str:
+def kohya_name(
+    component: str, module: str, layers_per_block: int | None = None, modules: Collection[str] | None = None
+) -> str:
     """Names as sd-scripts writes them; with `layers_per_block`, UNet blocks numbered as in Stability's code (SDXL)."""
     if component == "unet" and layers_per_block is not None:
-        module = sgm_name(module, layers_per_block)
+        module = sgm_name(module, layers_per_block, modules)
     prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[component]
     if component == "text_encoder" and not module.startswith("text_model."):
         module = f"text_model.{module}"
     return prefix + module.replace(".", "_")
 
 
-def sgm_name(module: str, layers: int) -> str:
-    """A UNet module's name in Stability's layout."""
+def sgm_name(module: str, layers: int, modules: Collection[str] | None = None) -> str:
+    """A UNet module's name in Stability's layout.
+
+    Args:
+        module: By its name in diffusers.
+        layers: Of each block.
+        modules: All of the UNet's; None if each of its up blocks has attentions, before its upsampler.
+    """
     outside = {
         "conv_in": "input_blocks.0.0",
         "conv_out": "out.2",
@@ -95,7 +103,8 @@ def sgm_name(module: str, layers: int) -> str:
         return f"input_blocks.{first + index}.{int(kind == 'attentions')}.{inner.get(rest, rest)}"
     first = block * (layers + 1)
     if kind == "upsamplers":
-        return f"output_blocks.{first + layers}.2.{rest}"
+        attends = modules is None or any(name.startswith(f"up_blocks.{block}.attentions.") for name in modules)
+        return f"output_blocks.{first + layers}.{1 + attends}.{rest}"
     return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{inner.get(rest, rest)}"
 
 
@@ -122,7 +131,7 @@ def kohya(
     for number, (component, module) in enumerate(modules):
         size = rank(number)
         up, down = make.pair(shapes[component][module], size)
-        name = kohya_name(component, module, layers_per_block)
+        name = kohya_name(component, module, layers_per_block, shapes[component])
         made.tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
         value = alpha(number, size)
         if value is not None:

@@ -83,6 +83,8 @@ PREFIX_OF = {UNET: "lora_unet_", TEXT_ENCODER: "lora_te1_", TEXT_ENCODER_2: "lor
 """kohya's, by component."""
 _NORMS = {"_in_layers_0": "_norm1", "_out_layers_0": "_norm2"}
 """Stability's names of a residual block's norms → diffusers'."""
+_UPSAMPLER = re.compile(r"(?P<block>output_blocks_\d+)_1_conv")
+"""Of an up block without attentions, such as SD 1.5's first; behind attentions, as the converter has it, it is third."""
 _SHOWN, _MOST_PREFIXES = 5, 4
 
 
@@ -199,7 +201,8 @@ def _components(base: BaseModules) -> tuple[str, ...]:
 
 def _from_sgm(name: str, layers_per_block: int | list[int] | None) -> str:
     """Alias of the module that Stability's UNet layout calls so; the name itself where diffusers knows no other."""
-    key = f"lora_unet_{name}.lora_down.weight"
+    upsampler = _UPSAMPLER.fullmatch(name)
+    key = f"lora_unet_{name if upsampler is None else upsampler['block'] + '_2_conv'}.lora_down.weight"
     try:
         config = SimpleNamespace(layers_per_block=layers_per_block)
         (key,) = _maybe_map_sgm_blocks_to_diffusers({key: 0}, config)
