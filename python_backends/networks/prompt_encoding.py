@@ -18,7 +18,7 @@ from ..request.prompt_syntax import parse_weighted
 from ..shared_memory.host_directory import host_cache_directory
 from .prompt_chunks import Chunk, chunks_of, encoder_inputs, weighted
 from .textual_inversions import embedding_files, load_embeddings
-from .token_encoding import TokenEncoders
+from .token_encoding import TokenEncoders, normalised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,6 +178,7 @@ class PromptEncoder:
         return Embedding(torch.cat(parts, dim=-1).flatten(0, 1), None if pooled is None else pooled[0].clone())
 
     def _encode(self, texts: list[str], clip_skip: int | None = None) -> list[Embedding]:
+        texts = [normalised(text, self._encoders.tokenizers[0]) for text in texts]
         if clip_skip is None:
             encoded = self._pipeline.encode_prompt(
                 prompt=texts, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False

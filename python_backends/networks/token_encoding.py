@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffusers import DiffusionPipeline
+    from transformers import CLIPTokenizer
 
 
 class TokenEncoders:
@@ -48,8 +49,9 @@ class TokenEncoders:
     def tokens(self, text: str, encoder: int) -> list[list[int]]:
         """A text's ids for one encoder, the vectors of a textual inversion embedding together."""
         tokenizer = self.tokenizers[encoder]
+        converted = self._convert(normalised(text, tokenizer), tokenizer)
         found: list[list[int]] = []
-        for token in tokenizer(self._convert(text, tokenizer), add_special_tokens=False).input_ids:
+        for token in tokenizer(converted, add_special_tokens=False).input_ids:
             if found and token in self._continued[encoder]:
                 found[-1].append(token)
             else:
@@ -80,6 +82,16 @@ class TokenEncoders:
                     pooled = output[0]  # the last encoder's counts
                 states.append(hidden.to("cpu", torch.float32))
         return states, None if pooled is None else pooled.to("cpu", torch.float32)
+
+
+def normalised(text: str, tokenizer: CLIPTokenizer) -> str:
+    """A text as the tokeniser takes it, which is in lower case: it finds words that were added to it in any case.
+
+    diffusers looks for an embedding's further vectors by the words of the text as it stands, and would leave them out
+    of one in another case.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
 def _continued(added: Mapping[str, int]) -> set[int]:

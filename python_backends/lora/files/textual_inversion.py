@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from ...common.errors import InvalidRequestError
 from .modules import TEXT_ENCODER, TEXT_ENCODER_2
-from .safetensors_file import read_lora_file
+from .safetensors_file import FileLimits, read_lora_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,22 +23,35 @@ OF_ENCODERS = {TEXT_ENCODER: "clip_l", TEXT_ENCODER_2: "clip_g"}
 MOST_VECTORS = 75
 """More would not fit into a prompt."""
 
+MOST_BYTES = 2 * 2**20
+"""Larger files are none, and not opened: so many vectors for SDXL's encoders are 0.6 MB in float32."""
 
-def is_textual_inversion(shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether a file with tensors of these names and shapes is one.
+
+def vectors_in(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Text encoder → the tensor of its vectors, of a file with tensors of these names and shapes; empty if it is none.
 
     SDXL's have names of their own. All others hold one tensor, called `emb_params` or as its token is, where a LoRA's
     tensors have a module's and a role's name.
     """
-    if not shapes or any(len(shape) not in (1, 2) for shape in shapes.values()):
-        return False
-    alone = len(shapes) == 1 and not any("." in name for name in shapes)
-    return alone or shapes.keys() <= set(OF_ENCODERS.values())
+    if any(len(shape) not in (1, 2) for shape in shapes.values()):
+        return {}
+    named = {encoder: name for encoder, name in OF_ENCODERS.items() if name in shapes}
+    if len(named) == len(shapes):
+        return named
+    return {TEXT_ENCODER: name for name in shapes if len(shapes) == 1 and "." not in name}
+
+
+def is_textual_inversion(shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a file with tensors of these names and shapes is one."""
+    return bool(vectors_in(shapes))
 
 
 def holds_textual_inversion(path: Path) -> bool:
-    """Whether a file is one, by its header."""
+    """Whether a file is one, by its length and header; False for one that cannot be read."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            return False
         with safe_open(path, "pt") as file:
             return is_textual_inversion({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118  not a dict
     except (SafetensorError, OSError):
@@ -53,22 +67,19 @@ def read_vectors(path: Path, widths: Mapping[str, int]) -> dict[str, torch.Tenso
 
     Raises:
         InvalidRequestError: If it is not for these text encoders; the sentence says why.
+        OSError: If it cannot be read.
     """
-    tensors = read_lora_file(path).tensors
-    if len(widths) == 1 and len(tensors) == 1:
-        (tensor,) = tensors.values()
-        found = dict.fromkeys(widths, tensor)
-    elif tensors.keys() == {OF_ENCODERS[encoder] for encoder in widths}:
-        found = {encoder: tensors[OF_ENCODERS[encoder]] for encoder in widths}
-    else:
+    tensors = read_lora_file(path, FileLimits(file_bytes=MOST_BYTES)).tensors
+    found = vectors_in({name: tensor.shape for name, tensor in tensors.items()})
+    if found.keys() != widths.keys():
         wanted = "one tensor" if len(widths) == 1 else " and ".join(OF_ENCODERS[encoder] for encoder in widths)
         raise InvalidRequestError(f"it holds {', '.join(sorted(tensors))}; wanted: {wanted}")
-    vectors = {encoder: tensor.reshape(-1, tensor.shape[-1]) for encoder, tensor in found.items()}
-    for encoder, tensor in vectors.items():
-        if tensor.shape[1] != widths[encoder]:
-            raise InvalidRequestError(f"its vectors have {tensor.shape[1]} values; {encoder} takes {widths[encoder]}")
-    counts = {len(tensor) for tensor in vectors.values()}
+    shapes = {encoder: (1, *tensors[name].shape)[-2:] for encoder, name in found.items()}
+    for encoder, (_, width) in shapes.items():
+        if width != widths[encoder]:
+            raise InvalidRequestError(f"its vectors have {width} values; {encoder} takes {widths[encoder]}")
+    counts = {count for count, _ in shapes.values()}
     if len(counts) > 1 or not 1 <= max(counts) <= MOST_VECTORS:
         shown = " and ".join(map(str, sorted(counts)))
         raise InvalidRequestError(f"it holds {shown} vectors; wanted: 1 to {MOST_VECTORS}, as many for each encoder")
-    return vectors
+    return {encoder: tensors[name].reshape(shapes[encoder]) for encoder, name in found.items()}
