@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...common.errors import InvalidRequestError
-from .terms import Tensors, Term, check_pair, flat, matrix, scale_of
+from .terms import Tensors, Term, check_pair, finite, flat, matrix, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ def _kronecker_factor(
     rows, columns = flat(shape)
     if left.shape[1] != len(right) or not 1 <= rank <= most or len(left) > rows or right.shape[1] > columns:
         raise InvalidRequestError(f"its {a} and {b} are {list(left.shape)} and {list(right.shape)}")
-    return (left.float() @ right.float()), rank
+    return finite(**{name: left.float() @ right.float()})[name], rank
 
 
 def _tucker(core: torch.Tensor, last: torch.Tensor, shape: tuple[int, ...], name: str, most: int) -> torch.Tensor:
@@ -76,4 +76,4 @@ def _tucker(core: torch.Tensor, last: torch.Tensor, shape: tuple[int, ...], name
     fits = core.ndim == 4 and core.shape[2:] == shape[2:] and core.shape[1] == len(last) and last.shape[1] <= shape[1]
     if not fits or max(core.shape[:2]) > most:
         raise InvalidRequestError(f"its {name} is {list(core.shape)} beside a factor of {list(last.shape)}")
-    return torch.einsum("ijkl,jr->irkl", core.float(), last.float()).flatten(1)
+    return finite(**{name: torch.einsum("ijkl,jr->irkl", core.float(), last.float()).flatten(1)})[name]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...common.errors import InvalidRequestError
-from .terms import Term, delta, flat, matrix, scale_of
+from .terms import Term, delta, finite, flat, matrix, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,15 +35,17 @@ def dora(
         norm = torch.linalg.vector_norm(merged.reshape(rows, shape[1], kernel), dim=(0, 2))
         gain = (magnitude.float() / norm).repeat_interleave(kernel)[None, :]
     else:
-        gain = (magnitude.float() / torch.linalg.vector_norm(merged, dim=1))[:, None]
+        norm = torch.linalg.vector_norm(merged, dim=1)
+        gain = (magnitude.float() / norm)[:, None]
+    finite(norm=norm)
     if not torch.isfinite(gain).all():
         raise InvalidRequestError("its DoRA magnitude rescales a row or column of zeros")
     if term.form != "low_rank":
-        return Term("dense", {"delta": gain * merged - base}, 1.0)
+        return Term("dense", finite(delta=gain * merged - base), 1.0)
     up, down = term.tensors["up"].float(), term.tensors["down"].float()
     if by_input:
-        return Term("low_rank", {"up": up, "down": gain * down, "column": gain - 1}, term.scale)
-    return Term("low_rank", {"up": gain * up, "down": down, "row": gain - 1}, term.scale)
+        return Term("low_rank", finite(up=up, down=gain * down, column=gain - 1), term.scale)
+    return Term("low_rank", finite(up=gain * up, down=down, row=gain - 1), term.scale)
 
 
 def glora(factors: Mapping[str, torch.Tensor], base: torch.Tensor, alpha: float | None, most: int) -> Term:
@@ -56,10 +58,10 @@ def glora(factors: Mapping[str, torch.Tensor], base: torch.Tensor, alpha: float 
         raise InvalidRequestError(f"its GLoRA factors are {', '.join(str(list(shape)) for shape in shapes)}")
     inner = torch.einsum("oi...,ir->or...", base.float(), a1.float())
     if base.ndim == 2:
-        tensors = {"up": torch.cat([b1.float(), inner], 1), "down": torch.cat([b2, a2]).float()}
+        tensors = finite(up=torch.cat([b1.float(), inner], 1), down=torch.cat([b2, a2]).float())
         return Term("low_rank", tensors, scale_of(alpha, rank))
     change = torch.einsum("or...,ri->oi...", inner, a2.float()).flatten(1) + b1.float() @ b2.float()
-    return Term("dense", {"delta": change}, scale_of(alpha, rank))
+    return Term("dense", finite(delta=change), scale_of(alpha, rank))
 
 
 def ia3(factors: Mapping[str, torch.Tensor], base: torch.Tensor) -> Term:
@@ -99,7 +101,7 @@ def oft(factors: Mapping[str, torch.Tensor], base: torch.Tensor, constraint: flo
         rotated = torch.einsum("knm,knc->kmc", rotations, weight.unflatten(0, blocks.shape[:2])).flatten(0, 1)
     else:
         rotated = _butterfly(rotations, weight)
-    return Term("dense", {"delta": rescale.float()[:, None] * rotated - weight}, 1.0)
+    return Term("dense", finite(delta=rescale.float()[:, None] * rotated - weight), 1.0)
 
 
 def _cayley(blocks: torch.Tensor, constraint: float) -> torch.Tensor:
@@ -109,7 +111,10 @@ def _cayley(blocks: torch.Tensor, constraint: float) -> torch.Tensor:
     if 0 < constraint < norm:
         skew = skew * (constraint / norm)
     identity = torch.eye(blocks.shape[-1])
-    return (identity + skew) @ torch.linalg.inv(identity - skew)
+    inverse, failed = torch.linalg.inv_ex(identity - skew)  # of any skew matrix there is one, but not in float32
+    if failed.any():
+        raise InvalidRequestError("its oft_blocks are too large: their rotation does not fit into float32")
+    return (identity + skew) @ inverse
 
 
 def _butterfly(rotations: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

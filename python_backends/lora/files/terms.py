@@ -107,6 +107,18 @@ def check_pair(up: torch.Tensor, down: torch.Tensor, shape: tuple[int, ...], mos
     return rank
 
 
+def finite(**tensors: torch.Tensor) -> Tensors:
+    """Tensors by their names, computed from finite ones.
+
+    Raises:
+        InvalidRequestError: If they overflowed.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidRequestError(f"its numbers are too large: its {name} does not fit into float32")
+    return tensors
+
+
 def scale_of(alpha: float | None, rank: int) -> float:
     """Alpha ÷ rank; 1 without alpha, and for an alpha of 0."""
     return 1.0 if not alpha else alpha / rank

@@ -275,6 +275,31 @@ def test_what_does_not_fit_into_float32(canonicaliser: Canonicaliser, tmp_path: 
     assert "infinite" in refused(canonicaliser, tmp_path)
 
 
+MOST = 3e38
+OVERFLOWS: dict[str, Tensors] = {
+    "OFT": {f"{QUERY}.oft_blocks": MOST * torch.randn(8, 4, 4).sign()},
+    "OFT without inverse": {
+        f"{QUERY}.oft_blocks": 2.0**60 * torch.outer(torch.ones(4), torch.arange(4.0)).expand(8, 4, 4).contiguous()
+    },
+    "BOFT": {f"{QUERY}.oft_blocks": MOST * torch.randn(2, 8, 4, 4).sign()},
+    "GLoRA": {f"{QUERY}.{role}.weight": torch.full((32, 2), MOST) for role in ("a1", "b1")}
+    | {f"{QUERY}.{role}.weight": torch.full((2, 32), MOST) for role in ("a2", "b2")},
+    "DoRA": {**good(), f"{QUERY}.lora_up.weight": torch.full((32, 2), MOST), f"{QUERY}.dora_scale": torch.ones(32, 1)},
+    "DoRA over LoHa": {f"{QUERY}.hada_w{n}_a": torch.full((32, 2), MOST) for n in "12"}
+    | {f"{QUERY}.hada_w{n}_b": torch.full((2, 32), MOST) for n in "12"}
+    | {f"{QUERY}.dora_scale": torch.ones(32, 1)},
+    "LoKr": {f"{QUERY}.lokr_w1": torch.ones(4, 4)}
+    | {f"{QUERY}.lokr_w2_a": torch.full((8, 2), MOST), f"{QUERY}.lokr_w2_b": torch.full((2, 8), MOST)},
+}
+"""Finite tensors whose merge is not."""
+
+
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_merges_that_do_not_fit_into_float32(canonicaliser: Canonicaliser, tmp_path: Path, case: str) -> None:
+    save_file(OVERFLOWS[case], tmp_path / "lora.safetensors")
+    assert "float32" in refused(canonicaliser, tmp_path)
+
+
 def test_a_canonical_form_that_is_too_large(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_file(good(), tmp_path / "lora.safetensors")
     assert "more than 100 bytes" in refused(Canonicaliser(checkpoint, max_bytes=100), tmp_path)
