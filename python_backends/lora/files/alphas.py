@@ -23,27 +23,17 @@ if TYPE_CHECKING:
 class Alphas:
     """Asks the places that say alphas, and remembers what has to be told about them.
 
-    A module's own tensor goes before all settings; these come in the order of `settings`.
+    Of a module with an alpha of its own, none is asked, or even read: the others hold what people like to note there.
     """
 
     def __init__(self, metadata: Mapping[str, str], outside: OutsideSettings, matcher: PatternMatcher) -> None:
-        """Reads all settings of a file.
-
-        Raises:
-            InvalidRequestError: If one cannot be read, names no module, or says what is not served.
-        """
-        self._settings = settings_of(metadata, outside)
-        self._of_module = {
-            (settings.place, name): _by_module(settings, name, matcher)
-            for settings in self._settings
-            for name in ("alpha_pattern", "rank_pattern")
-        }
+        """Reads nothing yet."""
+        self._metadata, self._outside, self._matcher = metadata, outside, matcher
+        self._read: dict[bool, list[_Place]] = {}
         self._assumed = 0
         self._contradicted: Counter[tuple[str, str]] = Counter()
 
-    def alpha(
-        self, target: Target, own: float | None, rank: int | None, is_peft: bool, is_convolution: bool
-    ) -> float | None:
+    def alpha(self, target: Target, own: float | None, rank: int | None, is_peft: bool) -> float | None:
         """The module's alpha, with rsLoRA's root of the rank accounted for; None where nothing is said.
 
         Args:
@@ -51,39 +41,38 @@ class Alphas:
             own: What its own tensor says.
             rank: Of its factors, where they have one.
             is_peft: Whether the file names it as PEFT does.
-            is_convolution: Whether its kernel is larger than 1 × 1: kohya gives those an alpha of their own.
 
         Raises:
-            InvalidRequestError: If a setting is of the wrong type, or of another rank.
+            InvalidRequestError: If a setting cannot be read, is of the wrong type, or of another rank.
         """
-        settings = [each for each in self._settings if is_peft or not each.only_peft]
-        for each in settings:
-            self._check_rank(each, target, rank)
-        said = [(each, self._said(each, target, is_convolution)) for each in settings]
-        values = [(each, value) for each, value in said if value is not None]
-        first = "its tensor" if own is not None else values[0][0].place if values else ""
-        alpha = own if own is not None else values[0][1] if values else None
-        for each, value in values:
-            if value != alpha and (own is None or each.is_contradicted):
-                self._contradicted[first, each.place] += 1
-        if alpha is None and is_peft:
-            self._assumed += 1
-        if alpha is None or own is not None or rank is None:
-            return alpha
-        roots = (each.get(target.component, "use_rslora") for each in settings)
-        return alpha * rank**0.5 if next((root for root in roots if root is not None), False) else alpha
+        if own is not None:
+            if self._outside.alpha not in (None, own):
+                self._contradicted["its tensor", CATALOGUE] += 1
+            return own
+        places = self._places(is_peft)
+        for place in places:
+            place.check_rank(target, rank)
+        said = [(place.name, value) for place in places if (value := place.alpha(target)) is not None]
+        if not said:
+            self._assumed += is_peft
+            return None
+        first, alpha = said[0]
+        for other, value in said:
+            if value != alpha:
+                self._contradicted[first, other] += 1
+        roots = (place.settings.get(target.component, "use_rslora") for place in places)
+        is_rooted = next((root for root in roots if root is not None), False)
+        return alpha * rank**0.5 if is_rooted and rank is not None else alpha
 
-    def declared_rank(self, target: Target) -> int | None:
+    def declared_rank(self, target: Target, is_peft: bool) -> int | None:
         """What PEFT's settings say of the module's rank: of factors that are not factorised, nothing else does."""
-        ranks = (self._rank(each, target) for each in self._settings)
+        ranks = (place.rank(target) for place in self._places(is_peft))
         return next((rank for rank in ranks if rank is not None), None)
 
     def uses_dora(self, target: Target, is_peft: bool) -> str | None:
         """The place that says that the module has DoRA's magnitude; None if none does."""
-        for each in self._settings:
-            if (is_peft or not each.only_peft) and each.get(target.component, "use_dora"):
-                return each.place
-        return None
+        places = self._places(is_peft)
+        return next((each.name for each in places if each.settings.get(target.component, "use_dora")), None)
 
     def notes(self) -> list[str]:
         """Sentences about what was assumed, and what was said twice."""
@@ -97,23 +86,41 @@ class Alphas:
             notes.append(f"{other} says another alpha than {first}, which counts, for {_modules(count)}")
         return notes
 
-    def _said(self, settings: Settings, target: Target, is_convolution: bool) -> float | None:
-        """What a place says of a module's alpha."""
-        value = self._of_module[settings.place, "alpha_pattern"].get(target)
-        names = ("conv_alpha", "lora_alpha", "alpha") if is_convolution else ("lora_alpha", "alpha")
-        for name in names:
-            value = settings.get(target.component, name) if value is None else value
-        return None if value is None else settings.number(value)
+    def _places(self, is_peft: bool) -> list[_Place]:
+        """Those that speak of modules which the file names so, read once."""
+        if is_peft not in self._read:
+            found = settings_of(self._metadata, self._outside, is_peft)
+            self._read[is_peft] = [_Place(settings, self._matcher) for settings in found]
+        return self._read[is_peft]
 
-    def _rank(self, settings: Settings, target: Target) -> int | None:
-        rank = self._of_module[settings.place, "rank_pattern"].get(target)
-        rank = settings.get(target.component, "r") if rank is None else rank
+
+class _Place:
+    """What one place says of each module."""
+
+    def __init__(self, settings: Settings, matcher: PatternMatcher) -> None:
+        """Finds the modules that its patterns name."""
+        self.settings, self.name = settings, settings.place
+        self._alphas = _by_module(settings, "alpha_pattern", matcher)
+        self._ranks = _by_module(settings, "rank_pattern", matcher)
+
+    def alpha(self, target: Target) -> float | None:
+        """A module's alpha, checked; None where nothing is said."""
+        value = self._alphas.get(target)
+        for name in ("lora_alpha", "alpha"):
+            value = self.settings.get(target.component, name) if value is None else value
+        return None if value is None else self.settings.number(value)
+
+    def rank(self, target: Target) -> int | None:
+        """A module's rank; None where no whole number is said."""
+        rank = self._ranks.get(target)
+        rank = self.settings.get(target.component, "r") if rank is None else rank
         return rank if isinstance(rank, int) and not isinstance(rank, bool) else None
 
-    def _check_rank(self, settings: Settings, target: Target, rank: int | None) -> None:
-        said = self._rank(settings, target)
+    def check_rank(self, target: Target, rank: int | None) -> None:
+        """Refuses settings of another rank: they are of another file."""
+        said = self.rank(target)
         if None not in (said, rank) and said != rank:
-            raise InvalidRequestError(f"its rank is {rank}; {settings.place} says {shown(said)}")
+            raise InvalidRequestError(f"its rank is {rank}; {self.name} says {shown(said)}")
 
 
 def _by_module(settings: Settings, name: str, matcher: PatternMatcher) -> dict[Target, Any]:

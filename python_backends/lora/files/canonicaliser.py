@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -110,17 +109,15 @@ class Canonicaliser:
         try:
             if stored is not None and stored.numel() != 1:
                 raise InvalidRequestError(f"its alpha has {stored.numel()} values; wanted: one")
-            says_dora = alphas.uses_dora(target, is_peft)
+            own, rank = None if stored is None else float(stored), rank_of(tensors)
+            is_asked = own is None and has_scale(tensors)
+            says_dora = alphas.uses_dora(target, is_peft) if is_asked else None
             if says_dora is not None and not DORA_ROLES & tensors.keys():
                 raise InvalidRequestError(f"it has no lora_magnitude_vector, though use_dora in {says_dora} says so")
-            own = None if stored is None else float(stored)
-            rank = rank_of(tensors)
-            if has_scale(tensors):
-                alpha = alphas.alpha(target, own, rank, is_peft, is_convolution=math.prod(place.shape[2:]) > 1)
-            else:
-                alpha = own
+            alpha = alphas.alpha(target, own, rank, is_peft) if has_scale(tensors) else own
             term = make_term(tensors, place, alpha)
-            declared = alphas.declared_rank(target) if is_peft and term.form == "kronecker" and rank is None else None
+            is_whole = term.form == "kronecker" and rank is None
+            declared = alphas.declared_rank(target, is_peft) if is_asked and is_peft and is_whole else None
             if alpha and declared:  # PEFT scales whole Kronecker factors too
                 return replace(term, scale=alpha / declared)
         except InvalidRequestError as error:

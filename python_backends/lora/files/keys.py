@@ -84,7 +84,7 @@ PREFIX_OF = {UNET: "lora_unet_", TEXT_ENCODER: "lora_te1_", TEXT_ENCODER_2: "lor
 _NORMS = {"_in_layers_0": "_norm1", "_out_layers_0": "_norm2"}
 """Stability's names of a residual block's norms → diffusers'."""
 _UPSAMPLER = re.compile(r"(?P<block>output_blocks_\d+)_1_conv")
-"""Of an up block without attentions, such as SD 1.5's first; behind attentions, as the converter has it, it is third."""
+"""Of an up block without attentions, such as SD 1.5's first; behind attentions, as the converter has it, it's third."""
 _SHOWN, _MOST_PREFIXES = 5, 4
 
 

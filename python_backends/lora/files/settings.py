@@ -1,21 +1,24 @@
 """Settings of a LoRA, wherever they stand: in the file's header, beside it, or in the catalogue.
 
-In the order in which they are asked (what a module's own tensor says goes before all of them):
+In the order in which they are asked, for modules that have no alpha of their own:
 
 | place | what is read |
 |---|---|
 | `lora_adapter_metadata` of the header | PEFT's settings as JSON, each name behind its component (diffusers) or alone |
-| other entries of the header | PEFT's settings one by one, or as JSON under `adapter_config` and the like |
-| kohya's entries of the header | `ss_network_alpha`, and `conv_alpha` of `ss_network_args` |
-| `adapter_config.json` beside the file | PEFT's settings; for modules that the file names as PEFT does |
+| `adapter_config` of the header, and the like | PEFT's settings as JSON |
+| other entries of the header | PEFT's settings one by one; for modules that the file names as PEFT does |
+| `adapter_config.json` of the file | PEFT's settings; for modules that the file names as PEFT does |
 | `catalogue.json` | `alpha` |
+
+kohya's `ss_network_alpha` is none of them: where a module has no alpha, kohya (`create_network_from_weights`) and
+diffusers take its rank.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import InvalidRequestError
@@ -30,14 +33,13 @@ if TYPE_CHECKING:
 PEFT_METADATA, CATALOGUE = "lora_adapter_metadata", "catalogue.json"
 _WHOLE_CONFIGS = ("adapter_config", "peft_config", "lora_config")
 _NAMES = frozenset(
-    {"lora_alpha", "alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "peft_type"}
-    | {"init_lora_weights"}
+    {"lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "peft_type", "init_lora_weights"}
 )
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of initialising that change the base model's weights (PEFT, `LoraConfig.init_lora_weights`)."""
 _TYPES = ("LORA", "LOHA", "LOKR", "IA3")
-_UNSAID = ("", "none", "null", "dynamic")
-"""Texts of the header that say nothing; the last is what kohya's resize writes."""
+_UNSAID = ("", "none", "null")
+"""Texts of the header that say nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,10 @@ class Settings:
     Attributes:
         place: Its name, for sentences.
         values: By PEFT's names, behind `component.` or alone.
-        only_peft: Whether it speaks only of modules that the file names as PEFT does.
-        is_contradicted: Whether a module's own alpha that differs from it is worth a word.
     """
 
     place: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-    only_peft: bool = False
-    is_contradicted: bool = True
+    values: Mapping[str, Any]
 
     def get(self, component: str, name: str) -> Any:
         """The setting of a component, else that of all; None where nothing is said.
@@ -84,8 +82,13 @@ _WANTED: dict[str, type] = {"alpha_pattern": dict, "rank_pattern": dict, "use_rs
 _SAID = {dict: "an object of module names", bool: "true or false"}
 
 
-def settings_of(metadata: Mapping[str, str], outside: OutsideSettings) -> list[Settings]:
-    """All places that say something about a file, in the order in which they are asked.
+def settings_of(metadata: Mapping[str, str], outside: OutsideSettings, is_peft: bool) -> list[Settings]:
+    """All places that say something about modules of a file, in the order in which they are asked.
+
+    Args:
+        metadata: The file's header.
+        outside: What is said elsewhere.
+        is_peft: Whether the file names the modules as PEFT does.
 
     Raises:
         InvalidRequestError: If one cannot be read, or says what is not served.
@@ -96,14 +99,13 @@ def settings_of(metadata: Mapping[str, str], outside: OutsideSettings) -> list[S
     for name in _WHOLE_CONFIGS:
         if name in metadata:
             found.append(Settings(name, _object(metadata[name], f"the file's metadata {name}")))
-    flat = {name: _value(text) for name, text in metadata.items() if name.rpartition(".")[2] in _NAMES}
-    flat = {name: value for name, value in flat.items() if value is not None}
-    if flat:
-        found.append(Settings("the file's metadata", flat))
-    if kohya := _kohya(metadata):
-        found.append(Settings("ss_network_alpha", kohya, is_contradicted=False))
-    if outside.adapter_config is not None:
-        found.append(Settings(ADAPTER_CONFIG, _object(outside.adapter_config, ADAPTER_CONFIG), only_peft=True))
+    if is_peft:
+        flat = {name: _value(text) for name, text in metadata.items() if name.rpartition(".")[2] in _NAMES}
+        found.append(
+            Settings("the file's metadata", {name: value for name, value in flat.items() if value is not None})
+        )
+        if outside.adapter_config is not None:
+            found.append(Settings(ADAPTER_CONFIG, _object(outside.adapter_config, ADAPTER_CONFIG)))
     if outside.alpha is not None:
         found.append(Settings(CATALOGUE, {"lora_alpha": outside.alpha}))
     for settings in found:
@@ -122,15 +124,6 @@ def _check_served(settings: Settings) -> None:
                 f"init_lora_weights in {settings.place} is {shown(value)}, which changes the base model itself; "
                 "allowed: adapters of the base model as it is (PEFT converts such a file when it saves it)"
             )
-
-
-def _kohya(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """`ss_network_alpha`, and for convolutions `conv_alpha` of `ss_network_args`."""
-    alpha = _value(metadata.get("ss_network_alpha", ""))
-    arguments = _value(metadata.get("ss_network_args", ""))
-    conv_alpha = _value(str(arguments.get("conv_alpha", ""))) if isinstance(arguments, dict) else None
-    values = {"lora_alpha": alpha, "conv_alpha": conv_alpha}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _value(text: str) -> Any:

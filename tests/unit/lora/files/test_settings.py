@@ -147,16 +147,62 @@ def test_a_config_beside_files_of_other_tools_is_not_theirs(canonicaliser: Canon
     assert (lora.groups[0].scales, lora.notes) == ((0.5,), ())
 
 
-def test_kohyas_header_where_the_tensors_have_no_alpha(canonicaliser: Canonicaliser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["kohya", "peft"])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"ss_network_alpha": "0", "ss_network_args": '{"conv_alpha": "0"}'},
+        {"ss_network_alpha": "10000000"},
+        {"alpha": "see card", "lora_alpha": "see card"},
+        {"r": "64", "rank_pattern": '{"to_q": 8}', "use_rslora": "yes", "use_dora": "true"},
+        {"peft_type": "mine", "init_lora_weights": "pissa", "alpha_pattern": '{"attn9": 1}'},
+        {"lora_adapter_metadata": "{", "adapter_config": "none of yours"},
+        {"lora_adapter_metadata": '{"unet.r": 64, "unet.lora_alpha": 0, "unet.use_dora": true}'},
+    ],
+)
+def test_with_an_alpha_of_its_own_nothing_else_is_asked(
+    canonicaliser: Canonicaliser, tmp_path: Path, metadata: dict[str, str], names: str
+) -> None:
+    made = lora_files.kohya({"unet": {QUERY: (32, 32)}})
+    if names == "peft":
+        made = lora_files.peft({"unet": {QUERY: (32, 32)}})
+        made.tensors[f"unet.{QUERY}.alpha"] = torch.tensor(2.0)
+    made.metadata = metadata
+    lora = canonicaliser.read(made.save(tmp_path / "lora.safetensors"), OutsideSettings(b"<html>"))
+    assert (lora.groups[0].scales, lora.notes) == ((0.5,), ())
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"ss_network_alpha": "1.0", "ss_network_dim": "8", "ss_network_args": '{"conv_alpha": "2"}'},
+        {"lora_alpha": "1", "alpha": "1", "r": "8", "use_rslora": "true", "alpha_pattern": '{"attn9": 1}'},
+    ],
+)
+def test_kohyas_modules_without_alpha_have_the_rank_as_diffusers_and_kohya_load_them(
+    canonicaliser: Canonicaliser, tmp_path: Path, metadata: dict[str, str]
+) -> None:
     shapes = {QUERY: (32, 32), "mid_block.resnets.0.conv1": (32, 32, 3, 3)}
     made = lora_files.kohya({"unet": shapes}, alpha=lambda number, rank: None)
-    made.metadata = {"ss_network_alpha": "1.0", "ss_network_dim": "4", "ss_network_args": '{"conv_alpha": "2"}'}
+    made.metadata = metadata
     lora = canonicaliser.read(made.save(tmp_path / "lora.safetensors"))
-    assert {group.modules[0]: group.scales for group in lora.groups} == dict(
-        zip(shapes, [(0.25,), (0.5,)], strict=True)
-    )
-    made.metadata = {"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic"}
+    assert ({group.scales for group in lora.groups}, lora.notes) == ({(1.0,)}, ())
+
+
+def test_pefts_modules_have_no_alpha_of_kohyas_header(canonicaliser: Canonicaliser, tmp_path: Path) -> None:
+    made = lora_files.peft({"unet": {QUERY: (32, 32)}})
+    made.metadata = {"ss_network_alpha": "1", "alpha": "see card"}
     assert canonicaliser.read(made.save(tmp_path / "lora.safetensors")).groups[0].scales == (1.0,)
+
+
+def test_an_alpha_in_the_catalogue_that_the_file_overrides_is_told_of(
+    canonicaliser: Canonicaliser, tmp_path: Path
+) -> None:
+    file = lora_files.kohya({"unet": {QUERY: (32, 32)}}).save(tmp_path / "lora.safetensors")
+    lora = canonicaliser.read(file, OutsideSettings(alpha=16.0))
+    assert lora.groups[0].scales == (0.5,)
+    assert lora.notes == ("catalogue.json says another alpha than its tensor, which counts, for 1 module",)
+    assert canonicaliser.read(file, OutsideSettings(alpha=2.0)).notes == ()
 
 
 def test_places_that_say_different_alphas_are_told_of(canonicaliser: Canonicaliser, tmp_path: Path) -> None:
