@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from ...python_backends.common.sentences import in_a_sentence
 from ...python_backends.lora.loading.catalogue import Catalogue
 from ...python_backends.networks.checkpoint import Checkpoint, CheckpointError
 from ...python_backends.networks.checkpoint_checks import check_checkpoint
@@ -154,9 +155,7 @@ class Deployment(Table):
             DeploymentError: If anything of it cannot be.
         """
         try:
-            checkpoints = {name: Checkpoint(each.checkpoint.resolve()) for name, each in self.pipelines.items()}
-            for checkpoint in checkpoints.values():
-                check_checkpoint(checkpoint)
+            checkpoints = {name: _checkpoint(each.checkpoint.resolve()) for name, each in self.pipelines.items()}
             networks = {name: fitting(_served(name, placed), checkpoints) for name, placed in self.controlnets.items()}
             pipelines = {
                 name: ServedPipeline(
@@ -170,6 +169,13 @@ class Deployment(Table):
             return pipelines
         except ValueError as error:
             raise DeploymentError(str(error)) from error
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    with in_a_sentence(f"{path} cannot be read", CheckpointError):
+        checkpoint = Checkpoint(path)
+        check_checkpoint(checkpoint)
+        return checkpoint
 
 
 def _served(name: str, placed: ControlNetPlacement) -> ServedControlNet:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MIB = 2**20
 
@@ -21,3 +26,19 @@ def mib(size: int) -> str:
 def first_sentence(error: Exception) -> str:
     """Of what a library raises: without line breaks, advice and its full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def in_a_sentence(what: str, kind: type[Exception]) -> Iterator[None]:
+    """What libraries raise about files that they cannot use becomes one sentence.
+
+    Args:
+        what: Its beginning, such as `FILE cannot be read`.
+        kind: Of the exception; those that are of it already pass.
+    """
+    try:
+        yield
+    except kind:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {first_sentence(error)}") from error

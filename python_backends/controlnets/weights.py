@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..common.sentences import in_a_sentence
 from ..networks.weight_files import WeightFileError, difference, empty_tensors, read_tensors, weight_files
 from .file_kinds import foreign_kind
 
@@ -67,15 +68,16 @@ class ControlNetFiles:
         Raises:
             ControlNetFileError: If there is no ControlNet, or not all of it, or something besides.
         """
-        tensors = _of_files(path, empty_tensors)
-        if path.is_file():
-            _refuse_other_kinds(path, tensors)
-            config, judge = _config_of_tensors(path, tensors, checkpoint), f"the UNet of {checkpoint.path}"
-        else:
-            config, judge = _config_of_directory(path), "its config.json"
-        files = cls(path, checkpoint, config, judge, DIFFERENCE in tensors)
-        files._check(files._named(tensors))
-        return files
+        with in_a_sentence(f"{path} cannot be read as a ControlNet", ControlNetFileError):
+            tensors = _of_files(path, empty_tensors)
+            if path.is_file():
+                _refuse_other_kinds(path, tensors)
+                config, judge = _config_of_tensors(path, tensors, checkpoint), f"the UNet of {checkpoint.path}"
+            else:
+                config, judge = _config_of_directory(path), "its config.json"
+            files = cls(path, checkpoint, config, judge, DIFFERENCE in tensors)
+            files._check(files._named(tensors))
+            return files
 
     def load(self, dtype: torch.dtype) -> ControlNetModel | ControlNetUnionModel:
         """The network on the CPU, in evaluation mode.
@@ -85,6 +87,9 @@ class ControlNetFiles:
         """
         tensors = self._named(_of_files(self.path, read_tensors))
         self._check(tensors)
+        wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
+        if wrong:
+            raise ControlNetFileError(f"{self.path}: its {wrong[0]} holds NaN or infinite values; wanted: finite ones")
         if self.to_base:
             base = read_tensors(self.checkpoint.weight_files("unet"))
             tensors = {

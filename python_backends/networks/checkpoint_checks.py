@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..common.sentences import first_sentence
+from ..common.sentences import in_a_sentence
 from .checkpoint_files import CheckpointError
 from .latent_decoding import decode
 from .unet import arguments, example
@@ -15,7 +14,7 @@ from .unet_halves import DecoderHalf, EncoderHalf
 from .weight_files import difference, empty_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from .checkpoint import Checkpoint
@@ -33,15 +32,21 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: At the first part that could not be loaded or called; one sentence that names it.
     """
+    path = checkpoint.path
     for part in checkpoint.networks:
-        _attempt(f"{checkpoint.path}/{part} cannot be made", partial(checkpoint.empty_part, part))
+        with in_a_sentence(f"{path}/{part} cannot be made", CheckpointError):
+            checkpoint.empty_part(part)
     for encoder in checkpoint.text_encoders:
-        _check_vocabulary(checkpoint.path / encoder.replace("text_encoder", "tokenizer"))
-    _attempt(f"{checkpoint.path}: its tokenizers cannot be made", checkpoint.load_tokenizers)
-    _attempt(f"{checkpoint.path}/unet cannot be called", partial(_call_unet, checkpoint))
-    _attempt(f"{checkpoint.path}/vae cannot be called", partial(_call_vae, checkpoint))
+        _check_vocabulary(path / encoder.replace("text_encoder", "tokenizer"))
+    with in_a_sentence(f"{path}: its tokenizers cannot be made", CheckpointError):
+        checkpoint.load_tokenizers()
+    with in_a_sentence(f"{path}/unet cannot be called", CheckpointError):
+        _call_unet(checkpoint)
+    with in_a_sentence(f"{path}/vae cannot be called", CheckpointError):
+        _call_vae(checkpoint)
     for part in checkpoint.networks:
-        _attempt(f"{checkpoint.path}/{part} cannot be read", partial(_check_tensors, checkpoint, part))
+        with in_a_sentence(f"{path}/{part} cannot be read", CheckpointError):
+            _check_tensors(checkpoint, part)
 
 
 def _check_tensors(checkpoint: Checkpoint, part: str) -> None:
@@ -86,12 +91,3 @@ def _call_vae(checkpoint: Checkpoint) -> None:
         picture = decode(checkpoint.empty_part("vae"), latents)
     if tuple(picture.shape[1:]) != (3, *checkpoint.default_size):
         raise ValueError(f"it decodes to {list(picture.shape[1:])}; wanted: {[3, *checkpoint.default_size]}")
-
-
-def _attempt(what: str, make: Callable[[], object]) -> None:
-    try:
-        make()
-    except CheckpointError:
-        raise
-    except Exception as error:  # noqa: BLE001  libraries raise what they like about files that they cannot use
-        raise CheckpointError(f"{what}: {first_sentence(error)}") from None

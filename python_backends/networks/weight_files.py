@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
 
 DIFFUSERS, TRANSFORMERS = STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files."""
@@ -51,6 +51,8 @@ def weight_files(directory: Path) -> list[Path]:
 def empty_tensors(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     """Tensors by name of the shapes that the files' headers say, without values: on the meta device.
 
+    Their types are float32 for floating-point numbers, int64 for all others.
+
     Raises:
         WeightFileError: If one is no safetensors file.
     """
@@ -85,6 +87,8 @@ def difference(
     for name, tensor in wanted.items():
         if tensors[name].shape != tensor.shape:
             return f"its {name} is {_shape(tensors[name])}; wanted: {_shape(tensor)}"
+        if tensor.is_floating_point() and not tensors[name].is_floating_point():
+            return f"its {name} holds whole numbers, as quantised weights do; wanted: floating-point ones"
     return None
 
 
@@ -98,16 +102,24 @@ def _opened(path: Path, values: bool) -> dict[str, torch.Tensor]:
             names = list(file.keys())
             if values:
                 return {name: file.get_tensor(name) for name in names}
-            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+            slices = {name: file.get_slice(name) for name in names}
+            return {name: _empty(each.get_shape(), each.get_dtype()) for name, each in slices.items()}
     except (OSError, SafetensorError) as error:
         raise WeightFileError(f"{path} is no safetensors file: {error}") from error
 
 
+def _empty(shape: list[int], dtype: str) -> torch.Tensor:
+    """A tensor as a header describes it."""
+    return torch.empty(shape, device="meta", dtype=torch.float32 if dtype.startswith(("F", "BF")) else torch.int64)
+
+
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()), key=str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightFileError(f"{index} is no index of weights: {error!r}") from error
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise WeightFileError(f"{index} is no index of weights: it names {names[0]!r}; wanted: files beside it")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise WeightFileError(

@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +138,52 @@ def test_a_file_of_another_kind_is_called_by_its_name(checkpoint: Checkpoint, tm
     for path in (tmp_path / "file.safetensors", tmp_path):
         with pytest.raises(ControlNetFileError, match=f" is an? {kind.rstrip(',')}.*; served are ControlNets"):
             load_controlnet(path, checkpoint, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "said"),
+    [
+        (lambda tensor: (tensor * 100).to(torch.int8), "holds whole numbers, as quantised weights do"),
+        (lambda tensor: tensor * torch.nan, "holds NaN or infinite values"),
+        (lambda _: torch.tensor(1.0), "cannot be read as a ControlNet|wanted: "),
+    ],
+)
+def test_values_that_are_no_weights(
+    directory: Path, checkpoint: Checkpoint, weights: dict[str, torch.Tensor], tmp_path: Path, spoiled: Any, said: str
+) -> None:
+    shutil.copytree(directory, tmp_path / "edges")
+    for name in ("conv_in.weight", "controlnet_cond_embedding.conv_in.weight"):
+        save_file(weights | {name: spoiled(weights[name])}, tmp_path / "edges" / WEIGHTS)
+        for path in (tmp_path / "edges", tmp_path / "edges" / WEIGHTS):
+            with pytest.raises(ControlNetFileError, match=said):
+                loaded(path, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_out_channels": None},
+        {"conditioning_embedding_out_channels": None},
+        {"down_block_types": ["Foo"]},
+        {"_class_name": ["ControlNetModel"]},
+    ],
+    ids=str,
+)
+def test_a_config_that_means_nothing(
+    directory: Path, checkpoint: Checkpoint, tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    shutil.copytree(directory, tmp_path / "edges")
+    config = json.loads((directory / "config.json").read_text())
+    (tmp_path / "edges" / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(ControlNetFileError, match=r"/edges (cannot be read as a ControlNet|does not hold)") as caught:
+        loaded(tmp_path / "edges", checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(ControlNetFileError, match=r"none\.safetensors"):
+        loaded(tmp_path / "none.safetensors", checkpoint)
 
 
 def test_weights_that_are_not_all_there(directory: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -76,6 +76,14 @@ def with_tensors(file: str, **added: torch.Tensor) -> Callable[[Path], None]:
     return lambda directory: save_file(load_file(directory / file) | added, directory / file)
 
 
+def an_index(weight_map: dict[str, object]) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        (directory / WEIGHTS["unet"]).unlink()
+        (directory / f"{WEIGHTS['unet']}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return write
+
+
 def scheduler_without_a_class(directory: Path) -> None:
     change(directory / "model_index.json", scheduler=["diffusers", "NextYearsScheduler"])
 
@@ -97,6 +105,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
         with_tensors(WEIGHTS["unet"], **{"conv_in.bias": torch.zeros(3)}),
         r"its conv_in\.bias is 3; wanted: 16",
     ),
+    "quantised weights": (
+        with_tensors(WEIGHTS["unet"], **{"conv_in.bias": torch.zeros(16, dtype=torch.int8)}),
+        r"its conv_in\.bias holds whole numbers",
+    ),
+    "an index of numbers": (an_index({"a": 1, "b": 2}), "is no index of weights: it names 1"),
+    "an index that leads elsewhere": (an_index({"a": "../x.safetensors"}), "is no index of weights: it names '../x"),
     "a git-lfs pointer": (pointer, "/text_encoder.*model.safetensors is no safetensors file"),
     "no configuration": (removed("text_encoder/config.json"), "it has no text_encoder/config.json"),
     "no tokeniser": (removed("tokenizer_2/tokenizer.json"), "/tokenizer_2 holds no vocabulary; wanted: tokenizer.json"),
