@@ -52,7 +52,7 @@ def load_embeddings(pipeline: DiffusionPipeline, files: dict[str, Path]) -> None
                     vectors[part], token=token, tokenizer=tokenizers[part], text_encoder=encoder
                 )
             words.add(token, name)
-        except Exception as error:  # of a file among many: the text encoder serves without it
+        except Exception as error:  # noqa: BLE001  one file among many: the text encoder serves the rest
             logger.warning("the embedding %s is left out: %s", as_text(str(path)), as_text(first_sentence(error)))
 
 

@@ -38,7 +38,8 @@ def vectors_in(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
     named = {encoder: name for encoder, name in OF_ENCODERS.items() if name in shapes}
     if len(named) == len(shapes):
         return named
-    return {TEXT_ENCODER: name for name in shapes if len(shapes) == 1 and "." not in name}
+    name = next(iter(shapes))
+    return {TEXT_ENCODER: name} if len(shapes) == 1 and "." not in name else {}
 
 
 def is_textual_inversion(shapes: Mapping[str, Sequence[int]]) -> bool:
