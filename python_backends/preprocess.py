@@ -6,7 +6,7 @@ Its LoRAs begin to load here, before its prompt is encoded.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
@@ -44,7 +44,7 @@ class TritonPythonModel:
             **{
                 field.name: types[str(field.type)](settings.parameters[field.name])
                 for field in fields(RequestRules)
-                if field.name in settings.parameters
+                if field.name in settings.parameters or field.default is MISSING
             }
         )
         self._catalogue = Catalogue(settings.path("loras"))

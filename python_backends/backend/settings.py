@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+class Parameters(dict[str, str]):
+    """A configuration's `parameters`; one that is not there is told in a sentence."""
+
+    def __missing__(self, name: str) -> str:
+        """Raises ValueError: models and their configurations are of one release."""
+        raise ValueError(f"its configuration lacks the parameter {name}; wanted: a repository exported by this release")
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """One model instance as its config.pbtxt describes it.
@@ -41,7 +49,7 @@ class ModelSettings:
         return cls(
             name=args["model_name"],
             repository=as_path(args["model_repository"]).parent,
-            parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
+            parameters=Parameters({key: value["string_value"] for key, value in config.get("parameters", {}).items()}),
             config=config,
             gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
@@ -55,12 +63,9 @@ class ModelSettings:
         """A path without which there is no such model.
 
         Raises:
-            ValueError: If the parameter is absent or empty.
+            ValueError: If the parameter is absent.
         """
-        found = self.path(parameter)
-        if found is None:
-            raise ValueError(f"the configuration of {self.name} lacks the parameter {parameter}; wanted: a path")
-        return found
+        return (self.repository / as_path(self.parameters[parameter]).expanduser()).resolve()
 
 
 def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:

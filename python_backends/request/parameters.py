@@ -21,14 +21,20 @@ READ_BY_TRITON = {"id"}
 
 OTHER_NAMES = {
     "NUM_INFERENCE_STEPS": "STEPS",
+    "CFG": "GUIDANCE_SCALE",
     "CFG_SCALE": "GUIDANCE_SCALE",
-    "GUIDANCE": "GUIDANCE_SCALE",
+    "NEGATIVE": "NEGATIVE_PROMPT",
     "CFG_RESCALE": "GUIDANCE_RESCALE",
     "SAMPLER": "SCHEDULER",
     "SAMPLER_NAME": "SCHEDULER",
+    "SAMPLER_INDEX": "SCHEDULER",
     "SIZE": "HEIGHT",
 }
 """What other APIs call an input."""
+
+
+LIKENESS = 0.7
+"""Of names that may be meant for one another, by difflib's measure."""
 
 
 def refuse_unread(parameters: Iterable[str], inputs: Sequence[str], ignored: str) -> None:
@@ -46,6 +52,6 @@ def refuse_unread(parameters: Iterable[str], inputs: Sequence[str], ignored: str
         if name in READ_BY_TRITON or (ignored and re.fullmatch(ignored, name)):
             continue
         near = OTHER_NAMES.get(name.upper())
-        near = near or next(iter(difflib.get_close_matches(name.upper(), inputs, n=1)), None)
+        near = near or next(iter(difflib.get_close_matches(name.upper(), inputs, n=1, cutoff=LIKENESS)), None)
         allowed = f"the nearest input is {near}" if near else f"the inputs {', '.join(inputs)}"
         raise InvalidRequestError(f"{shown(name)} is no input; allowed: {allowed} (upper case, as tensors)")
