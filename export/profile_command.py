@@ -34,6 +34,7 @@ def profile_lora(
     from ..python_backends.common.errors import InvalidRequestError
     from ..python_backends.common.library_messages import silence_libraries
     from ..python_backends.lora.files.outside_settings import OutsideSettings
+    from ..python_backends.lora.files.textual_inversion import holds_textual_inversion
     from ..python_backends.lora.loading.adapter_config import read_beside
     from ..python_backends.lora.loading.catalogue import Catalogue, CatalogueError
     from ..python_backends.networks.checkpoint import Checkpoint, CheckpointError
@@ -66,6 +67,9 @@ def profile_lora(
             for entry in entries:
                 if entry.is_remote:
                     typer.secho(f"{entry.name} lies elsewhere and is left out: {entry.location}", fg="yellow", err=True)
+                    continue
+                if holds_textual_inversion(Path(entry.location)):
+                    typer.secho(f"{entry.name} is a textual inversion embedding and is left out", fg="yellow", err=True)
                     continue
                 outside = OutsideSettings(read_beside(entry), entry.alpha)
                 profile = measure(pipeline, Path(entry.location), requests, scale, threshold, outside)

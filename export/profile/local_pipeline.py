@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +17,7 @@ from ...python_backends.lora.files.canonicaliser import Canonicaliser
 from ...python_backends.lora.files.lora_set import NO_LORAS, LoraSet, make_set
 from ...python_backends.lora.files.modules import UNET
 from ...python_backends.lora.files.outside_settings import NO_SETTINGS, OutsideSettings
+from ...python_backends.lora.loading.fetching import sha256_of
 from ...python_backends.lora.patching.resident import ResidentLoras
 from ...python_backends.networks.latent_decoding import decode_latents
 from ...python_backends.networks.prompt_encoding import PromptEncoder
@@ -53,7 +53,7 @@ class LocalPipeline(ExitStack):
         Raises:
             InvalidRequestError: If the file is not a LoRA of this checkpoint.
         """
-        target = self._directory / f"{hashlib.sha256(file.read_bytes()).hexdigest()}.safetensors"
+        target = self._path(outside.key(sha256_of(file)))
         if not target.exists():
             self._canonicalise(file, target, outside)
         return make_set({target: scale})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import checkpoints
@@ -17,6 +18,7 @@ from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.profile.local_pipeline import LocalPipeline
 from swiftdiffusion.export.profile.lora_profile import profile_lora
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.lora.files.outside_settings import OutsideSettings
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
@@ -77,10 +79,28 @@ def test_runs_that_switch_before_step_0_are_runs_with_the_lora(
     assert not torch.equal(pipeline.decode(base), pipeline.decode(direct))
 
 
+def test_one_file_under_other_settings_is_another_lora(
+    pipeline: LocalPipeline, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    attention = {name: shape for name, shape in BaseModules.of(checkpoint).shapes["unet"].items() if "attn1" in name}
+    settings = [
+        OutsideSettings(),
+        OutsideSettings(alpha=2.0),
+        OutsideSettings(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}).encode()),
+    ]
+    made = lora_files.peft({"unet": attention}, prefix=lambda component: "base_model.model.")
+    file = made.save(tmp_path / "raw.safetensors")
+    sets = [pipeline.add_lora(file, 1.0, outside) for outside in settings]
+    assert len(set(sets)) == len(sets)
+
+
 def test_the_command_writes_what_the_catalogue_reads(checkpoint: Checkpoint, loras: Path) -> None:
     options = ["--checkpoint", str(checkpoint.path), "--loras", str(loras), "--steps", str(STEPS), "--prompt", "a cat"]
+    save_file({"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 24)}, loras / "embedding.safetensors")
     result = CliRunner().invoke(app, ["profile-lora", *options])
     assert result.exit_code == 0, result.output
+    assert "embedding is a textual inversion embedding and is left out" in " ".join(result.output.split())
+    assert not (loras / "embedding.profile.json").exists()
     profile = json.loads((loras / "strong.profile.json").read_text())
     catalogue = Catalogue(loras)
     assert catalogue.bound("strong", STEPS) == profile["bound"]
