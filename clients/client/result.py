@@ -58,17 +58,44 @@ class ControlNetReport(_Report):
 
 
 class GenerationInfo(_Report):
-    """How a picture was made; `timings_ms` are milliseconds per stage."""
+    """How a picture was made.
+
+    Attributes:
+        seed: asked for, or drawn by the server; this and what follows to `scheduler` repeat the picture.
+        steps: of denoising.
+        guidance_scale: classifier-free guidance.
+        guidance_rescale: None: none.
+        height: pixels.
+        width: pixels.
+        scheduler: the contract's name, or the class of the checkpoint's own.
+        clip_skip: None: none.
+        prompt_syntax: `weighted`; None: `plain`.
+        prompt_truncated: whether the text encoders read less than the prompt.
+        loras: in the order of the request.
+        lora_defaults: field that the request left out, such as `steps` → the LoRA whose default it took.
+        controlnets: in the order of the request.
+        shards: UNet shards that evaluated some of it.
+        unet_evaluations: of the whole run; two per step for some schedulers.
+        largest_batch: most requests that it shared a step with, itself included.
+        timings_ms: milliseconds per stage.
+    """
 
     seed: int
     steps: int | None = None
     guidance_scale: float | None = None
+    guidance_rescale: float | None = None
     height: int | None = None
     width: int | None = None
     scheduler: str | None = None
+    clip_skip: int | None = None
+    prompt_syntax: str | None = None
+    prompt_truncated: bool | None = None
     loras: tuple[LoraReport, ...] = ()
+    lora_defaults: dict[str, str] = {}
     controlnets: tuple[ControlNetReport, ...] = ()
     shards: tuple[str, ...] = ()
+    unet_evaluations: int | None = None
+    largest_batch: int | None = None
     timings_ms: dict[str, float] = {}
 
     def replay(self, request: GenerationRequest) -> GenerationRequest:
@@ -83,13 +110,23 @@ class GenerationInfo(_Report):
         Raises:
             ValueError: the report lacks a LoRA's step.
         """
-        reported = {
-            name: value
-            for name in ("seed", "steps", "guidance_scale", "height", "width", "scheduler")
-            if (value := getattr(self, name)) is not None
-        }
+        reported = {name: value for name in _REPEATED if (value := getattr(self, name)) is not None}
         loras = tuple(_replayed(lora) for lora in self.loras)
         return replace(request, **reported, loras=loras, lora_bound=None, lora_patch_step=None, request_id=None)
+
+
+_REPEATED = (
+    "seed",
+    "steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "height",
+    "width",
+    "scheduler",
+    "clip_skip",
+    "prompt_syntax",
+)
+"""Fields of requests that INFO reports."""
 
 
 class Progress(_Report):

@@ -24,10 +24,27 @@ def info(**values: object) -> np.ndarray:
 def test_result_is_typed_and_the_picture_lazy() -> None:
     lora = {"name": "papercut", "scale": 0.8, "patched_at_step": 2, "source": "disk", "modules": 140, "format": "kohya"}
     report = info(
-        seed=7, steps=4, scheduler="euler", loras=[lora], shards=["unet_shard0"], timings_ms={"denoiser": 1.5}
+        seed=7,
+        steps=4,
+        scheduler="euler",
+        guidance_rescale=0.7,
+        clip_skip=1,
+        prompt_syntax="weighted",
+        prompt_truncated=False,
+        loras=[lora],
+        lora_defaults={"steps": "papercut"},
+        shards=["unet_shard0"],
+        unet_evaluations=8,
+        largest_batch=3,
+        timings_ms={"denoiser": 1.5},
     )
     result = parse_result({"IMAGE": PIXELS, "INFO": report}, REQUEST, 0.5)
     assert (result.info.seed, result.info.steps, result.info.scheduler) == (7, 4, "euler")
+    assert (result.info.guidance_rescale, result.info.clip_skip) == (0.7, 1)
+    assert (result.info.prompt_syntax, result.info.prompt_truncated) == ("weighted", False)
+    assert result.info.lora_defaults == {"steps": "papercut"}
+    assert (result.info.unet_evaluations, result.info.largest_batch) == (8, 3)
+    assert not result.info.model_extra
     assert result.info.loras[0].patched_at_step == 2
     assert result.info.loras[0].model_extra == {"format": "kohya"}
     assert result.info.timings_ms == {"denoiser": 1.5}
@@ -70,6 +87,21 @@ def test_a_replay_asks_for_what_was_reported() -> None:
         controlnets=[ControlNet("canny")],
         timeout_ms=900,
     )
+
+
+def test_a_replay_repeats_what_a_request_with_the_prompt_alone_left_out() -> None:
+    reported = {"guidance_rescale": 0.7, "clip_skip": 1, "prompt_syntax": "weighted"}
+    chosen = {"lora_defaults": {"steps": "ink", "guidance_scale": "ink"}, "prompt_truncated": False}
+    report = GenerationInfo.model_validate({**REPORT, **reported, **chosen})
+    again = report.replay(GenerationRequest("a red circle"))
+    assert {name: getattr(again, name) for name in reported} == reported
+    assert (again.steps, again.guidance_scale) == (9, 1.5)
+
+
+def test_a_replay_keeps_what_the_report_is_silent_on() -> None:
+    asked = replace(REQUEST, guidance_rescale=0.0, clip_skip=2, prompt_syntax="plain")
+    again = GenerationInfo.model_validate(REPORT).replay(asked)
+    assert (again.guidance_rescale, again.clip_skip, again.prompt_syntax) == (0.0, 2, "plain")
 
 
 def test_a_replay_names_a_checkpoints_own_scheduler_as_the_server_does() -> None:
