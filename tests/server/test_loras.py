@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from tritonclient.utils import InferenceServerException
 
 import lora_files
+from swiftdiffusion.clients import GenerationInfo
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from weighted_prompts import Words, arguments
@@ -131,16 +132,16 @@ def test_a_raw_dump_acts_as_the_config_beside_it_says_and_info_tells_of_one_with
 ) -> None:
     unet = BaseModules.of(Checkpoint(tiny.checkpoint)).shapes["unet"]
     attention = {"unet": {name: shape for name, shape in unet.items() if "attn" in name}}
-    files = [tiny.loras / "dump.safetensors", tiny.loras / "adapter_config.json"]
+    files = [tiny.loras / "adapter_model.safetensors", tiny.loras / "adapter_config.json"]
     try:
         for alpha in (4.0, 16.0):
             made = lora_files.peft(
                 attention, prefix=lambda component: "base_model.model.", alpha=lambda module, rank, alpha=alpha: alpha
             )
             made.save(files[0])
-            oracle.knows("dump", made)
-            picture = generate_with(tiny, [("dump", 1.0)])
-            assert picture.distance(oracle.picture([("dump", 1.0)])) <= 0.5
+            oracle.knows("adapter_model", made)
+            picture = generate_with(tiny, [("adapter_model", 1.0)])
+            assert picture.distance(oracle.picture([("adapter_model", 1.0)])) <= 0.5
             notes = picture.info["loras"][0]["notes"]
             assert notes == [] if files[1].exists() else notes[0].startswith("alpha = rank was assumed")
             files[1].write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
@@ -207,6 +208,24 @@ def test_a_file_added_while_the_server_runs_is_served(tiny: TinyServer) -> None:
         generate_with(tiny, [("attentoin", 1.0)])
     (tiny.loras / "added.safetensors").write_bytes((tiny.loras / "attention.safetensors").read_bytes())
     assert (generate_with(tiny, [("added", 1.0)]).image == generate_with(tiny, [("attention", 1.0)]).image).all()
+
+
+def test_a_loras_defaults_of_the_catalogue_hold_where_the_request_is_silent(tiny: TinyServer) -> None:
+    index = tiny.loras / "catalogue.json"
+    wanted = {"steps": 3, "guidance_scale": 2.5, "scheduler": "ddim"}
+    index.write_text(json.dumps({"loras": {"fast": {"location": "attention.safetensors", "scale": 0.6, **wanted}}}))
+    try:
+        silent = generate(tiny, tiny.model, PROMPT=PROMPT, SEED=7, LORAS=json.dumps([{"name": "fast"}]))
+        louder = generate_with(tiny, [("fast", 0.6)], STEPS=4, GUIDANCE_SCALE=5.0)
+    finally:
+        index.unlink()
+    assert {name: silent.info[name] for name in wanted} == wanted
+    assert silent.info["lora_defaults"] == dict.fromkeys(wanted, "fast")
+    assert not GenerationInfo.model_validate(silent.info).model_extra
+    said = generate_with(tiny, [("attention", 0.6)], STEPS=3, GUIDANCE_SCALE=2.5, SCHEDULER="ddim")
+    assert (silent.image == said.image).all()
+    assert "lora_defaults" not in said.info
+    assert louder.info["lora_defaults"] == {"scheduler": "fast"}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
