@@ -33,9 +33,8 @@ def profile_lora(
 
     from ..python_backends.common.errors import InvalidRequestError
     from ..python_backends.common.library_messages import silence_libraries
-    from ..python_backends.lora.files.outside_settings import OutsideSettings
     from ..python_backends.lora.files.textual_inversion import holds_textual_inversion
-    from ..python_backends.lora.loading.adapter_config import read_beside
+    from ..python_backends.lora.loading.adapter_config import local_settings
     from ..python_backends.lora.loading.catalogue import Catalogue, CatalogueError
     from ..python_backends.networks.checkpoint import Checkpoint, CheckpointError
     from ..python_backends.request.completed import CompletedRequest
@@ -71,7 +70,7 @@ def profile_lora(
                 if holds_textual_inversion(Path(entry.location)):
                     typer.secho(f"{entry.name} is a textual inversion embedding and is left out", fg="yellow", err=True)
                     continue
-                outside = OutsideSettings(read_beside(entry), entry.alpha)
+                outside = local_settings(entry)
                 profile = measure(pipeline, Path(entry.location), requests, scale, threshold, outside)
                 written = profile.save(loras / f"{entry.name}.safetensors")
                 profile.draw(written.with_suffix(".png"), f"{entry.name}, scale {scale:g}")

@@ -78,9 +78,11 @@ class Alphas:
         """Sentences about what was assumed, and what was said twice."""
         notes = []
         if self._assumed:
+            lies_there = f"; beside it lies an {ADAPTER_CONFIG} that is not known to be its, as others lie there too"
             notes.append(
                 f"alpha = rank was assumed for {_modules(self._assumed)}: "
-                f"neither the file, nor {ADAPTER_CONFIG} beside it, nor {CATALOGUE} says another"
+                f"neither the file, nor an {ADAPTER_CONFIG} of its, nor {CATALOGUE} says another"
+                f"{lies_there if self._outside.has_strange_config else ''}"
             )
         for (first, other), count in self._contradicted.items():
             notes.append(f"{other} says another alpha than {first}, which counts, for {_modules(count)}")

@@ -25,12 +25,14 @@ class OutsideSettings:
     """Settings that stand beside a file or in the catalogue.
 
     Attributes:
-        adapter_config: Content of PEFT's `adapter_config.json` beside the file; None where there is none.
+        adapter_config: Content of the file's `adapter_config.json`, PEFT's; None where there is none.
         alpha: What `catalogue.json` says; None where it says nothing.
+        has_strange_config: Whether an `adapter_config.json` lies beside the file that need not be its.
     """
 
     adapter_config: bytes | None = None
     alpha: float | None = None
+    has_strange_config: bool = False
 
     def key(self, content: str) -> str:
         """Names a content under these settings; the content itself where nothing is said.
@@ -41,7 +43,9 @@ class OutsideSettings:
         if self == NO_SETTINGS:
             return content
         beside = b"" if self.adapter_config is None else hashlib.sha256(self.adapter_config).digest()
-        return hashlib.sha256(b"|".join((content.encode(), beside, repr(self.alpha).encode()))).hexdigest()
+        return hashlib.sha256(
+            b"|".join((content.encode(), beside, repr((self.alpha, self.has_strange_config)).encode()))
+        ).hexdigest()
 
 
 NO_SETTINGS = OutsideSettings()

@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...common.errors import InvalidRequestError
+from ...common.errors import InvalidRequestError, LoraUnavailableError
 from ...common.sentences import mib
-from ..files.outside_settings import ADAPTER_CONFIG, is_named_by_peft
+from ..files.outside_settings import ADAPTER_CONFIG, OutsideSettings, is_named_by_peft
 from .catalogue_index import CatalogueError, read_bounded
 from .fetch_errors import FetchError
 from .fetching import sha256_of
@@ -24,24 +24,27 @@ MAX_CONFIG_BYTES = 2**20
 MAX_HEADER_BYTES = 16 * 2**20
 
 
-def read_beside(entry: CatalogueEntry) -> bytes | None:
-    """What stands beside a local file; None where nothing does.
+def local_settings(entry: CatalogueEntry) -> OutsideSettings:
+    """What is said of a local file beside it and in the catalogue.
 
     Raises:
         LoadError: If it is too large.
         OSError: If it cannot be read.
     """
-    path = Path(str(entry.adapter_config))
+    place = entry.adapter_config
+    if place is None:
+        return OutsideSettings(None, entry.alpha, has_strange_config=True)
     try:
-        return _read(path) if stat.S_ISREG(path.stat().st_mode) else None
+        config = _read(Path(place)) if stat.S_ISREG(Path(place).stat().st_mode) else None
     except FileNotFoundError:
-        return None
+        config = None
+    return OutsideSettings(config, entry.alpha)
 
 
 class RemoteAdapterConfigs:
-    """Fetches what stands beside remote files, and keeps it with them on disk: of most files, that nothing does.
+    """Fetches what stands beside remote files, and keeps it with them on disk.
 
-    Invariant: an empty content in the disk cache stands for a file that its store does not have.
+    That a store has none is not kept: it is asked again when the LoRA is loaded again, for it may have got one.
     """
 
     def __init__(self, disk: DiskCache, fetcher: Fetcher) -> None:
@@ -53,29 +56,30 @@ class RemoteAdapterConfigs:
         return entry.adapter_config is not None and _lacks_settings(file)
 
     def kept(self, entry: CatalogueEntry) -> bytes | None:
-        """What was fetched before, empty if there was nothing; None if it has to be fetched."""
+        """What was fetched before; None if it has to be fetched."""
         held = self._disk.find(_identity(entry))
         if held is None:
             return None
         with held:
-            return _read(held.path)
+            return _read(held.path) or None  # an empty one stood for none once
 
-    def fetch(self, entry: CatalogueEntry) -> bytes:
-        """What stands beside the file in its store; empty if nothing does.
+    def fetch(self, entry: CatalogueEntry) -> bytes | None:
+        """What stands beside the file in its store; None if nothing does.
 
         Raises:
-            FetchError: If the store cannot be asked now.
-            LoadError: If it is too large.
+            LoadError: If the store does not tell, or it is too large.
         """
         with self._disk.partial() as partial:
             try:
                 self._fetcher.fetch(str(entry.adapter_config), partial, None)
             except FetchError as error:
-                if error.transient:
-                    raise
-                partial.write_bytes(b"")
-            with self._disk.add(_identity(entry), partial, sha256_of(partial)) as held:
-                return _read(held.path)
+                if error.kind == "not_found":
+                    return None
+                reason = f"the {ADAPTER_CONFIG} beside its file could not be fetched: {error}"
+                raise LoadError(error.kind, reason, LoraUnavailableError) from error
+            config = _read(partial)
+            self._disk.add(_identity(entry), partial, sha256_of(partial)).close()
+            return config
 
 
 def _identity(entry: CatalogueEntry) -> str:

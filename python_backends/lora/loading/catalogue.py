@@ -6,7 +6,6 @@ import difflib
 import heapq
 import logging
 import os
-import re
 import time
 import unicodedata
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from ...common.errors import UnknownLoraError
 from ...common.filesystem import as_path, as_text
 from ...common.sentences import shown
-from ..files.outside_settings import ADAPTER_CONFIG
+from .beside import PEFT_FILE, SUFFIX, local_config, remote_config
 from .catalogue_index import Annotation, CatalogueError, lora_name, read_index
 from .profiles import SETTLED_AFTER_NS, Profiles, Signature, signature_of
 
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INDEX, SUFFIX, PEFT_FILE = "catalogue.json", ".safetensors", "adapter_model.safetensors"
-_FILE_URL = re.compile(r"(?P<directory>[^?#]*/)[^/?#:]+\.safetensors(?P<rest>(?:[?#]|::).*)?", re.DOTALL)
-"""A URL that names a LoRA's file, with what may follow: a query, or a store that the file's is in (fsspec's chains)."""
+INDEX = "catalogue.json"
 COMPARED = 200
 """Most names that an unknown one is compared with in earnest: comparing takes long."""
 
@@ -73,11 +70,8 @@ class CatalogueEntry:
 
     @property
     def adapter_config(self) -> str | None:
-        """Where PEFT's settings of its file are, if there are some: beside it. None for a URL that names no file."""
-        if not self.is_remote:
-            return str(Path(self.location).with_name(ADAPTER_CONFIG))
-        url = _FILE_URL.fullmatch(self.location)
-        return None if url is None else f"{url['directory']}{ADAPTER_CONFIG}{url['rest'] or ''}"
+        """Where PEFT's settings of its file are, if there are some; None where what lies beside it need not be its."""
+        return remote_config(self.location) if self.is_remote else local_config(Path(self.location))
 
 
 class Catalogue:
@@ -234,8 +228,9 @@ def _resolve(location: str, directory: Path) -> str:
 def _identity(entry: CatalogueEntry) -> str:
     parts = [as_text(entry.location), entry.sha256 or "", ""]
     if not entry.is_remote:
-        signature = signature_of(Path(entry.location)) + signature_of(Path(str(entry.adapter_config)))
-        parts[-1] = ",".join(str(part) for part in signature)
+        config = entry.adapter_config
+        beside = ("not its",) if config is None else signature_of(Path(config))
+        parts[-1] = ",".join(str(part) for part in (*signature_of(Path(entry.location)), *beside))
     return "|".join(parts if entry.alpha is None else [*parts, f"alpha {entry.alpha!r}"])
 
 

@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from ...common.errors import InvalidRequestError, LoraUnavailableError, UnexpectedError, UnusableFileError
 from ...common.sentences import mib
 from ..files.outside_settings import OutsideSettings
-from .adapter_config import RemoteAdapterConfigs, read_beside
+from .adapter_config import RemoteAdapterConfigs, local_settings
 from .failure_memory import FailureMemory
 from .fetch_errors import FetchError
 from .fetching import sha256_of
@@ -172,14 +172,14 @@ class LoraStore:
             yield self._fetching
             source, held = "remote", self._fetch(entry)
         with held:
-            config = b""
+            config = None
             if self._configs.wanted(entry, held.path):
-                kept = self._configs.kept(entry) if source == "disk" else None
-                if kept is None and source == "disk":
+                config = self._configs.kept(entry) if source == "disk" else None
+                if config is None and source == "disk":
                     yield self._fetching
-                config = self._fetch_config(entry) if kept is None else kept
+                config = self._fetch_config(entry) if config is None else config
             yield self._preparing
-            outside = OutsideSettings(config or None, entry.alpha)
+            outside = OutsideSettings(config, entry.alpha)
             content = outside.key(held.sha256)
             try:
                 loaded = self._publisher.publish(held.path, content, source, outside)
@@ -197,7 +197,7 @@ class LoraStore:
         held = self._disk.find(entry.identity, entry.sha256)
         if held is None or entry.sha256 is not None:
             return held
-        outside = OutsideSettings(self._configs.kept(entry) or None, entry.alpha)
+        outside = OutsideSettings(self._configs.kept(entry), entry.alpha)
         if self._publisher.refusal(outside.key(held.sha256)) is not None:
             held.close()
             return None
@@ -211,11 +211,11 @@ class LoraStore:
                 raise self._remember(entry, LoadError(error.kind, str(error), LoraUnavailableError)) from error
             return self._disk.add(entry.identity, partial, content)
 
-    def _fetch_config(self, entry: CatalogueEntry) -> bytes:
+    def _fetch_config(self, entry: CatalogueEntry) -> bytes | None:
         try:
             return self._configs.fetch(entry)
-        except FetchError as error:
-            raise self._remember(entry, LoadError(error.kind, str(error), LoraUnavailableError)) from error
+        except LoadError as failed:
+            raise self._remember(entry, failed) from failed.__cause__
 
     def _load_local(self, entry: CatalogueEntry) -> _Load:
         yield self._preparing
@@ -234,7 +234,7 @@ class LoraStore:
             if entry.sha256 not in (None, content):
                 reason = f"its file hashes to {content}; the catalogue says {entry.sha256}"
                 raise self._remember(entry, LoadError("hash_mismatch", reason, LoraUnavailableError))
-            outside = OutsideSettings(read_beside(entry), entry.alpha)
+            outside = local_settings(entry)
             content = outside.key(content)
             try:
                 return self._publisher.publish(

@@ -60,6 +60,22 @@ def test_a_local_dump_follows_its_config_and_every_change_of_it(real: Setup) -> 
     assert scale(real, "dump") == 1.0
 
 
+def test_a_config_among_other_files_is_not_theirs(real: Setup) -> None:
+    """Else one file's settings would act on all."""
+    (real.loras / "adapter_config.json").write_bytes(config(16))
+    real.file("dump", DUMP)
+    assert scale(real, "dump") == 4.0
+    real.file("neighbour", DUMP)
+    assert (scale(real, "dump"), scale(real, "neighbour")) == (1.0, 1.0)
+    (note,) = CanonicalLora.open(real.load("dump").path).notes
+    assert note.endswith("beside it lies an adapter_config.json that is not known to be its, as others lie there too")
+    real.file("adapter_model", DUMP)
+    assert (scale(real, "adapter_model"), scale(real, "dump")) == (4.0, 1.0)
+    (real.loras / "adapter_config.json").unlink()
+    (note,) = CanonicalLora.open(real.load("dump").path).notes
+    assert note.endswith("says another")
+
+
 def test_the_catalogues_alpha_and_every_change_of_it(real: Setup) -> None:
     file = str(real.file("dump", DUMP))
     for alpha in (2, 12.5):
@@ -111,23 +127,32 @@ def test_a_config_that_is_none_is_refused(real: Setup, content: bytes) -> None:
 
 def test_a_remote_dump_brings_its_config_once(real: Setup, server: FileServer) -> None:
     server.add("/dir/adapter_config.json", config(16))
-    real.remote("dump", server.add("/dir/dump.safetensors", DUMP))
+    real.remote("dump", server.add("/dir/adapter_model.safetensors", DUMP))
     assert scale(real, "dump") == 4.0
     again(real)
     assert scale(real, "dump") == 4.0
-    assert server.gets == {"/dir/dump.safetensors": 1, "/dir/adapter_config.json": 1}
+    assert server.gets == {"/dir/adapter_model.safetensors": 1, "/dir/adapter_config.json": 1}
+
+
+def test_a_config_beside_a_remote_file_of_another_name_is_not_asked_for(real: Setup, server: FileServer) -> None:
+    server.add("/dir/adapter_config.json", config(16))
+    real.remote("dump", server.add("/dir/dump.safetensors", DUMP))
+    assert scale(real, "dump") == 1.0
+    assert server.gets == {"/dir/dump.safetensors": 1}
 
 
 @pytest.mark.parametrize(
     ("location", "beside"),
     [
-        ("https://h/a/x.safetensors", "https://h/a/adapter_config.json"),
-        ("https://h/a/x.safetensors?download=true", "https://h/a/adapter_config.json?download=true"),
+        ("https://h/a/adapter_model.safetensors", "https://h/a/adapter_config.json"),
+        ("https://h/a/adapter_model.safetensors?download=true", "https://h/a/adapter_config.json?download=true"),
         ("https://h/a/", "https://h/a/adapter_config.json"),
-        ("s3://bucket/x.safetensors", "s3://bucket/adapter_config.json"),
-        ("zip://a/x.safetensors::https://h/b.zip", "zip://a/adapter_config.json::https://h/b.zip"),
+        ("s3://bucket/adapter_model.safetensors", "s3://bucket/adapter_config.json"),
+        ("zip://a/adapter_model.safetensors::https://h/b.zip", "zip://a/adapter_config.json::https://h/b.zip"),
+        ("https://h/a/x.safetensors", None),
+        ("https://h/a/my_adapter_model.safetensors", None),
         ("https://h/api/download/12", None),
-        ("https://h/api/download?file=a/x.safetensors", None),
+        ("https://h/api/download?file=a/adapter_model.safetensors", None),
     ],
 )
 def test_where_a_config_would_be(setup: Setup, location: str, beside: str | None) -> None:
@@ -141,34 +166,58 @@ def test_a_remote_directory_as_peft_saves_it(real: Setup, server: FileServer) ->
     assert scale(real, "dump") == 4.0
 
 
-def test_a_store_without_config_is_asked_once(real: Setup, server: FileServer) -> None:
-    real.remote("dump", server.add("/dir/dump.safetensors", DUMP))
+def test_a_config_that_a_store_gets_later_is_found_when_the_file_is_loaded_anew(
+    real: Setup, server: FileServer
+) -> None:
+    real.remote("dump", server.add("/dir/adapter_model.safetensors", DUMP))
     assert scale(real, "dump") == 1.0
-    again(real)
     assert scale(real, "dump") == 1.0
     assert server.gets["/dir/adapter_config.json"] == 1
+    server.add("/dir/adapter_config.json", config(16))
+    again(real)
+    assert scale(real, "dump") == 4.0
+    assert server.gets["/dir/adapter_model.safetensors"] == 1
 
 
-def test_a_store_that_cannot_be_asked_for_the_config_fails_the_load(real: Setup, server: FileServer) -> None:
+@pytest.mark.parametrize("status", [403, 410, 500])
+def test_a_store_that_does_not_give_the_config_fails_the_load(real: Setup, server: FileServer, status: int) -> None:
     """Else the LoRA would act at another strength from time to time."""
-    server.add("/dir/adapter_config.json", config(16), failures=[500] * 3)
-    real.remote("dump", server.add("/dir/dump.safetensors", DUMP))
-    assert isinstance(real.error("dump"), LoraUnavailableError)
+    server.add("/dir/adapter_config.json", config(16), failures=[status] * 3)
+    real.remote("dump", server.add("/dir/adapter_model.safetensors", DUMP))
+    error = real.error("dump")
+    assert isinstance(error, LoraUnavailableError)
+    assert f"the adapter_config.json beside its file could not be fetched: its store answers {status}" in str(error)
+    asked = server.gets["/dir/adapter_config.json"]
+    assert str(real.error("dump")) == str(error)
+    assert server.gets["/dir/adapter_config.json"] == asked
+    server.add("/dir/adapter_config.json", config(16))
+    real.now = 3.0
+    assert scale(real, "dump") == 4.0
+
+
+@pytest.mark.parametrize("size", [2**20 + 1, 3 * 2**20])
+def test_a_remote_config_that_is_too_large_fails_the_load_until_it_is_another(
+    real: Setup, server: FileServer, size: int
+) -> None:
+    server.add("/dir/adapter_config.json", b" " * size)
+    real.remote("dump", server.add("/dir/adapter_model.safetensors", DUMP))
+    assert "adapter_config.json" in str(real.error("dump"))
+    server.add("/dir/adapter_config.json", config(16))
     real.now = 3.0
     assert scale(real, "dump") == 4.0
 
 
 def test_files_of_other_formats_are_not_asked_about(setup: Setup, server: FileServer) -> None:
-    setup.remote("other", server.add("/dir/other.safetensors", GOOD))
+    setup.remote("other", server.add("/dir/adapter_model.safetensors", GOOD))
     setup.load("other")
-    assert server.gets == {"/dir/other.safetensors": 1}
+    assert server.gets == {"/dir/adapter_model.safetensors": 1}
 
 
 def test_any_store_of_fsspec(real: Setup) -> None:
     store: Any = MemoryFileSystem()
-    for name, content in (("dump.safetensors", DUMP), ("adapter_config.json", config(16))):
+    for name, content in (("adapter_model.safetensors", DUMP), ("adapter_config.json", config(16))):
         store.pipe(f"/configured/{name}", content)
-    real.remote("dump", "memory://configured/dump.safetensors")
+    real.remote("dump", "memory://configured/adapter_model.safetensors")
     assert scale(real, "dump") == 4.0
 
 
