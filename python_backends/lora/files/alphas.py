@@ -29,9 +29,20 @@ class Alphas:
     def __init__(self, metadata: Mapping[str, str], outside: OutsideSettings, matcher: PatternMatcher) -> None:
         """Reads nothing yet."""
         self._metadata, self._outside, self._matcher = metadata, outside, matcher
-        self._read: dict[bool, list[_Place]] = {}
+        self._read: dict[bool, list[Place]] = {}
         self._assumed = 0
         self._contradicted: Counter[tuple[str, str]] = Counter()
+
+    def places(self, is_peft: bool) -> list[Place]:
+        """Those that speak of modules which the file names so, read once.
+
+        Raises:
+            InvalidRequestError: If one cannot be read, or says what is not served.
+        """
+        if is_peft not in self._read:
+            found = settings_of(self._metadata, self._outside, is_peft)
+            self._read[is_peft] = [Place(settings, self._matcher) for settings in found]
+        return self._read[is_peft]
 
     def alpha(self, target: Target, own: float | None, rank: int | None, is_peft: bool) -> float | None:
         """The module's alpha, with rsLoRA's root of the rank accounted for; None where nothing is said.
@@ -49,7 +60,7 @@ class Alphas:
             if self._outside.alpha not in (None, own):
                 self._contradicted["its tensor", CATALOGUE] += 1
             return own
-        places = self._places(is_peft)
+        places = self.places(is_peft)
         for place in places:
             place.check_rank(target, rank)
         said = [(place.name, value) for place in places if (value := place.alpha(target)) is not None]
@@ -66,12 +77,12 @@ class Alphas:
 
     def declared_rank(self, target: Target, is_peft: bool) -> int | None:
         """What PEFT's settings say of the module's rank: of factors that are not factorised, nothing else does."""
-        ranks = (place.rank(target) for place in self._places(is_peft))
+        ranks = (place.rank(target) for place in self.places(is_peft))
         return next((rank for rank in ranks if rank is not None), None)
 
     def uses_dora(self, target: Target, is_peft: bool) -> str | None:
         """The place that says that the module has DoRA's magnitude; None if none does."""
-        places = self._places(is_peft)
+        places = self.places(is_peft)
         return next((each.name for each in places if each.settings.get(target.component, "use_dora")), None)
 
     def notes(self) -> list[str]:
@@ -88,15 +99,8 @@ class Alphas:
             notes.append(f"{other} says another alpha than {first}, which counts, for {_modules(count)}")
         return notes
 
-    def _places(self, is_peft: bool) -> list[_Place]:
-        """Those that speak of modules which the file names so, read once."""
-        if is_peft not in self._read:
-            found = settings_of(self._metadata, self._outside, is_peft)
-            self._read[is_peft] = [_Place(settings, self._matcher) for settings in found]
-        return self._read[is_peft]
 
-
-class _Place:
+class Place:
     """What one place says of each module."""
 
     def __init__(self, settings: Settings, matcher: PatternMatcher) -> None:

@@ -106,11 +106,13 @@ class Canonicaliser:
             self._max_rank,
         )
         stored = tensors.pop("alpha", None)
+        is_asked = stored is None and has_scale(tensors)
+        if is_asked:
+            alphas.places(is_peft)  # outside the `try`: what is wrong with them is not the module's
         try:
             if stored is not None and stored.numel() != 1:
                 raise InvalidRequestError(f"its alpha has {stored.numel()} values; wanted: one")
             own, rank = None if stored is None else float(stored), rank_of(tensors)
-            is_asked = own is None and has_scale(tensors)
             says_dora = alphas.uses_dora(target, is_peft) if is_asked else None
             if says_dora is not None and not DORA_ROLES & tensors.keys():
                 raise InvalidRequestError(f"it has no lora_magnitude_vector, though use_dora in {says_dora} says so")

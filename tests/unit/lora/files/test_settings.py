@@ -288,7 +288,7 @@ def test_settings_that_do_not_fit_are_refused(
 
 def test_a_config_that_is_no_json_is_refused(canonicaliser: Canonicaliser, tmp_path: Path) -> None:
     file = lora_files.peft({"unet": {QUERY: (32, 32)}}).save(tmp_path / "lora.safetensors")
-    with pytest.raises(InvalidRequestError, match=r"adapter_config\.json is not a JSON object"):
+    with pytest.raises(InvalidRequestError, match=r"^adapter_config\.json is not a JSON object"):
         canonicaliser.read(file, OutsideSettings(adapter_config=b"<html>"))
 
 
