@@ -8,16 +8,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's file of settings, beside the weights."""
 _PEFT_NAME = re.compile(r"\.lora_[AB](?:\.\w+)?\.weight$|^base_model\.model\.")
+_ROLE = re.compile(r"\.(?:lora_\w+(?:\.\w+)?\.weight|[^.]+)$")
+"""What follows a module's name."""
 
 
 def is_named_by_peft(names: Iterable[str]) -> bool:
     """Whether some of these tensors are named as PEFT does, which keeps alphas outside the tensors."""
     return any(_PEFT_NAME.search(name) for name in names)
+
+
+def needs_settings(names: Collection[str]) -> bool:
+    """Whether a module of a file with these tensors is named as PEFT does, and has no alpha of its own."""
+    owners = {name.removesuffix(".alpha") for name in names if name.endswith(".alpha")}
+    return is_named_by_peft(name for name in names if _ROLE.sub("", name) not in owners)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...common.errors import InvalidRequestError, LoraUnavailableError
 from ...common.sentences import mib
-from ..files.outside_settings import ADAPTER_CONFIG, OutsideSettings, is_named_by_peft
+from ..files.outside_settings import ADAPTER_CONFIG, OutsideSettings, needs_settings
 from .catalogue_index import CatalogueError, read_bounded
 from .fetch_errors import FetchError
 from .fetching import sha256_of
@@ -32,6 +32,8 @@ def local_settings(entry: CatalogueEntry) -> OutsideSettings:
         OSError: If it cannot be read.
     """
     place = entry.adapter_config
+    if not _lacks_settings(Path(entry.location)):
+        return OutsideSettings(None, entry.alpha)
     if place is None:
         return OutsideSettings(None, entry.alpha, has_strange_config=True)
     try:
@@ -95,13 +97,13 @@ def _read(path: Path) -> bytes:
 
 
 def _lacks_settings(file: Path) -> bool:
-    """Whether a safetensors file has PEFT's names and not its metadata; False for one that cannot be read."""
+    """Whether a safetensors file has PEFT's names, but neither its metadata nor alphas; False for no such file."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > MAX_HEADER_BYTES:
             return False
         try:
             header = json.loads(opened.read(length))
-            return is_named_by_peft(header) and "lora_adapter_metadata" not in header.get("__metadata__", {})
+            return needs_settings(header) and "lora_adapter_metadata" not in header.get("__metadata__", {})
         except (ValueError, RecursionError, TypeError, AttributeError):
             return False

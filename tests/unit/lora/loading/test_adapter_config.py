@@ -134,6 +134,21 @@ def test_a_remote_dump_brings_its_config_once(real: Setup, server: FileServer) -
     assert server.gets == {"/dir/adapter_model.safetensors": 1, "/dir/adapter_config.json": 1}
 
 
+ALPHA = {f"{QUERY}.alpha": torch.tensor(8.0)}
+
+
+@pytest.mark.parametrize("name", ["lora_A.weight", "lora_A.default.weight", "lora_down.weight"])
+def test_with_alphas_of_its_own_a_file_needs_no_config(real: Setup, server: FileServer, name: str) -> None:
+    other = name.replace("A", "B").replace("down", "up")
+    dump = save({f"{QUERY}.{name}": torch.ones(4, 32), f"{QUERY}.{other}": torch.ones(32, 4)} | ALPHA)
+    server.add("/dir/adapter_config.json", config(16), failures=[403] * 9)
+    real.remote("far", server.add("/dir/adapter_model.safetensors", dump))
+    (real.loras / "adapter_config.json").write_bytes(b" " * (2**20 + 1))
+    real.file("near", dump)
+    assert (scale(real, "far"), scale(real, "near")) == (2.0, 2.0)
+    assert server.gets == {"/dir/adapter_model.safetensors": 1}
+
+
 def test_a_config_beside_a_remote_file_of_another_name_is_not_asked_for(real: Setup, server: FileServer) -> None:
     server.add("/dir/adapter_config.json", config(16))
     real.remote("dump", server.add("/dir/dump.safetensors", DUMP))
