@@ -10,6 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
+from .backend.memory import keep_freed_memory
 from .backend.reloadable import Reloadable
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
@@ -32,6 +33,7 @@ class TritonPythonModel(Reloadable):
         compute = ComputeSettings.from_settings(settings)
         catalogue = Catalogue(settings.path("loras"))
         self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
+        keep_freed_memory()
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""

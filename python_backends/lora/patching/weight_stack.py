@@ -39,9 +39,11 @@ class WeightStack:
         self.parameters, self.first = tuple(parameters), first
         self._is_channels_last = is_channels_last(parameters[0])
         order = (0, 2, 3, 1) if self._is_channels_last else tuple(range(parameters[0].ndim))
-        stacked = torch.stack([parameter.data.permute(order) for parameter in parameters])
         back = (0, 3, 1, 2) if self._is_channels_last else order
-        for parameter, place in zip(parameters, stacked, strict=True):
+        own = parameters[0].data.permute(order)
+        stacked = torch.empty((len(parameters), *own.shape), dtype=own.dtype, device=own.device)
+        for parameter, place in zip(parameters, stacked, strict=True):  # one by one: no weight is there twice for long
+            place.copy_(parameter.data.permute(order))
             parameter.data = place.permute(back)
         self.weights = stacked.flatten(2)
         self.touched: set[int] = set()
