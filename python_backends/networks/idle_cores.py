@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOAD = Path("/proc/loadavg")
+
+LOOK_AGAIN_S = 0.01
 
 MOST_THREADS = 4
 """Of one call. From eight on, oneDNN sums convolutions of small pictures in another order."""
@@ -42,18 +45,29 @@ class IdleCores:
         Args:
             network: On the CPU; gets hooks.
         """
-        self._own = torch.get_num_threads()
-        self._threads = self._own
+        self._own = self._threads = torch.get_num_threads()
+        self._looked = 0.0
+        self._borrows = False
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d) and max(module.kernel_size) > 1:
-                module.register_forward_pre_hook(lambda *_: torch.set_num_threads(self._threads))
+                module.register_forward_pre_hook(lambda *_: torch.set_num_threads(self._threads_now()))
                 module.register_forward_hook(lambda *_: torch.set_num_threads(self._own), always_call=True)
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """While the network is called."""
-        self._threads = max(self._own, min(self._own + idle_cores(), MOST_THREADS))
+        self._borrows = True
         try:
             yield
         finally:
-            self._threads = self._own
+            self._borrows = False
+
+    def _threads_now(self) -> int:
+        """Looked at again in a long call: who has just handed the work over may be busy for a moment."""
+        if not self._borrows:
+            return self._own
+        now = time.monotonic()
+        if now - self._looked > LOOK_AGAIN_S:
+            self._looked = now
+            self._threads = max(self._own, min(self._own + idle_cores(), MOST_THREADS))
+        return self._threads

@@ -79,9 +79,24 @@ def test_a_picture_is_the_same_on_any_number_of_cores(
         expected = decode(vae, latents)
         cores = IdleCores(vae)
         vae.decoder.conv_in.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+        monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.0)
         for idle in (0, 1, 2, 63):
             monkeypatch.setattr(module, "idle_cores", lambda idle=idle: idle)
             with cores.borrowed():
                 assert torch.equal(decode(vae, latents), expected)
                 assert torch.get_num_threads() == 1
     assert used == [1, 2, 3, MOST_THREADS]
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_long_call_takes_cores_when_they_become_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, 3) for _ in range(3)))
+    cores, used, idle = IdleCores(network), [], iter((0, 0, 2))
+    for layer in network:
+        layer.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "idle_cores", lambda: next(idle))
+    with cores.borrowed():
+        network(torch.zeros(1, 1, 9, 9))
+    network(torch.zeros(1, 1, 9, 9))
+    assert used == [1, 1, 3, 1, 1, 1]
