@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,10 +110,10 @@ def theirs(checkpoint: Checkpoint, steps: int, guidance: float, name: str | None
 
 
 def assert_equal_to_pipeline(checkpoint: Checkpoint, name: str | None = None) -> None:
-    for steps, guidance in ((4, 1.0), (9, 5.0)):
+    for steps, guidance in product((4, 9), (1.0, 5.0)):
         expected, found = theirs(checkpoint, steps, guidance, name), ours(checkpoint, steps, guidance, name)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
-    assert torch.equal(found.nan_to_num(), ours(checkpoint, steps, guidance, name).nan_to_num())
+        assert torch.equal(found.nan_to_num(), ours(checkpoint, steps, guidance, name).nan_to_num())
 
 
 def repeats(checkpoint: Checkpoint) -> bool:
