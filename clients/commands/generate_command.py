@@ -30,7 +30,7 @@ def generate(
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What not to show.")] = None,
     prompt_syntax: Annotated[
-        str | None, typer.Option(help="plain, or weighted: (word:1.3), [word], BREAK and more than 75 tokens.")
+        str | None, typer.Option(help="plain, or weighted: (word:1.3), \\[word], BREAK and more than 75 tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture; the others count up.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from sys import stderr
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -130,7 +130,7 @@ def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -
 
 def _shown(names: list[str]) -> Iterator[str]:
     """The names, each shown while its graph is made."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not stderr.isatty()) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=len(names))
         for name in names:
             progress.update(task, description=name)

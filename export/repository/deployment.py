@@ -105,6 +105,8 @@ class Deployment(Table):
         Raises:
             DeploymentError: At the first mistake.
         """
+        if name is not None and not NAME.fullmatch(name):
+            raise DeploymentError(f'--name is "{name}"; wanted: letters, digits, - and _, at most 64')
         placed = [ControlNetPlacement.parse(text) for text in controlnets]
         names = [each for each, _ in placed]
         for each in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from sys import stderr
+import sys
 from typing import TYPE_CHECKING
 
 from rich.progress import track
@@ -46,7 +46,9 @@ def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapp
 def _content(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256(f"{checkpoint.family} {checkpoint.force_zeros_for_empty_prompt}\n".encode())
     files = [file for pattern in PARTS for file in sorted(checkpoint.path.glob(pattern))]
-    for file in track(files, f"text encoders of {checkpoint.path.name}", transient=True, disable=not stderr.isatty()):
+    for file in track(
+        files, f"text encoders of {checkpoint.path.name}", transient=True, disable=not sys.stderr.isatty()
+    ):
         with file.open("rb") as opened:
             content = hashlib.file_digest(opened, "sha256").hexdigest()
         digest.update(f"{file.relative_to(checkpoint.path).as_posix()} {content}\n".encode())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ..common.filesystem import as_path
+from ..common.filesystem import as_path, write_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,7 +44,8 @@ class ModelSettings:
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
-        """Reads the arguments of `TritonPythonModel.initialize`."""
+        """Reads the arguments of `TritonPythonModel.initialize`; the process's log is UTF-8 from then on."""
+        write_utf8()
         config = json.loads(args["model_config"])
         return cls(
             name=args["model_name"],

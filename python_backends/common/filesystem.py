@@ -6,8 +6,10 @@ that leaves the process. Needs no torch.
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import sys
 from pathlib import Path
 
 _PLAIN = re.compile(r"[A-Za-z0-9@%+=:,./_-]+")
@@ -16,6 +18,13 @@ _PLAIN = re.compile(r"[A-Za-z0-9@%+=:,./_-]+")
 def is_plain(path: Path) -> bool:
     """Whether a shell takes the path for one word as it stands: Triton's Python backend hands paths to one unquoted."""
     return _PLAIN.fullmatch(str(path)) is not None
+
+
+def write_utf8() -> None:
+    """Has this process print and log names of files as they are, whatever it takes the terminal's encoding for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def as_path(text: str) -> Path:

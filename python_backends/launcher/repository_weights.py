@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 REFERENCES = ("checkpoint", "controlnet")
 """Parameters of models that are paths of weights."""
 
@@ -80,8 +82,20 @@ def _state(path: Path, models: str) -> WeightsState:
     pointers = [weight for weight in weights if _is_pointer(weight)]
     if pointers:
         return WeightsState(models, str(path), f"{pointers[0].name} is a git-lfs pointer: run `git lfs pull`")
+    broken = next((weight for weight in weights if not _has_header(weight)), None)
+    if broken is not None:
+        return WeightsState(models, str(path), f"{broken.name} is no safetensors file: get the complete weights")
     mebibytes = sum(weight.stat().st_size for weight in weights) / (1 << 20)
     return WeightsState(models, f"{path}, {mebibytes:.0f} MiB", None)
+
+
+def _has_header(weight: Path) -> bool:
+    """Whether a safetensors file begins and ends where its header says."""
+    try:
+        with safe_open(weight, "np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _is_pointer(weight: Path) -> bool:

@@ -111,8 +111,11 @@ class Fields:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            given = first.get("input")
+            given = shown(given.decode("utf-8", "replace") if isinstance(given, bytes) else given)
+            said = "is missing" if first["type"] == "missing" else f"is {given}: {first['msg']}"
             raise InvalidRequestError(
-                f"{field}{place} is {shown(first.get('input'))}: {first['msg']}; allowed: {json.dumps([example])}"
+                f"{field}{place} {said}; allowed: {json.dumps([example], ensure_ascii=False)}"
             ) from None
 
     def _bytes(self, field: str, most: int, allowed: str) -> bytes | None:

@@ -80,7 +80,7 @@ def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> Non
     with Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
         *progress, result = list(client.stream(asked))
     assert isinstance(result, GenerationResult)
-    steps = result.info.model_extra["unet_evaluations"]
+    steps = result.info.unet_evaluations
     assert [event.step for event in progress if isinstance(event, Progress)] == list(range(1, steps))
     assert (result.info.loras[0].patched_at_step, result.info.loras[0].source) == (1, "remote")
 

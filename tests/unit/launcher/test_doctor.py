@@ -1,9 +1,12 @@
 """`swiftdiffusion doctor` finds what is missing."""
 
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
@@ -48,9 +51,19 @@ def test_checkpoint_of_pointers(repository: Path) -> None:
 
 def test_complete_checkpoint(repository: Path) -> None:
     (repository.parent / "weights").mkdir()
-    (repository.parent / "weights" / "model.safetensors").write_bytes(bytes(3 << 20))
+    weights = repository.parent / "weights" / "model.safetensors"
+    save_file({"weight": np.zeros(3 << 20, np.uint8)}, weights)
     assert state(repository).problem is None
     assert "3 MiB" in state(repository).found
+
+
+def test_a_file_that_was_cut_off(repository: Path) -> None:
+    (repository.parent / "weights").mkdir()
+    weights = repository.parent / "weights" / "model.safetensors"
+    save_file({"weight": np.zeros(100, np.uint8)}, weights)
+    for length in (weights.stat().st_size - 1, 2):
+        os.truncate(weights, length)
+        assert "model.safetensors is no safetensors file" in (state(repository).problem or "")
 
 
 def test_a_gpu_that_is_not_there(repository: Path) -> None:

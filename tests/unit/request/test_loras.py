@@ -134,6 +134,8 @@ def test_loras_travel_as_json(catalogue: Catalogue) -> None:
             "LORAS has 4 entries; allowed: at most 3",
         ),
         ({"name": "neon"}, "LORAS is"),
+        ("night", 'LORAS is "night": Invalid JSON'),
+        ([{"nam": "night"}], "LORAS[0].name is missing; allowed: "),
         ("[", "LORAS"),
         ('[{"name": "neon", "scale": NaN}]', "LORAS"),
     ],

@@ -172,7 +172,7 @@ def test_the_sentence_shows_place_value_and_what_is_allowed() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse(PROMPT="a cat", LORAS='[{"name": "a"}, {"name": "b", "scale": "big"}]')
     assert str(caught.value) == (
-        'LORAS[1].scale is "big": Input should be a valid number; allowed: [{"name": "\\u2026", "scale": 1.0}]'
+        'LORAS[1].scale is "big": Input should be a valid number; allowed: [{"name": "…", "scale": 1.0}]'
     )
 
 

@@ -187,7 +187,7 @@ def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_p
         (("--engines", "e"), "engines is given; wanted with it: runtime tensorrt, not torch"),
         (("--runtime", "tensorrt", "--unet-gpus", "0", "--engines", "e"), "TensorRT is missing"),
         (("--steps", "1000"), "the default of steps is 1000"),
-        (("--name", "a/b"), '"a/b" is no name'),
+        (("--name", "a/b"), '--name is "a/b"; wanted: letters'),
         (("--name", "denoiser"), "two models would be called denoiser"),
         (("--deployment", "x.toml"), "wanted: --checkpoint with options, or --deployment FILE"),
     ],
