@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...python_backends.controlnets.weights import EMBEDDING, UNION, ControlNetFileError, ControlNetFiles
-from ...python_backends.networks.controlnet_modules import PositionalControlNet
-from ...python_backends.networks.unet import arguments, example
+from ...python_backends.networks.controlnet_modules import ARGUMENTS, PositionalControlNet
+from ...python_backends.networks.unet import META, empty_arguments
 from ...python_backends.networks.unet_halves import EncoderHalf
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 INPUTS = ("in_channels", "cross_attention_dim", "addition_embed_type", "projection_class_embeddings_input_dim")
 """Of a config, what says what the network takes: the likely reasons where it does not take what the UNet takes."""
-
-NOWHERE = torch.device("meta")
 
 
 def fitting(served: ServedControlNet, checkpoints: Mapping[str, Checkpoint]) -> dict[str, ServedControlNet]:
@@ -78,12 +76,12 @@ def _checked(served: ServedControlNet, files: ControlNetFiles) -> ServedControlN
 def _residuals(files: ControlNetFiles) -> list[tuple[int, ...]]:
     """Shapes of what it gives for the UNet's inputs at the default size, computed without values."""
     module = PositionalControlNet(files.empty())
-    inputs = _inputs(files.checkpoint)
+    inputs = empty_arguments(files.checkpoint, 1)[:ARGUMENTS]
     height, width = files.checkpoint.default_size
     options = {"modes": (0,), "scale": None} if module.control_modes else {}
     try:
-        embedded = module.embed(torch.zeros(1, 3, height, width, device=NOWHERE))
-        return [tuple(tensor.shape[1:]) for tensor in module(*inputs[:5], embedded, **options)]
+        embedded = module.embed(torch.zeros(1, 3, height, width, device=META))
+        return [tuple(tensor.shape[1:]) for tensor in module(*inputs, embedded, **options)]
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ControlNetFileError(
             f"{files.path} does not fit {files.checkpoint.path}: {_reason(files, error)}"
@@ -93,12 +91,8 @@ def _residuals(files: ControlNetFiles) -> list[tuple[int, ...]]:
 @cache
 def _skips(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
     """Shapes of what residuals are added to: the skips and then the mid block's output."""
-    mid, _, *skips = EncoderHalf(checkpoint.empty_parts()["unet"])(*_inputs(checkpoint))
+    mid, _, *skips = EncoderHalf(checkpoint.empty_part("unet"))(*empty_arguments(checkpoint, 1))
     return [tuple(tensor.shape[1:]) for tensor in (*skips, mid)]
-
-
-def _inputs(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
-    return arguments(example(checkpoint, 1), NOWHERE, torch.float32)
 
 
 def _reason(files: ControlNetFiles, error: Exception) -> str:

@@ -8,7 +8,7 @@ import torch
 from cachetools import LRUCache
 
 from ..common.errors import InvalidRequestError, RequestError
-from ..networks.controlnet_modules import PositionalControlNet, factors
+from ..networks.controlnet_modules import ARGUMENTS, PositionalControlNet, factors
 from ..networks.runtimes import Runtime
 from ..networks.unet import Shapes, arguments, shapes, trace, warm_up
 from ..networks.unet_halves import pack
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 EMBEDDING_BYTES = 2**28
 """Embedded pictures that are kept, in bytes."""
-
-ARGUMENTS = 5
-"""Of a UNet's arguments, the first so many are a ControlNet's too."""
 
 
 class ControlNet:

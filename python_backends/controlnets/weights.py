@@ -76,7 +76,7 @@ class ControlNetFiles:
             else:
                 config, judge = _config_of_directory(path), "its config.json"
             files = cls(path, checkpoint, config, judge, DIFFERENCE in tensors)
-            files._check(files._named(tensors))
+            files._check(files._named(tensors), files.empty())
             return files
 
     def load(self, dtype: torch.dtype) -> ControlNetModel | ControlNetUnionModel:
@@ -85,8 +85,8 @@ class ControlNetFiles:
         Raises:
             ControlNetFileError: If the files have changed, and hold it no more.
         """
-        tensors = self._named(_of_files(self.path, read_tensors))
-        self._check(tensors)
+        tensors, network = self._named(_of_files(self.path, read_tensors)), self.empty()
+        self._check(tensors, network)
         wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
         if wrong:
             raise ControlNetFileError(f"{self.path}: its {wrong[0]} holds NaN or infinite values; wanted: finite ones")
@@ -95,7 +95,6 @@ class ControlNetFiles:
             tensors = {
                 name: each.float() + base[name].float() if name in base else each for name, each in tensors.items()
             }
-        network = self.empty()
         network.load_state_dict({name: each.to(dtype) for name, each in tensors.items()}, assign=True)
         return network.requires_grad_(False).eval()
 
@@ -107,9 +106,9 @@ class ControlNetFiles:
     def _named(self, tensors: Tensors) -> Tensors:
         return _in_diffusers_names(self.path, tensors, self.config)
 
-    def _check(self, tensors: Tensors) -> None:
+    def _check(self, tensors: Tensors, network: torch.nn.Module) -> None:
         """Every weight of the network has its tensor, and every tensor its weight."""
-        wrong = difference(tensors, self.empty().state_dict())
+        wrong = difference(tensors, network.state_dict())
         if wrong is not None:
             raise ControlNetFileError(f"{self.path} does not hold what {self.judge} says: {wrong}")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..common.sentences import in_a_sentence
 from .checkpoint_files import CheckpointError
 from .latent_decoding import decode
-from .unet import arguments, example
+from .unet import META, empty_arguments
 from .unet_halves import DecoderHalf, EncoderHalf
 from .weight_files import difference, empty_tensors
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
 
-META = torch.device("meta")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Files of a tokeniser, one way or the other."""
 
@@ -32,26 +31,26 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: At the first part that could not be loaded or called; one sentence that names it.
     """
-    path = checkpoint.path
+    path, made = checkpoint.path, dict[str, torch.nn.Module]()
     for part in checkpoint.networks:
         with in_a_sentence(f"{path}/{part} cannot be made", CheckpointError):
-            checkpoint.empty_part(part)
+            made[part] = checkpoint.empty_part(part)
     for encoder in checkpoint.text_encoders:
         _check_vocabulary(path / encoder.replace("text_encoder", "tokenizer"))
     with in_a_sentence(f"{path}: its tokenizers cannot be made", CheckpointError):
         checkpoint.load_tokenizers()
     with in_a_sentence(f"{path}/unet cannot be called", CheckpointError):
-        _call_unet(checkpoint)
+        _call_unet(checkpoint, made["unet"])
     with in_a_sentence(f"{path}/vae cannot be called", CheckpointError):
-        _call_vae(checkpoint)
+        _call_vae(checkpoint, made["vae"])
     for part in checkpoint.networks:
         with in_a_sentence(f"{path}/{part} cannot be read", CheckpointError):
-            _check_tensors(checkpoint, part)
+            _check_tensors(checkpoint, part, made[part])
 
 
-def _check_tensors(checkpoint: Checkpoint, part: str) -> None:
+def _check_tensors(checkpoint: Checkpoint, part: str, network: torch.nn.Module) -> None:
     """The files hold the network's weights, all of them and nothing besides."""
-    tensors, network = empty_tensors(checkpoint.weight_files(part)), checkpoint.empty_part(part)
+    tensors = empty_tensors(checkpoint.weight_files(part))
     if part in checkpoint.text_encoders:
         wrong = difference(
             _without_prefix(tensors),
@@ -77,17 +76,16 @@ def _check_vocabulary(directory: Path) -> None:
         raise CheckpointError(f"{directory} holds no vocabulary; wanted: {wanted}")
 
 
-def _call_unet(checkpoint: Checkpoint) -> None:
-    unet = checkpoint.empty_part("unet")
-    given = [tensor.to(META) for tensor in arguments(example(checkpoint, 1), META, torch.float32)]
+def _call_unet(checkpoint: Checkpoint, unet: Any) -> None:
+    given = empty_arguments(checkpoint, 1)
     with torch.inference_mode():
         DecoderHalf(unet)(given[2], *EncoderHalf(unet)(*given))
 
 
-def _call_vae(checkpoint: Checkpoint) -> None:
+def _call_vae(checkpoint: Checkpoint, vae: Any) -> None:
     height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
     latents = torch.empty(1, checkpoint.latent_channels, height, width, device=META)
     with torch.inference_mode():
-        picture = decode(checkpoint.empty_part("vae"), latents)
+        picture = decode(vae, latents)
     if tuple(picture.shape[1:]) != (3, *checkpoint.default_size):
         raise ValueError(f"it decodes to {list(picture.shape[1:])}; wanted: {[3, *checkpoint.default_size]}")

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, ControlNetUnionModel
 
 
+ARGUMENTS = 5
+"""Of a UNet's arguments, the first so many are a ControlNet's too."""
+
+
 class PictureEmbedder:
     """A ControlNet's embedding of its picture: what depends on the picture alone.
 

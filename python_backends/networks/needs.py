@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..lora.files.modules import adaptable_weights
+from .controlnet_modules import ARGUMENTS
 from .latent_decoding import decode
-from .unet import arguments, example
+from .unet import META, empty_arguments, example
 from .unet_halves import DecoderHalf, EncoderHalf
 
 if TYPE_CHECKING:
@@ -22,12 +23,8 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .controlnet_modules import PositionalControlNet
 
-META = torch.device("meta")
 ROWS = 2
 """Of a UNet's or ControlNet's call for one request: both halves of its guidance."""
-
-CONTROLNET_ARGUMENTS = 5
-"""Of a UNet's arguments, the first so many are a ControlNet's too."""
 
 OF_ACTIVATIONS = 3
 """Memory that calls occupy on a CPU, in live tensors: oneDNN's copies in its own layouts and gaps of the heap besides.
@@ -107,7 +104,7 @@ class LiveTensors(TorchDispatchMode):
 
 def unet_needs(checkpoint: Checkpoint) -> Needs:
     """Of a UNet that serves a request with guidance."""
-    unet, given = checkpoint.empty_part("unet"), _arguments(checkpoint)
+    unet, given = checkpoint.empty_part("unet"), empty_arguments(checkpoint, ROWS)
     encoder, decoder = EncoderHalf(unet), DecoderHalf(unet)
     return _needs([unet], lambda: decoder(given[2], *encoder(*given)))
 
@@ -133,17 +130,13 @@ def controlnet_needs(module: PositionalControlNet, checkpoint: Checkpoint) -> Ne
         module: On the meta device.
         checkpoint: Whose UNet it steers.
     """
-    given, (height, width) = _arguments(checkpoint)[:CONTROLNET_ARGUMENTS], checkpoint.default_size
+    given, (height, width) = empty_arguments(checkpoint, ROWS)[:ARGUMENTS], checkpoint.default_size
     picture = torch.zeros(1, 3, height, width, device=META)
     options = {"modes": (0,), "scale": None} if module.control_modes else {}
     return _needs(
         [module, module.embed.embedding],
         lambda: module(*given, module.embed(picture).expand(ROWS, -1, -1, -1), **options),
     )
-
-
-def _arguments(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
-    return arguments(example(checkpoint, ROWS), META, torch.float32)
 
 
 def _needs(networks: list[torch.nn.Module], call: Callable[[], object]) -> Needs:

@@ -26,6 +26,9 @@ Shapes = tuple[torch.Size, torch.Size]
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
 
+META = torch.device("meta")
+"""Where shapes alone are computed."""
+
 SLOW_S = 1.0
 """An evaluation that takes longer is not traced, nor repeated before it is wanted."""
 
@@ -131,6 +134,11 @@ def arguments(
 def shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
     """Of latents and prompt embeddings: what differs between calls of one network."""
     return tensors["LATENTS"].shape, tensors["ENCODER_HIDDEN_STATES"].shape
+
+
+def empty_arguments(checkpoint: Checkpoint, rows: int) -> tuple[torch.Tensor, ...]:
+    """The arguments of `EncoderHalf.forward` at the default size, without values: on the meta device, float32."""
+    return arguments(example(checkpoint, rows), META, torch.float32)
 
 
 def trace(module: Call, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:

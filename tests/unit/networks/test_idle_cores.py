@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,6 @@ from swiftdiffusion.python_backends.common import processors
 from swiftdiffusion.python_backends.networks import idle_cores as module
 from swiftdiffusion.python_backends.networks.idle_cores import MOST_THREADS, IdleCores, idle_cores
 from swiftdiffusion.python_backends.networks.latent_decoding import decode
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -60,7 +51,7 @@ def test_a_containers_quota_counts(four_cores: Path, files: dict[str, str], idle
     assert idle_cores() == idle
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("widths", [(16, 32, 32), (32, 64, 512)])
 @pytest.mark.parametrize("side", [(16, 16), (13, 21), (1, 14)])
 def test_a_picture_is_the_same_on_any_number_of_cores(
@@ -88,7 +79,7 @@ def test_a_picture_is_the_same_on_any_number_of_cores(
     assert used == [1, 2, 3, MOST_THREADS]
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")
 def test_a_long_call_takes_cores_when_they_become_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     network = torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, 3) for _ in range(3)))
     cores, used, idle = IdleCores(network), [], iter((0, 0, 2))
