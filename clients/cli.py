@@ -16,6 +16,9 @@ from ..export.tensorrt.verify_command import verify_engines
 from ..python_backends.launcher.doctor_command import doctor
 from ..python_backends.launcher.serve_command import serve
 from .commands.generate_command import generate
+from .load.lora_variants import lora_variants
+from .load.replay_command import replay_trace
+from .load.trace_command import trace
 from .perf.command import perf
 from .perf.lora_mix import lora_mix
 
@@ -38,6 +41,9 @@ app.command()(serve)
 app.command()(generate)
 app.command()(perf)
 app.command(context_settings={"obj": catalogue_names})(lora_mix)
+app.command()(trace)
+app.command("replay", context_settings={"obj": catalogue_names})(replay_trace)
+app.command()(lora_variants)
 app.command()(export)
 app.command()(export_onnx)
 app.command()(profile_lora)
