@@ -1,4 +1,4 @@
-"""LoRA sets for the patch kernel's tables, module by module."""
+"""LoRA sets for the kernels: in the tables that patch weights, and in the slots beside them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,32 @@ def plan_of(table: WeightTable, terms: Mapping[int, Sequence[Term]], restored: I
         for term in of_module
     ]  # fmt: skip
     return table.plan(loras, restored)
+
+
+class SlotFactors(NamedTuple):
+    """What a module's slots hold: down [S, R, in], up [S, out, R], ranks int32 [S]."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    ranks: torch.Tensor
+
+    @classmethod
+    def random(cls, ranks: Sequence[int], bucket: int, features: int, width: int, dtype: torch.dtype) -> SlotFactors:
+        """Zeros beyond a slot's rank; products with noise are about as large as the noise."""
+        down, up = torch.zeros(len(ranks), bucket, features), torch.zeros(len(ranks), width, bucket)
+        for slot, rank in enumerate(ranks):
+            down[slot, :rank] = torch.randn(rank, features) / features**0.5
+            up[slot, :, :rank] = torch.randn(width, rank) / max(1, rank) ** 0.5
+        return cls(down.to(dtype), up.to(dtype), torch.tensor(ranks, dtype=torch.int32))
+
+
+def add_by_row(y: torch.Tensor, x: torch.Tensor, held: SlotFactors, slots: Sequence[int]) -> torch.Tensor:
+    """y + x · (up · down)ᵀ of every row's slot, by dense matrices in float64."""
+    rows = []
+    for row, slot in enumerate(slots):
+        added = 0.0 if slot < 0 else x[row].double() @ (held.up[slot].double() @ held.down[slot].double()).mT
+        rows.append(y[row].double() + added)
+    return torch.stack(rows)
 
 
 def _in_order(weight: torch.Tensor, down: torch.Tensor) -> torch.Tensor:

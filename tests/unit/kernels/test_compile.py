@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="needs the Triton language: pip install 'sw
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, lora_patch
+from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch
 from swiftdiffusion.kernels.compile import ARCHITECTURES, CompiledKernel, HiddenParametersUsedError, compile_kernel
 from swiftdiffusion.kernels.kernel_source import KernelSource
 
@@ -36,6 +36,7 @@ def sources(architecture: int) -> list[KernelSource]:
         *geglu.sources(5120, HALF, architecture),
         *cfg_step.sources(HALF, architecture, previous=True),
         *lora_patch.sources(HALF, HALF, architecture),
+        *grouped_lora.sources(1024, 1280, 5120, 64, HALF, HALF, architecture),
     ]
 
 
@@ -67,6 +68,9 @@ def test_variants_for_one_architecture() -> None:
         *geglu.sources(1280, torch.bfloat16, 90, bias=True),
         *cfg_step.sources(torch.float32, 90, guided=False),
         *lora_patch.sources(torch.bfloat16, torch.bfloat16, 90),
+        *grouped_lora.sources(77, 2048, 640, 16, torch.bfloat16, torch.bfloat16, 90, split=True),
+        *grouped_lora.sources(4096, 640, 640, 256, HALF, torch.float32, 90),
+        *grouped_lora.sources(4096, 640, 640, 256, torch.float32, HALF, 90, split=True),
     ]
     for source in variants:
         check(compile_kernel(source, 90), 90, source)
@@ -74,7 +78,8 @@ def test_variants_for_one_architecture() -> None:
 
 def test_sizes_of_one_which_a_launch_makes_constants() -> None:
     split = group_norm_silu.sources(SDXL_LARGE, 32, HALF, 90)
-    for source in (*split, *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90), *geglu.sources(8, HALF, 90, bias=True)):
+    others = (*geglu.sources(8, HALF, 90, bias=True), *grouped_lora.sources(1, 1, 1, 16, HALF, HALF, 90))
+    for source in (*split, *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90), *others):
         ones = {name: 1 for name, of in source.types.items() if of == "i32"}
         types = {name: of for name, of in source.types.items() if name not in ones}
         compile_kernel(
@@ -88,6 +93,20 @@ def test_memory_is_accessed_in_16_byte_vectors(channels_last: bool) -> None:
         ptx = compile_kernel(source, 90).ptx
         assert "ld.global.v4.b32" in ptx
         assert ("st.global.v4.b32" in ptx) == ("y" in source.types)
+
+
+def test_factors_and_activations_are_moved_in_16_byte_vectors() -> None:
+    shrink, expand = (
+        compile_kernel(source, 90).ptx for source in grouped_lora.sources(77, 640, 640, 64, HALF, HALF, 90)
+    )
+    assert "cp.async.cg.shared.global [ %r" in shrink
+    assert "wgmma" in shrink
+    assert "wgmma" in expand
+    assert "ld.global.v4.b32" in expand
+    assert "ld.global.b16" not in expand
+    for ptx in (shrink, expand):
+        assert "st.global.v4.b32" in ptx
+        assert "st.global.b16" not in ptx
 
 
 def test_plain_ptx_assembles(tmp_path: Path) -> None:

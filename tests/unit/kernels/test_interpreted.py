@@ -17,8 +17,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_interpreter.py", allow_module_level=True)
 pytest.importorskip("triton")
 
-from low_rank import Term, plan_of
-from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, lora_patch
+from low_rank import SlotFactors, Term, add_by_row, plan_of
+from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, grouped_lora, lora_patch
 from swiftdiffusion.kernels.lora_tables import WeightTable
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -44,11 +44,12 @@ def small_blocks() -> Iterator[None]:
             "geglu": {"block_rows": 2, "block_columns": 16},
             "cfg_step": {"block": 32},
             "lora_patch": {"block_rows": 32, "block_columns": 32, "block_rank": 16},
+            "grouped_lora": {"block_tokens": 16, "block_columns": 32, "block_features": 32, "block_rank": 32},
         }
         return full(op, device) | sizes[op]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cfg_step, geglu, group_norm_silu, lora_patch):
+        for module in (cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch):
             patch.setattr(module, "configuration", small)
         patch.setattr("swiftdiffusion.kernels.lora_tables.configuration", small)
         yield
@@ -186,3 +187,40 @@ def test_lora_patch(
                 assert_near(weight, exact)
             else:
                 assert torch.equal(weight, original)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@few
+@given(
+    seed=SEEDS,
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    factors=st.sampled_from([torch.float32, torch.float16]),
+    tokens=st.sampled_from([1, 5, 16, 33]),
+    features=st.sampled_from([1, 24, 40, 530]),  # the last is split
+    width=st.sampled_from([1, 16, 40]),
+    ranks=st.lists(st.integers(0, 48), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_grouped_lora(
+    seed: int,
+    dtype: torch.dtype,
+    factors: torch.dtype,
+    tokens: int,
+    features: int,
+    width: int,
+    ranks: list[int],
+    data: st.DataObject,
+) -> None:
+    torch.manual_seed(seed)
+    slots = data.draw(st.lists(st.integers(-1, len(ranks) - 1), min_size=1, max_size=4))
+    held = SlotFactors.random(ranks, 48, features, width, factors)
+    x, y = torch.randn(len(slots), tokens, features).to(dtype), torch.randn(len(slots), tokens, width).to(dtype)
+    before, wanted = y.clone(), y.clone()
+    arguments = (x, held.down, held.up, torch.tensor(slots, dtype=torch.int32), held.ranks)
+    grouped_lora.launch(y, *arguments)
+    assert_near(y, add_by_row(before, x, held, slots))
+    grouped_lora.reference(wanted, *arguments)
+    assert_near(y, wanted.double())
+    for row, slot in enumerate(slots):
+        if slot < 0 or not ranks[slot]:
+            assert torch.equal(y[row], before[row])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -125,10 +126,13 @@ SCHEMAS = (
     " -> (Tensor, Tensor)",
     "lora_patch(Tensor(a0!)[] weights, Tensor pristine, Tensor factors, Tensor slots, Tensor terms, Tensor scales,"
     " Tensor tiles, SymInt[] block) -> ()",
+    "grouped_lora(Tensor(a0!) y, Tensor x, Tensor down, Tensor up, Tensor slots, Tensor ranks) -> ()",
 )
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.partition("(")[0])
 def test_schemas_are_the_signatures_of_the_references(schema: str) -> None:
-    op = getattr(torch.ops.swiftdiffusion, schema.partition("(")[0])
+    name = schema.partition("(")[0]
+    importlib.import_module(f"swiftdiffusion.kernels.{name}")
+    op = getattr(torch.ops.swiftdiffusion, name)
     assert str(op.default._schema) == f"swiftdiffusion::{schema}"
