@@ -76,7 +76,7 @@ def replay_trace(
                 return (await client.generate(served.request(traced, lora_bound, timeout_ms))).info
 
             version = (await client.health()).version
-            slo = await _slo_seconds(read, send, slo_ms, slo_factor)
+            slo = await slo_seconds(read, send, slo_ms, slo_factor)
             return await with_progress(read, send, rate_scale, console), slo, version
 
     try:
@@ -117,7 +117,8 @@ async def with_progress(read: Trace, send: Send, rate_scale: float, console: Con
         return await replay(read.requests, send, rate_scale, lambda: count(1), lambda outcome: count(-1))
 
 
-async def _slo_seconds(read: Trace, send: Send, slo_ms: float | None, slo_factor: float | None) -> float:
+async def slo_seconds(read: Trace, send: Send, slo_ms: float | None, slo_factor: float | None) -> float:
+    """The SLO that is given, else the factor times the latency of requests alone."""
     if slo_ms is not None:
         return slo_ms / 1000
     factor = DEFAULT_SLO_FACTOR if slo_factor is None else slo_factor
