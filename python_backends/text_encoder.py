@@ -1,12 +1,10 @@
-"""The model `text_encoder`: the embeddings of a request's prompt and negative prompt."""
+"""The model `text_encoder`: the keys of a request's embeddings, which it leaves in shared memory."""
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
@@ -14,11 +12,12 @@ from .backend.memory import keep_freed_memory
 from .backend.reloadable import Reloadable
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
-from .backend.tensors import output_tensor
 from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
 from .lora.loading.catalogue import Catalogue
+from .networks.kept_embeddings import KeptEmbeddings
 from .networks.prompt_encoding import Embedding, PromptEncoder, Text
 from .request.completed import CompletedRequest
+from .request.encoding import Encoding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,10 +32,11 @@ class TritonPythonModel(Reloadable):
         compute = ComputeSettings.from_settings(settings)
         catalogue = Catalogue(settings.path("loras"))
         self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
+        self._kept = KeptEmbeddings()
         keep_freed_memory()
 
     def respond(self, requests: list[Any]) -> list[Any]:
-        """PROMPT_EMBEDS (and POOLED_PROMPT_EMBEDS): row 0 the negative prompt, row 1 the prompt."""
+        """ENCODING: keys of the embeddings of negative prompt and prompt, and how they were made."""
         by_set: dict[LoraSet, dict[int, tuple[Text | None, Text]]] = {}
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
@@ -59,30 +59,23 @@ class TritonPythonModel(Reloadable):
         start = time.perf_counter()
         embeddings, encoded = self._encoder.encode([text for pair in pairs for text in pair if text is not None], loras)
         milliseconds = 1000 * (time.perf_counter() - start)
-        responses = []
-        for pair in pairs:
-            positive = embeddings[pair[1]]
-            negative = positive.zeros() if pair[0] is None else embeddings[pair[0]]
-            report = {
-                "ms": milliseconds,
-                "cached": not encoded.intersection(pair),
-                "prompt_truncated": positive.truncated,
-            }
-            responses.append(pb_utils.InferenceResponse(self._tensors(negative, positive, report)))
-        return responses
+        return [self._response(pair, embeddings, not encoded.intersection(pair), milliseconds) for pair in pairs]
 
-    @staticmethod
-    def _tensors(negative: Embedding, positive: Embedding, report: dict[str, Any]) -> list[Any]:
-        tensors = [
-            output_tensor("PROMPT_EMBEDS", torch.stack([negative.tokens, positive.tokens])[None]),
-            text_tensor("ENCODING", json.dumps(report)),
-        ]
-        if negative.pooled is not None and positive.pooled is not None:
-            tensors.append(output_tensor("POOLED_PROMPT_EMBEDS", torch.stack([negative.pooled, positive.pooled])[None]))
-        return tensors
+    def _response(
+        self, pair: tuple[Text | None, Text], embeddings: Mapping[Text, Embedding], cached: bool, milliseconds: float
+    ) -> Any:
+        prompt = embeddings[pair[1]]
+        encoding = Encoding(
+            negative=None if pair[0] is None else self._kept.put(embeddings[pair[0]]),
+            prompt=self._kept.put(prompt),
+            ms=milliseconds,
+            cached=cached,
+            prompt_truncated=prompt.truncated,
+        )
+        return pb_utils.InferenceResponse([text_tensor("ENCODING", encoding.to_json())])
 
 
 def _lora_set(request: Any) -> LoraSet:
-    """What a denoiser wants patched in; the ensemble's own call has none."""
+    """What a shard wants patched in; the ensemble's own call has none."""
     given = input_arrays(request, ["LORA_SET"])
     return set_from_json(input_text(request, "LORA_SET")) if given else NO_LORAS

@@ -1,9 +1,8 @@
-"""The models `unet_shard0`, `unet_shard1` …: noise predictions of whatever rows the denoisers send."""
+"""The models `unet_shard0`, `unet_shard1` …: each runs whole requests, whose denoisers ask how far they are."""
 
 from __future__ import annotations
 
 import json
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,92 +10,128 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
-from .backend.metrics import TRANSFERRED, Counter, Histogram
 from .backend.reloadable import Reloadable
-from .backend.responses import as_request_error, error_response
-from .backend.settings import ModelSettings, input_text, input_texts, text_tensor
-from .backend.tensors import joined_inputs, output_tensor
-from .common.errors import row_reports
+from .backend.responses import answer_each, as_request_error
+from .backend.settings import ModelSettings, input_text, text_tensor
+from .backend.tensors import input_tensor, output_tensor
+from .common.errors import to_report
 from .controlnets.calls import ControlNetCalls, Endpoint
 from .controlnets.images import ControlImages
 from .controlnets.local import LocalControlNet
-from .lora.files.lora_set import LoraSet, set_from_json
+from .engine.adapter_services import AdapterServices
+from .engine.desk import Desk, Work
+from .engine.engine import Engine
+from .engine.evaluator import Evaluator
+from .engine.messages import (
+    Borrow,
+    Cancel,
+    Evaluate,
+    Evaluation,
+    Lent,
+    Poll,
+    Quote,
+    Quoted,
+    Submit,
+    Submitted,
+    message_from_json,
+    to_json,
+)
+from .engine.new_runs import NewRuns
+from .engine.peers import Peers
+from .engine.step_times import StepTimes
+from .engine.unet_calls import UNetCall
 from .lora.patching.resident import ResidentLoras
+from .networks.kept_embeddings import KeptEmbeddings
 from .networks.unet import UNet
-from .networks.unet_halves import residual_size
-from .request.completed import ControlNetUse, uses_from_json
-from .shared_memory.host_directory import host_cache_directory
+from .shared_memory.host_cache import EvictedError, host_cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+LENT_S = 0.5
+"""Another shard that has sent nothing for so long has to ask again."""
+
 
 class TritonPythonModel(Reloadable):
-    """One UNet on one device. Shards are models of their own, so that a denoiser chooses among them by name."""
+    """One UNet on one device, and the engine that runs requests on it; `respond` carries messages and holds none."""
 
     def load(self, args: Mapping[str, str]) -> None:
-        """Loads the UNet, which warms itself up."""
+        """Loads the UNet, which warms itself up, and starts the engine."""
         settings = ModelSettings.from_triton(args)
-        names = [tensor["name"] for tensor in settings.config["input"]]
-        self._input_names = [name for name in names if name not in ("LORA_SET", "LORAS_AHEAD", "CONTROLS")]
-        self._controlnets = _controlnet_calls(settings)
-        self._bytes = Counter(*TRANSFERRED)
-        compute = ComputeSettings.from_settings(settings)
-        self._unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
+        compute, parameters = ComputeSettings.from_settings(settings), settings.parameters
+        unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
         keep_freed_memory()
-        if settings.parameters["patches"] == "1":
-            self._unet.patcher.warm_up()
-        self._loras = ResidentLoras(self._unet.patcher, host_cache_directory())
-        self._name = settings.name
-        self._patch_seconds = Histogram(
-            "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
+        if parameters["patches"] == "1":
+            unet.patcher.warm_up()
+        embeddings = KeptEmbeddings()
+        adapters = AdapterServices(
+            parameters["text_encoder"],
+            parameters["lora_store"],
+            embeddings,
+            uploads_ahead=compute.device.type == "cuda",
+            timeout_s=float(parameters.get("lora_timeout_s", 300)),
+        )
+        self._new_runs = NewRuns(compute.checkpoint, compute.device, embeddings, adapters)
+        self._new_runs.warm_up(json.loads(parameters["schedulers"]))
+        self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
+        times = StepTimes()
+        self._engine = Engine(
+            settings.name,
+            Evaluator(
+                settings.name,
+                unet,
+                ResidentLoras(unet.patcher, host_cache_directory()),
+                _controlnet_calls(settings),
+            ),
+            Peers(settings.name, [name for name in parameters["peers"].split(",") if name]),
+            Desk(int(parameters["places"]), times),
+            times,
+            adapters.count,
         )
 
     def respond(self, requests: list[Any]) -> list[Any]:
-        """NOISE_PRED for every request; those that Triton batched are evaluated in one call per LoRA set."""
-        by_set: dict[LoraSet, list[int]] = {}
-        controls: dict[int, list[tuple[ControlNetUse, ...]]] = {}
-        ahead: set[str] = set()
-        responses: list[Any] = [None] * len(requests)
-        for number, request in enumerate(requests):
-            try:
-                controls[number] = [uses_from_json(text) for text in input_texts(request, "CONTROLS")]
-                ahead |= {key for key, _ in set_from_json(input_text(request, "LORAS_AHEAD"))}
-                by_set.setdefault(set_from_json(input_text(request, "LORA_SET")), []).append(number)
-            except Exception as error:  # noqa: BLE001  what one request brings must not end the others
-                responses[number] = error_response(as_request_error(error, "evaluation"))
-        self._loras.upload(ahead)
-        for loras in sorted(by_set, key=lambda loras: loras != self._loras.current):
-            numbers = by_set[loras]
-            try:
-                rows = [uses for number in numbers for uses in controls[number]]
-                answers = self._evaluate([requests[number] for number in numbers], loras, rows)
-            except Exception as error:  # noqa: BLE001  one set's failure must not be that of the others
-                answers = [error_response(as_request_error(error, "evaluation")) for _ in numbers]
-            for number, answer in zip(numbers, answers, strict=True):
-                responses[number] = answer
-        return responses
+        """ANSWER for every MESSAGE."""
+        return answer_each(requests, self._answer, "evaluation")
 
-    def _evaluate(self, requests: list[Any], loras: LoraSet, controls: list[tuple[ControlNetUse, ...]]) -> list[Any]:
-        patch_ms = self._loras.ensure(loras)
-        if patch_ms:
-            self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
-        joined, rows = joined_inputs(requests, self._input_names)
-        with self._controlnets.start(joined, controls) as pending:
-            encoded = self._unet.encode(joined)
-            residuals = pending.wait(residual_size(encoded.halfway))
-        for name, nbytes in pending.sent.items():
-            self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
-        for name, nbytes in residuals.nbytes.items():
-            self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
-        prediction = self._unet.decode(encoded, residuals.total)
-        failures = row_reports(residuals.failures, len(controls))
-        ends = list(accumulate(rows))
-        stale = [json.dumps(positions) for positions in pending.stale]
-        return [
-            _response(part, patch_ms, failures[end - len(part) : end], stale[end - len(part) : end])
-            for part, end in zip(prediction.split(rows), ends, strict=True)
-        ]
+    def close(self) -> None:
+        """Ends the engine."""
+        self._engine.close()
+
+    def _answer(self, request: Any) -> Any:
+        match message_from_json(input_text(request, "MESSAGE")):
+            case Submit() as message:
+                return _response(self._submit(message))
+            case Poll(runs):
+                polled, latents = self._engine.poll(runs)
+                flat = [output_tensor("LATENTS", torch.cat([each.flatten() for each in latents]))] if latents else []
+                return _response(polled, *flat)
+            case Cancel(runs):
+                self._engine.forget(runs)
+                return _response(Submitted())
+            case Quote(rows, pixels, steps):
+                return _response(Quoted(self._engine.quote(Work(rows, pixels, steps))))
+            case Borrow(home):
+                return _response(Lent(self._engine.lend(home, LENT_S)))
+            case Evaluate() as message:
+                return self._evaluate(message, {name: input_tensor(request, name) for name in self._tensor_names})
+
+    def _submit(self, message: Submit) -> Submitted:
+        try:
+            self._engine.submit(self._new_runs.make(message))
+        except EvictedError:
+            return Submitted(missing=True)
+        except Exception as error:  # noqa: BLE001  whatever a request brings is its denoiser's to tell
+            return Submitted(error=to_report(as_request_error(error, "denoising")))
+        return Submitted()
+
+    def _evaluate(self, message: Evaluate, tensors: dict[str, torch.Tensor]) -> Any:
+        if not self._engine.lend(message.home, LENT_S):
+            return _response(Evaluation(refused=True))
+        evaluated = self._engine.evaluate(UNetCall((), message.loras, message.ahead, message.controls, tensors))
+        rows = range(len(evaluated.prediction))
+        failures = [to_report(evaluated.failures[row]) if row in evaluated.failures else None for row in rows]
+        evaluation = Evaluation(False, evaluated.patch_ms, tuple(failures), tuple(map(tuple, evaluated.stale)))
+        return _response(evaluation, output_tensor("NOISE_PRED", evaluated.prediction.cpu()))
 
 
 def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
@@ -114,12 +149,5 @@ def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
     return ControlNetCalls(endpoint, timeout_s, as_request_error)
 
 
-def _response(prediction: torch.Tensor, patch_ms: float, failures: list[str], stale: list[str]) -> Any:
-    return pb_utils.InferenceResponse(
-        [
-            output_tensor("NOISE_PRED", prediction),
-            output_tensor("PATCH_MS", torch.full((len(prediction), 1), patch_ms)),
-            text_tensor("FAILURES", *failures),
-            text_tensor("STALE", *stale),
-        ]
-    )
+def _response(answer: Any, *tensors: Any) -> Any:
+    return pb_utils.InferenceResponse([text_tensor("ANSWER", to_json(answer)), *tensors])

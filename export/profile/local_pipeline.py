@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ...python_backends.networks.checkpoint import Checkpoint
+    from ...python_backends.networks.kept_embeddings import Embeddings
 
 Runs = list[Denoising]
 
@@ -65,13 +66,13 @@ class LocalPipeline(ExitStack):
             self._checkpoint.vae_scale_factor,
             self._checkpoint.guidance_embedding_width,
         )
-        return [Denoising(request, self._scheduler, geometry, *self._encode(request, loras)) for request in requests]
+        return [Denoising(request, self._scheduler, geometry, self._encode(request, loras)) for request in requests]
 
     def switch(self, runs: Runs, loras: LoraSet) -> Runs:
         """Copies of runs where they stand, to be gone on with under another set."""
         forked = copy.deepcopy(runs)
         for run in forked:
-            run.set_embeddings(*self._encode(run.request, loras))
+            run.set_embeddings(self._encode(run.request, loras))
         return forked
 
     @torch.inference_mode()
@@ -93,8 +94,8 @@ class LocalPipeline(ExitStack):
             self._vae = self._checkpoint.load_vae(self._device, self._dtype)
         return decode_latents(self._vae, torch.cat([run.latents for run in runs]))
 
-    def _encode(self, request: CompletedRequest, loras: LoraSet) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """PROMPT_EMBEDS and POOLED_PROMPT_EMBEDS as the text encoder's model gives them to a denoiser."""
+    def _encode(self, request: CompletedRequest, loras: LoraSet) -> Embeddings:
+        """Embeddings as a shard has them from the text encoder's model."""
         text_set = tuple(item for item in loras if set(adapted_modules(self._path(item[0]))) != {UNET})
         negative, prompt = self._encoder.texts(request)
         found, _ = self._encoder.encode([text for text in (negative, prompt) if text is not None], text_set)

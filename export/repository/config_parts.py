@@ -85,8 +85,8 @@ def iterative_sequence(config: pb.ModelConfig, decoupled: bool) -> pb.ModelConfi
     batching = config.sequence_batching
     batching.iterative_sequence = True
     batching.max_sequence_idle_microseconds = 600_000_000  # a step of a large picture on a CPU takes its time
-    batching.oldest.max_candidate_sequences = config.max_batch_size  # the denoiser itself keeps to its places
-    batching.oldest.max_queue_delay_microseconds = 100  # a step's requests come back one by one: wait for the last
+    batching.oldest.max_candidate_sequences = config.max_batch_size  # the shards themselves keep to their places
+    batching.oldest.max_queue_delay_microseconds = 100  # requests come back one by one: wait for the last
     config.model_transaction_policy.decoupled = decoupled
     return config
 
@@ -111,12 +111,9 @@ def ensemble(
     return config
 
 
-def model_input(
-    name: str, dtype: str, dims: tuple[int, ...], optional: bool = False, ragged: bool = False
-) -> pb.ModelInput:
-    """An input of a model; of one that is ragged, requests of unlike shapes batch too."""
-    kind = getattr(pb, f"TYPE_{dtype}")
-    return pb.ModelInput(name=name, data_type=kind, dims=dims, optional=optional, allow_ragged_batch=ragged)
+def model_input(name: str, dtype: str, dims: tuple[int, ...], optional: bool = False) -> pb.ModelInput:
+    """An input of a model."""
+    return pb.ModelInput(name=name, data_type=getattr(pb, f"TYPE_{dtype}"), dims=dims, optional=optional)
 
 
 def model_output(name: str, dtype: str, dims: tuple[int, ...]) -> pb.ModelOutput:

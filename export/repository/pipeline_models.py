@@ -17,7 +17,6 @@ from .config_parts import (
     model_input,
     python_model,
 )
-from .engine_checks import shard_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from .serving_options import ServedPipeline
 
 CANDIDATES_PER_PLACE = 8
-"""Requests that a denoiser holds per place in its running batch: one that waits for a LoRA takes no place."""
+"""Requests that a denoiser holds per place in a shard's batch: one that waits for a LoRA takes no place."""
 
 REQUEST: Tensor = ("REQUEST", "STRING", (1,))
 TICKETS: Tensor = ("TICKETS", "STRING", (1,))
@@ -86,12 +85,7 @@ class PipelineModels:
         self._rules = self._options.request_rules(served.checkpoint)
         loras = self._options.loras
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
-        checkpoint = served.checkpoint
-        _, width = checkpoint.text_embedding_shape
-        self._embeddings: list[Tensor] = [("PROMPT_EMBEDS", "FP32", (2, -1, width))]
-        if checkpoint.pooled_width is not None:
-            self._embeddings.append(("POOLED_PROMPT_EMBEDS", "FP32", (2, checkpoint.pooled_width)))
-        self._unet_inputs = unet_inputs(checkpoint)
+        self._unet_inputs = unet_inputs(served.checkpoint)
         self._latents = self._unet_inputs[0]
         self._progress: list[Tensor] = [self._latents, ("PREVIEW", "BOOL", (1,)), INFO]
 
@@ -133,11 +127,11 @@ class PipelineModels:
         return python_model(name, [REQUEST], [TICKETS], parameters, max_batch_size=options.max_batch_size)
 
     def _text_encoders(self) -> pb.ModelConfig:
-        """Ensembles call it without LORA_SET; a denoiser with it, once a LoRA's text parts are ready."""
+        """Ensembles call it without LORA_SET; a shard with it, once a LoRA's text parts are ready."""
         config = self._computing(
             self._text_encoder,
             [REQUEST],
-            [*self._embeddings, ENCODING],
+            [ENCODING],
             self._options.text_encoder_gpu,
             **self._catalogue,
             **needs.text_encoder(self._checkpoint, self._options),
@@ -146,48 +140,52 @@ class PipelineModels:
         return config
 
     def _denoiser(self, name: str) -> pb.ModelConfig:
-        checkpoint, options = self._checkpoint, self._options
-        geometry = {
-            "channels": checkpoint.latent_channels,
-            "scale_factor": checkpoint.vae_scale_factor,
-            "guidance_embedding_width": checkpoint.guidance_embedding_width,
-        }
+        """It carries small texts alone: an iterative sequence is handed its inputs again and again."""
         parameters = {
-            "scheduler": json.dumps(checkpoint.scheduler_config, sort_keys=True),
-            "schedulers": _text(self._rules.schedulers),
-            "latents": json.dumps(geometry),
-            "threads": str(options.threads),
             "unet_shards": ",".join(self._shards),
-            "places": str(options.max_batch_size),
             "text_encoder": self._text_encoder,
-            "lora_store": f"{self._prefix}lora_store",
-            "uploads_ahead": "1" if options.unet_gpus else "0",
+            "latent_channels": str(self._checkpoint.latent_channels),
         }
-        inputs = [REQUEST, *self._embeddings[1:], ENCODING, TICKETS]
-        candidates = CANDIDATES_PER_PLACE * options.max_batch_size
-        config = python_model(f"{self._prefix}{name}", inputs, self._progress, parameters, max_batch_size=candidates)
-        config.input.append(model_input(*self._embeddings[0], ragged=True))
+        config = python_model(
+            f"{self._prefix}{name}",
+            [REQUEST, ENCODING, TICKETS],
+            self._progress,
+            parameters,
+            max_batch_size=CANDIDATES_PER_PLACE * self._options.max_batch_size,
+        )
         return iterative_sequence(config, decoupled=name.endswith("_stream"))
 
     def _shard(self, index: int, name: str) -> pb.ModelConfig:
-        urls = {each.name: each.url for each in self._options.controlnets if each.url is not None}
-        config = self._computing(
+        """It takes one message at a time, beside which rows of other shards may come."""
+        options, gpu = self._options, self._options.unet_gpu(index)
+        urls = {each.name: each.url for each in options.controlnets if each.url is not None}
+        config = python_model(
             name,
-            [*self._unet_inputs, *((name, "STRING", (1,)) for name in ("LORA_SET", "LORAS_AHEAD", "CONTROLS"))],
+            [("MESSAGE", "STRING", (1, 1))],
             [
-                ("NOISE_PRED", "FP32", self._latents[2]),
-                ("PATCH_MS", "FP32", (1,)),
-                ("FAILURES", "STRING", (1,)),
-                ("STALE", "STRING", (1,)),
+                ("ANSWER", "STRING", (1, 1)),
+                ("LATENTS", "FP32", (-1,)),
+                ("NOISE_PRED", "FP32", (-1, *self._latents[2])),
             ],
-            self._options.unet_gpu(index),
-            **runtime_parameters(self._served, self._options.unet_gpu(index), self._reference),
-            **needs.shard(self._checkpoint, self._options, self._options.unet_gpu(index)),
-            patches="0" if self._options.loras is None else "1",
-            controlnet_timeout_s=f"{self._options.controlnet_timeout_s:g}",
-            controlnet_urls=json.dumps(urls, sort_keys=True),
+            {
+                **compute_parameters(self._served, options.dtype_on(gpu), self._reference),
+                **runtime_parameters(self._served, gpu, self._reference),
+                **needs.shard(self._checkpoint, options, gpu),
+                "schedulers": _text(self._rules.schedulers),
+                "places": str(options.max_batch_size),
+                "peers": ",".join(each for each in self._shards if each != name),
+                "text_encoder": self._text_encoder,
+                "lora_store": f"{self._prefix}lora_store",
+                "patches": "0" if options.loras is None else "1",
+                "controlnet_timeout_s": f"{options.controlnet_timeout_s:g}",
+                "controlnet_urls": json.dumps(urls, sort_keys=True),
+            },
+            max_batch_size=0,
+            gpus=() if gpu is None else (gpu,),
         )
-        config.max_batch_size = shard_rows(self._served)
+        config.input.extend(
+            model_input(name, dtype, (-1, *dims), optional=True) for name, dtype, dims in self._unet_inputs
+        )
         return config
 
     def _vae_decoder(self) -> pb.ModelConfig:
@@ -214,12 +212,11 @@ class PipelineModels:
 
     def _ensemble(self, suffix: str) -> pb.ModelConfig:
         fields = {field[0]: field[0] for field in CLIENT_INPUTS}
-        embeddings = {name: name.lower() for name, _, _ in (*self._embeddings, ENCODING)}
         latents = {"LATENTS": "latents", "PREVIEW": "preview", "INFO": "denoiser_info"}
-        given = {"REQUEST": "request", **embeddings, "TICKETS": "tickets"}
+        given = {"REQUEST": "request", "ENCODING": "encoding", "TICKETS": "tickets"}
         steps = [
             (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
-            (self._text_encoder, {"REQUEST": "request"}, embeddings),
+            (self._text_encoder, {"REQUEST": "request"}, {"ENCODING": "encoding"}),
             (f"{self._prefix}denoiser{suffix}", given, latents),
             (f"{self._prefix}vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
         ]

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from ..common.errors import ModelDownError, ModelFailedError
 from ..common.runtime_directory import runtime_directory
+from ..request.encoding import Encoding
 from .dead_models import RETRY_AFTER_S, is_dead
 from .reloadable import reloading
 from .settings import response_texts, text_tensor
@@ -38,6 +39,15 @@ def call_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     response = _execute(name, inputs, outputs)
     if response.has_error() and is_dead(response.error().message()):
         response = _revive(name, inputs, outputs)
+    return _checked(name, response)
+
+
+def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
+    """As `call_model`, for callers that do without a dead model."""
+    return _checked(name, _execute(name, inputs, outputs))
+
+
+def _checked(name: str, response: Any) -> Any:
     if response.has_error():
         error = ModelDownError if is_dead(response.error().message()) else ModelFailedError
         raise error(f"{name} failed: {response.error().message()}")
@@ -48,6 +58,12 @@ def load_loras(store: str, request: CompletedRequest) -> str:
     """Starts loading a request's LoRAs: the TICKETS of the model `lora_store`; errors as `call_model`."""
     response = call_model(store, [text_tensor("REQUEST", request.to_json())], ["TICKETS"])
     return response_texts(response, "TICKETS")[0]
+
+
+def encode_prompts(text_encoder: str, request: CompletedRequest, *lora_set: Any) -> Encoding:
+    """Has a request's prompts encoded, with the LoRAs of the tensor LORA_SET; errors as `call_model`."""
+    response = call_model(text_encoder, [text_tensor("REQUEST", request.to_json()), *lora_set], ["ENCODING"])
+    return Encoding.from_json(response_texts(response, "ENCODING")[0])
 
 
 def _revive(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:

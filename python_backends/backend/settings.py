@@ -80,6 +80,11 @@ def input_text(request: Any, name: str) -> str:
     return input_texts(request, name)[0]
 
 
+def input_bytes(request: Any, name: str) -> bytes:
+    """The first element of a required BYTES input, as it came."""
+    return bytes(pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)[0])
+
+
 def input_texts(request: Any, name: str) -> list[str]:
     """The elements of a required BYTES input."""
     return _texts(pb_utils.get_input_tensor_by_name(request, name))

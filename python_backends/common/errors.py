@@ -67,6 +67,12 @@ class ImageUnavailableError(RequestError):
     code = "UNAVAILABLE"
 
 
+class EmbeddingsUnavailableError(RequestError):
+    """Embeddings of a request's prompts that the server has no room for, or that went before they were used."""
+
+    code = "UNAVAILABLE"
+
+
 class ControlNetUnavailableError(RequestError):
     """A ControlNet that gives no answer, or not in time; the message has its name."""
 

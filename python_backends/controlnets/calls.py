@@ -146,8 +146,8 @@ class ControlNetCalls:
 
 
 def _rows(tensors: Mapping[str, torch.Tensor], rows: list[int], copied: bool) -> dict[str, torch.Tensor]:
-    """The rows of what a ControlNet takes; copied where the call may outlive the shard's own."""
-    taken = {name: tensor for name, tensor in tensors.items() if name in TENSORS}
+    """The rows of what a ControlNet takes; on the CPU, copied where the call may outlive the shard's own."""
+    taken = {name: tensor.cpu() for name, tensor in tensors.items() if name in TENSORS}
     if rows != list(range(len(taken["LATENTS"]))):
         return {name: tensor[rows] for name, tensor in taken.items()}
     return {name: tensor.clone() for name, tensor in taken.items()} if copied else taken

@@ -1,4 +1,4 @@
-"""A denoiser's side of LoRA loading: tickets taken up, prompts encoded again, evicted files asked for again."""
+"""A shard's side of LoRA loading: tickets taken up, prompts encoded again, evicted files asked for again."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backend.metrics import Histogram
-from ..backend.model_calls import call_model, load_loras
+from ..backend.model_calls import encode_prompts, load_loras
 from ..backend.settings import text_tensor
-from ..backend.tensors import response_tensor
-from ..common.errors import InvalidRequestError
+from ..common.errors import EmbeddingsUnavailableError, InvalidRequestError
 from ..lora.files.lora_set import LoraSet, set_to_json
 from ..lora.loading.outcomes import Outcomes
 from ..lora.loading.tickets import Ticket, tickets_from_json
-from ..shared_memory.host_directory import host_cache_directory
-from .request_loras import Embeddings, RequestLoras
+from ..shared_memory.host_cache import EvictedError, host_cache_directory
+from .request_loras import RequestLoras
 
 if TYPE_CHECKING:
+    from ..networks.kept_embeddings import Embeddings, KeptEmbeddings
     from ..request.completed import CompletedRequest
 
 STEP_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 THREADS = 8
 """Calls of `text_encoder` and `lora_store` at once; steps go on meanwhile."""
 
+ENCODINGS = 3
+"""Embeddings that go so often before they are used do not come."""
+
 
 class AdapterServices:
-    """Makes the `RequestLoras` of the requests that come to one denoiser."""
+    """Makes the `RequestLoras` of the requests that come to one shard."""
 
     def __init__(
-        self, text_encoder: str, lora_store: str, has_pooled: bool, uploads_ahead: bool, timeout_s: float = 300.0
+        self, text_encoder: str, lora_store: str, embeddings: KeptEmbeddings, uploads_ahead: bool, timeout_s: float
     ) -> None:
         """Opens what the server's processes share.
 
         Args:
             text_encoder: Its model.
             lora_store: Its model.
-            has_pooled: Whether the text encoder gives POOLED_PROMPT_EMBEDS.
+            embeddings: Where the text encoder leaves what it makes.
             uploads_ahead: See `RequestLoras`.
             timeout_s: Longest wait of a request at a LoRA's bound.
         """
         self.text_encoder, self.lora_store = text_encoder, lora_store
         self._timeout_s, self._uploads_ahead = timeout_s, uploads_ahead
-        self.has_pooled = has_pooled
+        self.embeddings = embeddings
         self.outcomes = Outcomes(host_cache_directory())
         self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
         self._delays = Histogram(
@@ -86,13 +89,14 @@ class _Calls:
         return self._services.threads.submit(self._load_again, position)
 
     def _encode(self, loras: LoraSet) -> Embeddings:
-        names = ["PROMPT_EMBEDS", *(["POOLED_PROMPT_EMBEDS"] if self._services.has_pooled else [])]
         lora_set = text_tensor("LORA_SET", set_to_json(loras))
-        response = call_model(
-            self._services.text_encoder, [text_tensor("REQUEST", self._request.to_json()), lora_set], names
-        )
-        pooled = response_tensor(response, "POOLED_PROMPT_EMBEDS")[0] if self._services.has_pooled else None
-        return response_tensor(response, "PROMPT_EMBEDS")[0], pooled
+        for _ in range(ENCODINGS):
+            encoding = encode_prompts(self._services.text_encoder, self._request, lora_set)
+            try:
+                return self._services.embeddings.pair(encoding.negative, encoding.prompt)
+            except EvictedError:
+                continue
+        raise EmbeddingsUnavailableError(f"PROMPT: its embeddings went before they were used, {ENCODINGS} times")
 
     def _load_again(self, position: int) -> Ticket:
         alone = replace(self._request, loras=self._request.loras[position : position + 1])

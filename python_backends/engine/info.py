@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from .run import Denoising
 
 
-def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-    """INFO of a finished run; `vae_decoder` adds its own time. Times are milliseconds, wall clock.
+def final_info(denoising: Denoising) -> dict[str, Any]:
+    """INFO of a finished run; the denoiser and `vae_decoder` add their own times. Milliseconds, wall clock.
 
     `seed`, `steps`, `guidance_scale`, `height`, `width` and `scheduler` are what repeats the picture.
     """
@@ -24,10 +21,10 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         **({"guidance_rescale": request.guidance_rescale} if request.guidance_rescale else {}),
         "height": request.height,
         "width": request.width,
-        "scheduler": request.scheduler or scheduler_config["_class_name"],
+        "scheduler": denoising.scheduler,
         **({} if request.clip_skip is None else {"clip_skip": request.clip_skip}),
         **({"prompt_syntax": "weighted"} if request.max_chunks is not None else {}),
-        "prompt_truncated": report.encoding["prompt_truncated"],
+        "prompt_truncated": report.encoding.prompt_truncated,
         "loras": denoising.loras.report(),
         **({"lora_defaults": request.lora_defaults} if request.lora_defaults else {}),
         "controlnets": [
@@ -38,8 +35,5 @@ def final_info(denoising: Denoising, scheduler_config: Mapping[str, Any]) -> dic
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,
         "largest_batch": report.largest_batch,
-        "timings_ms": {
-            "text_encoder": round(report.encoding["ms"], 3),
-            "denoiser": round(1000 * (time.monotonic() - report.started), 3),
-        },
+        "timings_ms": {"text_encoder": round(report.encoding.ms, 3)},
     }

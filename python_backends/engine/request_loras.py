@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    import torch
-
     from ..lora.loading.tickets import Ticket
+    from ..networks.kept_embeddings import Embeddings
     from ..request.completed import LoraUse
-
-Embeddings = tuple["torch.Tensor", "torch.Tensor | None"]
-"""PROMPT_EMBEDS [2, tokens, width] and for SDXL POOLED_PROMPT_EMBEDS [2, pooled width]."""
 
 
 class Services(Protocol):

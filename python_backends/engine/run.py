@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,19 @@ import torch
 from ..common.errors import InvalidRequestError, RequestError
 from ..common.sentences import first_sentence
 from ..request.completed import StepHistory
+from ..request.encoding import Encoding
+from .desk import Work
 from .request_loras import RequestLoras
 from .schedulers import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
-    from ..shared_memory.leased_files import Lease
 
+CPU = torch.device("cpu")
+NO_ENCODING = Encoding(None, "", 0.0, False, False)
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """Rows of a request's conditioning: the two halves of classifier-free guidance."""
 
@@ -45,22 +48,20 @@ class RunReport:
     """How a run went.
 
     Attributes:
-        encoding: The text encoder's report: `ms`, `cached`, `prompt_truncated`.
+        encoding: The text encoder's report.
         shards: Names of the shards that evaluated any of its halves.
         largest_batch: Most requests that it shared a step with, itself included.
-        started: When its initial latents were drawn, in seconds of the monotonic clock.
         stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
     """
 
-    encoding: Mapping[str, Any]
+    encoding: Encoding
     shards: set[str] = field(default_factory=set)
     largest_batch: int = 0
-    started: float = field(default_factory=time.monotonic)
     stale: Counter[int] = field(default_factory=Counter)
 
 
 class Denoising:
-    """State of one request: latents, sampler, generator, conditioning. All on the CPU in float32.
+    """State of one request: latents, sampler, conditioning, in float32 where its UNet is; the generator on the CPU.
 
     It repeats what diffusers' pipelines do around the UNet: initial noise, `scale_model_input`, guidance, `step`.
 
@@ -74,7 +75,8 @@ class Denoising:
         loras: Which of its LoRAs are on.
         waiting: Whether its next step waits for a LoRA.
         failure: Why it ends without a picture, once it does.
-        touched: When the server last handed it over, in seconds of the monotonic clock.
+        work: What all of it costs.
+        scheduler: Its name of the contract, or the class of the checkpoint's own.
     """
 
     def __init__(
@@ -82,11 +84,10 @@ class Denoising:
         request: CompletedRequest,
         scheduler_config: Mapping[str, Any],
         geometry: LatentGeometry,
-        prompt_embeds: torch.Tensor,
-        pooled_prompt_embeds: torch.Tensor | None,
-        encoding: Mapping[str, Any] | None = None,
+        embeddings: Embeddings,
+        encoding: Encoding = NO_ENCODING,
         loras: RequestLoras | None = None,
-        images: Sequence[Lease] = (),
+        device: torch.device = CPU,
     ) -> None:
         """Draws the initial latents.
 
@@ -94,11 +95,10 @@ class Denoising:
             request: The completed request.
             scheduler_config: `Checkpoint.scheduler_config`.
             geometry: The checkpoint's latents.
-            prompt_embeds: [2, tokens, width]: negative prompt, prompt.
-            pooled_prompt_embeds: [2, pooled width] for SDXL, else None.
+            embeddings: Of negative prompt and prompt.
             encoding: The text encoder's report.
             loras: The request's LoRAs.
-            images: Leases of its ControlNets' pictures.
+            device: Where latents and conditioning are kept: where the UNet is.
 
         Raises:
             InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation), or
@@ -113,46 +113,46 @@ class Denoising:
                 steps=request.steps,
                 seed=request.seed,
                 shape=(1, geometry.channels, height, width),
-                of_sdxl=pooled_prompt_embeds is not None,
+                of_sdxl=embeddings[1] is not None,
+                device=device,
             )
         except ValueError as error:
             raise InvalidRequestError(
                 f"STEPS is {request.steps}; not allowed by the scheduler: {first_sentence(error)}"
             ) from None
+        self._device = device
         self.conditioning: dict[str, torch.Tensor] = {}
-        self.set_embeddings(prompt_embeds, pooled_prompt_embeds)
-        if pooled_prompt_embeds is not None:
+        self.set_embeddings(embeddings)
+        if embeddings[1] is not None:
             size = (request.height, request.width)
             time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
-            self.conditioning["TIME_IDS"] = time_ids.repeat(2, 1)
+            self.conditioning["TIME_IDS"] = time_ids.repeat(2, 1).to(device)
         distilled = geometry.guidance_embedding_width
         if distilled is not None:
             from diffusers import StableDiffusionXLPipeline
 
             guidance = torch.tensor([request.guidance_scale - 1.0])
             embedding = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, guidance, distilled)
-            self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1)
+            self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1).to(device)
         self._guided = request.guidance_scale > 1 and distilled is None
         self.step = 0
         self.loras = RequestLoras((), (), None) if loras is None else loras
         self.loras.check_patch_steps(self.steps)
-        self._images = images
         self.waiting = False
         self.failure: RequestError | None = None
-        self.report = RunReport(encoding or {})
-        self.touched = self.report.started
+        self.report = RunReport(encoding)
+        self.work = Work(len(self.halves), request.height * request.width, self.steps)
+        self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
     def close(self) -> None:
-        """At the request's end: gives LoRAs and pictures up."""
+        """At the request's end: gives its LoRAs up."""
         self.loras.close()
-        for lease in self._images:
-            lease.close()
 
-    def set_embeddings(self, prompt_embeds: torch.Tensor, pooled_prompt_embeds: torch.Tensor | None) -> None:
-        """Conditions the steps to come on these embeddings: [2, tokens, width], and [2, pooled width] for SDXL."""
-        self.conditioning["ENCODER_HIDDEN_STATES"] = prompt_embeds
-        if pooled_prompt_embeds is not None:
-            self.conditioning["TEXT_EMBEDS"] = pooled_prompt_embeds
+    def set_embeddings(self, embeddings: Embeddings) -> None:
+        """Conditions the steps to come on these."""
+        self.conditioning["ENCODER_HIDDEN_STATES"] = embeddings[0].to(self._device)
+        if embeddings[1] is not None:
+            self.conditioning["TEXT_EMBEDS"] = embeddings[1].to(self._device)
 
     def put_on_loras(self) -> None:
         """At a step boundary: puts on the LoRAs that are ready, and says in `waiting` whether one is overdue.
@@ -163,7 +163,7 @@ class Denoising:
         may_step, embeddings = self.loras.advance(self.step, self.steps)
         self.waiting = not may_step
         if embeddings is not None:
-            self.set_embeddings(*embeddings)
+            self.set_embeddings(embeddings)
 
     def calls_of(self, use: ControlNetUse) -> int:
         """How often a whole run evaluates a ControlNet: once per half that uses it, in every step that does."""
@@ -225,9 +225,9 @@ class Denoising:
         Args:
             noise_predictions: Half → [1, C, h, w], for every one of `halves`.
         """
-        prediction = noise_predictions[CONDITIONAL]
+        prediction = noise_predictions[CONDITIONAL].to(self._device)
         if self._guided:
-            unconditional = noise_predictions[UNCONDITIONAL]
+            unconditional = noise_predictions[UNCONDITIONAL].to(self._device)
             guided = unconditional + self.request.guidance_scale * (prediction - unconditional)
             prediction = rescaled(guided, prediction, self.request.guidance_rescale)
         self._sampler.advance(self.step, prediction)

@@ -27,8 +27,8 @@ class Sampler:
     """One run of a scheduler, which repeats what the pipelines' `__call__` does with theirs, and in which order.
 
     Attributes:
-        latents: [1, C, h, w], float32 on the CPU.
-        timesteps: Of the UNet's evaluations, scalars; some schedulers make more of them than steps.
+        latents: [1, C, h, w], float32.
+        timesteps: Of the UNet's evaluations, scalars on the CPU; some schedulers make more of them than steps.
         order: Evaluations per step.
     """
 
@@ -41,8 +41,9 @@ class Sampler:
         seed: int,
         shape: tuple[int, ...],
         of_sdxl: bool,
+        device: torch.device | None = None,
     ) -> None:
-        """Draws the initial latents.
+        """Draws the initial latents: on the CPU, so that they are the same wherever they go.
 
         Args:
             own_config: `Checkpoint.scheduler_config`.
@@ -51,6 +52,8 @@ class Sampler:
             seed: Of the generator that all noise is drawn from.
             shape: [1, C, h, w] of the latents.
             of_sdxl: Whether as in SDXL's pipeline, else as in Stable Diffusion's.
+            device: Where the latents go; None for the CPU. The scheduler's own tables stay on the CPU, so that no step
+                waits for the device.
 
         Raises:
             ValueError: If the scheduler does not take so many steps.
@@ -61,7 +64,8 @@ class Sampler:
         self.timesteps = list(scheduler.timesteps)
         self.order = int(scheduler.order)
         generator = torch.Generator("cpu").manual_seed(seed)
-        self.latents = randn_tensor(shape, generator=generator, dtype=torch.float32) * scheduler.init_noise_sigma
+        noise = randn_tensor(shape, generator=generator, dtype=torch.float32) * scheduler.init_noise_sigma
+        self.latents = noise.to(device)
         given = {"eta": 0.0 if name is None else SCHEDULERS[name].eta, "generator": generator}
         taken = inspect.signature(scheduler.step).parameters
         self._options = {key: value for key, value in given.items() if key in taken}

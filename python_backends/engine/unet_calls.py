@@ -22,7 +22,7 @@ class UNetCall:
     """One call of one shard: rows of several requests with inputs of one shape and one LoRA set.
 
     Attributes:
-        rows: (request, half) of each batch row.
+        rows: (request, half) of each batch row; none where they are another shard's.
         loras: The set that is to be resident.
         ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.

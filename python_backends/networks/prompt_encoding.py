@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from ..lora.patching.patcher import Patcher
 from ..lora.patching.resident import ResidentLoras
 from ..request.prompt_syntax import parse_weighted
 from ..shared_memory.host_directory import host_cache_directory
+from ..shared_memory.keyed_arrays import key_of
 from .prompt_chunks import Chunk, chunks_of, encoder_inputs, weighted
 from .textual_inversions import embedding_files, load_embeddings
 from .token_encoding import TokenEncoders, normalised
@@ -23,6 +24,8 @@ from .token_encoding import TokenEncoders, normalised
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from ..lora.loading.catalogue import Catalogue
     from ..request.completed import CompletedRequest
@@ -67,6 +70,17 @@ class Embedding:
     def nbytes(self) -> int:
         """Memory held, in bytes."""
         return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Views of its tensors, by name."""
+        tensors = {"tokens": self.tokens} | ({} if self.pooled is None else {"pooled": self.pooled})
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    @cached_property
+    def key(self) -> str:
+        """Names its content."""
+        return key_of(self.arrays)
 
     def zeros(self) -> Embedding:
         """Zeros of the same shape."""

@@ -101,12 +101,12 @@ class UNet:
             residuals: Of ControlNets, packed as `unet_halves.join` wants them; None for none.
 
         Returns:
-            Noise predictions [B, C, h, w], float32 on the CPU, where the denoisers keep latents and samplers.
+            Noise predictions [B, C, h, w], float32, where the UNet is.
         """
         with torch.inference_mode():
             if residuals is not None:
                 join(encoded.halfway, residuals.to(self._device, self._dtype))
-            return encoded.decoder(encoded.context, *encoded.halfway).float().cpu()
+            return encoded.decoder(encoded.context, *encoded.halfway).float()
 
     def _trace(self, tensors: Tensors) -> tuple[Call, Call]:
         encoder, decoder = self._halves

@@ -167,7 +167,7 @@ def test_requests_with_other_controlnets_share_steps(tiny: TinyServer) -> None:
     with ThreadPoolExecutor(len(sets)) as threads:
         running = [threads.submit(request, tiny, *uses, STEPS=12, SEED=seed) for seed, uses in enumerate(sets)]
         together = [one.result() for one in running]
-    assert max(picture.info["largest_batch"] for picture in together) > 2
+    assert max(picture.info["largest_batch"] for picture in together) > 1
     for solo, shared in zip(alone, together, strict=True):
         assert shared.distance(solo) <= TOLERANCE
 
@@ -229,7 +229,7 @@ def test_stale_residuals_are_those_of_the_step_before(tiny: TinyServer, oracle: 
 
 
 def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
-    """Of a step: latents, timestep and conditioning to shard and ControlNet; residuals and predictions back."""
+    """Of a step: latents, timestep and conditioning to another shard and the ControlNet; what they give back."""
     before = transferred(tiny)
     picture = request(tiny, Use("edges"), STEPS=3)
     after = transferred(tiny)
@@ -246,9 +246,10 @@ def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
         for direction in ("to", "from")
     }
     edges = f"controlnet_{tiny.controlnet('edges')}"
-    assert moved[edges, "to"] == rows * given == shards["to"]
+    assert moved[edges, "to"] == rows * given
+    assert 0 < shards["to"] <= rows // 2 * given  # one half of guidance, while another shard is idle
     assert moved[edges, "from"] == rows * 4 * sum(width * side**2 for width, side in residuals)
-    assert shards["from"] == rows * 4 * 4 * 16 * 16
+    assert shards["from"] == shards["to"] // given * 4 * 4 * 16 * 16
 
 
 def transferred(server: TinyServer) -> dict[tuple[str, str], float]:

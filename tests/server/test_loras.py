@@ -190,7 +190,7 @@ def test_requests_with_different_sets_share_steps_and_not_loras(tiny: TinyServer
         together = list(
             threads.map(lambda item: generate_with(tiny, item[1], STEPS=8, SEED=item[0]), list(enumerate(sets)))
         )
-    assert max(picture.info["largest_batch"] for picture in together) > 2
+    assert max(picture.info["largest_batch"] for picture in together) > 1
     for solo, shared in zip(alone, together, strict=True):
         assert shared.distance(solo) <= 0.5
 

@@ -140,7 +140,7 @@ def test_prompts_of_many_chunks_in_company(tiny: Any, pipeline: DiffusionPipelin
     requests = [fields | {"STEPS": 12, "GUIDANCE_SCALE": 5.0} for fields in requests]
     with ThreadPoolExecutor(len(requests)) as threads:
         pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
-    assert max(picture.info["largest_batch"] for picture in pictures) > 2
+    assert max(picture.info["largest_batch"] for picture in pictures) > 1
     for fields, picture, parts in zip(requests, pictures, chunks, strict=False):
         expected = reference(pipeline, arguments(pipeline, parts), **fields)
         assert picture.distance(expected) <= TOLERANCE, fields

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError, LoraUnavailableError, RequestError
-from swiftdiffusion.python_backends.engine.request_loras import Embeddings, RequestLoras
+from swiftdiffusion.python_backends.engine.request_loras import RequestLoras
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora, Group
 from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
 from swiftdiffusion.python_backends.lora.loading.outcomes import LoadedLora, Outcome, Outcomes
 from swiftdiffusion.python_backends.lora.loading.tickets import Ticket
+from swiftdiffusion.python_backends.networks.kept_embeddings import Embeddings
 from swiftdiffusion.python_backends.request.completed import LoraUse
 from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache
 

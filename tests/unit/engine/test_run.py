@@ -60,8 +60,7 @@ def denoise(checkpoint: Checkpoint, unet: UNet, request: CompletedRequest) -> De
         request,
         checkpoint.scheduler_config,
         geometry,
-        torch.stack([embedding.tokens for embedding in pair]),
-        torch.stack(pooled) if pooled else None,
+        (torch.stack([embedding.tokens for embedding in pair]), torch.stack(pooled) if pooled else None),
     )
     while not denoising.done:
         inputs = {denoising: denoising.model_input()}
@@ -137,8 +136,7 @@ def test_prompts_of_unlike_lengths_are_evaluated_in_calls_of_their_own() -> None
             CompletedRequest(str(tokens), "", None, 5, 4, 5.0, 32, 32, None),
             config,
             LatentGeometry(4, 8),
-            torch.zeros(2, tokens, 16),
-            None,
+            (torch.zeros(2, tokens, 16), None),
         )
         for tokens in (77, 154, 77)
     ]

@@ -67,7 +67,7 @@ def embeddings() -> torch.Tensor:
 def ours(checkpoint: Checkpoint, steps: int, guidance: float, name: str | None = None) -> torch.Tensor:
     request = CompletedRequest("run", "", None, 5, steps, guidance, SIDE, SIDE, name)
     pooled = torch.ones(2, WIDTH) if checkpoint.family == "sdxl" else None
-    run = Denoising(request, checkpoint.scheduler_config, LatentGeometry(4, 1), embeddings(), pooled)
+    run = Denoising(request, checkpoint.scheduler_config, LatentGeometry(4, 1), (embeddings(), pooled))
     unet = Noise()
     while not run.done:
         sample, timestep = run.model_input()

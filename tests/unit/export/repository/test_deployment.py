@@ -96,7 +96,7 @@ def test_pipelines_have_models_of_their_own_and_share_the_rest(
     assert set(written) == models
     assert parameter(written["second_denoiser"], "text_encoder") == "first_text_encoder"
     assert [step.model_name for step in written["second"].ensemble_scheduling.step][1] == "first_text_encoder"
-    assert parameter(written["second_denoiser"], "lora_store") == "second_lora_store"
+    assert parameter(written["second_unet_shard0"], "lora_store") == "second_lora_store"
 
 
 def test_text_encoders_that_have_read_embeddings_are_shared_within_their_catalogue(files: Path, tmp_path: Path) -> None:

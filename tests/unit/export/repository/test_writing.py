@@ -153,7 +153,7 @@ def test_only_schedulers_that_suit_the_checkpoint_can_be_asked_for(sd15: Path, t
         said = config_of(tmp_path / "r", "preprocess").parameters
         assert said["own_scheduler"].string_value == own
         assert ("euler" in json.loads(said["schedulers"].string_value)) is some
-        assert config_of(tmp_path / "r", "denoiser").parameters["schedulers"] == said["schedulers"]
+        assert config_of(tmp_path / "r", "unet_shard0").parameters["schedulers"] == said["schedulers"]
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason(sd15: Path, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""The engine of a shard: a thread that runs whole requests, while the model's `execute` only carries messages.
+
+The thread owns the runs. Messages reach it as jobs in its inbox, and what others may know of a run is published after
+every step; no call between models is held.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..backend.metrics import Histogram
+from ..backend.responses import as_request_error
+from ..common.errors import to_report
+from .info import final_info
+from .messages import Polled, RunState
+from .stepping import Stepping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .desk import Desk, Work
+    from .evaluator import Evaluated, Evaluator
+    from .peers import Peers
+    from .request_loras import RequestLoras
+    from .run import Denoising
+    from .step_times import StepTimes
+    from .unet_calls import UNetCall
+
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+WAITING_POLL_S = 0.003
+"""Pause between looks for LoRAs where every run waits for one."""
+
+ABANDONED_AFTER_S = 120.0
+"""A run that nobody has asked after for so long is forgotten: its denoiser is gone."""
+
+
+class Engine:
+    """Runs requests from noise to final latents, in batches that form anew at every step."""
+
+    def __init__(
+        self,
+        name: str,
+        evaluator: Evaluator,
+        peers: Peers,
+        desk: Desk,
+        times: StepTimes,
+        count: Callable[[RequestLoras], None],
+    ) -> None:
+        """Starts the thread.
+
+        Args:
+            name: Of the shard.
+            evaluator: Its UNet.
+            peers: The other shards.
+            desk: An empty line.
+            times: The desk's.
+            count: Told of the LoRAs of every run that has ended.
+        """
+        self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
+        self._step = Stepping(name, evaluator, peers)
+        self._batch_sizes = Histogram(
+            "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
+        )
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._mutex = threading.Lock()  # of the desk
+        self._runs: dict[str, Denoising] = {}
+        self._published: dict[str, RunState] = {}
+        self._latents: dict[str, torch.Tensor] = {}
+        self._asked_at: dict[str, float] = {}
+        self._active: set[str] = set()
+        self._lent: tuple[str, float] | None = None
+        self._boundary, self._step_s = 0.0, 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    # Messages, from the thread of the model's `execute`.
+
+    def submit(self, run: Denoising) -> None:
+        """Takes up a run."""
+        run_id = run.request.run_id
+        self._active.add(run_id)
+        self._asked_at[run_id] = time.monotonic()
+        self._published[run_id] = RunState(0, run.steps)
+        self._inbox.put(partial(self._enter, run))
+
+    def poll(self, runs: Sequence[str]) -> tuple[Polled, list[torch.Tensor]]:
+        """States, and the latents of those that are done; what has ended is forgotten with this."""
+        now = time.monotonic()
+        states = {run: self._published.get(run) for run in runs}
+        known = {run: state for run, state in states.items() if state is not None}
+        self._asked_at.update(dict.fromkeys(known, now))
+        latents = [self._latents[run] for run, state in known.items() if state.info is not None]
+        self.forget(run for run, state in known.items() if state.ended)
+        return Polled(states, max(0.0, self._boundary - now), self._step_s), latents
+
+    def forget(self, runs: Iterable[str]) -> None:
+        """Gives runs up, wherever they are."""
+        for run in runs:
+            self._inbox.put(partial(self._leave, run))
+
+    def quote(self, work: Work) -> float:
+        """Seconds until such a run would be done."""
+        with self._mutex:
+            return self._desk.quote(work)
+
+    def lend(self, home: str, seconds: float) -> bool:
+        """Whether this shard evaluates for another one: if it has nothing to do, for so long after each call."""
+        now = time.monotonic()
+        if self._active or (self._lent is not None and self._lent[0] != home and now < self._lent[1]):
+            return False
+        self._lent = home, now + seconds
+        return True
+
+    def evaluate(self, call: UNetCall) -> Evaluated:
+        """Evaluates rows of another shard, to which this one is lent."""
+        answer: Future[Evaluated] = Future()
+
+        def job() -> None:
+            try:
+                answer.set_result(self._evaluator(call))
+            except Exception as error:  # noqa: BLE001  raised where it is waited for
+                answer.set_exception(error)
+
+        self._inbox.put(job)
+        return answer.result()
+
+    def close(self) -> None:
+        """Ends the thread after its step."""
+        self._closing = True
+        self._inbox.put(lambda: None)
+        self._thread.join()
+
+    # The thread.
+
+    @torch.no_grad()
+    def _loop(self) -> None:
+        batch: list[Denoising] = []
+        while not self._closing:
+            self._take_messages(wait=not batch)
+            batch = self._at_boundary()
+            if batch:
+                self._advance(batch)
+
+    def _take_messages(self, wait: bool) -> None:
+        """Does what came in meanwhile; with nothing to do waits for it, with LoRAs on their way for a moment."""
+        try:
+            if wait:
+                self._inbox.get(timeout=WAITING_POLL_S if self._runs else None)()
+            while True:
+                self._inbox.get_nowait()()
+        except Empty:
+            return
+
+    def _at_boundary(self) -> list[Denoising]:
+        """LoRAs go on, and who has nobody any more leaves; the runs that take the next step."""
+        now = time.monotonic()
+        for run_id in [each for each, at in list(self._asked_at.items()) if now - at > ABANDONED_AFTER_S]:
+            self._leave(run_id)
+        for run in list(self._runs.values()):
+            try:
+                run.put_on_loras()
+            except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
+                run.failure = as_request_error(error, "denoising")
+                self._publish(run)
+        with self._mutex:
+            batch = self._desk.batch({run_id for run_id, run in self._runs.items() if not run.waiting})
+        return [self._runs[run_id] for run_id in batch]
+
+    def _advance(self, batch: list[Denoising]) -> None:
+        """One step of the batch."""
+        started = time.monotonic()
+        self._batch_sizes.observe(len(batch))
+
+        def announce(work: int) -> None:
+            self._boundary = started + self._times.expected(work)
+
+        try:
+            work = self._step(batch, announce)
+        except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
+            for run in batch:
+                run.failure = run.failure or as_request_error(error, "denoising")
+        else:
+            self._step_s = time.monotonic() - started
+            with self._mutex:
+                self._times.note(work, self._step_s)
+                self._desk.stepped(run.request.run_id for run in batch)
+        for run in batch:
+            self._publish(run)
+
+    def _enter(self, run: Denoising) -> None:
+        self._runs[run.request.run_id] = run
+        with self._mutex:
+            self._desk.enter(run.request.run_id, run.work)
+
+    def _publish(self, run: Denoising) -> None:
+        """Says how far a run is; one that is done, or has failed, takes no further step."""
+        run_id = run.request.run_id
+        state = RunState(run.step, run.steps)
+        if run.failure is not None:
+            state = RunState(run.step, run.steps, error=to_report(run.failure))
+        elif run.done:
+            self._latents[run_id] = run.latents.cpu()
+            state = RunState(run.step, run.steps, tuple(run.latents.shape), final_info(run))
+        if state.ended:
+            self._end(run_id)
+        self._published[run_id] = state
+
+    def _end(self, run_id: str) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            with self._mutex:
+                self._desk.leave(run_id)
+            run.close()
+            self._count(run.loras)
+        self._active.discard(run_id)
+
+    def _leave(self, run_id: str) -> None:
+        """Forgets a run, whether it has ended or not."""
+        self._end(run_id)
+        self._published.pop(run_id, None)
+        self._latents.pop(run_id, None)
+        self._asked_at.pop(run_id, None)

@@ -1,0 +1,228 @@
+"""A denoiser's requests on their way through the shards: each a run of one of them, started again where that dies.
+
+A run is a pure function of its request, so that nothing is lost with a shard but time. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..backend.model_calls import encode_prompts
+from ..common.errors import (
+    EmbeddingsUnavailableError,
+    ModelDownError,
+    RequestCancelledError,
+    RequestError,
+    RequestTimeoutError,
+    from_report,
+)
+from ..request.completed import CompletedRequest
+from ..request.encoding import Encoding
+from .messages import Quote, RunState, Submit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+
+    from ..controlnets.images import ControlImages
+    from ..request.cancellation import RequestRegistry
+    from .shards import Shards
+
+MAX_STARTS = 3
+"""A run whose shard dies more often ends its request: it may be what kills them."""
+
+ALL_DOWN_S = 120.0
+"""Longest that a request waits for a shard that can take it."""
+
+POLLS_PER_STEP = 2.0
+MIN_PAUSE_S, MAX_PAUSE_S = 0.001, 0.025
+"""Between two looks at the shards."""
+
+
+NOTHING_YET = RunState(0, 0)
+
+
+@dataclass(eq=False)
+class FrontRun:
+    """One request.
+
+    Attributes:
+        message: What a shard is told of it.
+        shard: That has it; None while none does.
+        starts: How often it was started.
+        state: What is known of it.
+        told: Steps that its client was told of.
+        latents: [1, C, h, w] float32, once it is done.
+        failure: Why it ends without a picture, once it does.
+        joined: When it came, in seconds of the monotonic clock.
+        held: What is given up at its end.
+    """
+
+    message: Submit
+    shard: str | None = None
+    starts: int = 0
+    state: RunState = NOTHING_YET
+    told: int = 0
+    latents: np.ndarray | None = None
+    failure: RequestError | None = None
+    joined: float = field(default_factory=time.monotonic)
+    held: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def request(self) -> CompletedRequest:
+        """The request."""
+        return self.message.request
+
+    @property
+    def place(self) -> str:
+        """How far it is, for messages."""
+        return f"after step {self.state.step} of {self.state.of or self.request.steps}"
+
+
+class Front:
+    """The running requests of one denoiser."""
+
+    def __init__(self, shards: Shards, text_encoder: str, registry: RequestRegistry, images: ControlImages) -> None:
+        """Has none yet.
+
+        Args:
+            shards: Where they run.
+            text_encoder: Encodes prompts again whose embeddings have gone.
+            registry: Says who is cancelled.
+            images: Of requests' ControlNets, held while they run.
+        """
+        self._shards, self._text_encoder = shards, text_encoder
+        self._registry, self._images = registry, images
+        self._runs: dict[bytes, FrontRun] = {}
+        self._look_at = 0.0
+
+    def take_up(self, text: bytes, encoding: str, tickets: str) -> FrontRun:
+        """The run of a request that the server hands over, the first time or again.
+
+        Args:
+            text: REQUEST.
+            encoding: ENCODING.
+            tickets: TICKETS.
+
+        Raises:
+            RequestError: If it is none, or cannot be taken up.
+        """
+        run = self._runs.get(text)
+        if run is None:
+            request = CompletedRequest.from_json(text.decode("utf-8"))
+            run = FrontRun(Submit(request, Encoding.from_json(encoding), tickets))
+            with ExitStack() as held:
+                for use in request.controlnets:
+                    for key in use.images:
+                        held.enter_context(self._images.lease(key))
+                if request.request_id is not None:
+                    self._registry.enter(request.request_id, request.run_id)
+                run.held = held.pop_all()
+            self._runs[text] = run
+        return run
+
+    def advance(self, runs: Iterable[FrontRun]) -> None:
+        """Brings every run up to date: starts those that no shard has, ends those that are to end, asks after the rest.
+
+        Looks at the shards about twice a step, and waits for that time here.
+        """
+        going = [run for run in runs if run.failure is None]
+        for run in going:
+            run.failure = self._stopped(run)
+            if run.failure is None and run.shard is None:
+                self._start(run)
+        time.sleep(max(0.0, self._look_at - time.monotonic()))
+        pauses = [MAX_PAUSE_S]
+        for shard in self._shards.names:
+            theirs = {run.request.run_id: run for run in going if run.shard == shard and run.failure is None}
+            if theirs:
+                pauses.append(self._look(shard, theirs))
+        self._look_at = time.monotonic() + max(MIN_PAUSE_S, min(pauses))
+
+    def end(self, text: bytes) -> bool:
+        """Forgets a request, whether it was taken up or not; whether it was cancelled, in its last step even."""
+        run = self._runs.pop(text, None)
+        if run is None:
+            return False
+        run.held.close()
+        if run.shard is not None and not run.state.ended:
+            with suppress(RequestError):  # it died with its runs
+                self._shards.cancel(run.shard, [run.request.run_id])
+        request = run.request
+        return request.request_id is not None and self._registry.leave(request.request_id, request.run_id)
+
+    def _stopped(self, run: FrontRun) -> RequestError | None:
+        request = run.request
+        if request.request_id is not None and self._registry.is_cancelled(request.request_id, request.run_id):
+            return cancelled(run)
+        if request.deadline is not None and time.time() > request.deadline:
+            return RequestTimeoutError(f"TIMEOUT_MS passed {run.place}")
+        return None
+
+    def _start(self, run: FrontRun) -> None:
+        """Has the shard that would be done first run it; while none can, it waits."""
+        request = run.request
+        try:
+            rows = 2 if request.guidance_scale > 1 else 1
+            shard = self._shards.best(Quote(rows, request.height * request.width, request.steps))
+            answer = self._shards.submit(shard, run.message)
+            if answer.missing:
+                encoding = encode_prompts(self._text_encoder, request)
+                run.message = Submit(request, encoding, run.message.tickets)
+                answer = self._shards.submit(shard, run.message)
+        except ModelDownError as error:
+            if not self._shards.up and time.monotonic() - run.joined < ALL_DOWN_S:
+                return
+            run.failure = None if self._shards.up else error
+        except RequestError as error:
+            run.failure = error
+        else:
+            if answer.error is not None:
+                run.failure = from_report(dict(answer.error))
+            elif answer.missing:
+                run.failure = EmbeddingsUnavailableError("PROMPT: its embeddings went before they were used; try again")
+            else:
+                run.shard, run.starts = shard, run.starts + 1
+
+    def _look(self, shard: str, runs: dict[str, FrontRun]) -> float:
+        """Asks a shard after its runs; seconds until it is worth asking again."""
+        try:
+            found = self._shards.poll(shard, runs)
+        except RequestError as error:
+            for run in runs.values():
+                self._lose(run, error)
+            return MIN_PAUSE_S
+        for run_id, run in runs.items():
+            state = found.state(run_id)
+            if state is None:
+                self._lose(run, ModelDownError(f"{shard} was down"))
+                continue
+            run.state, run.latents = state, found.latents.get(run_id)
+            if state.error is not None:
+                run.failure = from_report(dict(state.error))
+        boundary, pause = found.polled.boundary_s, found.polled.step_s / POLLS_PER_STEP
+        return min(pause, boundary) if boundary > 0 else min(pause, MIN_PAUSE_S)
+
+    @staticmethod
+    def _lose(run: FrontRun, error: RequestError) -> None:
+        """A run is gone with its shard: it starts again elsewhere, unless it has gone too often."""
+        run.shard = None
+        if run.starts >= MAX_STARTS:
+            run.failure = error
+
+
+def final_info(run: FrontRun) -> dict[str, Any]:
+    """INFO of a run that is done, with the time that it spent here in milliseconds."""
+    info = json.loads(json.dumps(run.state.info))
+    info["timings_ms"]["denoiser"] = round(1000 * (time.monotonic() - run.joined), 3)
+    return info
+
+
+def cancelled(run: FrontRun) -> RequestCancelledError:
+    """What the client of a cancelled request is told."""
+    return RequestCancelledError(f'REQUEST_ID "{run.request.request_id}" was cancelled {run.place}')

@@ -1,0 +1,209 @@
+"""What denoisers and shards say to each other: a message each way, answered at once. Needs no torch.
+
+Nothing in a message is a path, a pointer or a file descriptor: what lies in shared memory has a key, which the receiver
+may lack and ask for. Tensors travel beside the message.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..common.errors import InvalidRequestError
+from ..lora.files.lora_set import LoraSet
+from ..request.completed import CompletedRequest, ControlNetUse
+from ..request.encoding import Encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Run this request; answered by `Submitted`. `tickets` is what `lora_store` wrote for it."""
+
+    __pydantic_config__ = STRICT
+
+    request: CompletedRequest
+    encoding: Encoding
+    tickets: str
+    op: Literal["submit"] = "submit"
+
+
+@dataclass(frozen=True)
+class Poll:
+    """How far are these runs? Answered by `Polled`; final latents come as LATENTS, one run's after another's."""
+
+    __pydantic_config__ = STRICT
+
+    runs: tuple[str, ...]
+    op: Literal["poll"] = "poll"
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Forget these runs."""
+
+    __pydantic_config__ = STRICT
+
+    runs: tuple[str, ...]
+    op: Literal["cancel"] = "cancel"
+
+
+@dataclass(frozen=True)
+class Quote:
+    """When would such a run end? Answered by `Quoted`."""
+
+    __pydantic_config__ = STRICT
+
+    rows: int
+    pixels: int
+    steps: int
+    op: Literal["quote"] = "quote"
+
+
+@dataclass(frozen=True)
+class Borrow:
+    """May this shard send rows for a while? Answered by `Lent`: yes, if the receiver has nothing to do."""
+
+    __pydantic_config__ = STRICT
+
+    home: str
+    op: Literal["borrow"] = "borrow"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate rows, whose tensors come beside; answered by `Evaluation` and NOISE_PRED.
+
+    Attributes:
+        home: The shard that asks.
+        loras: The set that is to be resident.
+        ahead: LoRAs that the rows' requests will want.
+        controls: The active ControlNets of each row.
+    """
+
+    __pydantic_config__ = STRICT
+
+    home: str
+    loras: LoraSet
+    ahead: LoraSet
+    controls: tuple[tuple[ControlNetUse, ...], ...]
+    op: Literal["evaluate"] = "evaluate"
+
+
+Message = Submit | Poll | Cancel | Quote | Borrow | Evaluate
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The run was taken up, unless it has an `error` (`errors.to_report`) or its embeddings are `missing`."""
+
+    error: Mapping[str, str] | None = None
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        step: Steps done.
+        of: Steps in all.
+        shape: Of its final latents, once they are there.
+        info: INFO of a run that is done.
+        error: Why it ends without a picture, as `errors.to_report` says it.
+    """
+
+    step: int
+    of: int
+    shape: tuple[int, ...] | None = None
+    info: Mapping[str, Any] | None = None
+    error: Mapping[str, str] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no further step."""
+        return self.info is not None or self.error is not None
+
+
+@dataclass(frozen=True)
+class Polled:
+    """Run → its state, None for one that the shard does not know; and when to look again.
+
+    Attributes:
+        runs: The states.
+        boundary_s: Seconds until the step that runs should end, at least 0.
+        step_s: Seconds that a step takes now.
+    """
+
+    runs: Mapping[str, RunState | None] = field(default_factory=dict)
+    boundary_s: float = 0.0
+    step_s: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Polled:
+        """From JSON values."""
+        states = {run: None if state is None else RunState(**state) for run, state in values["runs"].items()}
+        return cls(states, values["boundary_s"], values["step_s"])
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """Seconds until such a run would be done."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Whether the receiver evaluates for the shard that asks, until it has runs of its own."""
+
+    lent: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of rows; `refused` by a shard that has runs of its own.
+
+    Attributes:
+        refused: Then there is nothing else.
+        patch_ms: What making the LoRA set resident took; 0 if it was.
+        failures: For each row None, or why its prediction is of no use.
+        stale: For each row, which of its ControlNets gave residuals of the previous step.
+    """
+
+    refused: bool = False
+    patch_ms: float = 0.0
+    failures: tuple[Mapping[str, str] | None, ...] = ()
+    stale: tuple[tuple[int, ...], ...] = ()
+
+
+def to_json(message: Any) -> str:
+    """A message or an answer as it travels."""
+    return json.dumps(asdict(message))
+
+
+def message_from_json(text: str) -> Message:
+    """A message.
+
+    Raises:
+        InvalidRequestError: If the text is none (a client called an inner model by itself).
+    """
+    try:
+        return _validator().validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequestError(f"MESSAGE is not what denoisers and shards write: {place} {first['msg']}") from None
+
+
+@cache
+def _validator() -> TypeAdapter[Message]:
+    return TypeAdapter(Annotated[Message, Field(discriminator="op")])

@@ -1,0 +1,70 @@
+"""Runs of requests that come to a shard, made of what their messages name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..request.completed import CompletedRequest
+from .run import Denoising, LatentGeometry
+from .unet_calls import unet_calls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from ..networks.checkpoint import Checkpoint
+    from ..networks.kept_embeddings import Embeddings, KeptEmbeddings
+    from .adapter_services import AdapterServices
+    from .messages import Submit
+
+
+class NewRuns:
+    """Makes the runs of one checkpoint."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, embeddings: KeptEmbeddings, adapters: AdapterServices
+    ) -> None:
+        """Reads the checkpoint's scheduler and latents.
+
+        Args:
+            checkpoint: Whose UNet evaluates them.
+            device: Where that is.
+            embeddings: Where messages' keys lie.
+            adapters: For requests with LoRAs.
+        """
+        self._scheduler_config: Mapping[str, Any] = checkpoint.scheduler_config
+        self._geometry = LatentGeometry(
+            checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
+        )
+        self._device, self._embeddings, self._adapters = device, embeddings, adapters
+        pooled = None if checkpoint.pooled_width is None else torch.zeros(2, checkpoint.pooled_width)
+        self._zeros: Embeddings = torch.zeros(2, *checkpoint.text_embedding_shape), pooled
+
+    def warm_up(self, schedulers: Iterable[str]) -> None:
+        """One step of every scheduler: what they import and build lazily must not cost the first request."""
+        side = 8 * self._geometry.scale_factor
+        for scheduler in (None, *schedulers):
+            request = CompletedRequest("warm-up", "", None, 0, 2, 2.0, side, side, scheduler)
+            run = Denoising(request, self._scheduler_config, self._geometry, self._zeros, device=self._device)
+            (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
+            run.advance(dict(zip(run.halves, call.tensors["LATENTS"].split(1), strict=True)))
+
+    def make(self, message: Submit) -> Denoising:
+        """A run at step 0.
+
+        Raises:
+            EvictedError: If its embeddings have gone.
+            RequestError: If it cannot be run as it is asked for.
+        """
+        encoding = message.encoding
+        embeddings = self._embeddings.pair(encoding.negative, encoding.prompt)
+        loras = self._adapters.take_up(message.request, message.tickets)
+        try:
+            return Denoising(
+                message.request, self._scheduler_config, self._geometry, embeddings, encoding, loras, self._device
+            )
+        except Exception:
+            loras.close()
+            raise

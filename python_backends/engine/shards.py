@@ -1,0 +1,110 @@
+"""The UNet shards as a denoiser sees them: where runs go, how far they are, who is down. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ..backend.model_calls import ask_model, call_model
+from ..backend.settings import response_texts, text_tensor
+from ..common.errors import ModelDownError
+from .messages import Cancel, Poll, Polled, Quote, Quoted, RunState, Submit, Submitted, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .messages import Message
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a shard says of its runs.
+
+    Attributes:
+        polled: Their states.
+        latents: Run → final latents, float32.
+    """
+
+    polled: Polled
+    latents: dict[str, np.ndarray]
+
+    def state(self, run: str) -> RunState | None:
+        """Of a run; None if the shard does not know it."""
+        return self.polled.runs.get(run)
+
+
+class Shards:
+    """Asks shards by name; one that is down is loaded again meanwhile, and asked no more until it is there.
+
+    Every question raises ModelDownError where the shard is down.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._revivals: dict[str, Future[Any]] = {}
+        self._threads = ThreadPoolExecutor(len(self.names), "shard-revival")
+
+    @property
+    def up(self) -> list[str]:
+        """Those that answer, as far as is known."""
+        return [name for name in self.names if name not in self._revivals or self._revivals[name].done()]
+
+    def best(self, work: Quote) -> str:
+        """The shard that would be done with such a run first.
+
+        Raises:
+            ModelDownError: If all are down.
+        """
+        quotes: list[tuple[float, str]] = []
+        for name in self.up:
+            try:
+                quotes.append((Quoted(**self._ask(name, work)[0]).seconds, name))
+            except ModelDownError:
+                continue
+        if not quotes:
+            raise self._why()
+        return min(quotes, key=lambda quote: quote[0])[1]
+
+    def submit(self, name: str, message: Submit) -> Submitted:
+        """Has a shard take up a run."""
+        return Submitted(**self._ask(name, message)[0])
+
+    def cancel(self, name: str, runs: Iterable[str]) -> None:
+        """Has a shard forget runs."""
+        self._ask(name, Cancel(tuple(runs)))
+
+    def poll(self, name: str, runs: Iterable[str]) -> Found:
+        """How far a shard's runs are."""
+        values, response = self._ask(name, Poll(tuple(runs)), "LATENTS")
+        polled = Polled.of(values)
+        tensor = pb_utils.get_output_tensor_by_name(response, "LATENTS")
+        flat = np.empty(0, np.float32) if tensor is None else tensor.as_numpy()
+        latents, start = {}, 0
+        for run, state in polled.runs.items():
+            if state is not None and state.shape is not None:
+                size = int(np.prod(state.shape))
+                latents[run] = flat[start : start + size].reshape(state.shape).copy()
+                start += size
+        return Found(polled, latents)
+
+    def _ask(self, name: str, message: Message, *tensors: str) -> tuple[dict[str, Any], Any]:
+        asked = [text_tensor("MESSAGE", to_json(message))]
+        try:
+            response = ask_model(name, asked, ["ANSWER", *tensors])
+        except ModelDownError:
+            if name in self.up:
+                probe = [text_tensor("MESSAGE", to_json(Quote(0, 0, 0)))]
+                self._revivals[name] = self._threads.submit(call_model, name, probe, ["ANSWER"])
+            raise
+        return json.loads(response_texts(response, "ANSWER")[0]), response
+
+    def _why(self) -> ModelDownError:
+        """What became of the first that could not be loaded again; else that all are on their way."""
+        failures = [each.exception() for each in self._revivals.values() if each.done()]
+        known = next((failure for failure in failures if isinstance(failure, ModelDownError)), None)
+        return known or ModelDownError(f"{', '.join(self.names)}: down, and being loaded again")

@@ -1,0 +1,103 @@
+"""One denoising step of a batch: which rows are evaluated here, which by shards that lend themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from ..backend.responses import as_request_error
+from ..common.errors import RequestError
+from .placement import place
+from .unet_calls import unet_calls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from .evaluator import Evaluated, Evaluator
+    from .peers import Peers
+    from .run import Denoising
+    from .unet_calls import UNetCall
+
+    Predictions = dict[Denoising, dict[int, torch.Tensor]]
+
+T = TypeVar("T")
+
+
+class Stepping:
+    """Takes steps on one shard, with the help of others."""
+
+    def __init__(self, name: str, evaluator: Evaluator, peers: Peers) -> None:
+        """Takes none yet.
+
+        Args:
+            name: Of the shard.
+            evaluator: Its UNet.
+            peers: The other shards.
+        """
+        self._name, self._evaluator, self._peers = name, evaluator, peers
+
+    def __call__(self, batch: list[Denoising], announce: Callable[[int], None]) -> int:
+        """Advances every run by one step; one whose evaluation or sampler fails gets its `failure`.
+
+        Args:
+            batch: The runs.
+            announce: Told of the work that the step means for this shard, before it begins.
+
+        Returns:
+            That work: rows × pixels.
+        """
+        inputs = {run: given for run in batch if (given := _guarded(run, run.model_input)) is not None}
+        peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
+        own, *others = place(list(inputs), [self._evaluator.resident, *(peer.resident for peer in peers)])
+        work = sum(run.work.pixels for run, _ in own)
+        announce(work)
+        sent = [
+            (peer.name, call, self._peers.submit(peer, call))
+            for peer, rows in zip(peers, others, strict=True)
+            for call in unet_calls(rows, inputs, peer.resident)
+        ]
+        predictions: Predictions = {run: {} for run in inputs}
+        for call in unet_calls(own, inputs, self._evaluator.resident):
+            _distribute(call, self._name, self._evaluate(call), predictions)
+        for name, call, answer in sent:
+            result = answer.result()
+            if result is None:  # it has runs of its own by now, or is down
+                _distribute(call, self._name, self._evaluate(call), predictions)
+            else:
+                _distribute(call, name, result, predictions)
+        for run in inputs:
+            run.report.largest_batch = max(run.report.largest_batch, len(batch))
+            if run.failure is None:
+                _guarded(run, partial(run.advance, predictions[run]))
+        return work
+
+    def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
+        try:
+            return self._evaluator(call)
+        except Exception as error:  # noqa: BLE001  one call's failure must not be that of the others
+            return as_request_error(error, "evaluation")
+
+
+def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, predictions: Predictions) -> None:
+    """Gives every run of a call its row."""
+    for row, (run, half) in enumerate(call.rows):
+        run.report.shards.add(shard)
+        if isinstance(result, RequestError):
+            run.failure = result
+        elif row in result.failures:
+            run.failure = result.failures[row]
+        else:
+            predictions[run][half] = result.prediction[row : row + 1]
+            run.loras.note_patch(run.step, result.patch_ms)
+            run.note_stale(call.controls[row], result.stale[row])
+
+
+def _guarded(run: Denoising, do: Callable[[], T]) -> T | None:
+    """What a run's sampler gives; its failure ends its own request only."""
+    try:
+        return do()
+    except Exception as error:  # noqa: BLE001
+        run.failure = as_request_error(error, "denoising")
+        return None

@@ -1,0 +1,56 @@
+"""What `text_encoder` says of a request's prompts: where their embeddings are, and how they were made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Annotated
+
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from ..common.errors import InvalidRequestError
+
+EmbeddingKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Keys of a request's embeddings in shared memory; who finds one gone has the prompts encoded again.
+
+    Attributes:
+        negative: Of the negative prompt's; None stands for zeros.
+        prompt: Of the prompt's.
+        ms: What encoding took.
+        cached: Whether both were remembered.
+        prompt_truncated: Whether the prompt had more tokens than the encoders read.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    negative: EmbeddingKey | None
+    prompt: EmbeddingKey
+    ms: float
+    cached: bool
+    prompt_truncated: bool
+
+    def to_json(self) -> str:
+        """As it travels between models."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Encoding:
+        """What `to_json` wrote.
+
+        Raises:
+            InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+        """
+        try:
+            return _validator().validate_json(text)
+        except ValidationError:
+            raise InvalidRequestError("ENCODING is not what `text_encoder` writes") from None
+
+
+@cache
+def _validator() -> TypeAdapter[Encoding]:
+    return TypeAdapter(Encoding)
