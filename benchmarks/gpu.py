@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import gpu_grouped_lora
 import gpu_kernels
 import gpu_lora
 import gpu_networks as networks
@@ -27,7 +28,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/gpu.json"
-PARTS = ("kernels", "unet", "controlnet", "lora", "vae")
+PARTS = ("kernels", "unet", "controlnet", "lora", "grouped_lora", "vae")
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
 
 
@@ -92,6 +93,11 @@ class Bench:
         bandwidth = gpu_kernels.copy_bandwidth(self.device, 8 if self._tiny else 1)
         return gpu_lora.measure(self._unet(), self._unet(), 2, 4 if self._tiny else 64, self._rounds, bandwidth)
 
+    def grouped_lora(self) -> list[dict[str, Any]]:
+        """LoRAs beside the weights: what they add to the plain product."""
+        shrink = 8 if self._tiny else 1
+        return gpu_grouped_lora.measure(self.device, self.dtype, shrink, self._rounds, self._tune)
+
     def vae(self) -> dict[str, Any]:
         """A picture of 1024²."""
         results = {}
@@ -155,6 +161,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
         kernels.add_row(row["op"], shape, f"{times['ours']:.1f}", f"{times['torch']:.1f}", ratio, share)
     if kernels.rows:
         console.print(kernels)
+    if "grouped_lora" in results:
+        console.print(gpu_grouped_lora.table(results["grouped_lora"]))
     checks = {f"unet, {case}": each["error_against_float32"] for case, each in results.get("unet", {}).items()}
     if "controlnet" in results:
         checks["controlnet beside = before"] = results["controlnet"]["beside_equals_before"]

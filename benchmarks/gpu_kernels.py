@@ -12,7 +12,7 @@ import torch
 from gpu_timing import captured, compare
 from torch.nn import functional
 
-from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu
+from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, grouped_lora
 
 SETS = 4
 """Input sets that take turns, so that none is in the cache when its turn comes."""
@@ -120,7 +120,7 @@ def _candidates(op: str) -> tuple[dict[str, int], ...]:
 
 
 def _candidate(case: Case, settings: dict[str, int], rounds: int, calls: int) -> dict[str, Any]:
-    with _settings(settings):
+    with changed_settings(settings):
         call = captured(lambda n: case.ours(n % SETS), calls)
         timing = compare({"it": call}, rounds)["it"]
     return {
@@ -130,7 +130,7 @@ def _candidate(case: Case, settings: dict[str, int], rounds: int, calls: int) ->
 
 
 @contextmanager
-def _settings(settings: dict[str, int]) -> Iterator[None]:
+def changed_settings(settings: dict[str, int]) -> Iterator[None]:
     """Over those of the table, in every op."""
     known = configurations.configuration
 
@@ -141,5 +141,6 @@ def _settings(settings: dict[str, int]) -> Iterator[None]:
         mock.patch.object(group_norm_silu, "configuration", changed),
         mock.patch.object(geglu, "configuration", changed),
         mock.patch.object(cfg_step, "configuration", changed),
+        mock.patch.object(grouped_lora, "configuration", changed),
     ):
         yield

@@ -6,6 +6,9 @@ loads in flight in half precision), contiguous runs are 128 bytes or more, and r
 per multiprocessor. `lora_patch`'s tiles are the largest that the compiler fits into 128 registers in half precision,
 which is two programs of 8 warps; with 128 by 128 there would be one. sm_89 has less bandwidth to hide and gets smaller
 tiles. On the H100 GroupNorm wanted more elements per thread than that, and no more programs than run at a time.
+
+**`grouped_lora` is chosen by reasoning everywhere**: `python benchmarks/gpu.py --parts grouped_lora --tune`. Tiles of y
+are the largest that leave two programs to a multiprocessor (124 registers on sm_90; up to sm_89 more, so half as wide).
 """
 
 from __future__ import annotations
@@ -37,6 +40,13 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, int], ...]] = {
         {"tile": 2048, "num_warps": 4, "programs_per_sm": 4},
         {"tile": 4096, "num_warps": 8, "programs_per_sm": 4},
         {"tile": 8192, "num_warps": 8, "programs_per_sm": 2},
+    ),
+    "grouped_lora": (
+        {"block_tokens": 64, "block_columns": 64, "block_rank": 64, "num_warps": 4},
+        {"block_tokens": 64, "block_columns": 64, "block_rank": 64, "num_warps": 8},
+        {"block_tokens": 64, "block_columns": 128, "block_rank": 64, "num_warps": 8},
+        {"block_tokens": 64, "block_columns": 128, "block_rank": 128, "num_warps": 8},
+        {"block_tokens": 128, "block_columns": 64, "block_rank": 64, "num_warps": 8},
     ),
     "lora_patch": (
         {"block_rows": 64, "block_columns": 64, "block_rank": 32, "num_warps": 4},

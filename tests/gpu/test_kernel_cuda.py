@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from low_rank import Term, plan_of
-from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, lora_patch
+from low_rank import SlotFactors, Term, add_by_row, plan_of
+from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch
 from swiftdiffusion.kernels.lora_tables import WeightTable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -101,3 +101,33 @@ def test_lora_patch_in_a_captured_graph(dtype: torch.dtype, factors: torch.dtype
                 assert_near(weight, exact, dtype)
             else:
                 assert torch.equal(weight.cpu(), original)
+
+
+@DTYPES
+@pytest.mark.parametrize("factors", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "features", "width"), [(4096, 640, 640), (1024, 1280, 5120), (77, 2048, 640), (1, 1280, 320), (5, 30, 7)]
+)
+def test_grouped_lora_in_a_captured_graph(
+    dtype: torch.dtype, factors: torch.dtype, tokens: int, features: int, width: int
+) -> None:
+    """A graph captured once serves any mixture: slots, factors and ranks are read when it runs."""
+    x, y = torch.randn(4, tokens, features).to(dtype), torch.randn(4, tokens, width).to(dtype)
+    mixtures = (([0, 1, -1, 1], [100, 5, 0]), ([2, -1, 0, 1], [0, 128, 64]), ([-1, -1, -1, -1], [1, 1, 1]))
+    held = SlotFactors.random([0, 0, 0], 128, features, width, factors)
+    ours = SlotFactors(*(tensor.cuda() for tensor in held))
+    slots, result, given = torch.full((4,), -1, dtype=torch.int32, device="cuda"), y.cuda(), x.cuda()
+    grouped_lora.grouped_lora(result, given, ours.down, ours.up, slots, ours.ranks)  # compiled before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grouped_lora.grouped_lora(result, given, ours.down, ours.up, slots, ours.ranks)
+    for rows, ranks in mixtures:
+        held = SlotFactors.random(ranks, 128, features, width, factors)
+        for static, new in zip((*ours, slots, result), (*held, torch.tensor(rows, dtype=torch.int32), y), strict=True):
+            static.copy_(new)
+        graph.replay()
+        used = [slot if slot >= 0 and ranks[slot] else -1 for slot in rows]
+        assert_near(result, add_by_row(y, x, held, used), dtype)
+        for row, slot in enumerate(used):
+            if slot < 0:
+                assert torch.equal(result[row].cpu(), y[row])
