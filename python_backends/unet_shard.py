@@ -75,14 +75,13 @@ class TritonPythonModel(Reloadable):
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
         times = StepTimes()
+        loras = ResidentLoras(unet.patcher, host_cache_directory(), unet.beside)
+        evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings))
+        if parameters["patches"] == "1":
+            evaluator.measure(compute.checkpoint)
         self._engine = Engine(
             settings.name,
-            Evaluator(
-                settings.name,
-                unet,
-                ResidentLoras(unet.patcher, host_cache_directory()),
-                _controlnet_calls(settings),
-            ),
+            evaluator,
             Peers(settings.name, [name for name in parameters["peers"].split(",") if name]),
             Desk(int(parameters["places"]), times),
             times,
@@ -130,7 +129,13 @@ class TritonPythonModel(Reloadable):
         evaluated = self._engine.evaluate(UNetCall((), message.loras, message.ahead, message.controls, tensors))
         rows = range(len(evaluated.prediction))
         failures = [to_report(evaluated.failures[row]) if row in evaluated.failures else None for row in rows]
-        evaluation = Evaluation(False, evaluated.patch_ms, tuple(failures), tuple(map(tuple, evaluated.stale)))
+        evaluation = Evaluation(
+            False,
+            tuple(evaluated.patch_ms),
+            tuple(evaluated.beside),
+            tuple(failures),
+            tuple(tuple(positions) for positions in evaluated.stale),
+        )
         return _response(evaluation, output_tensor("NOISE_PRED", evaluated.prediction.cpu()))
 
 

@@ -72,6 +72,7 @@ class GenerationInfo(_Report):
         prompt_syntax: `weighted`; None: `plain`.
         prompt_truncated: whether the text encoders read less than the prompt.
         loras: in the order of the request.
+        lora_path: `patched` into the weights or `beside` them → evaluations of a half with LoRAs.
         lora_defaults: field that the request left out, such as `steps` → the LoRA whose default it took.
         controlnets: in the order of the request.
         shards: UNet shards that evaluated some of it.
@@ -91,6 +92,7 @@ class GenerationInfo(_Report):
     prompt_syntax: str | None = None
     prompt_truncated: bool | None = None
     loras: tuple[LoraReport, ...] = ()
+    lora_path: dict[str, int] = {}
     lora_defaults: dict[str, str] = {}
     controlnets: tuple[ControlNetReport, ...] = ()
     shards: tuple[str, ...] = ()

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import time
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..backend.metrics import TRANSFERRED, Counter, Histogram
+from ..lora.patching.beside import zeros
+from ..lora.patching.patcher import Patcher
+from ..networks.unet import SLOW_S, example
 from ..networks.unet_halves import residual_size
+from .mixing import LoraCosts, Part, plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import torch
 
     from ..common.errors import RequestError
     from ..controlnets.calls import ControlNetCalls
     from ..lora.files.lora_set import LoraSet
     from ..lora.patching.resident import ResidentLoras
+    from ..networks.checkpoint import Checkpoint
     from ..networks.unet import UNet
     from .unet_calls import UNetCall
 
 
+MEASURED_ROWS, MEASURED_RANK = 4, 16
+"""Two guided requests with small LoRAs."""
+
+
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of a call.
+    """What came of a call, by row.
 
     Attributes:
         prediction: [B, C, h, w] float32.
-        patch_ms: What making the call's LoRA set resident took; 0 if it was.
+        patch_ms: What bringing the row's LoRAs in took; 0 if they were there.
+        beside: Whether it had LoRAs beside the weights.
         failures: Row → why its prediction is of no use.
-        stale: For each row, which of its ControlNets gave residuals of the previous step.
+        stale: Which of its ControlNets gave residuals of the previous step.
     """
 
     prediction: torch.Tensor
-    patch_ms: float
+    patch_ms: Sequence[float]
+    beside: Sequence[bool]
     failures: Mapping[int, RequestError]
     stale: Sequence[Sequence[int]]
 
@@ -51,26 +64,61 @@ class Evaluator:
             controlnets: Wherever they are.
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
+        self._costs = LoraCosts()
         self._bytes = Counter(*TRANSFERRED)
         self._patch_seconds = Histogram(
             "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
         )
+        self._rows = Counter(
+            "swiftdiffusion_lora_rows_total", "Rows of UNet calls with LoRAs: patched in, or beside the weights"
+        )
 
-    @property
-    def resident(self) -> LoraSet:
-        """The LoRA set that is patched in."""
-        return self._loras.current
+    def measure(self, checkpoint: Checkpoint) -> None:
+        """Learns what LoRAs in the weights and beside them cost here, where an evaluation is not too slow for that."""
+        beside, patcher = self._unet.beside, self._unet.patcher
+        if beside is None or not isinstance(patcher, Patcher):
+            return
+        tensors, nothing = example(checkpoint, MEASURED_ROWS), zeros(patcher, MEASURED_RANK)
+        cells = tensors["LATENTS"][0, 0].numel()
+        work = MEASURED_ROWS * cells
+        plain = _seconds(self._unet, tensors)
+        self._costs.plain.note(work, plain)
+        if plain > SLOW_S:
+            return
+        self._costs.plain.note(work, _seconds(self._unet, tensors))
+        sets: list[LoraSet] = [((str(row // 2), 1.0),) for row in range(MEASURED_ROWS)]  # two rows a request
+        beside.use(sets, lambda _: nothing)
+        _seconds(self._unet, tensors)  # the first call sets up
+        self._costs.note_beside(work, work * MEASURED_RANK, _seconds(self._unet, tensors))
+        beside.use((), lambda _: nothing)
+        started = time.perf_counter()
+        patcher.apply([(nothing, 1.0)])
+        self._costs.note_swap(time.perf_counter() - started)
+        patcher.apply([])
 
     def __call__(self, call: UNetCall) -> Evaluated:
-        """Makes the call's LoRA set resident, and evaluates its rows with their ControlNets.
+        """Evaluates rows, each with its LoRA set and its ControlNets.
 
         Raises:
             LoraUnavailableError: If a LoRA's file is gone.
         """
         self._loras.upload({key for key, _ in call.ahead})
-        patch_ms = self._loras.ensure(call.loras)
+        height, width = call.tensors["LATENTS"].shape[2:]
+        parts = plan(
+            call.loras, height * width, self._loras.current, self._loras.rank, self._loras.fits_beside, self._costs
+        )
+        if len(parts) == 1 and parts[0].rows == tuple(range(len(call.loras))):
+            return self._part(call, parts[0])
+        return _merged([(part.rows, self._part(call.of(part.rows), part)) for part in parts])
+
+    def _part(self, call: UNetCall, part: Part) -> Evaluated:
+        patch_ms = self._loras.ensure(part.patched)
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
+            self._costs.note_swap(patch_ms / 1000)
+        started = time.perf_counter()
+        self._loras.use_beside(part.beside)
+        beside_ms = 1000 * (time.perf_counter() - started)
         with self._controlnets.start(call.tensors, call.controls) as pending:
             encoded = self._unet.encode(call.tensors)
             residuals = pending.wait(residual_size(encoded.halfway))
@@ -79,4 +127,45 @@ class Evaluator:
         for name, nbytes in residuals.nbytes.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
         prediction = self._unet.decode(encoded, residuals.total)
-        return Evaluated(prediction, patch_ms, residuals.failures, pending.stale)
+        self._note(call, part, time.perf_counter() - started)
+        beside = [bool(each) for each in part.beside]
+        took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
+        return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
+
+    def _note(self, call: UNetCall, part: Part, seconds: float) -> None:
+        """Learns from an evaluation, unless it may have waited for a ControlNet."""
+        for is_beside in (False, True):
+            rows = sum(
+                bool(wanted) and bool(beside) == is_beside
+                for wanted, beside in zip(call.loras, part.beside, strict=True)
+            )
+            if rows:
+                self._rows.add(rows, path="beside" if is_beside else "patched")
+        if any(call.controls):
+            return
+        pixels = call.tensors["LATENTS"][0, 0].numel()
+        ranks = pixels * sum(self._loras.rank(each) or 0 for each in part.beside)
+        if ranks:
+            self._costs.note_beside(len(part.rows) * pixels, ranks, seconds)
+        else:
+            self._costs.plain.note(len(part.rows) * pixels, seconds)
+
+
+def _seconds(unet: UNet, tensors: Mapping[str, torch.Tensor]) -> float:
+    started = time.perf_counter()
+    unet(tensors).cpu()
+    return time.perf_counter() - started
+
+
+def _merged(parts: Sequence[tuple[Sequence[int], Evaluated]]) -> Evaluated:
+    """The rows of several evaluations, each by its place."""
+    order = {row: (number, index) for number, (rows, _) in enumerate(parts) for index, row in enumerate(rows)}
+    places = [order[row] for row in sorted(order)]
+    found = [evaluated for _, evaluated in parts]
+    return Evaluated(
+        torch.stack([found[number].prediction[index] for number, index in places]),
+        [found[number].patch_ms[index] for number, index in places],
+        [found[number].beside[index] for number, index in places],
+        dict(ChainMap(*({rows[index]: error for index, error in each.failures.items()} for rows, each in parts))),
+        [found[number].stale[index] for number, index in places],
+    )

@@ -26,6 +26,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
         **({"prompt_syntax": "weighted"} if request.max_chunks is not None else {}),
         "prompt_truncated": report.encoding.prompt_truncated,
         "loras": denoising.loras.report(),
+        **({"lora_path": dict(report.lora_path)} if report.lora_path else {}),
         **({"lora_defaults": request.lora_defaults} if request.lora_defaults else {}),
         "controlnets": [
             {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)}

@@ -84,7 +84,7 @@ class Evaluate:
 
     Attributes:
         home: The shard that asks.
-        loras: The set that is to be resident.
+        loras: The LoRA set of each row.
         ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.
     """
@@ -92,7 +92,7 @@ class Evaluate:
     __pydantic_config__ = STRICT
 
     home: str
-    loras: LoraSet
+    loras: tuple[LoraSet, ...]
     ahead: LoraSet
     controls: tuple[tuple[ControlNetUse, ...], ...]
     op: Literal["evaluate"] = "evaluate"
@@ -174,13 +174,15 @@ class Evaluation:
 
     Attributes:
         refused: Then there is nothing else.
-        patch_ms: What making the LoRA set resident took; 0 if it was.
+        patch_ms: For each row, what bringing its LoRAs in took; 0 if they were there.
+        beside: For each row, whether it had LoRAs beside the weights.
         failures: For each row None, or why its prediction is of no use.
         stale: For each row, which of its ControlNets gave residuals of the previous step.
     """
 
     refused: bool = False
-    patch_ms: float = 0.0
+    patch_ms: tuple[float, ...] = ()
+    beside: tuple[bool, ...] = ()
     failures: tuple[Mapping[str, str] | None, ...] = ()
     stale: tuple[tuple[int, ...], ...] = ()
 

@@ -13,7 +13,6 @@ from ..backend.model_calls import ask_model, call_model
 from ..backend.settings import response_texts, text_tensor
 from ..backend.tensors import output_tensor, response_tensor
 from ..common.errors import RequestError, from_report
-from ..lora.files.lora_set import NO_LORAS, LoraSet
 from .evaluator import Evaluated
 from .messages import Borrow, Evaluate, Evaluation, Lent, Quote, to_json
 
@@ -35,14 +34,12 @@ class Peer:
 
     Attributes:
         name: Its model.
-        resident: The LoRA set that this one last sent to it; a third may have changed it since.
         lent: Whether it evaluates for this one.
         asked: The question whether it would, on its way.
         ask_at: When to ask next, in seconds of the clock.
     """
 
     name: str
-    resident: LoraSet = NO_LORAS
     lent: bool = False
     asked: Future[bool] | None = None
     ask_at: float = 0.0
@@ -83,7 +80,6 @@ class Peers:
 
     def submit(self, peer: Peer, call: UNetCall) -> Future[Evaluated | None]:
         """Starts an evaluation; None comes of it if the peer has runs of its own by now, or is down."""
-        peer.resident = call.loras
         tensors = {name: tensor.cpu() for name, tensor in call.tensors.items()}
         return self._threads.submit(self._evaluate, peer, replace(call, tensors=tensors))
 
@@ -112,7 +108,7 @@ class Peers:
         self._bytes.add(sum(tensor.nbytes for tensor in call.tensors.values()), model=peer.name, direction="to")
         self._bytes.add(prediction.nbytes, model=peer.name, direction="from")
         failures = {row: from_report(dict(each)) for row, each in enumerate(answer.failures) if each is not None}
-        return Evaluated(prediction, answer.patch_ms, failures, answer.stale)
+        return Evaluated(prediction, answer.patch_ms, answer.beside, failures, answer.stale)
 
     @staticmethod
     def _revive(name: str) -> None:

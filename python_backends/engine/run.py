@@ -51,6 +51,7 @@ class RunReport:
         encoding: The text encoder's report.
         shards: Names of the shards that evaluated any of its halves.
         largest_batch: Most requests that it shared a step with, itself included.
+        lora_path: `patched` (into the weights) or `beside` them → evaluations of a half with LoRAs.
         stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
     """
 
@@ -58,6 +59,12 @@ class RunReport:
     shards: set[str] = field(default_factory=set)
     largest_batch: int = 0
     stale: Counter[int] = field(default_factory=Counter)
+    lora_path: Counter[str] = field(default_factory=Counter)
+
+    def note_path(self, has_loras: bool, beside: bool) -> None:
+        """Notes how an evaluation of a half had its LoRAs."""
+        if has_loras:
+            self.lora_path["beside" if beside else "patched"] += 1
 
 
 class Denoising:

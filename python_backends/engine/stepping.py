@@ -50,16 +50,16 @@ class Stepping:
         """
         inputs = {run: given for run in batch if (given := _guarded(run, run.model_input)) is not None}
         peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
-        own, *others = place(list(inputs), [self._evaluator.resident, *(peer.resident for peer in peers)])
+        own, *others = place(list(inputs), 1 + len(peers))
         work = sum(run.work.pixels for run, _ in own)
         announce(work)
         sent = [
             (peer.name, call, self._peers.submit(peer, call))
             for peer, rows in zip(peers, others, strict=True)
-            for call in unet_calls(rows, inputs, peer.resident)
+            for call in unet_calls(rows, inputs)
         ]
         predictions: Predictions = {run: {} for run in inputs}
-        for call in unet_calls(own, inputs, self._evaluator.resident):
+        for call in unet_calls(own, inputs):
             _distribute(call, self._name, self._evaluate(call), predictions)
         for name, call, answer in sent:
             result = answer.result()
@@ -90,7 +90,8 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
             run.failure = result.failures[row]
         else:
             predictions[run][half] = result.prediction[row : row + 1]
-            run.loras.note_patch(run.step, result.patch_ms)
+            run.loras.note_patch(run.step, result.patch_ms[row])
+            run.report.note_path(bool(call.loras[row]), result.beside[row])
             run.note_stale(call.controls[row], result.stale[row])
 
 

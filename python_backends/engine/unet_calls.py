@@ -2,60 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..lora.files.lora_set import NO_LORAS, LoraSet
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from ..lora.files.lora_set import LoraSet
     from ..request.completed import ControlNetUse
     from .run import Denoising
 
 
 @dataclass(frozen=True)
 class UNetCall:
-    """One call of one shard: rows of several requests with inputs of one shape and one LoRA set.
+    """One call of one shard: rows of several requests with inputs of one shape.
 
     Attributes:
         rows: (request, half) of each batch row; none where they are another shard's.
-        loras: The set that is to be resident.
+        loras: The LoRA set of each row; rows of one set lie together.
         ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
-    loras: LoraSet
+    loras: tuple[LoraSet, ...]
     ahead: LoraSet
     controls: tuple[tuple[ControlNetUse, ...], ...]
-    tensors: dict[str, torch.Tensor] = field(repr=False)
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+
+    def of(self, rows: Sequence[int]) -> UNetCall:
+        """Some of its rows."""
+        if len(rows) == len(self.loras):
+            return self
+        chosen = list(rows)
+        return replace(
+            self,
+            rows=tuple(self.rows[row] for row in chosen) if self.rows else (),
+            loras=tuple(self.loras[row] for row in chosen),
+            controls=tuple(self.controls[row] for row in chosen),
+            tensors={name: tensor[chosen] for name, tensor in self.tensors.items()},
+        )
 
 
 def unet_calls(
-    rows: Iterable[tuple[Denoising, int]],
-    inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]],
-    resident: LoraSet = NO_LORAS,
+    rows: Iterable[tuple[Denoising, int]], inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]]
 ) -> list[UNetCall]:
-    """The calls that evaluate the rows given to one shard: one per shape of inputs and LoRA set.
+    """The calls that evaluate the rows given to one shard: one per shape of inputs.
 
     Args:
         rows: (request, half) pairs.
         inputs: `model_input()` of every request among them.
-        resident: The shard's LoRA set; its calls come first.
     """
 
-    def kind(row: tuple[Denoising, int]) -> tuple[bool, LoraSet, tuple[torch.Size, ...]]:
-        loras = row[0].loras.current
-        tensors = (row[0].latents, *row[0].conditioning.values())
-        return loras != resident, loras, tuple(tensor.shape for tensor in tensors)
+    def shapes(row: tuple[Denoising, int]) -> tuple[torch.Size, ...]:
+        return tuple(tensor.shape for tensor in (row[0].latents, *row[0].conditioning.values()))
 
     calls = []
-    for (_, loras, _), group in groupby(sorted(rows, key=kind), key=kind):
+    ordered = sorted(rows, key=lambda row: (shapes(row), row[0].loras.current))
+    for _, group in groupby(ordered, key=shapes):
         members = tuple(group)
         tensors = {
             "LATENTS": _join([inputs[denoising][0] for denoising, _ in members]),
@@ -63,6 +71,7 @@ def unet_calls(
         }
         for name in members[0][0].conditioning:
             tensors[name] = _join([denoising.conditioning[name][half : half + 1] for denoising, half in members])
+        loras = tuple(denoising.loras.current for denoising, _ in members)
         controls = tuple(denoising.controls(half) for denoising, half in members)
         ahead = tuple(sorted({each for denoising, _ in members for each in denoising.loras.ahead}))
         calls.append(UNetCall(members, loras, ahead, controls, tensors))

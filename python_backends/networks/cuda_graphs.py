@@ -9,11 +9,11 @@ import torch
 from cachetools import LRUCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
-GRAPHS = 12
-"""Shapes that are kept. Whole requests bring two rows each: a batch of eight has 1, 2, 4, 6 … 16 rows. Any other shape
-costs three calls."""
+GRAPHS = 24
+"""Shapes that are kept, with LoRAs beside the weights and without. Whole requests bring two rows each: a batch of eight
+has 1, 2, 4, 6 … 16 rows. Any other shape costs three calls."""
 
 WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""
@@ -41,23 +41,32 @@ _Shapes = tuple[torch.Size, ...]
 
 
 class CudaGraphs:
-    """Calls of a module, captured for each tuple of input shapes and replayed ever after.
+    """Calls of a module, captured for each tuple of input shapes and each variant, and replayed ever after.
 
     Parameters are not copied: patching them in place, on the same stream, takes effect. Graphs of one site must not run
     at the same time, and of each the outputs hold until its next call.
     """
 
-    def __init__(self, module: Callable[..., Any], site: CaptureSite, adopts: bool = False) -> None:
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        site: CaptureSite,
+        adopts: bool = False,
+        variant: Callable[[], Hashable] = lambda: None,
+    ) -> None:
         """Captures nothing yet.
 
         Args:
-            module: Takes tensors and gives a tensor or a tuple of them. Its work depends on their shapes alone.
+            module: Takes tensors and gives a tensor or a tuple of them. Its work depends on their shapes and on nothing
+                else but the variant.
             site: Shared with the graphs that run before and after.
             adopts: Whether the first inputs of a shape become the graph's own: those that come back are then not
                 copied, and later calls overwrite them. For what another graph gives.
+            variant: Of the module's work now.
         """
         self._module, self._site, self._adopts = module, site, adopts
-        self._captured: LRUCache[_Shapes, _Captured] = LRUCache(GRAPHS)
+        self._variant = variant
+        self._captured: LRUCache[tuple[_Shapes, Hashable], _Captured] = LRUCache(GRAPHS)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """What the module gives, in memory that its next call overwrites.
@@ -66,9 +75,9 @@ class CudaGraphs:
             *inputs: On the module's device.
         """
         shapes = tuple(tensor.shape for tensor in inputs)
-        known = self._captured.get(shapes)
+        known = self._captured.get((shapes, self._variant()))
         if known is None:
-            known = self._captured[shapes] = self._capture(inputs)
+            known = self._captured[shapes, self._variant()] = self._capture(inputs)
         for own, given in zip(known.inputs, inputs, strict=True):
             if own is not given:
                 own.copy_(given)

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 
 from ...kernels.triton_language import require_triton
 from ..lora.files.modules import UNET
+from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
 from .cuda_graphs import CaptureSite, CudaGraphs
 from .fused_modules import fuse
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from ..lora.patching.resident import LoraPatcher
     from .controlnet_modules import PositionalControlNet
+
+BESIDE_BYTES, BESIDE_SHARE = 2**30, 0.1
+"""Most that LoRAs beside the weights take: of main memory in bytes, and of a GPU's memory as a share."""
 
 TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
 Call = Callable[..., Any]
@@ -43,6 +47,7 @@ class RunningUNet:
 
     Attributes:
         patcher: Patches LoRAs into it.
+        beside: Holds LoRAs beside its weights; None where the runtime does without.
         encoder: Called as `EncoderHalf` is.
         decoder: Called as `DecoderHalf` is.
     """
@@ -50,6 +55,7 @@ class RunningUNet:
     patcher: LoraPatcher
     encoder: Call
     decoder: Call
+    beside: BesideLoras | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,9 @@ class Runtime:
             halves = EngineHalves(self.engines, device)
             return RunningUNet(unet_patcher(unet, halves, self.engines, dtype), halves.encode, halves.decode)
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
-        return RunningUNet(patcher, *self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device))
+        beside = BesideLoras(unet, patcher, _beside_bytes(device)) if self.name == TORCH else None
+        encoder, decoder = self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device, beside=beside)
+        return RunningUNet(patcher, encoder, decoder, beside)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.
@@ -122,7 +130,9 @@ class Runtime:
             return module
         return self._calls(module, device=device)[0]
 
-    def _calls(self, *modules: torch.nn.Module, device: torch.device) -> tuple[Call, ...]:
+    def _calls(
+        self, *modules: torch.nn.Module, device: torch.device, beside: BesideLoras | None = None
+    ) -> tuple[Call, ...]:
         """Modules that are called one after the other, each with what the one before gave.
 
         On a GPU what they give is overwritten by the next call.
@@ -132,4 +142,15 @@ class Runtime:
         if device.type != "cuda":
             return modules
         site = CaptureSite.make(device)
-        return tuple(CudaGraphs(module, site, adopts=number > 0) for number, module in enumerate(modules))
+
+        def variant() -> Hashable:
+            return None if beside is None else beside.variant
+
+        return tuple(CudaGraphs(module, site, number > 0, variant) for number, module in enumerate(modules))
+
+
+def _beside_bytes(device: torch.device) -> int:
+    """What LoRAs beside the weights may take of the device's memory."""
+    if device.type != "cuda":
+        return BESIDE_BYTES
+    return int(BESIDE_SHARE * torch.cuda.get_device_properties(device).total_memory)

@@ -58,6 +58,7 @@ class UNet:
 
     Attributes:
         patcher: Patches LoRAs into the weights.
+        beside: Holds LoRAs beside them; None where the runtime does without.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class UNet:
         runtime = runtime or Runtime()
         runtime.prepare(unet, device)
         running = runtime.unet(unet, device, dtype)
-        self.patcher = running.patcher
+        self.patcher, self.beside = running.patcher, running.beside
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
@@ -88,7 +89,9 @@ class UNet:
                 TIMESTEP_COND [B, width].
                 Float32, on any device.
         """
-        encoder, decoder = self._traced.get(shapes(tensors), self._halves)
+        encoder, decoder = self._halves
+        if self.beside is None or self.beside.variant is None:  # traces know nothing of what is beside
+            encoder, decoder = self._traced.get(shapes(tensors), self._halves)
         with torch.inference_mode():
             given = arguments(tensors, self._device, self._dtype)
             return Encoded(encoder(*given), given[2], decoder)

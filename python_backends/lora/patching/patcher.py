@@ -33,6 +33,9 @@ class Patcher:
     """The adaptable weights of some models, and the LoRAs that are patched into them.
 
     Patch between calls of the models, never during one.
+
+    Attributes:
+        places: Component and name of a module → the stack that has its weight, and the position there.
     """
 
     def __init__(self, parts: Mapping[str, torch.nn.Module], one_launch: bool | None = None) -> None:
@@ -42,7 +45,7 @@ class Patcher:
             parts: Component (`unet`, `text_encoder`, `text_encoder_2`) → model, on its device and of its precision.
             one_launch: Whether sets of low-rank LoRAs are one call of `kernels.lora_patch`; by default on a GPU.
         """
-        self._places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
+        self.places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
         self._modules: list[tuple[WeightStack, int]] = []
         for component, model in parts.items():
             weights = adaptable_weights(model)
@@ -50,7 +53,7 @@ class Patcher:
                 stack = WeightStack([weights[name] for name in names], first=len(self._modules))
                 places = [(stack, position) for position in range(len(names))]
                 self._modules += places
-                self._places |= {(component, name): place for name, place in zip(names, places, strict=True)}
+                self.places |= {(component, name): place for name, place in zip(names, places, strict=True)}
         self._vectors = Vectors(
             {
                 (component, name): vector
@@ -141,7 +144,7 @@ class Patcher:
         return (group.component, group.modules[0]) in self._vectors
 
     def _stack(self, group: Group) -> WeightStack:
-        return self._places[group.component, group.modules[0]][0]
+        return self.places[group.component, group.modules[0]][0]
 
     def _apply_in_one_launch(self, loras: Sequence[tuple[PackedLora, float]]) -> None:
         left = {stack.first + position for stack in self._stacks for position in stack.touched}
@@ -154,14 +157,14 @@ class Patcher:
     def _apply_by_stack(self, groups: Iterable[tuple[Group, float]]) -> None:
         terms: dict[WeightStack, list[StackedTerms]] = {stack: [] for stack in self._stacks if stack.touched}
         for group, scale in groups:
-            places = [self._places[group.component, module] for module in group.modules]
+            places = [self.places[group.component, module] for module in group.modules]
             index = {position: number for number, (_, position) in enumerate(places)}
             terms.setdefault(places[0][0], []).append(StackedTerms(group, scale, index))
         for stack, stacked in terms.items():
             stack.patch(stacked)
 
     def _number(self, component: str, module: str) -> int:
-        stack, position = self._places[component, module]
+        stack, position = self.places[component, module]
         return stack.first + position
 
     def _touch(self, modules: Iterable[int]) -> None:

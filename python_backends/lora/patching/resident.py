@@ -16,9 +16,13 @@ from ..files.lora_set import NO_LORAS, LoraSet
 from .prepared import PreparedLora
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
+    from .beside import BesideLoras
+
+KNOWN_RANKS = 4096
+"""LoRAs whose rank is remembered."""
 
 DEVICE_BYTES = 2**30
 """LoRAs that are kept on a GPU, in bytes: SDXL's of rank 64 over all modules has about 0.4 · 10⁹."""
@@ -50,14 +54,16 @@ class ResidentLoras:
         current: The resident set.
     """
 
-    def __init__(self, patcher: LoraPatcher, directory: Path) -> None:
+    def __init__(self, patcher: LoraPatcher, directory: Path, beside: BesideLoras | None = None) -> None:
         """Starts with no LoRAs.
 
         Args:
             patcher: Of the models.
             directory: The host cache.
+            beside: Holds LoRAs beside the weights; None where that is not done.
         """
-        self._patcher = patcher
+        self._patcher, self._beside = patcher, beside
+        self._ranks: LRUCache[str, int | None] = LRUCache(KNOWN_RANKS)
         self._directory = directory
         self.current: LoraSet = NO_LORAS
         self._consistent = True
@@ -100,6 +106,33 @@ class ResidentLoras:
         self._patcher.apply(loras)
         self.current, self._consistent = wanted, True
         return 1000 * (time.perf_counter() - start)
+
+    def rank(self, loras: LoraSet) -> int | None:
+        """Of a set's factors beside the weights, all its LoRAs together; None for a set that cannot be there.
+
+        Raises:
+            LoraUnavailableError: If one of its files is gone.
+        """
+        if self._beside is None:
+            return None
+        for key, _ in loras:
+            if key not in self._ranks:
+                self._ranks[key] = self._beside.rank(self._lora(key))
+        ranks = [self._ranks[key] for key, _ in loras]
+        return None if None in ranks else sum(rank or 0 for rank in ranks)
+
+    def fits_beside(self, ranks: Sequence[int]) -> bool:
+        """Whether there is room for sets of these ranks at a time."""
+        return self._beside is not None and self._beside.fits(ranks)
+
+    def use_beside(self, sets: Sequence[LoraSet]) -> None:
+        """Has each row of the calls to come take its set beside the weights; with none at all, ends that.
+
+        Raises:
+            LoraUnavailableError: If a file is gone.
+        """
+        if self._beside is not None:
+            self._beside.use(sets if any(sets) else (), self._lora)
 
     def _lora(self, key: str) -> CanonicalLora:
         if key in self._uploads:

@@ -41,7 +41,7 @@ class Work:
 
 def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
     """`place` over stand-ins."""
-    return cast(Any, place(cast(Any, batch), [()] * shards))
+    return cast(Any, place(cast(Any, batch), shards))
 
 
 def test_one_request_goes_to_two_shards() -> None:
@@ -97,27 +97,13 @@ def test_a_shard_is_called_once_per_latent_shape(batch: list[Work]) -> None:
 A, B = Loras((("a" * 16, 1.0),)), Loras((("b" * 16, 1.0),))
 
 
-def shard_of(placed: list[list[tuple[Work, int]]], work: Work) -> set[int]:
-    return {shard for shard, rows in enumerate(placed) for request, _ in rows if request is work}
-
-
-def test_requests_gather_where_their_lora_set_is_resident() -> None:
-    batch = [Work(loras=loras) for loras in (B, A, B, A)]
-    placed = cast(Any, place(cast(Any, batch), [A.current, B.current]))
-    assert [shard_of(placed, work) for work in batch] == [{1}, {0}, {1}, {0}]
-
-
-def test_a_swap_is_worth_it_where_one_shard_would_do_all_the_work() -> None:
-    batch = [Work(loras=A) for _ in range(6)]
-    placed = cast(Any, place(cast(Any, batch), [A.current, B.current]))
-    assert sorted(len(rows) for rows in placed) == [6, 6]
-
-
-def test_calls_of_the_resident_set_come_first_and_sets_are_not_mixed() -> None:
+def test_rows_of_one_set_lie_together() -> None:
     works = [Work(loras=loras) for loras in (B, A, B)]
     inputs = {work: (torch.zeros(1, 4, 8, 8), torch.zeros(1, 1)) for work in works}
-    calls = unet_calls(cast(Any, [(work, 0) for work in works]), cast(Any, inputs), B.current)
-    assert [(call.loras, len(call.rows)) for call in calls] == [(B.current, 2), (A.current, 1)]
+    (call,) = unet_calls(cast(Any, [(work, 0) for work in works]), cast(Any, inputs))
+    assert call.loras == (A.current, B.current, B.current)
+    assert call.of([1, 2]).loras == (B.current, B.current)
+    assert [work for work, _ in call.of([1, 2]).rows] == [works[0], works[2]]
 
 
 def test_a_call_says_once_what_its_requests_will_want() -> None:

@@ -1,0 +1,147 @@
+"""Rows with different LoRA sets in one step: which set is patched in, which are beside the weights, who goes alone.
+
+Whatever is chosen, the picture is the same: the choice is by cost, which is measured at load and at every step. Needs
+no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..lora.files.lora_set import NO_LORAS, LoraSet
+from .step_times import StepTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LASTS_STEPS = 8
+"""Steps for which a batch stays as it is, about: what patching for all of them costs is spread over so many."""
+
+WEIGHT = 0.2
+"""Of the latest measurement in a running mean."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are evaluated in one call.
+
+    Attributes:
+        patched: The set in the weights.
+        rows: Of the step's.
+        beside: What each row has beside it; may have negative scales.
+    """
+
+    patched: LoraSet
+    rows: tuple[int, ...]
+    beside: tuple[LoraSet, ...]
+
+
+class LoraCosts:
+    """Seconds that evaluations, swaps and factors beside the weights take."""
+
+    def __init__(self) -> None:
+        self.plain = StepTimes()
+        self._swap: float | None = None
+        self._of_a_rank: float | None = None
+
+    def note_swap(self, seconds: float) -> None:
+        """Another set was patched in."""
+        self._swap = _mean(self._swap, seconds)
+
+    def note_beside(self, work: int, ranks: int, seconds: float) -> None:
+        """An evaluation of so much work (rows × pixels) took so long with so many ranks × pixels beside the weights."""
+        self._of_a_rank = _mean(self._of_a_rank, max(0.0, seconds - self.plain.expected(work)) / ranks)
+
+    @property
+    def swap(self) -> float:
+        """Of patching another set in."""
+        return self._swap or 0.0
+
+    def beside(self, ranks: int) -> float:
+        """What so many ranks × pixels add."""
+        return (self._of_a_rank or 0.0) * ranks
+
+
+def plan(
+    sets: Sequence[LoraSet],
+    pixels: int,
+    resident: LoraSet,
+    rank: Callable[[LoraSet], int | None],
+    fits: Callable[[Sequence[int]], bool],
+    costs: LoraCosts,
+) -> list[Part]:
+    """The cheapest way to evaluate rows of one size, each with its set.
+
+    Args:
+        sets: Of the rows.
+        pixels: Of each row's picture.
+        resident: What is patched in now.
+        rank: Of a set's factors beside the weights; None for one that cannot be there.
+        fits: Whether sets of these ranks have room at a time.
+        costs: Measured.
+    """
+    distinct = sorted(dict.fromkeys(sets), key=lambda each: each != resident)
+    if len(distinct) == 1:
+        return [Part(distinct[0], tuple(range(len(sets))), (NO_LORAS,) * len(sets))]
+    options = [_grouped(distinct, sets)]
+    for patched in dict.fromkeys((resident, NO_LORAS, *distinct)):
+        option = _mixed(patched, distinct, sets, rank, fits)
+        if option is not None:
+            options.append(option)
+    return min(options, key=lambda parts: _cost(parts, pixels, resident, rank, costs))
+
+
+def difference(wanted: LoraSet, patched: LoraSet) -> LoraSet:
+    """What has to be added to a patched set so that it is the wanted one."""
+    scales = dict(wanted)
+    for key, scale in patched:
+        scales[key] = scales.get(key, 0.0) - scale
+    return tuple(sorted((key, scale) for key, scale in scales.items() if scale))
+
+
+def _grouped(distinct: Sequence[LoraSet], sets: Sequence[LoraSet]) -> list[Part]:
+    """A part for each set, patched in one after the other."""
+    parts = []
+    for each in distinct:
+        rows = tuple(row for row, loras in enumerate(sets) if loras == each)
+        parts.append(Part(each, rows, (NO_LORAS,) * len(rows)))
+    return parts
+
+
+def _mixed(
+    patched: LoraSet,
+    distinct: Sequence[LoraSet],
+    sets: Sequence[LoraSet],
+    rank: Callable[[LoraSet], int | None],
+    fits: Callable[[Sequence[int]], bool],
+) -> list[Part] | None:
+    """One part for all sets that can be beside a patched one, one for each other; None if that mixes nothing."""
+    together: dict[LoraSet, LoraSet] = {}
+    ranks: list[int] = []
+    for each in distinct:
+        beside = difference(each, patched)
+        of_it = rank(beside) if beside else 0
+        if of_it is not None and fits([*ranks, of_it]):
+            together[each] = beside
+            ranks.append(of_it)
+    if len(together) < 2:
+        return None
+    rows = tuple(row for row, each in enumerate(sets) if each in together)
+    mixed = Part(patched, rows, tuple(together[sets[row]] for row in rows))
+    parts = [mixed, *_grouped([each for each in distinct if each not in together], sets)]
+    return sorted(parts, key=lambda part: part.patched != distinct[0])  # what is resident, if anything is, comes first
+
+
+def _cost(
+    parts: Sequence[Part], pixels: int, resident: LoraSet, rank: Callable[[LoraSet], int | None], costs: LoraCosts
+) -> float:
+    """Seconds of a step, as it repeats: one of several parts begins where the step before ended."""
+    swaps = len(parts) - 1 + all(part.patched != resident for part in parts) / LASTS_STEPS
+    ranks = sum((rank(beside) or 0) * pixels for part in parts for beside in part.beside if beside)
+    plain = sum(costs.plain.expected(len(part.rows) * pixels) for part in parts)
+    return swaps * costs.swap + plain + costs.beside(ranks)
+
+
+def _mean(known: float | None, latest: float) -> float:
+    return latest if known is None else known + WEIGHT * (latest - known)

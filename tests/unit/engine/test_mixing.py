@@ -1,0 +1,89 @@
+"""Which LoRA set is patched in, which are beside the weights: every row its own set, at the least cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftdiffusion.python_backends.engine.mixing import LoraCosts, Part, difference, plan
+from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
+
+A, B, C, LOHA = ((((name * 16), 1.0),) for name in "abcd")
+RANKS = {A[0][0]: 8, B[0][0]: 16, C[0][0]: 4}
+PIXELS = 64
+
+
+def rank(loras: LoraSet) -> int | None:
+    ranks = [RANKS.get(key) for key, _ in loras]
+    return None if None in ranks else sum(each or 0 for each in ranks)
+
+
+def costs(swap: float, of_a_rank: float, step: float = 1.0) -> LoraCosts:
+    """A step of one row takes `step`; rows are in proportion."""
+    made = LoraCosts()
+    made.plain.note(PIXELS, step)
+    made.note_swap(swap)
+    made.note_beside(PIXELS, PIXELS, step + of_a_rank)
+    return made
+
+
+def planned(sets: Sequence[LoraSet], resident: LoraSet = (), **given: float) -> list[Part]:
+    return plan(sets, PIXELS, resident, rank, lambda ranks: True, costs(**{"swap": 0.1, "of_a_rank": 1e-4, **given}))
+
+
+def test_one_set_is_patched_in() -> None:
+    assert planned([A, A]) == [Part(A, (0, 1), ((), ()))]
+    assert planned([(), ()], resident=A) == [Part((), (0, 1), ((), ()))]
+
+
+def test_different_sets_share_a_call() -> None:
+    (part,) = planned([A, A, B, B, C, C, (), ()])
+    assert (part.patched, part.rows) == ((), tuple(range(8)))
+    assert part.beside == (A, A, B, B, C, C, (), ())
+
+
+def test_the_set_that_most_rows_share_is_patched_in_and_the_others_are_differences_from_it() -> None:
+    (part,) = planned([B] * 6 + [C] * 2, of_a_rank=1e-3)
+    assert part.patched == B
+    assert part.beside == ((),) * 6 + (difference(C, B),) * 2
+    assert dict(difference(C, B)) == {C[0][0]: 1.0, B[0][0]: -1.0}
+
+
+def test_what_sets_have_in_common_is_no_difference() -> None:
+    assert difference(A + B, A) == B
+    assert difference(A, A) == ()
+
+
+def test_sets_go_one_after_the_other_where_swaps_cost_less() -> None:
+    parts = planned([A, A, B, B], resident=B, swap=1e-6, of_a_rank=0.1)
+    assert [part.patched for part in parts] == [B, A]
+    assert [part.rows for part in parts] == [(2, 3), (0, 1)]
+
+
+def test_what_has_no_low_rank_form_goes_alone() -> None:
+    parts = planned([A, A, LOHA, LOHA, B, B])
+    assert {part.patched for part in parts} == {(), LOHA}
+    assert sorted(row for part in parts for row in part.rows) == list(range(6))
+
+
+def test_what_has_no_room_goes_alone() -> None:
+    parts = plan([A, B, C], PIXELS, (), rank, lambda ranks: len(ranks) < 3, costs(0.1, 1e-4))
+    assert sorted(len(part.rows) for part in parts) == [1, 2]
+
+
+loras = st.lists(st.tuples(st.sampled_from([*RANKS, LOHA[0][0]]), st.sampled_from([0.5, 1.0, -1.0])), max_size=3)
+sets_of_rows = st.lists(loras.map(lambda pairs: tuple(sorted(dict(pairs).items()))), min_size=1, max_size=8)
+
+
+@given(sets_of_rows, sets_of_rows, st.floats(0, 1), st.floats(0, 1))
+def test_every_row_gets_its_set(sets: list[LoraSet], resident: list[LoraSet], swap: float, of_a_rank: float) -> None:
+    parts = planned(sets, resident[0], swap=swap, of_a_rank=of_a_rank)
+    seen = []
+    for part in parts:
+        for row, beside in zip(part.rows, part.beside, strict=True):
+            seen.append(row)
+            assert difference(difference(sets[row], part.patched), beside) == ()
+            assert not beside or rank(beside) is not None
+    assert sorted(seen) == list(range(len(sets)))
