@@ -13,6 +13,7 @@ from gpu_timing import captured, compare
 from torch.nn import functional
 
 from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, grouped_lora
+from swiftdiffusion.kernels.step_coefficients import StepCoefficients
 
 SETS = 4
 """Input sets that take turns, so that none is in the cache when its turn comes."""
@@ -71,13 +72,24 @@ def cases(device: torch.device, dtype: torch.dtype, shrink: int) -> Iterator[Cas
         yield Case("geglu", tuple(xs[0].shape), xs[0].nbytes * 3 // 2, gated, chunked)
     shape = (1, 4, 128 // shrink, 128 // shrink)
     samples = [sample.float() for sample in noise(*shape)]
-    halves, coefficients = (noise(*shape), noise(*shape)), torch.randn(1, 6, device=device)
+    halves, (sigma, following) = (noise(*shape), noise(*shape)), (2.5, 2.0)
+    euler = StepCoefficients(
+        x0_of_output=-sigma,
+        along_sample=1.0,
+        along_x0=-1.0,
+        direction_divisor=sigma,
+        of_sample=1.0,
+        of_direction=following - sigma,
+    )
+    coefficients = torch.tensor([euler.row(5.0)], device=device)
 
     def step(n: int) -> object:
         return cfg_step.cfg_step(samples[n], halves[0][n], coefficients, halves[1][n])
 
     def steps(n: int) -> object:
-        return cfg_step.reference(samples[n], halves[0][n], coefficients, halves[1][n], None)
+        sample, conditional, unconditional = samples[n], halves[0][n].float(), halves[1][n].float()
+        denoised = sample - sigma * (unconditional + 5.0 * (conditional - unconditional))
+        return sample + (sample - denoised) / sigma * (following - sigma), denoised
 
     moved = 3 * samples[0].nbytes + 2 * halves[0][0].nbytes
     yield Case("cfg_step", shape, moved, step, steps)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .configurations import configuration
 from .kernel_source import TYPES, KernelSource
 from .memory_format import dense_format
 from .registration import register_op
-from .step_coefficients import GUIDANCE, OF_OUTPUT, OF_PREVIOUS, OF_SAMPLE, X0_OF_OUTPUT, X0_OF_SAMPLE
+from .step_coefficients import COLUMNS
 from .triton_language import kernels_of
 
 
@@ -21,8 +23,8 @@ def cfg_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One denoising step of a batch of requests, each with its own sampler, step and guidance scale.
 
-    output = unconditional + guidance · (conditional - unconditional); then both results are affine in sample, output
-    and previous. Float32 throughout; diffusers' pipelines combine the two halves in the UNet's precision.
+    output = unconditional + guidance · (conditional - unconditional), then what `step_coefficients` says; every
+    operation there is rounded to float32 by itself, so that the CPU gives diffusers' bits, and a GPU the CPU's.
 
     Limited by memory, and in practice by the launch: 16 bytes an element in float32 with a half-precision UNet's two
     outputs (20 with `previous`), against 70 or so in the dozen operators of diffusers. SDXL's 1024² latents are 64 Ki
@@ -31,9 +33,11 @@ def cfg_step(
     Args:
         sample: Latents [B, …], float32, float16 or bfloat16; contiguous or channels-last.
         conditional: The UNet's output for the prompt, like sample but of any of these types.
-        coefficients: [B, 6] float32, a row per request: `StepCoefficients.row`.
-        unconditional: The same for the negative prompt; None without guidance.
-        previous: `denoised` of the step before, float32, for samplers that use it; None for others.
+        coefficients: [B, COLUMNS] float32, a row per request: `StepCoefficients.row`.
+        unconditional: [G, …], the same for the negative prompts of the first G rows, 1 ≤ G ≤ B; rows after them are
+            without guidance, all of them if it is None.
+        previous: `denoised` of the step before, float32, for rows whose coefficients use it, and any finite numbers for
+            others; None if there are only others.
 
     Returns:
         The next latents, like sample, and the denoised latents (x0) that this step's prediction implies, float32: what
@@ -43,11 +47,16 @@ def cfg_step(
         ValueError: If shapes differ, or previous or coefficients are not float32.
         MissingTritonError: For CUDA tensors without the `triton` package.
     """
-    for name, tensor in (("conditional", conditional), ("unconditional", unconditional), ("previous", previous)):
+    for name, tensor in (("conditional", conditional), ("previous", previous)):
         if tensor is not None and tensor.shape != sample.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}; wanted: {list(sample.shape)}, as sample")
-    if coefficients.shape != (len(sample), 6) or coefficients.dtype != torch.float32:
-        raise ValueError(f"coefficients are {list(coefficients.shape)} {coefficients.dtype}; wanted: [B, 6] float32")
+    if unconditional is not None and (
+        unconditional.shape[1:] != sample.shape[1:] or not 0 < len(unconditional) <= len(sample)
+    ):
+        raise ValueError(f"unconditional is {list(unconditional.shape)}; wanted: rows of {list(sample.shape)}")
+    if coefficients.shape != (len(sample), COLUMNS) or coefficients.dtype != torch.float32:
+        given = f"{list(coefficients.shape)} {coefficients.dtype}"
+        raise ValueError(f"coefficients are {given}; wanted: [B, {COLUMNS}] float32")
     if previous is not None and previous.dtype != torch.float32:
         raise ValueError(f"previous is {previous.dtype}; wanted: float32")
     return _op(sample, conditional, coefficients, unconditional, previous)
@@ -60,18 +69,69 @@ def reference(
     unconditional: torch.Tensor | None,
     previous: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The op in PyTorch's operators; arguments as of `cfg_step`."""
-    columns = coefficients.reshape(len(sample), 6, *[1] * (sample.ndim - 1)).unbind(1)
+    """The op in PyTorch's operators, without those that change no row; arguments as of `cfg_step`."""
+    guidance, a, b, c, d, e, f, g, h, i, j, k, m, n = _factors(coefficients, sample.ndim)
     latents, output = sample.float(), conditional.float()
     if unconditional is not None:
-        base = unconditional.float()
-        output = base + columns[GUIDANCE] * (output - base)
-    value = columns[OF_SAMPLE] * latents + columns[OF_OUTPUT] * output
-    if previous is not None:
-        value = value + columns[OF_PREVIOUS] * previous
-    denoised = columns[X0_OF_SAMPLE] * latents + columns[X0_OF_OUTPUT] * output
+        guided, base = len(unconditional), unconditional.float()
+        head = (output[:guided] - base).mul_(guidance.column[:guided]).add_(base)
+        output = head if guided == len(output) else torch.cat((head, output[guided:]))
+    denoised = _over(_sum((_over(latents, b), a), (output, c)), d)
+    terms = [(latents, j), (denoised, k)]
+    if not m.is_(0):
+        memory = [] if previous is None else [(previous, h)]
+        direction = _over(_sum((latents, e), (output, f), (denoised, g), *memory), i)
+        terms.append((_sum((direction, n)), m))
+    value = _sum(*terms).to(sample.dtype)
     order = dense_format(sample)
-    return value.to(sample.dtype).contiguous(memory_format=order), denoised.contiguous(memory_format=order)
+    return (
+        _apart(value.contiguous(memory_format=order), sample, denoised),
+        _apart(denoised.contiguous(memory_format=order), sample, conditional),
+    )
+
+
+class _Factor(NamedTuple):
+    """A column of the coefficients.
+
+    Attributes:
+        values: Of its rows.
+        column: [B, 1, …].
+    """
+
+    values: set[float]
+    column: torch.Tensor
+
+    def is_(self, value: float) -> bool:
+        """Whether it is this in every row."""
+        return self.values == {value}
+
+
+def _factors(coefficients: torch.Tensor, dimensions: int) -> list[_Factor]:
+    columns = coefficients.reshape(*coefficients.shape, *[1] * (dimensions - 1)).unbind(1)
+    return [_Factor(set(values), column) for values, column in zip(coefficients.T.tolist(), columns, strict=True)]
+
+
+def _sum(*terms: tuple[torch.Tensor, _Factor]) -> torch.Tensor:
+    """Σ tensor · factor, from left to right; the only tensor itself if its factor is 1."""
+    (first, factor), *others = [term for term in terms if not term[1].is_(0)] or terms[:1]
+    total = first if factor.is_(1) else first * factor.column
+    for tensor, factor in others:
+        if factor.is_(1):
+            total = total + tensor
+        elif factor.is_(-1):
+            total = total - tensor
+        else:
+            total = (tensor * factor.column).add_(total)
+    return total
+
+
+def _over(x: torch.Tensor, divisor: _Factor) -> torch.Tensor:
+    return x if divisor.is_(1) else x / divisor.column
+
+
+def _apart(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """In memory of its own, as an op's results have to be."""
+    return x.clone() if any(x is other for other in others) else x
 
 
 def launch(
@@ -85,46 +145,41 @@ def launch(
     kernels = kernels_of("cfg_step")
     order = dense_format(sample)
     sample, conditional = sample.contiguous(memory_format=order), conditional.contiguous(memory_format=order)
-    unconditional = None if unconditional is None else unconditional.contiguous(memory_format=order)
-    previous = None if previous is None else previous.contiguous(memory_format=order)
     next_sample, denoised = torch.empty_like(sample), torch.empty_like(sample, dtype=torch.float32)
     if not sample.numel():
         return next_sample, denoised
+    guided = 0 if unconditional is None else len(unconditional)
+    unconditional = conditional if unconditional is None else unconditional.contiguous(memory_format=order)
+    previous = denoised if previous is None else previous.contiguous(memory_format=order)  # any that no row reads
     size = sample.numel() // len(sample)
     settings = configuration("cfg_step", sample.device)
     with torch.cuda.device_of(sample):
         kernels.cfg_step[-(-size // settings["block"]), len(sample)](
-            sample, conditional, unconditional, previous, coefficients.contiguous(), size, next_sample, denoised,
-            BLOCK=settings["block"], num_warps=settings["num_warps"],
+            sample, conditional, unconditional, previous, coefficients.contiguous(), size, guided,
+            next_sample, denoised,
+            COLUMNS=COLUMNS, BLOCK=settings["block"], num_warps=settings["num_warps"], enable_fp_fusion=False,
         )  # fmt: skip
     return next_sample, denoised
 
 
-def sources(
-    output: torch.dtype, architecture: int, guided: bool = True, previous: bool = False
-) -> tuple[KernelSource, ...]:
+def sources(output: torch.dtype, architecture: int) -> tuple[KernelSource, ...]:
     """What to compile ahead of time for float32 latents whose rows are multiples of 16 elements.
 
     Args:
         output: Type of the UNet's outputs.
         architecture: Such as 90.
-        guided: Whether there is an unconditional half.
-        previous: Whether the sampler uses the step before.
 
     Raises:
         MissingTritonError: Without the `triton` package.
     """
     kernels = kernels_of("cfg_step")
     settings = configuration("cfg_step", architecture)
-    types = dict.fromkeys(("sample", "coefficients", "next_sample", "denoised"), "*fp32")
-    types |= {"conditional": f"*{TYPES[output]}", "size": "i32"}
-    constants: dict[str, int | None] = {"BLOCK": settings["block"]}
-    for name, wanted, of in (("unconditional", guided, f"*{TYPES[output]}"), ("previous", previous, "*fp32")):
-        if wanted:
-            types[name] = of
-        else:
-            constants[name] = None
-    return (KernelSource(kernels.cfg_step, types, constants, settings["num_warps"], frozenset({"size"})),)
+    types = dict.fromkeys(("sample", "previous", "coefficients", "next_sample", "denoised"), "*fp32")
+    types |= dict.fromkeys(("conditional", "unconditional"), f"*{TYPES[output]}")
+    types |= {"size": "i32", "guided": "i32"}
+    constants = {"COLUMNS": COLUMNS, "BLOCK": settings["block"]}
+    multiples = frozenset({"size"})
+    return (KernelSource(kernels.cfg_step, types, constants, settings["num_warps"], multiples, fp_fusion=False),)
 
 
 def _fake(sample: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -122,7 +122,11 @@ def compile_kernel(source: KernelSource, architecture: int, ptx_version: int = P
             attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers | source.multiples_of_16},
         ),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": source.num_warps, "ptx_version": ptx_version, "enable_fp_fusion": True},
+        options={
+            "num_warps": source.num_warps,
+            "ptx_version": ptx_version,
+            "enable_fp_fusion": source.fp_fusion,
+        },
     )
     ptx, name = compiled.asm["ptx"], compiled.metadata.name
     visible = tuple(Parameter(name, source.types[name]) for name in names if name in source.types)

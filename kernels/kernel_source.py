@@ -25,6 +25,7 @@ class KernelSource:
         constants: Every other parameter → its value.
         num_warps: Warps of a program.
         multiples_of_16: Integer parameters that are promised to be multiples of 16.
+        fp_fusion: Whether products and sums may be contracted, which rounds once instead of twice.
     """
 
     function: Any
@@ -32,3 +33,4 @@ class KernelSource:
     constants: Mapping[str, Any]
     num_warps: int
     multiples_of_16: frozenset[str] = frozenset()
+    fp_fusion: bool = True

@@ -1,45 +1,64 @@
-"""Samplers whose step is affine, as six numbers per step.
+"""Samplers whose step is affine, as numbers for each step.
 
 Many samplers are, at a given step, nothing but
 
-    x0          = a · sample + b · output
-    next sample = c · sample + d · output + e · previous x0
+    denoised  = (a · (sample / b) + c · output) / d
+    direction = (e · sample + f · output + g · denoised + h · previous denoised) / i
+    next      = j · sample + k · denoised + m · (n · direction)
 
-with numbers that depend on the noise schedule alone. They are computed here in float64 from a diffusers scheduler and
-rounded to float32 once; diffusers evaluates the same expressions in float32 on every element.
+with numbers that depend on the noise schedule alone. The numbers here are the float32 scalars of a diffusers scheduler,
+made by its own expressions, and the form is the order in which its `step` applies them to every element; what a sampler
+has no use for is a factor of 1 or a summand of 0, which change no finite value. So float32 results equal those of
+`step` bit for bit on the CPU. (On a GPU, PyTorch divides by a scalar by multiplying with its reciprocal.)
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import astuple, dataclass
 from typing import Any
 
-GUIDANCE, X0_OF_SAMPLE, X0_OF_OUTPUT, OF_SAMPLE, OF_OUTPUT, OF_PREVIOUS = range(6)
-"""Columns of `cfg_step`'s coefficients."""
+import torch
 
 
 class NotAffineError(ValueError):
     """A scheduler, or its configuration, whose step is more than an affine function: use its own `step`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepCoefficients:
-    """One step of one request.
+    """One step of one request; every number is a float32.
 
     Attributes:
         x0_of_sample: a above.
-        x0_of_output: b.
-        of_sample: c.
-        of_output: d.
-        of_previous: e; 0 for samplers, and first steps, without memory.
+        sample_divisor: b.
+        x0_of_output: c.
+        x0_divisor: d.
+        along_sample: e.
+        along_output: f.
+        along_x0: g.
+        along_previous: h; 0 for samplers, and first steps, without memory.
+        direction_divisor: i.
+        of_sample: j.
+        of_x0: k.
+        of_direction: m.
+        direction_factor: n.
+        input_divisor: The UNet takes sample / this.
     """
 
-    x0_of_sample: float
+    x0_of_sample: float = 1.0
+    sample_divisor: float = 1.0
     x0_of_output: float
-    of_sample: float
-    of_output: float
-    of_previous: float = 0.0
+    x0_divisor: float = 1.0
+    along_sample: float = 0.0
+    along_output: float = 0.0
+    along_x0: float = 0.0
+    along_previous: float = 0.0
+    direction_divisor: float = 1.0
+    of_sample: float = 0.0
+    of_x0: float = 0.0
+    of_direction: float = 0.0
+    direction_factor: float = 1.0
+    input_divisor: float = 1.0
 
     def row(self, guidance: float) -> tuple[float, ...]:
         """A row of `cfg_step`'s coefficients.
@@ -47,7 +66,27 @@ class StepCoefficients:
         Args:
             guidance: Scale of classifier-free guidance; without an unconditional output it plays no part.
         """
-        return guidance, *astuple(self)
+        return guidance, *astuple(self)[:-1]
+
+
+COLUMNS = len(StepCoefficients(x0_of_output=0.0).row(1.0))
+"""Of `cfg_step`'s coefficients."""
+
+
+def run_coefficients(scheduler: Any) -> tuple[StepCoefficients, ...]:
+    """The coefficients of all steps of a run that begins with the first.
+
+    Args:
+        scheduler: As for `step_coefficients`; with `set_begin_index` called if it will be.
+
+    Raises:
+        NotAffineError: As `step_coefficients`; or if `step` would not count from 0: told only the first timestep, where
+            that comes twice.
+    """
+    _check_known(scheduler)
+    if getattr(scheduler, "begin_index", 0) is None and scheduler.index_for_timestep(scheduler.timesteps[0]) != 0:
+        raise NotAffineError(f"{type(scheduler).__name__} whose first timestep comes twice")
+    return tuple(step_coefficients(scheduler, step) for step in range(len(scheduler.timesteps)))
 
 
 def step_coefficients(scheduler: Any, step: int, has_previous: bool | None = None) -> StepCoefficients:
@@ -64,79 +103,104 @@ def step_coefficients(scheduler: Any, step: int, has_previous: bool | None = Non
         NotAffineError: For another class, or a configuration that clips, thresholds or adds noise.
         IndexError: If there is no such step.
     """
-    name = type(scheduler).__name__
-    if name not in _SAMPLERS:
-        raise NotAffineError(f"{name} is not known to be affine; known: {', '.join(_SAMPLERS)}")
+    _check_known(scheduler)
     if not 0 <= step < len(scheduler.timesteps):
         raise IndexError(f"step {step} of {len(scheduler.timesteps)}")
-    return _SAMPLERS[name](scheduler, step, step > 0 if has_previous is None else has_previous)
+    numbers = _SAMPLERS[type(scheduler).__name__](scheduler, step, step > 0 if has_previous is None else has_previous)
+    return StepCoefficients(**{name: float(number) for name, number in numbers.items()})
 
 
-def _euler(scheduler: Any, step: int, has_previous: bool) -> StepCoefficients:
-    sigma, following = float(scheduler.sigmas[step]), float(scheduler.sigmas[step + 1])
+Numbers = dict[str, torch.Tensor | float]
+"""Of a step; the tensors are float32 scalars."""
+
+
+def _euler(scheduler: Any, step: int, has_previous: bool) -> Numbers:
+    """x0 = sample - σ · output; next = sample + (σ' - σ) · (sample - x0) / σ."""
+    sigma, following = scheduler.sigmas[step], scheduler.sigmas[step + 1]
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
-        a, b = 1.0, -sigma
+        x0: Numbers = {"x0_of_output": -sigma}
     elif kind == "v_prediction":
-        a, b = 1 / (sigma**2 + 1), -sigma / math.sqrt(sigma**2 + 1)
+        x0 = {"sample_divisor": sigma**2 + 1, "x0_of_output": -sigma / (sigma**2 + 1) ** 0.5}
     elif kind in ("sample", "original_sample"):
-        a, b = 0.0, 1.0
+        x0 = {"x0_of_sample": 0.0, "x0_of_output": 1.0}
     else:
         raise NotAffineError(f"EulerDiscreteScheduler predicting {kind}")
-    ratio = (following - sigma) / sigma
-    return StepCoefficients(a, b, 1 + ratio * (1 - a), -ratio * b)
+    return x0 | {
+        "along_sample": 1.0,
+        "along_x0": -1.0,
+        "direction_divisor": sigma,
+        "of_sample": 1.0,
+        "of_direction": following - sigma,
+        "input_divisor": (sigma**2 + 1) ** 0.5,
+    }
 
 
-def _ddim(scheduler: Any, step: int, has_previous: bool) -> StepCoefficients:
-    """Equation 12 of DDIM (arXiv 2010.02502) with σ = 0: √ᾱ' · x0 + √(1 - ᾱ') · ε, ε = p · sample + q · output."""
+def _ddim(scheduler: Any, step: int, has_previous: bool) -> Numbers:
+    """Equation 12 of DDIM (arXiv 2010.02502) with σ = 0: √ᾱ' · x0 + √(1 - ᾱ') · ε."""
     config = scheduler.config
     if config.clip_sample or config.thresholding:
         raise NotAffineError("DDIMScheduler with clip_sample or thresholding")
-    timestep = int(scheduler.timesteps[step])
+    timestep = scheduler.timesteps[step]
     earlier = timestep - config.num_train_timesteps // scheduler.num_inference_steps
-    alpha = float(scheduler.alphas_cumprod[timestep])
-    following = float(scheduler.alphas_cumprod[earlier] if earlier >= 0 else scheduler.final_alpha_cumprod)
-    signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
+    alpha = scheduler.alphas_cumprod[timestep]
+    following = scheduler.alphas_cumprod[earlier] if earlier >= 0 else scheduler.final_alpha_cumprod
+    signal, noise = alpha**0.5, (1 - alpha) ** 0.5
     kind = config.prediction_type
-    if kind == "v_prediction":
-        a, b, p, q = signal, -noise, noise, signal
-    elif kind == "epsilon" and alpha > 0:
-        a, b, p, q = 1 / signal, -noise / signal, 0.0, 1.0
+    if kind == "epsilon" and alpha > 0:
+        x0_and_noise: Numbers = {"x0_of_output": -noise, "x0_divisor": signal, "along_output": 1.0}
+    elif kind == "v_prediction":
+        x0_and_noise = {
+            "x0_of_sample": signal,
+            "x0_of_output": -noise,
+            "along_sample": noise,
+            "along_output": signal,
+        }
     elif kind == "sample" and alpha < 1:
-        a, b, p, q = 0.0, 1.0, 1 / noise, -signal / noise
+        x0_and_noise = {
+            "x0_of_sample": 0.0,
+            "x0_of_output": 1.0,
+            "along_sample": 1.0,
+            "along_x0": -signal,
+            "direction_divisor": noise,
+        }
     else:
-        raise NotAffineError(f"DDIMScheduler predicting {kind} at ᾱ = {alpha:g}")
-    to_signal, to_noise = math.sqrt(following), math.sqrt(1 - following)
-    return StepCoefficients(a, b, to_signal * a + to_noise * p, to_signal * b + to_noise * q)
+        raise NotAffineError(f"DDIMScheduler predicting {kind} at ᾱ = {float(alpha):g}")
+    return x0_and_noise | {"of_x0": following**0.5, "of_direction": (1 - following) ** 0.5}
 
 
-def _dpm_solver(scheduler: Any, step: int, has_previous: bool) -> StepCoefficients:
-    """DPM-Solver++ (arXiv 2211.01095), first order or 2M; e^-h is the ratio of noise-to-signal ratios."""
+def _dpm_solver(scheduler: Any, step: int, has_previous: bool) -> Numbers:
+    """DPM-Solver++ (arXiv 2211.01095), first order or 2M."""
     config = scheduler.config
     if config.algorithm_type != "dpmsolver++" or config.solver_order > 2 or config.thresholding:
         raise NotAffineError(
             f"DPMSolverMultistepScheduler with {config.algorithm_type}, order {config.solver_order}"
             f"{', thresholding' if config.thresholding else ''}"
         )
-    (signal, noise), (to_signal, to_noise) = (_levels(scheduler, place) for place in (step, step + 1))
+    signal, noise, level = _levels(scheduler, step)
+    to_signal, to_noise, to_level = _levels(scheduler, step + 1)
     kind = config.prediction_type
     if kind == "epsilon" and config.variance_type not in ("learned", "learned_range"):
-        a, b = 1 / signal, -noise / signal
+        x0: Numbers = {"x0_of_output": -noise, "x0_divisor": signal}
     elif kind == "v_prediction":
-        a, b = signal, -noise
+        x0 = {"x0_of_sample": signal, "x0_of_output": -noise}
     elif kind == "sample":
-        a, b = 0.0, 1.0
+        x0 = {"x0_of_sample": 0.0, "x0_of_output": 1.0}
     else:
         raise NotAffineError(f"DPMSolverMultistepScheduler predicting {kind}")
-    shrink = (to_noise / to_signal) / (noise / signal)
-    of_x0, of_previous = to_signal * (1 - shrink), 0.0
-    if has_previous and config.solver_order == 2 and not _ends_in_first_order(scheduler, step):
-        before_signal, before_noise = _levels(scheduler, step - 1)
-        h = -math.log(shrink)
-        ratio = math.log((before_noise / before_signal) / (noise / signal)) / h
-        slope = of_x0 / 2 if config.solver_type == "midpoint" else to_signal * ((shrink - 1) / h + 1)
-        of_x0, of_previous = of_x0 + slope / ratio, -slope / ratio
-    return StepCoefficients(a, b, to_noise / noise + of_x0 * a, of_x0 * b, of_previous)
+    h = to_level - level
+    shrink = torch.exp(-h) - 1.0
+    numbers = x0 | {"of_sample": to_noise / noise, "of_x0": -(to_signal * shrink)}
+    if not has_previous or config.solver_order == 1 or _ends_in_first_order(scheduler, step):
+        return numbers
+    ratio = (level - _levels(scheduler, step - 1)[2]) / h
+    midpoint = config.solver_type == "midpoint"
+    return numbers | {
+        "along_x0": 1.0,
+        "along_previous": -1.0,
+        "direction_factor": 1.0 / ratio,
+        "of_direction": -0.5 * (to_signal * shrink) if midpoint else to_signal * (shrink / h + 1.0),
+    }
 
 
 def _ends_in_first_order(scheduler: Any, step: int) -> bool:
@@ -145,10 +209,10 @@ def _ends_in_first_order(scheduler: Any, step: int) -> bool:
     return step == steps - 1 and lower
 
 
-def _levels(scheduler: Any, place: int) -> tuple[float, float]:
-    """Signal and noise, by the scheduler's own rule."""
-    signal, noise = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[place].double())
-    return float(signal), float(noise)
+def _levels(scheduler: Any, place: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Signal, noise and the logarithm of their ratio, by the scheduler's own rule."""
+    signal, noise = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[place])
+    return signal, noise, torch.log(signal) - torch.log(noise)
 
 
 _SAMPLERS = {
@@ -156,3 +220,9 @@ _SAMPLERS = {
     "DDIMScheduler": _ddim,
     "DPMSolverMultistepScheduler": _dpm_solver,
 }
+
+
+def _check_known(scheduler: Any) -> None:
+    name = type(scheduler).__name__
+    if name not in _SAMPLERS:
+        raise NotAffineError(f"{name} is not known to be affine; known: {', '.join(_SAMPLERS)}")

@@ -34,7 +34,7 @@ def sources(architecture: int) -> list[KernelSource]:
     return [
         *group_norm_silu.sources(SDXL_LARGE, 32, HALF, architecture),
         *geglu.sources(5120, HALF, architecture),
-        *cfg_step.sources(HALF, architecture, previous=True),
+        *cfg_step.sources(HALF, architecture),
         *lora_patch.sources(HALF, HALF, architecture),
         *grouped_lora.sources(1024, 1280, 5120, 64, HALF, HALF, architecture),
     ]
@@ -66,7 +66,7 @@ def test_variants_for_one_architecture() -> None:
         *group_norm_silu.sources(SDXL_SMALL, 32, torch.bfloat16, 90, embedding=True),
         *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90, channels_last=False, silu=False),
         *geglu.sources(1280, torch.bfloat16, 90, bias=True),
-        *cfg_step.sources(torch.float32, 90, guided=False),
+        *cfg_step.sources(torch.float32, 90),
         *lora_patch.sources(torch.bfloat16, torch.bfloat16, 90),
         *grouped_lora.sources(77, 2048, 640, 16, torch.bfloat16, torch.bfloat16, 90, split=True),
         *grouped_lora.sources(4096, 640, 640, 256, HALF, torch.float32, 90),
@@ -107,6 +107,15 @@ def test_factors_and_activations_are_moved_in_16_byte_vectors() -> None:
     for ptx in (shrink, expand):
         assert "st.global.v4.b32" in ptx
         assert "st.global.b16" not in ptx
+
+
+def test_a_sampler_step_rounds_every_operation() -> None:
+    """As the CPU does: no product is contracted with a sum, no quotient is approximate."""
+    (source,) = cfg_step.sources(HALF, 90)
+    ptx = compile_kernel(source, 90).ptx
+    assert "fma" not in ptx
+    assert "div.rn.f32" in ptx
+    assert not re.search(r"div\.(full|approx)|rcp", ptx)
 
 
 def test_plain_ptx_assembles(tmp_path: Path) -> None:

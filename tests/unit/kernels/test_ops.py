@@ -15,6 +15,7 @@ from swiftdiffusion.kernels.cfg_step import cfg_step
 from swiftdiffusion.kernels.geglu import geglu
 from swiftdiffusion.kernels.group_norm_silu import group_norm_silu
 from swiftdiffusion.kernels.registration import register_op
+from swiftdiffusion.kernels.step_coefficients import COLUMNS
 
 CHECKS = ("test_schema", "test_faketensor")
 OPS = torch.ops.swiftdiffusion
@@ -58,9 +59,9 @@ def test_ops_say_what_they_give(dtype: torch.dtype, order: torch.memory_format) 
     weight, embedding = torch.randn(8, dtype=dtype), torch.randn(2, 8, dtype=dtype)
     torch.library.opcheck(OPS.group_norm_silu, (x, weight, weight, embedding, 2, 1e-5, True), test_utils=CHECKS)
     torch.library.opcheck(OPS.geglu, (x.permute(0, 2, 3, 1), weight), test_utils=CHECKS)
-    torch.library.opcheck(OPS.cfg_step, (x, x, torch.randn(2, 6), x, x.float()), test_utils=CHECKS)
+    torch.library.opcheck(OPS.cfg_step, (x, x, torch.randn(2, COLUMNS), x[:1], x.float()), test_utils=CHECKS)
     assert group_norm_silu(x, 2, weight, weight).stride() == x.stride()
-    assert cfg_step(x, x, torch.randn(2, 6))[0].stride() == x.stride()
+    assert cfg_step(x, x, torch.randn(2, COLUMNS))[0].stride() == x.stride()
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -76,11 +77,13 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="bias"):
         geglu(torch.ones(2, 4), torch.ones(2))
     with pytest.raises(ValueError, match="unconditional"):
-        cfg_step(x, x, torch.ones(2, 6), x[:1])
+        cfg_step(x, x, torch.ones(2, COLUMNS), x[:, :3])
+    with pytest.raises(ValueError, match="unconditional"):
+        cfg_step(x[:1], x[:1], torch.ones(1, COLUMNS), x)
     with pytest.raises(ValueError, match="coefficients"):
-        cfg_step(x, x, torch.ones(1, 6))
+        cfg_step(x, x, torch.ones(1, COLUMNS))
     with pytest.raises(ValueError, match="previous"):
-        cfg_step(x, x, torch.ones(2, 6), x, x.half())
+        cfg_step(x, x, torch.ones(2, COLUMNS), x, x.half())
 
 
 WITHOUT_TRITON = """
