@@ -78,14 +78,13 @@ class Evaluator:
         beside, patcher = self._unet.beside, self._unet.patcher
         if beside is None or not isinstance(patcher, Patcher):
             return
-        tensors, nothing = example(checkpoint, MEASURED_ROWS), zeros(patcher, MEASURED_RANK)
-        cells = tensors["LATENTS"][0, 0].numel()
-        work = MEASURED_ROWS * cells
-        plain = _seconds(self._unet, tensors)
-        self._costs.plain.note(work, plain)
-        if plain > SLOW_S:
-            return
-        self._costs.plain.note(work, _seconds(self._unet, tensors))
+        nothing = zeros(patcher, MEASURED_RANK)
+        for rows in (MEASURED_ROWS // 2, MEASURED_ROWS):
+            tensors = example(checkpoint, rows)
+            work = tensors["LATENTS"][:, 0].numel()
+            if _seconds(self._unet, tensors) > SLOW_S:
+                return
+            self._costs.plain.note(work, _seconds(self._unet, tensors))
         sets: list[LoraSet] = [((str(row // 2), 1.0),) for row in range(MEASURED_ROWS)]  # two rows a request
         beside.use(sets, lambda _: nothing)
         _seconds(self._unet, tensors)  # the first call sets up
@@ -93,7 +92,7 @@ class Evaluator:
         beside.use((), lambda _: nothing)
         started = time.perf_counter()
         patcher.apply([(nothing, 1.0)])
-        self._costs.note_swap(time.perf_counter() - started)
+        self._costs.note_swap(time.perf_counter() - started, kept=False)
         patcher.apply([])
 
     def __call__(self, call: UNetCall) -> Evaluated:
@@ -104,18 +103,17 @@ class Evaluator:
         """
         self._loras.upload({key for key, _ in call.ahead})
         height, width = call.tensors["LATENTS"].shape[2:]
-        parts = plan(
-            call.loras, height * width, self._loras.current, self._loras.rank, self._loras.fits_beside, self._costs
-        )
+        parts = plan(call.loras, height * width, self._loras, self._costs)
         if len(parts) == 1 and parts[0].rows == tuple(range(len(call.loras))):
             return self._part(call, parts[0])
         return _merged([(part.rows, self._part(call.of(part.rows), part)) for part in parts])
 
     def _part(self, call: UNetCall, part: Part) -> Evaluated:
+        kept = self._loras.keeps(part.patched)
         patch_ms = self._loras.ensure(part.patched)
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
-            self._costs.note_swap(patch_ms / 1000)
+            self._costs.note_swap(patch_ms / 1000, kept)
         started = time.perf_counter()
         self._loras.use_beside(part.beside)
         beside_ms = 1000 * (time.perf_counter() - started)

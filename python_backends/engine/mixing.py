@@ -7,13 +7,13 @@ no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..lora.files.lora_set import NO_LORAS, LoraSet
 from .step_times import StepTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 LASTS_STEPS = 8
 """Steps for which a batch stays as it is, about: what patching for all of them costs is spread over so many."""
@@ -42,54 +42,59 @@ class LoraCosts:
 
     def __init__(self) -> None:
         self.plain = StepTimes()
-        self._swap: float | None = None
+        self._swaps: dict[bool, float] = {}
         self._of_a_rank: float | None = None
 
-    def note_swap(self, seconds: float) -> None:
-        """Another set was patched in."""
-        self._swap = _mean(self._swap, seconds)
+    def note_swap(self, seconds: float, kept: bool) -> None:
+        """Another set was patched in, or its kept weights were taken."""
+        self._swaps[kept] = _mean(self._swaps.get(kept), seconds)
 
     def note_beside(self, work: int, ranks: int, seconds: float) -> None:
         """An evaluation of so much work (rows × pixels) took so long with so many ranks × pixels beside the weights."""
         self._of_a_rank = _mean(self._of_a_rank, max(0.0, seconds - self.plain.expected(work)) / ranks)
 
-    @property
-    def swap(self) -> float:
-        """Of patching another set in."""
-        return self._swap or 0.0
+    def swap(self, kept: bool) -> float:
+        """Of making another set resident."""
+        return self._swaps.get(kept, 0.0)
 
     def beside(self, ranks: int) -> float:
         """What so many ranks × pixels add."""
         return (self._of_a_rank or 0.0) * ranks
 
 
-def plan(
-    sets: Sequence[LoraSet],
-    pixels: int,
-    resident: LoraSet,
-    rank: Callable[[LoraSet], int | None],
-    fits: Callable[[Sequence[int]], bool],
-    costs: LoraCosts,
-) -> list[Part]:
+class Loras(Protocol):
+    """What `plan` asks of the LoRAs of a UNet: see `lora.patching.resident.ResidentLoras`."""
+
+    current: LoraSet
+
+    def rank(self, loras: LoraSet) -> int | None:
+        """Of a set's factors beside the weights; None for one that cannot be there."""
+
+    def fits_beside(self, ranks: Sequence[int]) -> bool:
+        """Whether sets of these ranks have room beside the weights at a time."""
+
+    def can_keep(self, count: int) -> bool:
+        """Whether the weights of so many sets can be kept."""
+
+
+def plan(sets: Sequence[LoraSet], pixels: int, loras: Loras, costs: LoraCosts) -> list[Part]:
     """The cheapest way to evaluate rows of one size, each with its set.
 
     Args:
         sets: Of the rows.
         pixels: Of each row's picture.
-        resident: What is patched in now.
-        rank: Of a set's factors beside the weights; None for one that cannot be there.
-        fits: Whether sets of these ranks have room at a time.
+        loras: What is there, and can be.
         costs: Measured.
     """
-    distinct = sorted(dict.fromkeys(sets), key=lambda each: each != resident)
+    distinct = sorted(dict.fromkeys(sets), key=lambda each: each != loras.current)
     if len(distinct) == 1:
         return [Part(distinct[0], tuple(range(len(sets))), (NO_LORAS,) * len(sets))]
     options = [_grouped(distinct, sets)]
-    for patched in dict.fromkeys((resident, NO_LORAS, *distinct)):
-        option = _mixed(patched, distinct, sets, rank, fits)
+    for patched in dict.fromkeys((loras.current, NO_LORAS, *distinct)):
+        option = _mixed(patched, distinct, sets, loras)
         if option is not None:
             options.append(option)
-    return min(options, key=lambda parts: _cost(parts, pixels, resident, rank, costs))
+    return min(options, key=lambda parts: _cost(parts, pixels, loras, costs))
 
 
 def difference(wanted: LoraSet, patched: LoraSet) -> LoraSet:
@@ -109,20 +114,14 @@ def _grouped(distinct: Sequence[LoraSet], sets: Sequence[LoraSet]) -> list[Part]
     return parts
 
 
-def _mixed(
-    patched: LoraSet,
-    distinct: Sequence[LoraSet],
-    sets: Sequence[LoraSet],
-    rank: Callable[[LoraSet], int | None],
-    fits: Callable[[Sequence[int]], bool],
-) -> list[Part] | None:
+def _mixed(patched: LoraSet, distinct: Sequence[LoraSet], sets: Sequence[LoraSet], loras: Loras) -> list[Part] | None:
     """One part for all sets that can be beside a patched one, one for each other; None if that mixes nothing."""
     together: dict[LoraSet, LoraSet] = {}
     ranks: list[int] = []
     for each in distinct:
         beside = difference(each, patched)
-        of_it = rank(beside) if beside else 0
-        if of_it is not None and fits([*ranks, of_it]):
+        of_it = loras.rank(beside)
+        if of_it is not None and loras.fits_beside([*ranks, of_it]):
             together[each] = beside
             ranks.append(of_it)
     if len(together) < 2:
@@ -133,14 +132,13 @@ def _mixed(
     return sorted(parts, key=lambda part: part.patched != distinct[0])  # what is resident, if anything is, comes first
 
 
-def _cost(
-    parts: Sequence[Part], pixels: int, resident: LoraSet, rank: Callable[[LoraSet], int | None], costs: LoraCosts
-) -> float:
+def _cost(parts: Sequence[Part], pixels: int, loras: Loras, costs: LoraCosts) -> float:
     """Seconds of a step, as it repeats: one of several parts begins where the step before ended."""
-    swaps = len(parts) - 1 + all(part.patched != resident for part in parts) / LASTS_STEPS
-    ranks = sum((rank(beside) or 0) * pixels for part in parts for beside in part.beside if beside)
+    swaps = (len(parts) - 1) * costs.swap(loras.can_keep(len(parts)))
+    swaps += all(part.patched != loras.current for part in parts) * costs.swap(kept=False) / LASTS_STEPS
+    ranks = sum((loras.rank(beside) or 0) * pixels for part in parts for beside in part.beside)
     plain = sum(costs.plain.expected(len(part.rows) * pixels) for part in parts)
-    return swaps * costs.swap + plain + costs.beside(ranks)
+    return swaps + plain + costs.beside(ranks)
 
 
 def _mean(known: float | None, latest: float) -> float:

@@ -139,7 +139,7 @@ class EnginePatcher:
         Raises:
             EngineMismatchError: If engines and networks do not fit together, or no engine holds some adaptable weight.
         """
-        self._patcher = Patcher(parts)
+        self._patcher = Patcher(parts, in_place=True)
         self._weights = modules = {component: adaptable_weights(network) for component, network in parts.items()}
         self._engines = [
             (component, refitter, EngineWeights(weights, modules[component], dtype))

@@ -1,14 +1,15 @@
-"""W ← W0 + Σ scale · delta, in place, over all modules of a model at once.
+"""W ← W0 + Σ scale · delta, over all modules of a model at once.
 
 Weights of one shape are made views of one tensor, and so are the deltas of a canonical LoRA: a swap is a batched matrix
 product per shape and rank, over just the modules that the old or the new set adapts. On a GPU, sets of low-rank LoRAs
-are a single launch of `kernels.lora_patch`. Norms' weights and biases, which few LoRAs have, are patched one by one.
-Addresses never change, so traced graphs and CUDA graphs stay valid; W0 is
-kept, so nothing drifts, and every set gives the same bits whatever was patched in before.
+are a single launch of `kernels.lora_patch`, in place: addresses never change, so CUDA graphs stay valid. On the CPU
+modules are pointed to patched weights, which can be kept. Norms' weights and biases, which few LoRAs have, are patched
+one by one. W0 stays, so nothing drifts, and every set gives the same bits whatever was patched in before.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,25 @@ from ....kernels.lora_tables import FactorGroup, WeightTable
 from ..files.modules import adaptable_vectors, adaptable_weights, stack_order
 from .prepared import PreparedLora
 from .vectors import Vectors
-from .weight_stack import StackedTerms, WeightStack
+from .weight_stack import Patched, StackedTerms, WeightStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ....kernels.lora_tables import PackedLora
     from ..files.canonical import CanonicalLora, Group
+
+
+@dataclass(frozen=True)
+class KeptWeights:
+    """Weights with one set of LoRAs in them."""
+
+    weights: tuple[tuple[WeightStack, Patched], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(patched.weights.nbytes for _, patched in self.weights)
 
 
 class Patcher:
@@ -38,19 +51,25 @@ class Patcher:
         places: Component and name of a module → the stack that has its weight, and the position there.
     """
 
-    def __init__(self, parts: Mapping[str, torch.nn.Module], one_launch: bool | None = None) -> None:
+    def __init__(
+        self, parts: Mapping[str, torch.nn.Module], one_launch: bool | None = None, in_place: bool | None = None
+    ) -> None:
         """Rearranges the weights of the models.
 
         Args:
             parts: Component (`unet`, `text_encoder`, `text_encoder_2`) → model, on its device and of its precision.
             one_launch: Whether sets of low-rank LoRAs are one call of `kernels.lora_patch`; by default on a GPU.
+            in_place: Whether weights stay where they are; always with `one_launch`, by default on a GPU.
         """
+        on_gpu = next(next(iter(parts.values())).parameters()).device.type == "cuda"
+        self._one_launch = on_gpu if one_launch is None else one_launch
+        in_place = self._one_launch or (on_gpu if in_place is None else in_place)
         self.places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
         self._modules: list[tuple[WeightStack, int]] = []
         for component, model in parts.items():
             weights = adaptable_weights(model)
             for names in _by_shape(weights):
-                stack = WeightStack([weights[name] for name in names], first=len(self._modules))
+                stack = WeightStack([weights[name] for name in names], len(self._modules), in_place)
                 places = [(stack, position) for position in range(len(names))]
                 self._modules += places
                 self.places |= {(component, name): place for name, place in zip(names, places, strict=True)}
@@ -63,7 +82,6 @@ class Patcher:
         )
         self._components = frozenset(parts)
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
-        self._one_launch = self._stacks[0].weights.is_cuda if one_launch is None else one_launch
 
     def warm_up(self) -> None:
         """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
@@ -139,6 +157,21 @@ class Patcher:
             self._apply_by_stack([(group, scale) for group, scale in groups if not self._is_of_vectors(group)])
         adapted = frozenset[tuple[str, str]]().union(*(lora.adapted for lora, _ in prepared))
         return sum(component in self._components for component, _ in adapted)
+
+    def kept(self) -> KeptWeights | None:
+        """What is patched in, to be taken again later; None where that is in place, or in vectors too."""
+        if self._vectors.touched or any(stack.in_place for stack in self._stacks):
+            return None
+        return KeptWeights(tuple((stack, stack.current) for stack in self._stacks if stack.current is not None))
+
+    @torch.no_grad()
+    def take(self, kept: KeptWeights) -> None:
+        """Has the models compute with what was patched in before."""
+        self._vectors.patch(())
+        weights = dict(kept.weights)
+        for stack in self._stacks:
+            if stack.touched or stack in weights:
+                stack.point_to(weights.get(stack))
 
     def _is_of_vectors(self, group: Group) -> bool:
         return (group.component, group.modules[0]) in self._vectors

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ...common.errors import LoraUnavailableError
 from ..files.canonical import CanonicalLora
 from ..files.lora_set import NO_LORAS, LoraSet
+from .patcher import KeptWeights, Patcher
 from .prepared import PreparedLora
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .beside import BesideLoras
+
+KEPT_BYTES = 2**29
+"""Weights with LoRAs in them that are kept on the CPU, in bytes: a set that comes back is then only pointed to."""
 
 KNOWN_RANKS = 4096
 """LoRAs whose rank is remembered."""
@@ -48,7 +52,8 @@ class ResidentLoras:
     """Makes one LoRA set at a time resident in some models.
 
     The caller holds leases on the set's files while it asks for them; nothing stays mapped afterwards. On a GPU the
-    LoRAs used last stay there, packed, so that a set that comes back is not sent again.
+    LoRAs used last stay there, packed, so that a set that comes back is not sent again; on the CPU the weights with
+    them in.
 
     Attributes:
         current: The resident set.
@@ -63,6 +68,7 @@ class ResidentLoras:
             beside: Holds LoRAs beside the weights; None where that is not done.
         """
         self._patcher, self._beside = patcher, beside
+        self._kept: LRUCache[LoraSet, KeptWeights] = LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept.nbytes)
         self._ranks: LRUCache[str, int | None] = LRUCache(KNOWN_RANKS)
         self._directory = directory
         self.current: LoraSet = NO_LORAS
@@ -101,11 +107,28 @@ class ResidentLoras:
         if wanted == self.current and self._consistent:
             return 0.0
         start = time.perf_counter()
+        if self.keeps(wanted):
+            self._patcher.take(self._kept[wanted])  # type: ignore[attr-defined]
+        else:
+            self._patch(wanted)
+        self.current, self._consistent = wanted, True
+        return 1000 * (time.perf_counter() - start)
+
+    def keeps(self, loras: LoraSet) -> bool:
+        """Whether the weights with a set in them are there."""
+        return loras in self._kept
+
+    def can_keep(self, count: int) -> bool:
+        """Whether the weights of so many sets can be there at a time, as large as those that are."""
+        return bool(self._kept) and count * max(kept.nbytes for kept in self._kept.values()) <= KEPT_BYTES
+
+    def _patch(self, wanted: LoraSet) -> None:
         loras = [(self._lora(key), scale) for key, scale in wanted]
         self._consistent = False
         self._patcher.apply(loras)
-        self.current, self._consistent = wanted, True
-        return 1000 * (time.perf_counter() - start)
+        kept = self._patcher.kept() if isinstance(self._patcher, Patcher) else None
+        if kept is not None and kept.nbytes <= KEPT_BYTES:
+            self._kept[wanted] = kept
 
     def rank(self, loras: LoraSet) -> int | None:
         """Of a set's factors beside the weights, all its LoRAs together; None for a set that cannot be there.

@@ -16,12 +16,16 @@ Name = tuple[str, str]
 
 
 class Vectors:
-    """The vectors of some models: they stay where they are, and W0 of those that were ever changed is kept."""
+    """The vectors of some models: they stay where they are, and W0 of those that were ever changed is kept.
+
+    Attributes:
+        touched: Those that differ from W0.
+    """
 
     def __init__(self, parameters: Mapping[Name, torch.Tensor]) -> None:
         """Copies nothing yet."""
         self._parameters, self._pristine = parameters, dict[Name, torch.Tensor]()
-        self._touched: set[Name] = set()
+        self.touched: set[Name] = set()
 
     def __contains__(self, name: Name) -> bool:
         """Whether there is a vector of that name."""
@@ -39,13 +43,13 @@ class Vectors:
                 name = group.component, module
                 total = totals[name] if name in totals else self._original(name).float()
                 totals[name] = torch.add(total, change.flatten().to(total), alpha=scale * own)
-        left = self._touched - totals.keys()
-        self._touched |= totals.keys()  # a failure on the way is repaired by the next set
+        left = self.touched - totals.keys()
+        self.touched |= totals.keys()  # a failure on the way is repaired by the next set
         for name in left:
             self._parameters[name].copy_(self._pristine[name])
         for name, total in totals.items():
             self._parameters[name].copy_(total)
-        self._touched = set(totals)
+        self.touched = set(totals)
 
     def _original(self, name: Name) -> torch.Tensor:
         if name not in self._pristine:

@@ -24,17 +24,28 @@ _BY_COLUMN = frozenset({"down", "down_2", "delta", "column"})
 """Tensors of a group whose last dimension is the weight's in·k."""
 
 
+@dataclass(frozen=True)
+class Patched:
+    """Weights of some positions with LoRAs in them, [positions, out, in·k]."""
+
+    positions: tuple[int, ...]
+    weights: torch.Tensor
+
+
 class WeightStack:
     """The weights of n modules of one shape.
 
+    In place, where CUDA graphs or engines hold their addresses. Else W0 stays where it is, and modules are pointed to
+    patched weights of their own, which may be kept and taken again.
+
     Attributes:
         parameters: The modules' own.
-        weights: [n, out, in·k], what the modules compute with, in memory order: of channels-last ones [n, out, k·in].
+        weights: [n, out, in·k] in memory order, of channels-last ones [n, out, k·in]: patched in place, or W0.
         first: Number of the first of them among all modules of the patcher.
         touched: Positions that differ from W0.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], first: int) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], first: int, in_place: bool) -> None:
         """Moves the parameters' data into one tensor; each becomes a view of its place there, of its old layout."""
         self.parameters, self.first = tuple(parameters), first
         self._is_channels_last = is_channels_last(parameters[0])
@@ -46,12 +57,14 @@ class WeightStack:
             place.copy_(parameter.data.permute(order))
             parameter.data = place.permute(back)
         self.weights = stacked.flatten(2)
+        self.in_place = in_place
         self.touched: set[int] = set()
-        self._pristine: torch.Tensor | None = None
+        self.current: Patched | None = None
+        self._pristine: torch.Tensor | None = None if self.in_place else self.weights
 
     @property
     def pristine(self) -> torch.Tensor:
-        """W0 [n, out, in·k] in memory order, copied before the first patch."""
+        """W0 [n, out, in·k] in memory order; copied before the first patch in place."""
         if self._pristine is None:
             self._pristine = self.weights.clone()
         return self._pristine
@@ -76,19 +89,44 @@ class WeightStack:
         """Sets every weight that these terms or the last ones adapt."""
         pristine = self.pristine
         wanted = sorted({position for term in terms for position in term.index})
-        left = sorted(self.touched.difference(wanted))
-        self.touched.update(wanted)
-        for start, end in _runs(left):
-            self.weights[start:end].copy_(pristine[start:end])
+        if self.in_place:
+            left = sorted(self.touched.difference(wanted))
+            self.touched.update(wanted)
+            for start, end in _runs(left):
+                self.weights[start:end].copy_(pristine[start:end])
+            self._patch(wanted, terms, self.weights, {position: position for position in wanted})
+            self.touched = set(wanted)
+        else:
+            made = torch.empty((len(wanted), *pristine.shape[1:]), dtype=pristine.dtype)
+            self._patch(wanted, terms, made, {position: number for number, position in enumerate(wanted)})
+            self.point_to(Patched(tuple(wanted), made))
+
+    def point_to(self, patched: Patched | None) -> None:
+        """Has modules compute with patched weights, and all others with W0."""
+        positions = () if patched is None else patched.positions
+        for position in self.touched.difference(positions):
+            self.parameters[position].data = self._as_parameter(self.weights[position], position)
+        for number, position in enumerate(positions):
+            self.parameters[position].data = self._as_parameter(patched.weights[number], position)  # type: ignore[union-attr]
+        self.touched, self.current = set(positions), patched if positions else None
+
+    def _as_parameter(self, weight: torch.Tensor, position: int) -> torch.Tensor:
+        """A weight [out, in·k] in the parameter's shape."""
+        return weight.as_strided(self.parameters[position].shape, self.parameters[position].stride())
+
+    def _patch(
+        self, wanted: Sequence[int], terms: Sequence[StackedTerms], to: torch.Tensor, places: Mapping[int, int]
+    ) -> None:
+        """Writes W0 + terms of some positions into their places."""
         most = max(1, CHUNK_ELEMENTS // self.weights[0].numel())
         for start, end, active in _segments(wanted, terms):
             for low in range(start, end, most):
-                self._patch_run(low, min(low + most, end), active)
-        self.touched = set(wanted)
+                count = min(low + most, end) - low
+                self._patch_run(low, to[places[low] : places[low] + count], active)
 
-    def _patch_run(self, start: int, end: int, terms: Sequence[StackedTerms]) -> None:
+    def _patch_run(self, start: int, target: torch.Tensor, terms: Sequence[StackedTerms]) -> None:
         """Patches neighbours that the same terms adapt; sums in float32 whatever the weights are."""
-        target, base = self.weights[start:end], self.pristine[start:end]
+        base = self.pristine[start : start + len(target)]
         first, *others = terms
         if target.dtype == torch.float32:
             first.add(base, base, start, out=target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,27 +16,41 @@ RANKS = {A[0][0]: 8, B[0][0]: 16, C[0][0]: 4}
 PIXELS = 64
 
 
-def rank(loras: LoraSet) -> int | None:
-    ranks = [RANKS.get(key) for key, _ in loras]
-    return None if None in ranks else sum(each or 0 for each in ranks)
+@dataclass
+class Loras:
+    """What is patched in, and for how many sets there is room beside the weights, and as weights of their own."""
+
+    current: LoraSet = ()
+    beside: int = 99
+    kept: int = 0
+
+    def rank(self, loras: LoraSet) -> int | None:
+        ranks = [RANKS.get(key) for key, _ in loras]
+        return None if None in ranks else sum(each or 0 for each in ranks)
+
+    def fits_beside(self, ranks: Sequence[int]) -> bool:
+        return len(ranks) <= self.beside
+
+    def can_keep(self, count: int) -> bool:
+        return count <= self.kept
 
 
 def costs(swap: float, of_a_rank: float, step: float = 1.0) -> LoraCosts:
-    """A step of one row takes `step`; rows are in proportion."""
+    """A step of one row takes `step`; rows are in proportion. Kept weights cost nothing."""
     made = LoraCosts()
     made.plain.note(PIXELS, step)
-    made.note_swap(swap)
+    made.note_swap(swap, kept=False)
     made.note_beside(PIXELS, PIXELS, step + of_a_rank)
     return made
 
 
-def planned(sets: Sequence[LoraSet], resident: LoraSet = (), **given: float) -> list[Part]:
-    return plan(sets, PIXELS, resident, rank, lambda ranks: True, costs(**{"swap": 0.1, "of_a_rank": 1e-4, **given}))
+def planned(sets: Sequence[LoraSet], loras: Loras | None = None, **given: float) -> list[Part]:
+    return plan(sets, PIXELS, loras or Loras(), costs(**{"swap": 0.1, "of_a_rank": 1e-4, **given}))
 
 
 def test_one_set_is_patched_in() -> None:
     assert planned([A, A]) == [Part(A, (0, 1), ((), ()))]
-    assert planned([(), ()], resident=A) == [Part((), (0, 1), ((), ()))]
+    assert planned([(), ()], Loras(A)) == [Part((), (0, 1), ((), ()))]
 
 
 def test_different_sets_share_a_call() -> None:
@@ -57,9 +72,14 @@ def test_what_sets_have_in_common_is_no_difference() -> None:
 
 
 def test_sets_go_one_after_the_other_where_swaps_cost_less() -> None:
-    parts = planned([A, A, B, B], resident=B, swap=1e-6, of_a_rank=0.1)
+    parts = planned([A, A, B, B], Loras(B), swap=1e-6, of_a_rank=0.1)
     assert [part.patched for part in parts] == [B, A]
     assert [part.rows for part in parts] == [(2, 3), (0, 1)]
+
+
+def test_sets_whose_weights_are_kept_go_one_after_the_other() -> None:
+    assert [part.patched for part in planned([A, A, B, B], Loras(kept=2), of_a_rank=1e-3)] == [A, B]
+    assert len(planned([A, A, B, B, C, C], Loras(kept=2), of_a_rank=1e-3)) == 1
 
 
 def test_what_has_no_low_rank_form_goes_alone() -> None:
@@ -69,7 +89,7 @@ def test_what_has_no_low_rank_form_goes_alone() -> None:
 
 
 def test_what_has_no_room_goes_alone() -> None:
-    parts = plan([A, B, C], PIXELS, (), rank, lambda ranks: len(ranks) < 3, costs(0.1, 1e-4))
+    parts = planned([A, B, C], Loras(beside=2))
     assert sorted(len(part.rows) for part in parts) == [1, 2]
 
 
@@ -79,11 +99,11 @@ sets_of_rows = st.lists(loras.map(lambda pairs: tuple(sorted(dict(pairs).items()
 
 @given(sets_of_rows, sets_of_rows, st.floats(0, 1), st.floats(0, 1))
 def test_every_row_gets_its_set(sets: list[LoraSet], resident: list[LoraSet], swap: float, of_a_rank: float) -> None:
-    parts = planned(sets, resident[0], swap=swap, of_a_rank=of_a_rank)
+    parts = planned(sets, Loras(resident[0]), swap=swap, of_a_rank=of_a_rank)
     seen = []
     for part in parts:
         for row, beside in zip(part.rows, part.beside, strict=True):
             seen.append(row)
             assert difference(difference(sets[row], part.patched), beside) == ()
-            assert not beside or rank(beside) is not None
+            assert Loras().rank(beside) is not None
     assert sorted(seen) == list(range(len(sets)))
