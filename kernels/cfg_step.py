@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +12,9 @@ from .memory_format import dense_format
 from .registration import register_op
 from .step_coefficients import COLUMNS
 from .triton_language import kernels_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def cfg_step(
@@ -74,14 +77,14 @@ def reference(
     latents, output = sample.float(), conditional.float()
     if unconditional is not None:
         guided, base = len(unconditional), unconditional.float()
-        head = (output[:guided] - base).mul_(guidance.column[:guided]).add_(base)
+        head = (output[:guided] - base).mul_(guidance[1][:guided]).add_(base)
         output = head if guided == len(output) else torch.cat((head, output[guided:]))
-    denoised = _over(_sum((_over(latents, b), a), (output, c)), d)
+    denoised = _sum((output, a), (latents if c[0] == ONE else latents / c[1], b), over=d)
     terms = [(latents, j), (denoised, k)]
-    if not m.is_(0):
+    if m[0] != ZERO:
         memory = [] if previous is None else [(previous, h)]
-        direction = _over(_sum((latents, e), (output, f), (denoised, g), *memory), i)
-        terms.append((_sum((direction, n)), m))
+        direction = _sum((latents, e), (output, f), (denoised, g), *memory, over=i)
+        terms.append((direction if n[0] == ONE else direction * n[1], m))
     value = _sum(*terms).to(sample.dtype)
     order = dense_format(sample)
     return (
@@ -90,43 +93,31 @@ def reference(
     )
 
 
-class _Factor(NamedTuple):
-    """A column of the coefficients.
+_Factor = tuple[set[float], torch.Tensor]
+"""The values of a column of the coefficients, and itself, [B, 1, …]."""
 
-    Attributes:
-        values: Of its rows.
-        column: [B, 1, …].
-    """
-
-    values: set[float]
-    column: torch.Tensor
-
-    def is_(self, value: float) -> bool:
-        """Whether it is this in every row."""
-        return self.values == {value}
+ZERO, ONE, MINUS_ONE = {0.0}, {1.0}, {-1.0}
 
 
-def _factors(coefficients: torch.Tensor, dimensions: int) -> list[_Factor]:
+def _factors(coefficients: torch.Tensor, dimensions: int) -> Iterator[_Factor]:
     columns = coefficients.reshape(*coefficients.shape, *[1] * (dimensions - 1)).unbind(1)
-    return [_Factor(set(values), column) for values, column in zip(coefficients.T.tolist(), columns, strict=True)]
+    return zip(map(set, coefficients.T.tolist()), columns, strict=True)
 
 
-def _sum(*terms: tuple[torch.Tensor, _Factor]) -> torch.Tensor:
-    """Σ tensor · factor, from left to right; the only tensor itself if its factor is 1."""
-    (first, factor), *others = [term for term in terms if not term[1].is_(0)] or terms[:1]
-    total = first if factor.is_(1) else first * factor.column
-    for tensor, factor in others:
-        if factor.is_(1):
+def _sum(*terms: tuple[torch.Tensor, _Factor], over: _Factor | None = None) -> torch.Tensor:
+    """Σ tensor · factor, from left to right, over a divisor; a tensor itself where that is all."""
+    (first, (values, column)), *others = [term for term in terms if term[1][0] != ZERO] or terms[:1]
+    total = first if values == ONE else first * column
+    for tensor, (values, column) in others:
+        if values == ONE:
             total = total + tensor
-        elif factor.is_(-1):
+        elif values == MINUS_ONE:
             total = total - tensor
         else:
-            total = (tensor * factor.column).add_(total)
-    return total
-
-
-def _over(x: torch.Tensor, divisor: _Factor) -> torch.Tensor:
-    return x if divisor.is_(1) else x / divisor.column
+            total = (tensor * column).add_(total)
+    if over is None or over[0] == ONE:
+        return total
+    return total / over[1] if total is first else total.div_(over[1])
 
 
 def _apart(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:

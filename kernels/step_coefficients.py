@@ -2,7 +2,7 @@
 
 Many samplers are, at a given step, nothing but
 
-    denoised  = (a · (sample / b) + c · output) / d
+    denoised  = (a · output + b · (sample / c)) / d
     direction = (e · sample + f · output + g · denoised + h · previous denoised) / i
     next      = j · sample + k · denoised + m · (n · direction)
 
@@ -14,8 +14,7 @@ has no use for is a factor of 1 or a summand of 0, which change no finite value.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,14 +23,13 @@ class NotAffineError(ValueError):
     """A scheduler, or its configuration, whose step is more than an affine function: use its own `step`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepCoefficients:
+class StepCoefficients(NamedTuple):
     """One step of one request; every number is a float32.
 
     Attributes:
-        x0_of_sample: a above.
-        sample_divisor: b.
-        x0_of_output: c.
+        x0_of_output: a above.
+        x0_of_sample: b.
+        sample_divisor: c.
         x0_divisor: d.
         along_sample: e.
         along_output: f.
@@ -45,9 +43,9 @@ class StepCoefficients:
         input_divisor: The UNet takes sample / this.
     """
 
+    x0_of_output: float
     x0_of_sample: float = 1.0
     sample_divisor: float = 1.0
-    x0_of_output: float
     x0_divisor: float = 1.0
     along_sample: float = 0.0
     along_output: float = 0.0
@@ -66,7 +64,7 @@ class StepCoefficients:
         Args:
             guidance: Scale of classifier-free guidance; without an unconditional output it plays no part.
         """
-        return guidance, *astuple(self)[:-1]
+        return guidance, *self[:-1]
 
 
 COLUMNS = len(StepCoefficients(x0_of_output=0.0).row(1.0))

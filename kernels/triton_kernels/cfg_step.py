@@ -39,7 +39,7 @@ def cfg_step(
     i, j, k = tl.load(of_row + 9), tl.load(of_row + 10), tl.load(of_row + 11)
     m, n = tl.load(of_row + 12), tl.load(of_row + 13)
     before = tl.load(previous + start + lane, mask=lane < tl.where(h != 0, size, 0), other=0.0)
-    x0 = tl.div_rn(a * tl.div_rn(latents, b) + c * output, d)
+    x0 = tl.div_rn(a * output + b * tl.div_rn(latents, c), d)
     direction = tl.div_rn(e * latents + f * output + g * x0 + h * before, i)
     value = j * latents + k * x0 + m * (n * direction)
     tl.store(next_sample + start + lane, value.to(next_sample.dtype.element_ty), mask=inside)

@@ -19,6 +19,7 @@ from .schedulers import Sampler
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ...kernels.step_coefficients import StepCoefficients
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
 
@@ -78,6 +79,7 @@ class Denoising:
             [2, tokens, width], for SDXL TEXT_EMBEDS [2, pooled width] and TIME_IDS [2, 6], for guidance-distilled UNets
             TIMESTEP_COND [2, guidance embedding width].
         step: Number of steps done.
+        sampler: Its latents, and how they go on.
         report: What INFO will tell of the run.
         loras: Which of its LoRAs are on.
         waiting: Whether its next step waits for a LoRA.
@@ -114,7 +116,7 @@ class Denoising:
         self.request = request
         height, width = request.height // geometry.scale_factor, request.width // geometry.scale_factor
         try:
-            self._sampler = Sampler(
+            self.sampler = Sampler(
                 scheduler_config,
                 request.scheduler,
                 steps=request.steps,
@@ -209,12 +211,19 @@ class Denoising:
     @property
     def steps(self) -> int:
         """UNet evaluations from noise to picture; some samplers take more than the request's `steps`."""
-        return len(self._sampler.timesteps)
+        return len(self.sampler.timesteps)
+
+    @property
+    def affine_step(self) -> StepCoefficients | None:
+        """The current step, if guidance and sampler are no more than what `cfg_step` does."""
+        if self.sampler.coefficients is None or (self._guided and self.request.guidance_rescale != 0):
+            return None
+        return self.sampler.coefficients[self.step]
 
     @property
     def latents(self) -> torch.Tensor:
         """[1, C, h, w]."""
-        return self._sampler.latents
+        return self.sampler.latents
 
     @property
     def done(self) -> bool:
@@ -223,8 +232,8 @@ class Denoising:
 
     def model_input(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled latents [1, C, h, w] and timestep [1, 1] of the current step, float32. Once per step."""
-        timestep = self._sampler.timesteps[self.step]
-        return self._sampler.model_input(self.step), timestep.reshape(1, 1).float()
+        timestep = self.sampler.timesteps[self.step]
+        return self.sampler.model_input(self.step), timestep.reshape(1, 1).float()
 
     def advance(self, noise_predictions: dict[int, torch.Tensor]) -> None:
         """Guidance and sampler step.
@@ -237,7 +246,7 @@ class Denoising:
             unconditional = noise_predictions[UNCONDITIONAL].to(self._device)
             guided = unconditional + self.request.guidance_scale * (prediction - unconditional)
             prediction = rescaled(guided, prediction, self.request.guidance_rescale)
-        self._sampler.advance(self.step, prediction)
+        self.sampler.advance(self.step, prediction)
         self.step += 1
 
 

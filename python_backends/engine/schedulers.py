@@ -1,4 +1,4 @@
-"""A request's sampler: diffusers' scheduler, called as diffusers' pipelines call it."""
+"""A request's sampler: diffusers' scheduler, called as diffusers' pipelines call it, or its coefficients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ...kernels.cfg_step import cfg_step
+from ...kernels.step_coefficients import NotAffineError, run_coefficients
 from ..common.sentences import first_sentence
 from ..request.schedulers import SCHEDULERS
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffusers import SchedulerMixin
+
+    from ...kernels.step_coefficients import StepCoefficients
 
 TRIAL_STEPS = 4
 
@@ -30,6 +34,8 @@ class Sampler:
         latents: [1, C, h, w], float32.
         timesteps: Of the UNet's evaluations, scalars on the CPU; some schedulers make more of them than steps.
         order: Evaluations per step.
+        coefficients: Of every evaluation, in the scheduler's place; None for samplers that are not affine.
+        denoised: What `cfg_step` gave in the last step beside the latents, like them; unused before.
     """
 
     def __init__(
@@ -65,19 +71,31 @@ class Sampler:
         self.order = int(scheduler.order)
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = randn_tensor(shape, generator=generator, dtype=torch.float32) * scheduler.init_noise_sigma
-        self.latents = noise.to(device)
+        self.latents = self.denoised = noise.to(device)
         given = {"eta": 0.0 if name is None else SCHEDULERS[name].eta, "generator": generator}
         taken = inspect.signature(scheduler.step).parameters
         self._options = {key: value for key, value in given.items() if key in taken}
         if of_sdxl and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
+        self.coefficients: tuple[StepCoefficients, ...] | None
+        try:
+            self.coefficients = run_coefficients(scheduler)
+        except NotAffineError:
+            self.coefficients = None
 
     def model_input(self, step: int) -> torch.Tensor:
         """What the UNet takes for latents in a step, [1, C, h, w]; once per step, before `advance`."""
+        if self.coefficients is not None:
+            divisor = self.coefficients[step].input_divisor
+            return self.latents if divisor == 1 else self.latents / divisor
         return self._scheduler.scale_model_input(self.latents, self.timesteps[step]) if self._scales else self.latents
 
     def advance(self, step: int, prediction: torch.Tensor) -> None:
         """The latents after a step for which the UNet said [1, C, h, w]."""
+        if self.coefficients is not None:
+            row = torch.tensor([self.coefficients[step].row(1.0)]).to(self.latents.device, non_blocking=True)
+            self.latents, self.denoised = cfg_step(self.latents, prediction, row, None, self.denoised)
+            return
         self.latents = self._scheduler.step(
             prediction, self.timesteps[step], self.latents, **self._options, return_dict=False
         )[0]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..backend.responses import as_request_error
 from ..common.errors import RequestError
+from . import advancing
 from .placement import place
 from .unet_calls import unet_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -48,7 +49,7 @@ class Stepping:
         Returns:
             That work: rows × pixels.
         """
-        inputs = {run: given for run in batch if (given := _guarded(run, run.model_input)) is not None}
+        inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
         peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
         own, *others = place(list(inputs), 1 + len(peers))
         work = sum(run.work.pixels for run, _ in own)
@@ -69,8 +70,8 @@ class Stepping:
                 _distribute(call, name, result, predictions)
         for run in inputs:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
-            if run.failure is None:
-                _guarded(run, partial(run.advance, predictions[run]))
+        for runs in advancing.groups(run for run in inputs if run.failure is None):
+            _guarded(runs, partial(advancing.advance, runs, predictions))
         return work
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
@@ -95,10 +96,11 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
             run.note_stale(call.controls[row], result.stale[row])
 
 
-def _guarded(run: Denoising, do: Callable[[], T]) -> T | None:
-    """What a run's sampler gives; its failure ends its own request only."""
+def _guarded(runs: Iterable[Denoising], do: Callable[[], T]) -> T | None:
+    """What the samplers of runs give; a failure ends these requests only."""
     try:
         return do()
     except Exception as error:  # noqa: BLE001
-        run.failure = as_request_error(error, "denoising")
+        for run in runs:
+            run.failure = as_request_error(error, "denoising")
         return None
