@@ -1,14 +1,34 @@
-"""A shard's desk: who is in line, who takes the next step, when somebody new would be done. Needs no torch."""
+"""A shard's desk: who is in line, who takes the next step, when somebody new would be done, and what is promised.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from .claims import CLAIM_S, Claim, Crowd, Priority, Refusal
+from .line import SAFETY, Queued, begun, next_stretch, run_ahead, spares
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from .step_times import StepTimes
+
+RANKS = {"low": 0, "normal": 1, "high": 2}
+RESTARTED = 3
+"""The rank of a run that was in line before, elsewhere: it has waited longest."""
+
+RESOLUTION_S = 0.001
+"""Of times to try again, which clients are told in milliseconds."""
+
+RETRY_PARTS = 64
+"""Of the time until the line is empty: how closely the soonest to try again is sought."""
 
 
 @dataclass(frozen=True)
@@ -32,44 +52,188 @@ class Work:
 
 
 class Desk:
-    """The line of one shard, in the order of arrival: the first that can step share the next one."""
+    """The line of one shard: first come, first served.
 
-    def __init__(self, places: int, times: StepTimes) -> None:
+    A higher priority overtakes a lower one that waits, unless that breaks a promise; nobody is overtaken more than
+    twice. A promise holds against whoever comes later. It cannot against those before it, where they are slower than
+    expected, leave early and let in others, or are not there when it is their turn.
+    """
+
+    def __init__(
+        self, places: int, times: StepTimes, clock: Callable[[], float] = time.monotonic, longest: int = 64
+    ) -> None:
         """An empty line.
 
         Args:
             places: Most runs that share a step.
             times: What steps take.
+            clock: Seconds.
+            longest: Claims are accepted while fewer are in line.
         """
-        self._places, self._times = places, times
-        self._line: dict[str, Work] = {}
+        self._places, self._times, self._clock, self._longest = places, times, clock, longest
+        self._line: list[Queued] = []
+        self._crowd = Crowd()
+        self._stepping: list[str] = []
+        self._boundary = 0.0
 
-    def enter(self, run: str, work: Work) -> None:
-        """A run joins the line's end."""
-        self._line[run] = work
+    def claim(self, work: Work, limit_s: float | None = None, priority: Priority = "normal") -> Claim | Refusal:
+        """A place for a run that is about to be submitted.
+
+        Args:
+            work: The run's.
+            limit_s: Seconds from now in which its last step has to end: whoever claims takes off what comes before and
+                after the steps.
+            priority: Its client's.
+        """
+        now, limit = self._now(), math.inf if limit_s is None else limit_s
+        new = self._queued(token_hex(8), work, RANKS[priority], now + limit)
+        outlook = self._outlook(*self._at_boundary(now), new)
+        admitted = self._admits(new, outlook, now, limit)
+        if admitted and len(self._line) < self._longest:
+            new.expires = now + CLAIM_S
+            self._insert(new, outlook.overtakes)
+            return Claim(new.run, outlook.end - now)
+        alone = self._alone(new)
+        if SAFETY * alone > limit:
+            return Refusal(outlook.end - now, limit_s, None)
+        if not admitted:
+            self._crowd.note(now, alone, limit / alone)
+        return Refusal(outlook.end - now, limit_s, self._retry_after(new, outlook, now, limit))
+
+    def quote(self, work: Work, priority: Priority = "normal") -> float:
+        """Seconds until a run that came now would be done: the line, run ahead."""
+        now = self._now()
+        return self._outlook(*self._at_boundary(now), self._queued("", work, RANKS[priority])).end - now
+
+    def enter(self, run: str, work: Work, claim_id: str | None = None, priority: Priority = "normal") -> None:
+        """A run takes up its claim, or a place without a promise.
+
+        Args:
+            run: Its id.
+            work: What it costs.
+            claim_id: Its claim. One that is not known here, or not any more, brings it before all that wait, as far as
+                their promises and `OVERTAKEN_AT_MOST` allow.
+            priority: Its client's, if it has no claim.
+        """
+        now = self._now()
+        for each in self._line:
+            if each.run == claim_id:
+                each.run, each.work, each.steps, each.expires = run, work.of_a_step, work.steps, math.inf
+                return
+        new = self._queued(run, work, RANKS[priority] if claim_id is None else RESTARTED)
+        self._insert(new, self._outlook(*self._at_boundary(now), new).overtakes)
 
     def leave(self, run: str) -> None:
-        """A run is done, or given up."""
-        self._line.pop(run, None)
+        """A run is done, or given up; or a claim is."""
+        self._line = [each for each in self._line if each.run != run]
 
     def batch(self, able: Collection[str]) -> list[str]:
         """Those of the runs that can step which take the next one; a run that waits for a LoRA takes no place."""
-        return [run for run in self._line if run in able][: self._places]
+        now = self._now()
+        sharing = [each for each in self._line if each.run in able]
+        if sharing and any(each.promised for each in self._line):
+            stretch = next_stretch(sharing, now, self._places, self._times)
+            sharing = self._sparing_claims(sharing[: stretch.runs], now)
+        sharing = sharing[: self._places]
+        self._line = begun(self._line, sharing)
+        for each in sharing:
+            each.started = True
+        self._stepping = [each.run for each in sharing]
+        self._boundary = now + self._times.expected(sum(each.work for each in sharing))
+        return self._stepping
 
     def stepped(self, runs: Iterable[str]) -> None:
         """These have taken a step."""
-        for run in runs:
-            work = self._line[run]
-            self._line[run] = Work(work.rows, work.pixels, work.steps - 1)
+        those = set(runs)
+        for each in self._line:
+            each.steps -= each.run in those
+        self._stepping = []
 
-    def quote(self, work: Work) -> float:
-        """Seconds until a run that came now would be done: the line, run ahead."""
-        line, elapsed = [*self._line.values(), work], 0.0
-        while True:
-            sharing = line[: self._places]
-            steps = max(0, min(each.steps for each in sharing))
-            elapsed += steps * self._times.expected(sum(each.of_a_step for each in sharing))
-            left = [Work(each.rows, each.pixels, each.steps - steps) for each in sharing]
-            if len(line) <= self._places and left[-1].steps <= 0:
-                return elapsed
-            line = [each for each in left if each.steps > 0] + line[self._places :]
+    @staticmethod
+    def _queued(run: str, work: Work, rank: int, due: float = math.inf) -> Queued:
+        return Queued(run, work.of_a_step, work.steps, due, rank)
+
+    def _now(self) -> float:
+        """The time; claims that have expired by then are gone."""
+        now = self._clock()
+        self._line = [each for each in self._line if each.expires > now]
+        return now
+
+    def _at_boundary(self, now: float) -> tuple[float, list[Queued]]:
+        """When the step ends that runs now, if one does, and who should be in line then."""
+        if not self._stepping:
+            return now, self._line
+        line = [replace(each, steps=each.steps - (each.run in self._stepping)) for each in self._line]
+        return max(now, self._boundary), [each for each in line if each.steps > 0]
+
+    def _ends(self, line: Sequence[Queued], at: float) -> dict[str, float]:
+        return run_ahead(line, at, self._places, self._times)[2]
+
+    def _outlook(self, at: float, line: Sequence[Queued], new: Queued) -> _Outlook:
+        first = len(line)
+        while first and line[first - 1].gives_way(new):
+            first -= 1
+
+        def ends(place: int) -> dict[str, float]:
+            return self._ends([*line[:place], new, *line[place:]], at)
+
+        places = range(first, len(line))
+        before = self._ends(line, at) if places else {}
+        place = first + bisect_left(places, True, key=lambda each: spares(line[each:], before, ends(each), at))
+        begins = next_stretch([*line[:place], new], at, self._places, self._times).runs > place
+        return _Outlook(len(line) - place, begins, ends(place)[new.run])
+
+    def _insert(self, new: Queued, overtakes: int) -> None:
+        place = len(self._line) - overtakes
+        for each in self._line[place:]:
+            each.overtaken += 1
+        self._line.insert(place, new)
+
+    def _sparing_claims(self, sharing: list[Queued], now: float) -> list[Queued]:
+        """Without those that have not begun and must not yet: an earlier run has claimed its time, and is to come."""
+        claims = [each for each in self._line if each.promised and each.expires < math.inf]
+        before = self._ends(self._line, now) if claims else {}
+        while claims and (line := begun(self._line, sharing)) != self._line:
+            if spares(claims, before, self._ends(line, now), now):
+                break
+            sharing = sharing[:-1]
+        return sharing
+
+    def _alone(self, new: Queued) -> float:
+        return new.steps * self._times.expected(new.work)
+
+    def _admits(self, new: Queued, outlook: _Outlook, now: float, limit: float) -> bool:
+        """Whether a run would be in time, and may wait if it has to."""
+        alone = self._alone(new)
+        if SAFETY * (outlook.end - now) > limit:
+            return False
+        return outlook.begins or not alone or not self._crowd.forbids_waiting(now, limit / alone)
+
+    def _retry_after(self, new: Queued, outlook: _Outlook, now: float, limit: float) -> float:
+        """Seconds until a claim that is refused now, and could be met alone, should be accepted."""
+        at, line = self._at_boundary(now)
+        soonest = outlook.end - now - limit / SAFETY  # who comes while it would wait anyway is done no later
+        if len(self._line) >= self._longest:
+            ends = [at] * (len(self._line) - len(line)) + sorted(self._ends(line, at).values())
+            soonest = max(soonest, ends[len(ends) - self._longest] - now)
+        soonest = max(0.0, soonest) + RESOLUTION_S
+        at, line, _ = run_ahead(line, at, self._places, self._times, until=now + soonest)
+
+        def accepted(wait: float) -> bool:
+            then, later = now + wait, replace(new, due=new.due + wait)
+            boundary, left, _ = run_ahead(line, at, self._places, self._times, until=then)
+            return self._admits(later, self._outlook(max(boundary, then), left, later), then, limit)
+
+        if accepted(soonest):
+            return soonest
+        part = max(0.0, max([at, *self._ends(line, at).values()]) - now - soonest) / RETRY_PARTS
+        return soonest + part * bisect_left(range(RETRY_PARTS), True, key=lambda each: accepted(soonest + part * each))
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """Of somebody new: how many it would overtake, whether it would take the next step, when it would be done."""
+
+    overtakes: int
+    begins: bool
+    end: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+
 WEIGHT = 0.2
 """Of the latest step in a running mean: a machine's pace changes, single steps are noise."""
 
@@ -9,26 +11,43 @@ WEIGHT = 0.2
 class StepTimes:
     """Seconds of a step by its work: rows × pixels, all rows of all requests that share it.
 
-    What was never measured is interpolated between neighbours, and beyond them taken to grow with the work.
+    What was never measured lies on the line through its neighbours; beyond them too, as long as that is between no
+    growth at all and growth with the work.
     """
 
     def __init__(self) -> None:
+        self._works: list[int] = []
         self._means: dict[int, float] = {}
+        self._noted: dict[int, int] = {}
+        self._asked: dict[int, float] = {}  # since the last step: a line is run ahead with few works, many times
 
     def note(self, work: int, seconds: float) -> None:
         """A step of so much work took so long."""
-        known = self._means.get(work)
-        self._means[work] = seconds if known is None else known + WEIGHT * (seconds - known)
+        if work not in self._means:
+            insort(self._works, work)
+        noted = self._noted.get(work, 0) + 1
+        mean = self._means.get(work, 0.0)
+        self._means[work] = mean + max(WEIGHT, 1 / noted) * (seconds - mean)
+        self._noted[work] = min(noted, round(1 / WEIGHT))
+        self._asked.clear()
 
     def expected(self, work: int) -> float:
         """Seconds that a step of so much work should take; 0 while nothing is known."""
+        known = self._asked.get(work)
+        if known is None:
+            known = self._asked[work] = self._estimate(work)
+        return known
+
+    def _estimate(self, work: int) -> float:
         if work in self._means or not self._means:
             return self._means.get(work, 0.0)
-        below = max((each for each in self._means if each < work), default=None)
-        above = min((each for each in self._means if each > work), default=None)
-        if below is not None and above is not None:
-            share = (work - below) / (above - below)
-            return (1 - share) * self._means[below] + share * self._means[above]
-        nearest = above if below is None else below
-        assert nearest is not None
-        return self._means[nearest] * work / nearest
+        works = self._works
+        nearest = works[0] if work < works[0] else works[-1]
+        constant, proportional = self._means[nearest], self._means[nearest] * work / nearest
+        if len(works) == 1:
+            return proportional
+        right = min(max(bisect_left(works, work), 1), len(works) - 1)
+        low, high = works[right - 1], works[right]
+        slope = (self._means[high] - self._means[low]) / (high - low)
+        line = self._means[low] + slope * (work - low)
+        return line if low < work < high else sorted((constant, line, proportional))[1]

@@ -1,0 +1,70 @@
+"""What a desk says to a claim, and how recent refusals change it. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Priority = Literal["low", "normal", "high"]
+
+CLAIM_S = 5.0
+"""How long a claim holds its place: its prompt is encoded meanwhile."""
+
+CROWDED_RUNS = 4.0
+"""How long a refusal tells of a crowd, in times of such a run without others."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A place in line, and a promise if there was a limit.
+
+    Attributes:
+        id: To submit the run under, within `CLAIM_S`.
+        forecast_s: Seconds until it should be done.
+    """
+
+    id: str
+    forecast_s: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A claim was not accepted: it would be late, or would wait where others are refused, or the line is full.
+
+    Attributes:
+        forecast_s: Seconds until it would be done.
+        limit_s: In which it was to be done; None without a limit.
+        retry_after_s: Seconds until the same claim should be accepted if nobody else comes; None for never, since even
+            alone it would be late.
+    """
+
+    forecast_s: float
+    limit_s: float | None
+    retry_after_s: float | None
+
+
+class Crowd:
+    """Whether claims are being refused: then only those are to be accepted that begin at once.
+
+    A run that waits spends the time in which it could share steps. Where that is scarce, those that come later and need
+    not wait leave more of it: a third more runs in time at ten times the load, where steps of two take 1.4 times as
+    long as of one.
+    """
+
+    def __init__(self) -> None:
+        self._refused: list[tuple[float, float]] = []  # until when each counts, and its patience
+
+    def note(self, now: float, alone_s: float, patience: float) -> None:
+        """A claim was refused.
+
+        Args:
+            now: Seconds of the clock.
+            alone_s: What its run takes without others.
+            patience: How many times that was its limit.
+        """
+        looser = [each for each in self._refused if each[0] > now and each[1] > patience]
+        self._refused = [*looser, (now + CROWDED_RUNS * alone_s, patience)]
+
+    def forbids_waiting(self, now: float, patience: float) -> bool:
+        """Whether somebody at least as patient was refused not long ago."""
+        return any(until > now and refused >= patience for until, refused in self._refused)

@@ -1,0 +1,136 @@
+"""What holds for every line of a shard's desk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stepped_shard import Pace, SteppedShard, accepted, refused, shard
+
+from swiftdiffusion.python_backends.engine.claims import Priority, Refusal
+from swiftdiffusion.python_backends.engine.desk import Desk, Work
+from swiftdiffusion.python_backends.engine.line import OVERTAKEN_AT_MOST
+from swiftdiffusion.python_backends.engine.step_times import StepTimes
+
+
+@dataclass(frozen=True)
+class Coming:
+    """Somebody who comes some time after the one before; `again` from a shard that died."""
+
+    after: int
+    work: Work
+    patience: float | None
+    priority: Priority
+    again: bool
+
+    def to(self, line: SteppedShard) -> None:
+        line.pass_time(self.after)
+        if self.again:
+            line.submit(self.work, "of another desk")
+        else:
+            line.come(self.work, self.limit_s(line), self.priority)
+
+    def limit_s(self, line: SteppedShard) -> float | None:
+        if self.patience is None:
+            return None
+        return float(math.ceil(self.patience * self.work.steps * line.seconds(self.work.of_a_step)))
+
+
+paces = st.builds(Pace, st.integers(0, 8), st.integers(1, 4))
+works = st.builds(Work, st.integers(1, 2), st.integers(1, 3), st.integers(1, 12))
+priorities = st.sampled_from(["low", "normal", "high"])
+patience = st.none() | st.floats(1.1, 6.0)
+again = st.integers(0, 7).map(lambda number: number == 7)
+comings = st.lists(st.builds(Coming, st.integers(0, 60), works, patience, priorities, again), max_size=12)
+equals = st.lists(
+    st.builds(Coming, st.integers(0, 60), works, patience, st.just("normal"), st.just(False)), max_size=12
+)
+lines = st.builds(shard, paces, st.integers(1, 4))
+
+
+@given(lines, comings, st.integers(0, 60), works, priorities)
+def test_a_quote_is_what_comes_of_it(
+    line: SteppedShard, others: list[Coming], later: int, work: Work, priority: Priority
+) -> None:
+    for each in others:
+        each.to(line)
+    line.pass_time(later)
+    came, quote = line.now, line.desk.quote(work, priority)
+    assert accepted(line.come(work, None, priority)).forecast_s == pytest.approx(quote)
+    newest = list(line.works)[-1]
+    line.empty()
+    assert line.ended[newest] - came == pytest.approx(quote)
+
+
+@given(lines, comings)
+def test_no_promise_is_broken_by_who_comes_later(line: SteppedShard, others: list[Coming]) -> None:
+    for each in others:
+        each.to(line)
+    line.empty()
+    assert {run: end for run, end in line.ended.items() if end > line.due.get(run, math.inf)} == {}
+
+
+@given(lines, comings)
+def test_nobody_is_overtaken_more_than_twice(line: SteppedShard, others: list[Coming]) -> None:
+    for each in others:
+        each.to(line)
+    line.empty()
+    begun = [line.begun[run] for run in line.works]
+    for arrival, began in enumerate(begun):
+        assert sum(later < began for later in begun[arrival + 1 :]) <= OVERTAKEN_AT_MOST
+
+
+@given(lines, equals, works, st.integers(0, 20))
+def test_quotes_grow_with_steps_rows_and_the_line(
+    line: SteppedShard, others: list[Coming], work: Work, later: int
+) -> None:
+    for each in others:
+        each.to(line)
+    line.pass_time(later)
+    quote = line.desk.quote(work)
+    assert line.desk.quote(Work(work.rows, work.pixels, work.steps + 1)) > quote
+    assert line.desk.quote(Work(work.rows + 1, work.pixels, work.steps)) >= quote
+    line.submit(work)
+    assert line.desk.quote(work) >= quote
+
+
+@given(lines, comings, works, st.floats(1.1, 4.0), priorities)
+def test_what_is_refused_is_accepted_when_it_should_be_tried_again(
+    line: SteppedShard, others: list[Coming], work: Work, patience: float, priority: Priority
+) -> None:
+    for each in others:
+        each.to(line)
+    limit_s = Coming(0, work, patience, priority, False).limit_s(line)
+    answer = line.come(work, limit_s, priority)
+    if isinstance(answer, Refusal) and answer.retry_after_s is not None:
+        line.pass_time(answer.retry_after_s)
+        accepted(line.come(work, limit_s, priority))
+
+
+class CountedTimes(StepTimes):
+    """Counts what it is asked, as a measure of how far a line is run ahead."""
+
+    asked = 0
+
+    def expected(self, work: int) -> float:
+        self.asked += 1
+        return super().expected(work)
+
+
+@pytest.mark.parametrize("limit_s", [None, 10_000.0])
+def test_a_refusal_costs_the_same_however_many_steps_are_in_line(limit_s: float | None) -> None:
+    asked = []
+    for scale in (1, 100):
+        times = CountedTimes()
+        times.note(2, 1.0 / scale)
+        desk = Desk(8, times, lambda: 0.0, longest=64)
+        for number in range(64):
+            accepted(desk.claim(Work(1 + number % 2, 1, scale * (5 + number)), limit_s))
+        times.asked = 0
+        refused(desk.claim(Work(2, 1, 10 * scale), limit_s))
+        asked.append(times.asked)
+    assert asked[0] == pytest.approx(asked[1], rel=0.1)
+    assert asked[1] < 64 * 100

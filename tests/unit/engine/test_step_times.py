@@ -1,0 +1,78 @@
+"""What steps of any work should take, from those that were taken."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftdiffusion.python_backends.engine.step_times import StepTimes
+
+
+def times_of(*noted: tuple[int, float]) -> StepTimes:
+    times = StepTimes()
+    for work, seconds in noted:
+        times.note(work, seconds)
+    return times
+
+
+def test_nothing_is_expected_before_the_first_step() -> None:
+    assert StepTimes().expected(4) == 0
+
+
+def test_a_single_measurement_grows_with_the_work() -> None:
+    times = times_of((4, 2.0))
+    assert (times.expected(2), times.expected(4), times.expected(8)) == (1.0, 2.0, 4.0)
+
+
+def test_what_steps_cost_whatever_their_work_is_found_from_two() -> None:
+    times = times_of((2, 3.0), (4, 4.0))  # 2 s and 0.5 s of each
+    assert [times.expected(work) for work in (1, 2, 3, 4, 8)] == [2.5, 3.0, 3.5, 4.0, 6.0]
+
+
+def test_beyond_what_is_known_noise_does_not_make_more_work_faster() -> None:
+    times = times_of((2, 3.0), (4, 2.0))
+    assert times.expected(8) == 2.0
+    assert times.expected(1) == 3.0
+
+
+def test_nor_slower_than_its_parts() -> None:
+    times = times_of((2, 1.0), (4, 4.0))
+    assert times.expected(8) == 8.0
+    assert times.expected(1) == 0.5
+
+
+def test_first_steps_are_averaged_evenly() -> None:
+    assert times_of((2, 1.0), (2, 2.0), (2, 3.0)).expected(2) == pytest.approx(2.0)
+
+
+def test_a_new_pace_is_learnt_within_some_steps() -> None:
+    times = times_of(*[(2, 1.0)] * 50, *[(2, 3.0)] * 15)
+    assert times.expected(2) == pytest.approx(3.0, rel=0.05)
+
+
+noted = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 10)), min_size=1, max_size=12)
+
+
+@given(noted, st.integers(1, 100))
+def test_answers_do_not_depend_on_earlier_questions(measured: list[tuple[int, float]], work: int) -> None:
+    asked = StepTimes()
+    for each in measured:
+        asked.note(*each)
+        asked.expected(work)
+    assert asked.expected(work) == times_of(*measured).expected(work)
+
+
+@given(noted, st.integers(1, 100))
+def test_what_was_not_measured_lies_between_neighbours_or_within_bounds(
+    measured: list[tuple[int, float]], work: int
+) -> None:
+    times = times_of(*measured)
+    known = sorted({each for each, _ in measured})
+    below, above = [each for each in known if each <= work], [each for each in known if each >= work]
+    if below and above:
+        low, high = sorted((times.expected(below[-1]), times.expected(above[0])))
+    else:
+        nearest = (below or above)[-1 if below else 0]
+        low, high = sorted((times.expected(nearest), times.expected(nearest) * work / nearest))
+    assert low * (1 - 1e-9) <= times.expected(work) <= high * (1 + 1e-9)
