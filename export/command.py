@@ -55,6 +55,13 @@ def export(
             help="Request parameters that are let pass, such as headers that Triton forwards; else refused.",
         ),
     ] = None,
+    slo_ms: Annotated[
+        int | None,
+        typer.Option(help="Refuse requests at once that would be answered later than this; else only TIMEOUT_MS."),
+    ] = None,
+    slo_factor: Annotated[
+        float | None, typer.Option(help="The same, in times of what such a request takes alone.")
+    ] = None,
     loras: Annotated[
         Path | None,
         typer.Option(help="Directory of LoRA files, and catalogue.json for those elsewhere.", rich_help_panel=_LORAS),
@@ -111,6 +118,8 @@ def export(
         "lora_disk_mib": lora_disk_mib,
         "controlnet_timeout": controlnet_timeout,
         "ignored_parameters": ignored_parameters,
+        "slo_ms": slo_ms,
+        "slo_factor": slo_factor,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):

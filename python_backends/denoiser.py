@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .backend.metrics import Histogram
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_bytes, input_text, text_tensor
+from .backend.stage_times import BEFORE, StageTime
 from .common.errors import RequestError, to_report
 from .controlnets.images import ControlImages
 from .engine.front import Front, FrontRun, cancelled, final_info
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
+
+
 class TritonPythonModel:
     """Hands requests on, and says how far they are."""
 
@@ -33,8 +38,16 @@ class TritonPythonModel:
         settings = ModelSettings.from_triton(args)
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(dict(settings.config))
         self._channels = int(settings.parameters["latent_channels"])
-        shards = Shards(settings.parameters["unet_shards"].split(","))
-        self._front = Front(shards, settings.parameters["text_encoder"], RequestRegistry(), ControlImages())
+        self._front = Front(
+            Shards(settings.parameters["unet_shards"].split(",")),
+            settings.parameters["text_encoder"],
+            RequestRegistry(),
+            ControlImages(),
+            StageTime(BEFORE, settings.parameters["pipeline"]),
+        )
+        self._forecasts = Histogram(
+            "swiftdiffusion_forecast_ratio", "Time to final latents ÷ its forecast at admission", RATIO_BUCKETS
+        )
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """A response for every request that has ended; decoupled, for every step that was taken since the last call."""
@@ -68,7 +81,10 @@ class TritonPythonModel:
             return None
         failure = cancelled(run) if self._front.end(text) else run.failure
         if failure is None:
-            return self._send(request, _response(run.latents, False, final_info(run)), ended=True)
+            info = final_info(run)
+            if info.get("forecast_ms"):
+                self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"])
+            return self._send(request, _response(run.latents, False, info), ended=True)
         return self._send(request, self._stopped(failure), ended=True)
 
     def _send(self, request: Any, response: Any, ended: bool) -> Any:

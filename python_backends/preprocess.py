@@ -17,6 +17,8 @@ from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, text_tensor
 from .common.errors import UnknownLoraError
 from .controlnets.images import ControlImages
+from .engine.admission import Admission
+from .engine.shards import Shards
 from .lora.loading.catalogue import Catalogue
 from .lora.loading.tickets import raise_failure
 from .request.cancellation import RequestRegistry
@@ -47,6 +49,8 @@ class TritonPythonModel:
                 if field.name in settings.parameters or field.default is MISSING
             }
         )
+        shards = Shards(settings.parameters["unet_shards"].split(","))
+        self._admission = Admission(shards, self._rules, settings.parameters["pipeline"])
         self._catalogue = Catalogue(settings.path("loras"))
         self._refusals = Counter(*LORA_REFUSALS)
         self._registry = RequestRegistry()
@@ -72,6 +76,7 @@ class TritonPythonModel:
             # Before anything that takes time: it may be cancelled from now on.
             self._registry.accept(parsed.request_id, parsed.run_id)
         try:
+            parsed = self._admission.admit(parsed)
             tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
         except Exception:

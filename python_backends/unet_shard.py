@@ -25,12 +25,12 @@ from .engine.evaluator import Evaluator
 from .engine.messages import (
     Borrow,
     Cancel,
+    Claim,
     Evaluate,
     Evaluation,
     Lent,
     Poll,
     Quote,
-    Quoted,
     Submit,
     Submitted,
     message_from_json,
@@ -77,8 +77,9 @@ class TritonPythonModel(Reloadable):
         times = StepTimes()
         loras = ResidentLoras(unet.patcher, host_cache_directory(), unet.beside)
         evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings))
-        if parameters["patches"] == "1":
-            evaluator.measure(compute.checkpoint)
+        height, width = compute.checkpoint.default_size
+        for rows, seconds in evaluator.measure(compute.checkpoint, parameters["patches"] == "1").items():
+            times.note(rows * height * width, seconds)
         self._engine = Engine(
             settings.name,
             evaluator,
@@ -107,8 +108,10 @@ class TritonPythonModel(Reloadable):
             case Cancel(runs):
                 self._engine.forget(runs)
                 return _response(Submitted())
-            case Quote(rows, pixels, steps):
-                return _response(Quoted(self._engine.quote(Work(rows, pixels, steps))))
+            case Quote(rows, pixels, steps, priority):
+                return _response(self._engine.quote(Work(rows, pixels, steps), priority))
+            case Claim(work, limit_s):
+                return _response(self._engine.claim(Work(work.rows, work.pixels, work.steps), limit_s, work.priority))
             case Borrow(home):
                 return _response(Lent(self._engine.lend(home, LENT_S)))
             case Evaluate() as message:

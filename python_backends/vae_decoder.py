@@ -14,6 +14,7 @@ from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
 from .backend.responses import answer_all, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
+from .backend.stage_times import AFTER, StageTime
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import from_report
 from .networks.idle_cores import IdleCores
@@ -29,7 +30,9 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the autoencoder and decodes once at the default size."""
-        compute = ComputeSettings.from_settings(ModelSettings.from_triton(args))
+        settings = ModelSettings.from_triton(args)
+        compute = ComputeSettings.from_settings(settings)
+        self._after = StageTime(AFTER, settings.parameters["pipeline"])
         checkpoint = compute.checkpoint
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
         keep_freed_memory()
@@ -60,6 +63,7 @@ class TritonPythonModel:
             tensors = []
             if image is not None:
                 info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
+                self._after.note(max(0.0, time.time() - info.pop("done_at")))
                 tensors.append(output_tensor("IMAGE", image))
             responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", json.dumps(info))]))
         return responses

@@ -87,6 +87,7 @@ class GenerationRequest:
         clip_skip: last layers of the text encoders that the prompt goes without, as diffusers counts them.
         guidance_rescale: share of the guided prediction that gets the deviation of the prompt's own, 0 to 1; for
             zero-SNR checkpoints.
+        priority: `low`, `normal` or `high`: who overtakes whom in line, at most twice.
         prompt_syntax: `plain`, or `weighted`: A1111's, such as `(word:1.3)` and BREAK, of any length.
     """
 
@@ -108,6 +109,7 @@ class GenerationRequest:
     clip_skip: int | None = None
     guidance_rescale: float | None = None
     prompt_syntax: str | None = None
+    priority: str | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -139,6 +141,7 @@ class GenerationRequest:
                 ("CONTROLNETS", "BYTES", _entries(self.controlnets)),
                 ("REQUEST_ID", "BYTES", self.request_id),
                 ("TIMEOUT_MS", "INT32", self.timeout_ms),
+                ("PRIORITY", "BYTES", self.priority),
             )
             if value is not None
         ]

@@ -78,6 +78,8 @@ class GenerationInfo(_Report):
         shards: UNet shards that evaluated some of it.
         unet_evaluations: of the whole run; two per step for some schedulers.
         largest_batch: most requests that it shared a step with, itself included.
+        forecast_ms: from admission to the end of denoising, as it was forecast.
+        forecast_came_to_ms: what it came to.
         timings_ms: milliseconds per stage.
     """
 
@@ -98,6 +100,8 @@ class GenerationInfo(_Report):
     shards: tuple[str, ...] = ()
     unet_evaluations: int | None = None
     largest_batch: int | None = None
+    forecast_ms: float | None = None
+    forecast_came_to_ms: float | None = None
     timings_ms: dict[str, float] = {}
 
     def replay(self, request: GenerationRequest) -> GenerationRequest:

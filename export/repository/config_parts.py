@@ -46,6 +46,7 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("CONTROL_IMAGES", "UINT8", (-1, -1, -1, 3), True),
     ("REQUEST_ID", "STRING", (1,), True),
     ("TIMEOUT_MS", "INT32", (1,), True),
+    ("PRIORITY", "STRING", (1,), True),
 )
 """The wire contract's inputs: name, type, shape without the batch dimension, optional for Triton.
 

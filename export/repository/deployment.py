@@ -43,6 +43,8 @@ class Pipeline(Table):
     lora_disk_mib: int = Field(default=65536, ge=1)
     controlnet_timeout: float = Field(default=60.0, ge=0.1)
     ignored_parameters: str = ""
+    slo_ms: int | None = Field(default=None, ge=1)
+    slo_factor: float | None = Field(default=None, ge=1.0)
 
     @field_validator("ignored_parameters")
     @classmethod
@@ -60,6 +62,12 @@ class Pipeline(Table):
                 f"unet_gpus names {len(self.unet_gpus)} GPUs for {self.unet_shards} UNet shards; wanted: at most one "
                 "GPU per shard"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_slo(self) -> Pipeline:
+        if self.slo_ms is not None and self.slo_factor is not None:
+            raise ValueError("slo_ms and slo_factor are both given; wanted: one of them")
         return self
 
     @model_validator(mode="after")
@@ -208,6 +216,8 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         text_encoder_gpu=_given(pipeline.text_encoder_gpu, first),
         vae_gpu=_given(pipeline.vae_gpu, first),
         ignored_parameters=pipeline.ignored_parameters,
+        slo_ms=_given(pipeline.slo_ms, 0),
+        slo_factor=_given(pipeline.slo_factor, 0.0),
     )
 
 

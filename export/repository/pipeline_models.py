@@ -109,7 +109,12 @@ class PipelineModels:
         known = {
             each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self._options.controlnets
         }
-        names = {"controlnets": json.dumps(known, sort_keys=True), "lora_store": f"{self._prefix}lora_store"}
+        names = {
+            "controlnets": json.dumps(known, sort_keys=True),
+            "lora_store": f"{self._prefix}lora_store",
+            "unet_shards": ",".join(self._shards),
+            "pipeline": self._prefix,
+        }
         parameters = {**rules, **self._catalogue, **names}
         config = python_model(f"{self._prefix}preprocess", [], [REQUEST, TICKETS], parameters, max_batch_size=1)
         config.input.extend(model_input(*tensor) for tensor in CLIENT_INPUTS)
@@ -144,6 +149,7 @@ class PipelineModels:
         parameters = {
             "unet_shards": ",".join(self._shards),
             "text_encoder": self._text_encoder,
+            "pipeline": self._prefix,
             "latent_channels": str(self._checkpoint.latent_channels),
         }
         config = python_model(
@@ -194,6 +200,7 @@ class PipelineModels:
             self._progress,
             [IMAGE, INFO],
             self._options.vae_gpu,
+            pipeline=self._prefix,
             **needs.vae_decoder(self._checkpoint, self._options),
         )
 

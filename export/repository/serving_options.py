@@ -60,6 +60,8 @@ class ServingOptions:
         runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
         engines: Directory of the TensorRT engines.
         ignored_parameters: Regular expression of request parameters that are let pass; empty for none.
+        slo_ms: What requests without a TIMEOUT_MS are refused beyond, in milliseconds; 0: never.
+        slo_factor: The same, in times of what such a request takes alone; 0: never.
     """
 
     unet_shards: int
@@ -81,6 +83,8 @@ class ServingOptions:
     runtime: str = "torch"
     engines: Path | None = None
     ignored_parameters: str = ""
+    slo_ms: int = 0
+    slo_factor: float = 0.0
 
     def unet_gpu(self, shard: int) -> int | None:
         """Where a shard runs; None: the CPU."""
@@ -118,6 +122,8 @@ class ServingOptions:
             max_clip_skip=checkpoint.max_clip_skip,
             max_prompt_chunks=1 if self.engines else RequestRules.max_prompt_chunks,
             ignored_parameters=self.ignored_parameters,
+            slo_ms=self.slo_ms,
+            slo_factor=self.slo_factor,
         )
 
 

@@ -38,7 +38,7 @@ TRANSFERRED = (
 )
 """Counted by denoisers for shards and by shards for ControlNets."""
 
-COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size")
+COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size", "_ratio")
 
 _mutex, _failed = threading.Lock(), threading.Event()
 
@@ -91,7 +91,7 @@ class Histogram:
         """Opens the family.
 
         Args:
-            name: `swiftdiffusion_…_seconds`, `…_steps` or `…_size`.
+            name: `swiftdiffusion_…_seconds`, `…_steps`, `…_size` or `…_ratio`.
             description: One line.
             buckets: Upper bounds, ascending.
         """

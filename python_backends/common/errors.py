@@ -45,6 +45,12 @@ class RequestTimeoutError(RequestError):
     code = "UNAVAILABLE"
 
 
+class OverloadedError(RequestError):
+    """The request would not be done in time; the message has forecast, limit and when to try again."""
+
+    code = "UNAVAILABLE"
+
+
 class ModelDownError(RequestError):
     """An inner model that gives no answer even after it was reloaded; the message has its name."""
 

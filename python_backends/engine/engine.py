@@ -18,13 +18,15 @@ import torch
 from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
 from ..common.errors import to_report
+from .claims import Refusal
 from .info import final_info
-from .messages import Polled, RunState
+from .messages import Claimed, Polled, Quoted, RunState
 from .stepping import Stepping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ..request.completed import Priority
     from .desk import Desk, Work
     from .evaluator import Evaluated, Evaluator
     from .peers import Peers
@@ -63,7 +65,7 @@ class Engine:
             times: The desk's.
             count: Told of the LoRAs of every run that has ended.
         """
-        self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
+        self._name, self._evaluator, self._desk, self._times, self._count = name, evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
         self._batch_sizes = Histogram(
             "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
@@ -106,10 +108,19 @@ class Engine:
         for run in runs:
             self._inbox.put(partial(self._leave, run))
 
-    def quote(self, work: Work) -> float:
-        """Seconds until such a run would be done."""
+    def quote(self, work: Work, priority: Priority) -> Quoted:
+        """When such a run would be done."""
         with self._mutex:
-            return self._desk.quote(work)
+            alone = work.steps * self._times.expected(work.of_a_step)
+            return Quoted(self._desk.quote(work, priority), alone)
+
+    def claim(self, work: Work, limit_s: float | None, priority: Priority) -> Claimed:
+        """A place for such a run, if it would be done in time."""
+        with self._mutex:
+            answer = self._desk.claim(work, limit_s, priority)
+        if isinstance(answer, Refusal):
+            return Claimed(None, answer.forecast_s, answer.limit_s, answer.retry_after_s)
+        return Claimed(answer.id, answer.forecast_s)
 
     def lend(self, home: str, seconds: float) -> bool:
         """Whether this shard evaluates for another one: if it has nothing to do, for so long after each call."""
@@ -197,8 +208,10 @@ class Engine:
 
     def _enter(self, run: Denoising) -> None:
         self._runs[run.request.run_id] = run
+        claim = run.request.claim
+        claim_id = None if claim is None else claim.id if claim.shard == self._name else ""
         with self._mutex:
-            self._desk.enter(run.request.run_id, run.work)
+            self._desk.enter(run.request.run_id, run.work, claim_id, run.request.priority)
 
     def _publish(self, run: Denoising) -> None:
         """Says how far a run is; one that is done, or has failed, takes no further step."""

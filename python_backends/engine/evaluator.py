@@ -73,18 +73,33 @@ class Evaluator:
             "swiftdiffusion_lora_rows_total", "Rows of UNet calls with LoRAs: patched in, or beside the weights"
         )
 
-    def measure(self, checkpoint: Checkpoint) -> None:
-        """Learns what LoRAs in the weights and beside them cost here, where an evaluation is not too slow for that."""
+    def measure(self, checkpoint: Checkpoint, patches: bool) -> dict[int, float]:
+        """Learns what evaluations cost here, and LoRAs in the weights and beside them, where that is not too slow.
+
+        Args:
+            checkpoint: Whose default size is measured.
+            patches: Whether there will be LoRAs.
+
+        Returns:
+            Rows → seconds.
+        """
+        seconds: dict[int, float] = {}
+        for rows in (MEASURED_ROWS // 2, MEASURED_ROWS):
+            tensors = example(checkpoint, rows)
+            seconds[rows] = _seconds(self._unet, tensors)  # the first call of so many rows may set up
+            if seconds[rows] > SLOW_S:
+                return seconds
+            seconds[rows] = _seconds(self._unet, tensors)
+            self._costs.plain.note(tensors["LATENTS"][:, 0].numel(), seconds[rows])
+        if patches:
+            self._measure_loras(tensors)
+        return seconds
+
+    def _measure_loras(self, tensors: dict[str, torch.Tensor]) -> None:
         beside, patcher = self._unet.beside, self._unet.patcher
         if beside is None or not isinstance(patcher, Patcher):
             return
-        nothing = zeros(patcher, MEASURED_RANK)
-        for rows in (MEASURED_ROWS // 2, MEASURED_ROWS):
-            tensors = example(checkpoint, rows)
-            work = tensors["LATENTS"][:, 0].numel()
-            if _seconds(self._unet, tensors) > SLOW_S:
-                return
-            self._costs.plain.note(work, _seconds(self._unet, tensors))
+        nothing, work = zeros(patcher, MEASURED_RANK), tensors["LATENTS"][:, 0].numel()
         sets: list[LoraSet] = [((str(row // 2), 1.0),) for row in range(MEASURED_ROWS)]  # two rows a request
         beside.use(sets, lambda _: nothing)
         _seconds(self._unet, tensors)  # the first call sets up

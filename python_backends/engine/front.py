@@ -22,13 +22,15 @@ from ..common.errors import (
 )
 from ..request.completed import CompletedRequest
 from ..request.encoding import Encoding
-from .messages import Quote, RunState, Submit
+from .admission import quote_of
+from .messages import RunState, Submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy as np
 
+    from ..backend.stage_times import StageTime
     from ..controlnets.images import ControlImages
     from ..request.cancellation import RequestRegistry
     from .shards import Shards
@@ -87,7 +89,14 @@ class FrontRun:
 class Front:
     """The running requests of one denoiser."""
 
-    def __init__(self, shards: Shards, text_encoder: str, registry: RequestRegistry, images: ControlImages) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        text_encoder: str,
+        registry: RequestRegistry,
+        images: ControlImages,
+        before: StageTime,
+    ) -> None:
         """Has none yet.
 
         Args:
@@ -95,9 +104,10 @@ class Front:
             text_encoder: Encodes prompts again whose embeddings have gone.
             registry: Says who is cancelled.
             images: Of requests' ControlNets, held while they run.
+            before: Of requests on their way here.
         """
         self._shards, self._text_encoder = shards, text_encoder
-        self._registry, self._images = registry, images
+        self._registry, self._images, self._before = registry, images, before
         self._runs: dict[bytes, FrontRun] = {}
         self._look_at = 0.0
 
@@ -166,10 +176,13 @@ class Front:
 
     def _start(self, run: FrontRun) -> None:
         """Has the shard that would be done first run it; while none can, it waits."""
-        request = run.request
+        request, claim = run.request, run.request.claim
         try:
-            rows = 2 if request.guidance_scale > 1 else 1
-            shard = self._shards.best(Quote(rows, request.height * request.width, request.steps))
+            if claim is not None and run.starts == 0 and claim.shard in self._shards.up:
+                shard = claim.shard
+                self._before.note(max(0.0, time.time() - claim.at))
+            else:
+                shard = self._shards.best(quote_of(request))
             answer = self._shards.submit(shard, run.message)
             if answer.missing:
                 encoding = encode_prompts(self._text_encoder, request)
@@ -217,9 +230,16 @@ class Front:
 
 
 def final_info(run: FrontRun) -> dict[str, Any]:
-    """INFO of a run that is done, with the time that it spent here in milliseconds."""
-    info = json.loads(json.dumps(run.state.info))
+    """INFO of a run that is done, with its time here and what it was forecast, in milliseconds.
+
+    `done_at`, in Unix time, is for `vae_decoder` alone.
+    """
+    info, now = json.loads(json.dumps(run.state.info)), time.time()
     info["timings_ms"]["denoiser"] = round(1000 * (time.monotonic() - run.joined), 3)
+    info["done_at"] = now
+    if run.request.claim is not None:
+        info["forecast_ms"] = round(1000 * run.request.claim.forecast_s, 3)
+        info["forecast_came_to_ms"] = round(1000 * (now - run.request.claim.at), 3)
     return info
 
 

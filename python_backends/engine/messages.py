@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..common.errors import InvalidRequestError
 from ..lora.files.lora_set import LoraSet
-from ..request.completed import CompletedRequest, ControlNetUse
+from ..request.completed import CompletedRequest, ControlNetUse, Priority
 from ..request.encoding import Encoding
 
 if TYPE_CHECKING:
@@ -65,7 +65,19 @@ class Quote:
     rows: int
     pixels: int
     steps: int
+    priority: Priority = "normal"
     op: Literal["quote"] = "quote"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Keep a place in line for such a run, whose denoising has to end in `limit_s` seconds; answered by `Claimed`."""
+
+    __pydantic_config__ = STRICT
+
+    work: Quote
+    limit_s: float | None
+    op: Literal["claim"] = "claim"
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class Evaluate:
     op: Literal["evaluate"] = "evaluate"
 
 
-Message = Submit | Poll | Cancel | Quote | Borrow | Evaluate
+Message = Submit | Poll | Cancel | Quote | Claim | Borrow | Evaluate
 
 
 @dataclass(frozen=True)
@@ -156,9 +168,27 @@ class Polled:
 
 @dataclass(frozen=True)
 class Quoted:
-    """Seconds until such a run would be done."""
+    """Seconds until such a run would be done, and in which it would be if it had the shard for itself."""
 
     seconds: float
+    alone_s: float
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A place, or why there is none.
+
+    Attributes:
+        id: Of the claim, for `Submit`'s request; None where it is refused.
+        forecast_s: Seconds until such a run would be done.
+        limit_s: What was allowed.
+        retry_after_s: Seconds after which it is worth claiming again; None where it never is.
+    """
+
+    id: str | None
+    forecast_s: float
+    limit_s: float | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)

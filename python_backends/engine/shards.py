@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,19 @@ import triton_python_backend_utils as pb_utils
 from ..backend.model_calls import ask_model, call_model
 from ..backend.settings import response_texts, text_tensor
 from ..common.errors import ModelDownError
-from .messages import Cancel, Poll, Polled, Quote, Quoted, RunState, Submit, Submitted, to_json
+from .messages import (
+    Cancel,
+    Claim,
+    Claimed,
+    Poll,
+    Polled,
+    Quote,
+    Quoted,
+    RunState,
+    Submit,
+    Submitted,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,21 +67,27 @@ class Shards:
         """Those that answer, as far as is known."""
         return [name for name in self.names if name not in self._revivals or self._revivals[name].done()]
 
-    def best(self, work: Quote) -> str:
-        """The shard that would be done with such a run first.
+    def quotes(self, work: Quote) -> list[tuple[Quoted, str]]:
+        """What each shard that is up says to such a run, and its name.
 
         Raises:
-            ModelDownError: If all are down.
+            ModelDownError: If none is.
         """
-        quotes: list[tuple[float, str]] = []
+        quotes: list[tuple[Quoted, str]] = []
         for name in self.up:
-            try:
-                quotes.append((Quoted(**self._ask(name, work)[0]).seconds, name))
-            except ModelDownError:
-                continue
+            with suppress(ModelDownError):
+                quotes.append((Quoted(**self._ask(name, work)[0]), name))
         if not quotes:
             raise self._why()
-        return min(quotes, key=lambda quote: quote[0])[1]
+        return quotes
+
+    def best(self, work: Quote) -> str:
+        """The shard that would be done with such a run first; errors as `quotes`."""
+        return min(self.quotes(work), key=lambda quote: quote[0].seconds)[1]
+
+    def claim(self, name: str, message: Claim) -> Claimed:
+        """Claims a place in a shard's line."""
+        return Claimed(**self._ask(name, message)[0])
 
     def submit(self, name: str, message: Submit) -> Submitted:
         """Has a shard take up a run."""

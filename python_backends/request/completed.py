@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
@@ -111,6 +111,29 @@ class ControlNetUse:
         return 0.0 if step / steps < self.start or (step + 1) / steps > self.end else self.scale
 
 
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
+
+
+@dataclass(frozen=True)
+class PlaceClaim:
+    """A place in a shard's line, claimed before the request is encoded.
+
+    Attributes:
+        shard: Whose line.
+        id: Of the claim.
+        forecast_s: Seconds in which denoising should end.
+        at: When it was claimed, Unix time in seconds.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    shard: str
+    id: str
+    forecast_s: float
+    at: float
+
+
 @dataclass(frozen=True)
 class CompletedRequest:
     """A request whose values `preprocess` has checked against the checkpoint's rules.
@@ -133,6 +156,8 @@ class CompletedRequest:
         clip_skip: Last layers of the text encoders that the prompt goes without, as in diffusers; None: its default.
         guidance_rescale: Share of the guided prediction that gets the deviation of the prompt's own, 0 to 1.
         max_chunks: Most chunks that a prompt of the weighted syntax may fill; None: the plain syntax.
+        priority: Who overtakes whom in line, within bounds.
+        claim: Its place there, if it has one.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -154,6 +179,8 @@ class CompletedRequest:
     clip_skip: Annotated[int, Field(ge=0)] | None = None
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_chunks: Annotated[int, Field(ge=1, le=64)] | None = None
+    priority: Priority = "normal"
+    claim: PlaceClaim | None = None
 
     def to_json(self) -> str:
         """The request as JSON."""

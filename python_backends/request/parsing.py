@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import InvalidRequestError
 from ..common.sentences import shown
-from .completed import CompletedRequest
+from .completed import PRIORITIES, CompletedRequest, Priority
 from .controlnets import NONE_KNOWN, AskedControlNets
 from .fields import Fields
 from .loras import AskedLoras
@@ -50,6 +50,8 @@ class RequestRules:
         max_prompt_chunks: Most chunks that prompts of the weighted syntax may fill.
         ignored_parameters: Regular expression of request parameters that are let pass, as those are that Triton makes
             of forwarded headers; empty for none.
+        slo_ms: What requests without a TIMEOUT_MS are refused beyond, in milliseconds; 0: never.
+        slo_factor: The same, in times of what such a request takes alone; 0: never.
     """
 
     steps: int
@@ -71,6 +73,8 @@ class RequestRules:
     max_clip_skip: int = 0
     max_prompt_chunks: int = 8
     ignored_parameters: str = ""
+    slo_ms: int = 0
+    slo_factor: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses defaults beyond the limits with a ValueError."""
@@ -141,6 +145,7 @@ def parse_request(
         clip_skip=fields.integer("CLIP_SKIP", 0, rules.max_clip_skip),
         guidance_rescale=_given(fields.number("GUIDANCE_RESCALE", 0.0, 1.0), 0.0),
         max_chunks=_chunks(fields, rules, prompt, negative_prompt),
+        priority=_priority(fields),
     )
 
 
@@ -166,6 +171,14 @@ def _chunks(fields: Fields, rules: RequestRules, prompt: str, negative_prompt: s
     check_weights("PROMPT", prompt)
     check_weights("NEGATIVE_PROMPT", negative_prompt or "")
     return rules.max_prompt_chunks
+
+
+def _priority(fields: Fields) -> Priority:
+    given = _given(fields.text("PRIORITY", 64), "normal")
+    for priority in PRIORITIES:
+        if given == priority:
+            return priority
+    raise InvalidRequestError(f"PRIORITY is {shown(given)}; allowed: {', '.join(PRIORITIES)}")
 
 
 def _scheduler(fields: Fields, rules: RequestRules, loras: AskedLoras) -> str | None:

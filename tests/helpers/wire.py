@@ -34,6 +34,7 @@ TYPES = {
     "CONTROLNETS": "BYTES",
     "REQUEST_ID": "BYTES",
     "TIMEOUT_MS": "INT32",
+    "PRIORITY": "BYTES",
 }
 PROMPT = "a red circle above a blue square"
 Loras = list[tuple[str, float]]

@@ -97,6 +97,15 @@ def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer)
         assert waiting.result().info["loras"][0]["patched_at_step"] == 0
 
 
+def test_a_timeout_ends_a_request_that_waits(tiny: TinyServer, remote: FileServer) -> None:
+    gate = threading.Event()
+    name = publish(tiny, remote, "late", gate=gate)
+    with pytest.raises(InferenceServerException, match="TIMEOUT_MS passed after step 0 of 4"):
+        generate_with(tiny, [(name, 1.0)], TIMEOUT_MS=10_000)
+    gate.set()
+    assert generate_with(tiny, [(name, 1.0)]).info["loras"][0]["patched_at_step"] == 0
+
+
 def test_requests_that_wait_take_no_place_from_others(tiny: TinyServer, remote: FileServer) -> None:
     gate = threading.Event()
     name = publish(tiny, remote, "stuck", gate=gate)

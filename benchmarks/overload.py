@@ -1,0 +1,123 @@
+"""Goodput when more comes than can be served: who would be late is refused at once, and the others are in time.
+
+The demo family's server with two shards. Requests alone say what one takes, requests back to back what the server can
+do; then Poisson traffic at multiples of that, every request with TIMEOUT_MS of so many times the time alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from machine import describe
+from rich.console import Console
+
+from swiftdiffusion.clients import AsyncClient, GenerationInfo, GenerationRequest
+from swiftdiffusion.clients.load.open_loop import replay
+from swiftdiffusion.clients.load.report import show, summarise
+from swiftdiffusion.clients.load.trace import TracedRequest
+from swiftdiffusion.python_backends.launcher import TritonServer
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLO = 7
+PROMPT = "a red circle above a blue square"
+
+
+class Load:
+    """Requests of one kind to one server."""
+
+    def __init__(self, client: AsyncClient, steps: int, timeout_ms: int | None = None) -> None:
+        self._client, self._steps, self._timeout_ms = client, steps, timeout_ms
+
+    async def send(self, traced: TracedRequest) -> GenerationInfo:
+        """One request."""
+        request = GenerationRequest(traced.prompt, seed=traced.seed, steps=self._steps, timeout_ms=self._timeout_ms)
+        return (await self._client.generate(request)).info
+
+    async def solo(self) -> float:
+        """Median seconds of requests alone."""
+        seconds = []
+        for seed in range(SOLO):
+            started = time.perf_counter()
+            await self.send(self._traced(0.0, seed))
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds[2:])
+
+    async def capacity(self, seconds: float, at_once: int = 8) -> float:
+        """Requests per second of so many callers that send the next when they have an answer."""
+        ended, deadline = 0, time.perf_counter() + seconds
+
+        async def caller(seed: int) -> None:
+            nonlocal ended
+            while time.perf_counter() < deadline:
+                await self.send(self._traced(0.0, seed))
+                ended += 1
+
+        started = time.perf_counter()
+        await asyncio.gather(*(caller(seed) for seed in range(at_once)))
+        return ended / (time.perf_counter() - started)
+
+    def poisson(self, rate: float, seconds: float) -> list[TracedRequest]:
+        """Arrivals of a seed."""
+        random, at, made = np.random.default_rng(0), 0.0, []
+        while (at := at + random.exponential(1 / rate)) < seconds:
+            made.append(self._traced(at, len(made)))
+        return made
+
+    def _traced(self, at: float, seed: int) -> TracedRequest:
+        return TracedRequest(at=at, prompt=PROMPT, seed=seed, steps=self._steps, controlnets=(), loras=())
+
+
+async def measure(
+    url: str, steps: int, factor: float, rates: list[float], seconds: float, console: Console
+) -> dict[str, object]:
+    """All rates."""
+    async with AsyncClient(url) as client:
+        free = Load(client, steps)
+        solo = await free.solo()
+        capacity = await free.capacity(seconds / 2)
+        console.print(f"alone {1000 * solo:.0f} ms, capacity {capacity:.2f} per second")
+        load = Load(client, steps, int(1000 * factor * solo))
+        found = []
+        for rate in rates:
+            await asyncio.sleep(5)
+            outcomes = await replay(load.poisson(rate * capacity, seconds), load.send)
+            report = summarise(outcomes, factor * solo)
+            await asyncio.sleep(5)
+            started = time.perf_counter()
+            await free.send(TracedRequest(at=0, prompt=PROMPT, seed=1, steps=steps, controlnets=(), loras=()))
+            after = time.perf_counter() - started
+            show(console, report, f"{rate:g} × capacity")
+            found.append({"rate": rate, "seconds_5_s_later": after, **report.as_json()})
+    best = max(each["goodput"] for each in found) or 1.0
+    for each in found:
+        each["goodput_over_best"] = each["goodput"] / best
+        each["sentences"] = len(each["sentences"])
+    return {"solo_s": solo, "capacity": capacity, "slo_factor": factor, "rates": found}
+
+
+def main(
+    rates: Annotated[list[float], typer.Option(help="Multiples of the capacity.")] = [0.5, 0.8, 1.0, 1.5, 3.0, 10.0],  # noqa: B006  typer's default
+    seconds: Annotated[float, typer.Option(min=1)] = 40.0,
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    slo_factor: Annotated[float, typer.Option(min=1, help="TIMEOUT_MS in times of a request alone.")] = 3.0,
+    out: Annotated[Path, typer.Option(help="Result file.")] = ROOT / "benchmarks/results/overload.json",
+) -> None:
+    """Measure goodput under overload."""
+    machine, console = describe(), Console()
+    with TritonServer(ROOT / "model_repository") as server:
+        found = asyncio.run(measure(server.grpc_url, steps, slo_factor, rates, seconds, console))
+    given = " ".join(f"--rates {rate:g}" for rate in rates)
+    command = f"python benchmarks/overload.py {given} --seconds {seconds:g} --steps {steps} --slo-factor {slo_factor:g}"
+    out.write_text(json.dumps({"command": command, "machine": machine, **found}, indent=2) + "\n", "utf-8")
+    console.print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
