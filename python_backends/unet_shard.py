@@ -79,7 +79,7 @@ class TritonPythonModel(Reloadable):
         evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings))
         height, width = compute.checkpoint.default_size
         for rows, seconds in evaluator.measure(compute.checkpoint, parameters["patches"] == "1").items():
-            times.note(rows * height * width, seconds)
+            times.guess(rows * height * width, seconds)
         self._engine = Engine(
             settings.name,
             evaluator,
@@ -110,8 +110,8 @@ class TritonPythonModel(Reloadable):
                 return _response(Submitted())
             case Quote(rows, pixels, steps, priority):
                 return _response(self._engine.quote(Work(rows, pixels, steps), priority))
-            case Claim(work, limit_s):
-                return _response(self._engine.claim(Work(work.rows, work.pixels, work.steps), limit_s, work.priority))
+            case Claim(Quote(rows, pixels, steps, priority), limit_s, helpers):
+                return _response(self._engine.claim(Work(rows, pixels, steps), limit_s, priority, helpers))
             case Borrow(home):
                 return _response(Lent(self._engine.lend(home, LENT_S)))
             case Evaluate() as message:

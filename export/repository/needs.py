@@ -20,7 +20,7 @@ import torch
 
 from ...python_backends.controlnets.network import EMBEDDING_BYTES
 from ...python_backends.controlnets.weights import ControlNetFiles
-from ...python_backends.lora.patching.resident import DEVICE_BYTES
+from ...python_backends.lora.patching.resident import DEVICE_BYTES, KEPT_BYTES
 from ...python_backends.networks.controlnet_modules import PositionalControlNet
 from ...python_backends.networks.needs import controlnet_needs, text_encoder_needs, unet_needs, vae_needs
 from ...python_backends.networks.prompt_encoding import PromptEncoder
@@ -36,12 +36,12 @@ MIB = 2**20
 
 
 def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> dict[str, str]:
-    """Of a UNet shard; on a GPU it keeps LoRAs there."""
+    """Of a UNet shard; on a GPU it keeps LoRAs there, on the CPU the weights with LoRAs in them, if these are small."""
     if _has_engine(options, gpu):
         return {}
-    patched = options.loras is not None
-    kept = DEVICE_BYTES if patched and gpu is not None else 0
-    return _parameters(_of(unet_needs, checkpoint), options.dtype_on(gpu), patched, kept)
+    needs, patched = _of(unet_needs, checkpoint), options.loras is not None
+    kept = DEVICE_BYTES if gpu is not None else KEPT_BYTES if needs.adaptable <= KEPT_BYTES else 0
+    return _parameters(needs, options.dtype_on(gpu), patched, kept if patched else 0)
 
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:

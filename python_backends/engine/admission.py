@@ -46,13 +46,15 @@ class Admission:
             quotes = self._shards.quotes(work)
         except ModelDownError:
             return request
+        quotes = sorted(quotes, key=lambda quote: quote[0].seconds)
+        helpers = sum(quoted.idle for quoted, _ in quotes) - 1
         others = self._before.expected() + self._after.expected()
         limit, said = self._limit(request, others + min(quoted.alone_s for quoted, _ in quotes), now)
         denoising = None if limit is None else max(0.0, limit - others)
         refusals: list[Claimed] = []
-        for _, shard in sorted(quotes, key=lambda quote: quote[0].seconds):
+        for quoted, shard in quotes:
             try:
-                claimed = self._shards.claim(shard, Claim(work, denoising))
+                claimed = self._shards.claim(shard, Claim(work, denoising, helpers if quoted.idle else 0))
             except ModelDownError:
                 continue
             if claimed.id is not None:

@@ -94,11 +94,17 @@ class Desk:
             self._insert(new, outlook.overtakes)
             return Claim(new.run, outlook.end - now)
         alone = self._alone(new)
-        if SAFETY * alone > limit:
+        if SAFETY * alone >= limit:
             return Refusal(outlook.end - now, limit_s, None)
         if not admitted:
             self._crowd.note(now, alone, limit / alone)
         return Refusal(outlook.end - now, limit_s, self._retry_after(new, outlook, now, limit))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody is in line."""
+        self._now()
+        return not self._line
 
     def quote(self, work: Work, priority: Priority = "normal") -> float:
         """Seconds until a run that came now would be done: the line, run ahead."""

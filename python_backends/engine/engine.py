@@ -20,6 +20,7 @@ from ..backend.responses import as_request_error
 from ..common.errors import to_report
 from .claims import Refusal
 from .info import final_info
+from .line import SAFETY
 from .messages import Claimed, Polled, Quoted, RunState
 from .stepping import Stepping
 
@@ -70,6 +71,7 @@ class Engine:
         self._batch_sizes = Histogram(
             "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
         )
+        self._peer_count = len(peers)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._mutex = threading.Lock()  # of the desk
         self._runs: dict[str, Denoising] = {}
@@ -111,16 +113,25 @@ class Engine:
     def quote(self, work: Work, priority: Priority) -> Quoted:
         """When such a run would be done."""
         with self._mutex:
-            alone = work.steps * self._times.expected(work.of_a_step)
-            return Quoted(self._desk.quote(work, priority), alone)
+            return Quoted(self._desk.quote(work, priority), self._helped(work, self._peer_count), self._desk.empty)
 
-    def claim(self, work: Work, limit_s: float | None, priority: Priority) -> Claimed:
-        """A place for such a run, if it would be done in time."""
+    def claim(self, work: Work, limit_s: float | None, priority: Priority, helpers: int) -> Claimed:
+        """A place for such a run, if it would be done in time.
+
+        With helpers it may be where this shard alone would be late. That is no promise then: others may claim them.
+        """
         with self._mutex:
-            answer = self._desk.claim(work, limit_s, priority)
+            helped = self._helped(work, helpers) if helpers and self._desk.empty else None
+            needs_help = helped is not None and limit_s is not None and SAFETY * helped <= limit_s
+            answer = self._desk.claim(work, None if needs_help else limit_s, priority)
         if isinstance(answer, Refusal):
             return Claimed(None, answer.forecast_s, answer.limit_s, answer.retry_after_s)
-        return Claimed(answer.id, answer.forecast_s)
+        return Claimed(answer.id, answer.forecast_s if helped is None else helped)
+
+    def _helped(self, work: Work, helpers: int) -> float:
+        """Seconds of a run that is alone and has its rows spread over other shards too."""
+        rows = -(-work.rows // min(work.rows, 1 + helpers))
+        return work.steps * self._times.expected(rows * work.pixels)
 
     def lend(self, home: str, seconds: float) -> bool:
         """Whether this shard evaluates for another one: if it has nothing to do, for so long after each call."""

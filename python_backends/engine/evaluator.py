@@ -17,7 +17,7 @@ from ..networks.unet_halves import residual_size
 from .mixing import LoraCosts, Part, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..common.errors import RequestError
     from ..controlnets.calls import ControlNetCalls
@@ -90,7 +90,7 @@ class Evaluator:
             if seconds[rows] > SLOW_S:
                 return seconds
             seconds[rows] = _seconds(self._unet, tensors)
-            self._costs.plain.note(tensors["LATENTS"][:, 0].numel(), seconds[rows])
+            self._costs.plain.guess(tensors["LATENTS"][:, 0].numel(), seconds[rows])
         if patches:
             self._measure_loras(tensors)
         return seconds
@@ -105,9 +105,7 @@ class Evaluator:
         _seconds(self._unet, tensors)  # the first call sets up
         self._costs.note_beside(work, work * MEASURED_RANK, _seconds(self._unet, tensors))
         beside.use((), lambda _: nothing)
-        started = time.perf_counter()
-        patcher.apply([(nothing, 1.0)])
-        self._costs.note_swap(time.perf_counter() - started, kept=False)
+        self._costs.note_swap(_time(lambda: patcher.apply([(nothing, 1.0)]), self._unet.on_gpu), kept=False)
         patcher.apply([])
 
     def __call__(self, call: UNetCall) -> Evaluated:
@@ -165,9 +163,15 @@ class Evaluator:
 
 
 def _seconds(unet: UNet, tensors: Mapping[str, torch.Tensor]) -> float:
-    started = time.perf_counter()
-    unet(tensors).cpu()
-    return time.perf_counter() - started
+    return _time(lambda: unet(tensors).cpu(), unet.on_gpu)
+
+
+def _time(do: Callable[[], object], on_gpu: bool) -> float:
+    """Seconds; on the CPU of this thread's time alone: while a server starts, others have the cores too."""
+    clock = time.perf_counter if on_gpu else time.thread_time
+    started = clock()
+    do()
+    return clock() - started
 
 
 def _merged(parts: Sequence[tuple[Sequence[int], Evaluated]]) -> Evaluated:

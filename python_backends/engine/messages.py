@@ -71,12 +71,16 @@ class Quote:
 
 @dataclass(frozen=True)
 class Claim:
-    """Keep a place in line for such a run, whose denoising has to end in `limit_s` seconds; answered by `Claimed`."""
+    """Keep a place in line for such a run, whose denoising has to end in `limit_s` seconds; answered by `Claimed`.
+
+    `helpers` other shards have nothing to do.
+    """
 
     __pydantic_config__ = STRICT
 
     work: Quote
     limit_s: float | None
+    helpers: int = 0
     op: Literal["claim"] = "claim"
 
 
@@ -168,10 +172,17 @@ class Polled:
 
 @dataclass(frozen=True)
 class Quoted:
-    """Seconds until such a run would be done, and in which it would be if it had the shard for itself."""
+    """When such a run would be done.
+
+    Attributes:
+        seconds: From now.
+        alone_s: If it had the shard for itself, and the help of others where there are any.
+        idle: Whether nobody is in line.
+    """
 
     seconds: float
     alone_s: float
+    idle: bool
 
 
 @dataclass(frozen=True)

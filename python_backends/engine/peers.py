@@ -61,6 +61,10 @@ class Peers:
         self._bytes = Counter(*TRANSFERRED)
         self._threads = ThreadPoolExecutor(max(1, 2 * len(self._peers)), "peer-call")
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._peers)
+
     def lent(self, most: int) -> list[Peer]:
         """Up to so many that evaluate for this shard now; asks others, and waits a moment for what they say."""
         if most <= 0 or not self._peers:

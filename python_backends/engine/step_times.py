@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 
 WEIGHT = 0.2
 """Of the latest step in a running mean: a machine's pace changes, single steps are noise."""
+
+STALE_STEPS = 50
+"""What no step has measured for so long follows the pace of those that do."""
 
 
 class StepTimes:
@@ -19,16 +23,29 @@ class StepTimes:
         self._works: list[int] = []
         self._means: dict[int, float] = {}
         self._noted: dict[int, int] = {}
+        self._steps = 0
+        self._measured_at: dict[int, float] = {}
         self._asked: dict[int, float] = {}  # since the last step: a line is run ahead with few works, many times
+
+    def guess(self, work: int, seconds: float) -> None:
+        """A step of so much work should take so long: it was measured, but not as a step."""
+        self.note(work, seconds)
+        self._measured_at[work], self._noted[work] = -math.inf, 0
 
     def note(self, work: int, seconds: float) -> None:
         """A step of so much work took so long."""
+        before = self.expected(work)
         if work not in self._means:
             insort(self._works, work)
         noted = self._noted.get(work, 0) + 1
         mean = self._means.get(work, 0.0)
         self._means[work] = mean + max(WEIGHT, 1 / noted) * (seconds - mean)
         self._noted[work] = min(noted, round(1 / WEIGHT))
+        self._steps += 1
+        self._measured_at[work] = self._steps
+        for other in self._works if before else ():
+            if self._steps - self._measured_at[other] > STALE_STEPS:
+                self._means[other] *= self._means[work] / before
         self._asked.clear()
 
     def expected(self, work: int) -> float:

@@ -76,6 +76,11 @@ class UNet:
         eager = runtime.traces(device)
         self._traced = warm_up(checkpoint, self, self._trace if eager else None, eager)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Where it computes."""
+        return self._device.type == "cuda"
+
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
         return self.decode(self.encode(tensors))

@@ -51,6 +51,25 @@ def test_a_new_pace_is_learnt_within_some_steps() -> None:
     assert times.expected(2) == pytest.approx(3.0, rel=0.05)
 
 
+def test_a_guess_gives_way_to_what_is_measured_and_follows_its_pace() -> None:
+    """At load other models had the cores: everything was three times as slow."""
+    times = StepTimes()
+    times.guess(2, 3.0)
+    times.guess(4, 6.0)
+    times.note(1, 0.5)
+    assert times.expected(1) == 0.5
+    assert times.expected(2) == pytest.approx(1.0)
+    assert times.expected(4) == pytest.approx(2.0)
+    times.note(4, 2.4)
+    assert times.expected(4) == 2.4
+
+
+def test_what_was_not_measured_for_long_follows_the_pace() -> None:
+    times = times_of((2, 1.0), (4, 2.0), *[(2, 1.0)] * 60, *[(2, 2.0)] * 30)
+    assert times.expected(4) == pytest.approx(4.0, rel=0.05)
+    assert times_of((2, 1.0), (4, 2.0), *[(2, 2.0)] * 30).expected(4) == 2.0
+
+
 noted = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 10)), min_size=1, max_size=12)
 
 
