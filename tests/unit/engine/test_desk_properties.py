@@ -42,11 +42,11 @@ class Coming:
 paces = st.builds(Pace, st.integers(0, 8), st.integers(1, 4))
 works = st.builds(Work, st.integers(1, 2), st.integers(1, 3), st.integers(1, 12))
 priorities = st.sampled_from(["low", "normal", "high"])
-patience = st.none() | st.floats(1.1, 6.0)
+patience = st.none() | st.floats(1.1, 4.0)
 again = st.integers(0, 7).map(lambda number: number == 7)
-comings = st.lists(st.builds(Coming, st.integers(0, 60), works, patience, priorities, again), max_size=12)
+comings = st.lists(st.builds(Coming, st.integers(0, 15), works, patience, priorities, again), max_size=12)
 equals = st.lists(
-    st.builds(Coming, st.integers(0, 60), works, patience, st.just("normal"), st.just(False)), max_size=12
+    st.builds(Coming, st.integers(0, 15), works, patience, st.just("normal"), st.just(False)), max_size=12
 )
 lines = st.builds(shard, paces, st.integers(1, 4))
 
