@@ -19,8 +19,8 @@ TORCH_PARAMETERS = {"threads", "lora_host_bytes"}
 """One of them is a parameter of every model that imports PyTorch."""
 REGION_MIB = 2
 """Of shared memory, per process, without residuals of ControlNets."""
-PICTURES_MIB, PICTURES_SHARE = 1024, 0.25
-"""Most that control pictures take, and of the shared memory that there is."""
+PICTURES_MIB, EMBEDDINGS_MIB, SHARE = 1024, 256, 0.25
+"""Most that control pictures and embeddings take, and each of the shared memory that there is."""
 
 Speed = Callable[[], tuple[float, float] | None]
 """10⁹ floating-point operations per second of one thread of the CPU: in a UNet, in a VAE; None if that is not known."""
@@ -67,7 +67,7 @@ def check_needs(repository: Path, speed: Speed) -> Iterator[Check]:
     yield _shared_memory(shared)
     by_name = {model.name: model for model in models}
     for model in models:
-        if "unet_shards" in model.parameters and not model.name.endswith("_stream"):
+        if model.name.endswith("denoiser"):
             yield from _times(by_name, model, speed)
 
 
@@ -134,8 +134,11 @@ def _shared_mib(models: Sequence[_Model]) -> int:
     for model in models:
         if "answer_mib" in model.parameters:  # a ControlNet's residuals are in its region and in the shard's
             residuals += int(model.parameters["answer_mib"]) * (model.processes + shards)
-            pictures = min(PICTURES_MIB, int(PICTURES_SHARE * shutil.disk_usage(SHARED_MEMORY).total / MIB))
-    return loras + pictures + residuals + REGION_MIB * sum(model.processes for model in models)
+            pictures = PICTURES_MIB
+    embeddings = EMBEDDINGS_MIB if any("unet_shards" in model.parameters for model in models) else 0
+    share = int(SHARE * shutil.disk_usage(SHARED_MEMORY).total / MIB)
+    kept = loras + min(pictures, share) + min(embeddings, share)
+    return kept + residuals + REGION_MIB * sum(model.processes for model in models)
 
 
 def _times(models: Mapping[str, _Model], denoiser: _Model, speed: Speed) -> Iterator[Check]:

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from swiftdiffusion.python_backends.launcher import free_memory, needs
 from swiftdiffusion.python_backends.launcher.checks import Check, Status
 from swiftdiffusion.python_backends.launcher.needs import (
+    EMBEDDINGS_MIB,
     PLAIN_MIB,
     REGION_MIB,
     SHARED_MIB,
@@ -64,7 +65,7 @@ def test_processes_are_added_up(repository: Path) -> None:
     assert found["memory of unet_shard0"].found == f"{1000 + TORCH_MIB} MiB"
     assert found["memory of vae_decoder"].found == f"{500 + TORCH_MIB} MiB"
     needed = SHARED_MIB + 1500 + 3 * TORCH_MIB + PLAIN_MIB
-    shared = 4 * REGION_MIB
+    shared = 4 * REGION_MIB + EMBEDDINGS_MIB
     assert found["memory"].found == (
         f"{needed} MiB for 4 processes and at most {shared} MiB that they share; 10000 MiB available"
     )
