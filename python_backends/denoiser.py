@@ -41,6 +41,7 @@ class TritonPythonModel:
         self._front = Front(
             Shards(settings.parameters["unet_shards"].split(",")),
             settings.parameters["text_encoder"],
+            settings.parameters["lora_store"],
             RequestRegistry(),
             ControlImages(),
             StageTime(BEFORE, settings.parameters["pipeline"]),

@@ -48,9 +48,6 @@ from .shared_memory.host_cache import EvictedError, host_cache_directory
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LENT_S = 0.5
-"""Another shard that has sent nothing for so long has to ask again."""
-
 
 class TritonPythonModel(Reloadable):
     """One UNet on one device, and the engine that runs requests on it; `respond` carries messages and holds none."""
@@ -113,7 +110,7 @@ class TritonPythonModel(Reloadable):
             case Claim(Quote(rows, pixels, steps, priority), limit_s, helpers):
                 return _response(self._engine.claim(Work(rows, pixels, steps), limit_s, priority, helpers))
             case Borrow(home):
-                return _response(Lent(self._engine.lend(home, LENT_S)))
+                return _response(Lent(self._engine.lend(home)))
             case Evaluate() as message:
                 return self._evaluate(message, {name: input_tensor(request, name) for name in self._tensor_names})
 
@@ -127,9 +124,10 @@ class TritonPythonModel(Reloadable):
         return Submitted()
 
     def _evaluate(self, message: Evaluate, tensors: dict[str, torch.Tensor]) -> Any:
-        if not self._engine.lend(message.home, LENT_S):
+        call = UNetCall((), message.loras, message.ahead, message.controls, tensors)
+        evaluated = self._engine.evaluate(message.home, call)
+        if evaluated is None:
             return _response(Evaluation(refused=True))
-        evaluated = self._engine.evaluate(UNetCall((), message.loras, message.ahead, message.controls, tensors))
         rows = range(len(evaluated.prediction))
         failures = [to_report(evaluated.failures[row]) if row in evaluated.failures else None for row in rows]
         evaluation = Evaluation(

@@ -149,6 +149,7 @@ class PipelineModels:
         parameters = {
             "unet_shards": ",".join(self._shards),
             "text_encoder": self._text_encoder,
+            "lora_store": f"{self._prefix}lora_store",
             "pipeline": self._prefix,
             "latent_channels": str(self._checkpoint.latent_channels),
         }

@@ -91,4 +91,7 @@ def _refusal(refusals: list[Claimed], others: float, said: str) -> OverloadedErr
     if not limits:
         return OverloadedError(f"all lines are full: the request would be done in {forecast:.0f} ms; {again}")
     limit = 1000 * (max(limits) + others)
-    return OverloadedError(f"the request would be done in {forecast:.0f} ms; {said} allows {limit:.0f} ms; {again}")
+    close = "" if forecast > limit else ", which is too close to be sure of"
+    return OverloadedError(
+        f"the request would be done in {forecast:.0f} ms; {said} allows {limit:.0f} ms{close}; {again}"
+    )

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-Priority = Literal["low", "normal", "high"]
 
 CLAIM_S = 5.0
 """How long a claim holds its place: its prompt is encoded meanwhile."""

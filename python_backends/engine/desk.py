@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from .claims import CLAIM_S, Claim, Crowd, Priority, Refusal
+from .claims import CLAIM_S, Claim, Crowd, Refusal
 from .line import SAFETY, Queued, begun, next_stretch, run_ahead, spares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from ..request.completed import Priority
     from .step_times import StepTimes
 
 RANKS = {"low": 0, "normal": 1, "high": 2}

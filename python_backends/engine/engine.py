@@ -40,6 +40,9 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 WAITING_POLL_S = 0.003
 """Pause between looks for LoRAs where every run waits for one."""
 
+LENT_S, LENT_STEPS = 0.5, 3.0
+"""Another shard that has sent no rows for so long, and for so many times what they took, has to ask again."""
+
 ABANDONED_AFTER_S = 120.0
 """A run that nobody has asked after for so long is forgotten: its denoiser is gone."""
 
@@ -133,16 +136,19 @@ class Engine:
         rows = -(-work.rows // min(work.rows, 1 + helpers))
         return work.steps * self._times.expected(rows * work.pixels)
 
-    def lend(self, home: str, seconds: float) -> bool:
-        """Whether this shard evaluates for another one: if it has nothing to do, for so long after each call."""
+    def lend(self, home: str, seconds: float = LENT_S) -> bool:
+        """Whether this shard evaluates for another one, for so long: if it has nothing to do."""
         now = time.monotonic()
         if self._active or (self._lent is not None and self._lent[0] != home and now < self._lent[1]):
             return False
         self._lent = home, now + seconds
         return True
 
-    def evaluate(self, call: UNetCall) -> Evaluated:
-        """Evaluates rows of another shard, to which this one is lent."""
+    def evaluate(self, home: str, call: UNetCall) -> Evaluated | None:
+        """Evaluates rows of another shard; None if this one is not lent to it. The next ones are due in a step."""
+        if not self.lend(home):
+            return None
+        started = time.monotonic()
         answer: Future[Evaluated] = Future()
 
         def job() -> None:
@@ -152,7 +158,9 @@ class Engine:
                 answer.set_exception(error)
 
         self._inbox.put(job)
-        return answer.result()
+        evaluated = answer.result()
+        self.lend(home, max(LENT_S, LENT_STEPS * (time.monotonic() - started)))
+        return evaluated
 
     def close(self) -> None:
         """Ends the thread after its step."""
@@ -166,10 +174,16 @@ class Engine:
     def _loop(self) -> None:
         batch: list[Denoising] = []
         while not self._closing:
-            self._take_messages(wait=not batch)
-            batch = self._at_boundary()
-            if batch:
-                self._advance(batch)
+            try:
+                self._take_messages(wait=not batch)
+                batch = self._at_boundary()
+                if batch:
+                    self._advance(batch)
+            except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
+                failure = as_request_error(error, "denoising")
+                for run in list(self._runs.values()):
+                    run.failure = run.failure or failure
+                    self._publish(run)
 
     def _take_messages(self, wait: bool) -> None:
         """Does what came in meanwhile; with nothing to do waits for it, with LoRAs on their way for a moment."""
@@ -204,16 +218,11 @@ class Engine:
         def announce(work: int) -> None:
             self._boundary = started + self._times.expected(work)
 
-        try:
-            work = self._step(batch, announce)
-        except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
-            for run in batch:
-                run.failure = run.failure or as_request_error(error, "denoising")
-        else:
-            self._step_s = time.monotonic() - started
-            with self._mutex:
-                self._times.note(work, self._step_s)
-                self._desk.stepped(run.request.run_id for run in batch)
+        work = self._step(batch, announce)
+        self._step_s = time.monotonic() - started
+        with self._mutex:
+            self._times.note(work, self._step_s)
+            self._desk.stepped(run.request.run_id for run in batch)
         for run in batch:
             self._publish(run)
 

@@ -65,6 +65,8 @@ class Evaluator:
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
         self._costs = LoraCosts()
+        self._measuring: list[_Measured] = []
+        self._last_step: torch.cuda.Event | None = None
         self._bytes = Counter(*TRANSFERRED)
         self._patch_seconds = Histogram(
             "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
@@ -114,6 +116,7 @@ class Evaluator:
         Raises:
             LoraUnavailableError: If a LoRA's file is gone.
         """
+        self._learn()
         self._loras.upload({key for key, _ in call.ahead})
         height, width = call.tensors["LATENTS"].shape[2:]
         parts = plan(call.loras, height * width, self._loras, self._costs)
@@ -127,7 +130,7 @@ class Evaluator:
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
             self._costs.note_swap(patch_ms / 1000, kept)
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), _now(self._unet.on_gpu)
         self._loras.use_beside(part.beside)
         beside_ms = 1000 * (time.perf_counter() - started)
         with self._controlnets.start(call.tensors, call.controls) as pending:
@@ -138,13 +141,34 @@ class Evaluator:
         for name, nbytes in residuals.nbytes.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
         prediction = self._unet.decode(encoded, residuals.total)
-        self._note(call, part, time.perf_counter() - started)
+        self._count(call, part)
+        if not any(call.controls):  # else it may have waited for a ControlNet
+            cells = call.tensors["LATENTS"][0, 0].numel()
+            ranks = cells * sum(self._loras.rank(each) or 0 for each in part.beside)
+            self._measuring.append(_Measured(len(part.rows) * cells, ranks, begun, _now(self._unet.on_gpu)))
         beside = [bool(each) for each in part.beside]
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
 
-    def _note(self, call: UNetCall, part: Part, seconds: float) -> None:
-        """Learns from an evaluation, unless it may have waited for a ControlNet."""
+    def keep_pace(self) -> None:
+        """After a step: waits on a GPU until the one before it is done, so that it always has one to go on with."""
+        if self._unet.on_gpu:
+            event = torch.cuda.Event()
+            event.record()
+            if self._last_step is not None:
+                self._last_step.synchronize()
+            self._last_step = event
+
+    def _learn(self) -> None:
+        """Takes up what evaluations took that have ended: a GPU is still at the last one."""
+        while self._measuring and (seconds := self._measuring[0].seconds()) is not None:
+            measured = self._measuring.pop(0)
+            if measured.ranks:
+                self._costs.note_beside(measured.work, measured.ranks, seconds)
+            else:
+                self._costs.plain.note(measured.work, seconds)
+
+    def _count(self, call: UNetCall, part: Part) -> None:
         for is_beside in (False, True):
             rows = sum(
                 bool(wanted) and bool(beside) == is_beside
@@ -152,14 +176,31 @@ class Evaluator:
             )
             if rows:
                 self._rows.add(rows, path="beside" if is_beside else "patched")
-        if any(call.controls):
-            return
-        pixels = call.tensors["LATENTS"][0, 0].numel()
-        ranks = pixels * sum(self._loras.rank(each) or 0 for each in part.beside)
-        if ranks:
-            self._costs.note_beside(len(part.rows) * pixels, ranks, seconds)
-        else:
-            self._costs.plain.note(len(part.rows) * pixels, seconds)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """An evaluation: its work, ranks × cells beside the weights, and moments of begin and end."""
+
+    work: int
+    ranks: int
+    begin: float | torch.cuda.Event
+    end: float | torch.cuda.Event
+
+    def seconds(self) -> float | None:
+        """What it took; None while it has not ended."""
+        if isinstance(self.begin, torch.cuda.Event) and isinstance(self.end, torch.cuda.Event):
+            return self.begin.elapsed_time(self.end) / 1000 if self.end.query() else None
+        return float(self.end) - float(self.begin)  # type: ignore[arg-type]
+
+
+def _now(on_gpu: bool) -> float | torch.cuda.Event:
+    """This moment; on a GPU the one in which it gets here."""
+    if not on_gpu:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _seconds(unet: UNet, tensors: Mapping[str, torch.Tensor]) -> float:

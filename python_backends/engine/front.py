@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..backend.model_calls import encode_prompts
+from ..backend.model_calls import encode_prompts, load_loras
 from ..common.errors import (
     EmbeddingsUnavailableError,
     ModelDownError,
@@ -93,6 +93,7 @@ class Front:
         self,
         shards: Shards,
         text_encoder: str,
+        lora_store: str,
         registry: RequestRegistry,
         images: ControlImages,
         before: StageTime,
@@ -102,11 +103,12 @@ class Front:
         Args:
             shards: Where they run.
             text_encoder: Encodes prompts again whose embeddings have gone.
+            lora_store: Loads LoRAs again for runs that start again.
             registry: Says who is cancelled.
             images: Of requests' ControlNets, held while they run.
             before: Of requests on their way here.
         """
-        self._shards, self._text_encoder = shards, text_encoder
+        self._shards, self._text_encoder, self._lora_store = shards, text_encoder, lora_store
         self._registry, self._images, self._before = registry, images, before
         self._runs: dict[bytes, FrontRun] = {}
         self._look_at = 0.0
@@ -183,10 +185,11 @@ class Front:
                 self._before.note(max(0.0, time.time() - claim.at))
             else:
                 shard = self._shards.best(quote_of(request))
+            if run.starts and request.loras:  # who had the tickets may have taken what they bring
+                run.message = replace(run.message, tickets=load_loras(self._lora_store, request))
             answer = self._shards.submit(shard, run.message)
             if answer.missing:
-                encoding = encode_prompts(self._text_encoder, request)
-                run.message = Submit(request, encoding, run.message.tickets)
+                run.message = replace(run.message, encoding=encode_prompts(self._text_encoder, request))
                 answer = self._shards.submit(shard, run.message)
         except ModelDownError as error:
             if not self._shards.up and time.monotonic() - run.joined < ALL_DOWN_S:

@@ -72,6 +72,7 @@ class Stepping:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
         for runs in advancing.groups(run for run in inputs if run.failure is None):
             _guarded(runs, partial(advancing.advance, runs, predictions))
+        self._evaluator.keep_pace()
         return work
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from swiftdiffusion.python_backends.engine.claims import Claim, Priority, Refusal
+from swiftdiffusion.python_backends.engine.claims import Claim, Refusal
 from swiftdiffusion.python_backends.engine.desk import Desk, Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.request.completed import Priority
 
 RESOLUTION_S = 0.25
 TEN = Work(2, 1, 10)

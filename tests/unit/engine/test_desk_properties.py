@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stepped_shard import Pace, SteppedShard, accepted, refused, shard
 
-from swiftdiffusion.python_backends.engine.claims import Priority, Refusal
+from swiftdiffusion.python_backends.engine.claims import Refusal
 from swiftdiffusion.python_backends.engine.desk import Desk, Work
 from swiftdiffusion.python_backends.engine.line import OVERTAKEN_AT_MOST
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.request.completed import Priority
 
 
 @dataclass(frozen=True)
