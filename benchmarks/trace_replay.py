@@ -1,8 +1,8 @@
 """The rate of production's requests that is sustained within their SLO: this server against diffusers behind a queue.
 
 Traces of Katz's services A and B (docs/load.md) at rates that close in on the most that each carries: at least 90 % of
-all requests answered within the SLO, which is so many times what diffusers takes for such a request alone. Both have the
-same cores, LoRAs and ControlNets. Then a burst of eight times half that rate, and memory over many requests.
+all requests answered within the SLO, which is so many times what diffusers takes for such a request alone. Both have
+the same cores, LoRAs and ControlNets. Then a burst of eight times half that rate, and memory over many requests.
 """
 
 from __future__ import annotations
