@@ -80,6 +80,7 @@ class TritonPythonModel:
             tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
         except Exception:
+            self._admission.give_back(parsed)
             if parsed.request_id is not None:
                 self._registry.leave(parsed.request_id, parsed.run_id)
             raise

@@ -81,7 +81,7 @@ class TritonPythonModel(Reloadable):
             settings.name,
             evaluator,
             Peers(settings.name, [name for name in parameters["peers"].split(",") if name]),
-            Desk(int(parameters["places"]), times),
+            Desk(int(parameters["places"]), times, longest=int(parameters["longest_line"])),
             times,
             adapters.count,
         )
@@ -107,8 +107,8 @@ class TritonPythonModel(Reloadable):
                 return _response(Submitted())
             case Quote(rows, pixels, steps, priority):
                 return _response(self._engine.quote(Work(rows, pixels, steps), priority))
-            case Claim(Quote(rows, pixels, steps, priority), limit_s, helpers):
-                return _response(self._engine.claim(Work(rows, pixels, steps), limit_s, priority, helpers))
+            case Claim(Quote(rows, pixels, steps, priority), limit_s, hold_s, helpers):
+                return _response(self._engine.claim(Work(rows, pixels, steps), limit_s, priority, helpers, hold_s))
             case Borrow(home):
                 return _response(Lent(self._engine.lend(home)))
             case Evaluate() as message:
@@ -116,7 +116,7 @@ class TritonPythonModel(Reloadable):
 
     def _submit(self, message: Submit) -> Submitted:
         try:
-            self._engine.submit(self._new_runs.make(message))
+            self._engine.submit(self._new_runs.make(message), message.again)
         except EvictedError:
             return Submitted(missing=True)
         except Exception as error:  # noqa: BLE001  whatever a request brings is its denoiser's to tell

@@ -68,6 +68,7 @@ _BY_STATUS: dict[str, type[SwiftDiffusionError]] = {
 _BY_SENTENCE: tuple[tuple[re.Pattern[str], str], ...] = (
     (_CANCELLED, "CANCELLED"),
     (re.compile("TIMEOUT_MS passed"), "DEADLINE_EXCEEDED"),
+    (re.compile(r"the request would be done in \d+ ms"), "UNAVAILABLE"),
     (re.compile(r'\bLORAS(?:: | names "[^"]*", not loaded)'), "UNAVAILABLE"),
     (re.compile(r'\bLORAS names "[^"]*": its (?:store|place|file (?:hashes|changed|cannot))'), "UNAVAILABLE"),
     (re.compile(r'\bLORAS names "[^"]*": .* of the host cache\'s '), "UNAVAILABLE"),

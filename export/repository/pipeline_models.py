@@ -180,6 +180,7 @@ class PipelineModels:
                 **needs.shard(self._checkpoint, options, gpu),
                 "schedulers": _text(self._rules.schedulers),
                 "places": str(options.max_batch_size),
+                "longest_line": str(CANDIDATES_PER_PLACE * options.max_batch_size),
                 "peers": ",".join(each for each in self._shards if each != name),
                 "text_encoder": self._text_encoder,
                 "lora_store": f"{self._prefix}lora_store",

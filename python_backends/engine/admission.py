@@ -6,18 +6,24 @@ Needs no torch.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backend.stage_times import AFTER, BEFORE, StageTime
-from ..common.errors import ModelDownError, OverloadedError
+from ..common.errors import ModelDownError, OverloadedError, RequestError
 from ..request.completed import PlaceClaim
+from .claims import CLAIM_S
 from .messages import Claim, Claimed, Quote
 
 if TYPE_CHECKING:
     from ..request.completed import CompletedRequest
     from ..request.parsing import RequestRules
     from .shards import Shards
+
+
+HELD_TIMES = 4.0
+"""What a place is kept for, in times of what prompts take to be encoded."""
 
 
 class Admission:
@@ -48,21 +54,29 @@ class Admission:
             return request
         quotes = sorted(quotes, key=lambda quote: quote[0].seconds)
         helpers = sum(quoted.idle for quoted, _ in quotes) - 1
-        others = self._before.expected() + self._after.expected()
+        before = self._before.expected()
+        others = before + self._after.expected()
+        hold = max(CLAIM_S, HELD_TIMES * before)
         limit, said = self._limit(request, others + min(quoted.alone_s for quoted, _ in quotes), now)
         denoising = None if limit is None else max(0.0, limit - others)
         refusals: list[Claimed] = []
         for quoted, shard in quotes:
             try:
-                claimed = self._shards.claim(shard, Claim(work, denoising, helpers if quoted.idle else 0))
+                claimed = self._shards.claim(shard, Claim(work, denoising, hold, helpers if quoted.idle else 0))
             except ModelDownError:
                 continue
             if claimed.id is not None:
-                return replace(request, claim=PlaceClaim(shard, claimed.id, claimed.forecast_s, now))
+                return replace(request, claim=PlaceClaim(shard, claimed.id, before + claimed.forecast_s, now))
             refusals.append(claimed)
         if not refusals:
             return request
         raise _refusal(refusals, others, said)
+
+    def give_back(self, request: CompletedRequest) -> None:
+        """Gives up the place of a request that does not come."""
+        if request.claim is not None:
+            with suppress(RequestError):
+                self._shards.cancel(request.claim.shard, [request.claim.id])
 
     def _limit(self, request: CompletedRequest, solo_s: float, now: float) -> tuple[float | None, str]:
         """Seconds from now in which the request has to be answered, and what says so."""

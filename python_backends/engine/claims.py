@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CLAIM_S = 5.0
-"""How long a claim holds its place: its prompt is encoded meanwhile."""
+"""How long a claim holds its place, at least: its prompt is encoded meanwhile."""
 
 CROWDED_RUNS = 4.0
 """How long a refusal tells of a crowd, in times of such a run without others."""

@@ -77,7 +77,9 @@ class Desk:
         self._stepping: list[str] = []
         self._boundary = 0.0
 
-    def claim(self, work: Work, limit_s: float | None = None, priority: Priority = "normal") -> Claim | Refusal:
+    def claim(
+        self, work: Work, limit_s: float | None = None, priority: Priority = "normal", hold_s: float = CLAIM_S
+    ) -> Claim | Refusal:
         """A place for a run that is about to be submitted.
 
         Args:
@@ -85,13 +87,14 @@ class Desk:
             limit_s: Seconds from now in which its last step has to end: whoever claims takes off what comes before and
                 after the steps.
             priority: Its client's.
+            hold_s: How long the place is kept.
         """
         now, limit = self._now(), math.inf if limit_s is None else limit_s
         new = self._queued(token_hex(8), work, RANKS[priority], now + limit)
         outlook = self._outlook(*self._at_boundary(now), new)
         admitted = self._admits(new, outlook, now, limit)
         if admitted and len(self._line) < self._longest:
-            new.expires = now + CLAIM_S
+            new.expires = now + hold_s
             self._insert(new, outlook.overtakes)
             return Claim(new.run, outlook.end - now)
         alone = self._alone(new)
@@ -112,22 +115,30 @@ class Desk:
         now = self._now()
         return self._outlook(*self._at_boundary(now), self._queued("", work, RANKS[priority])).end - now
 
-    def enter(self, run: str, work: Work, claim_id: str | None = None, priority: Priority = "normal") -> None:
+    def enter(
+        self,
+        run: str,
+        work: Work,
+        claim_id: str | None = None,
+        priority: Priority = "normal",
+        restarted: bool = False,
+    ) -> None:
         """A run takes up its claim, or a place without a promise.
 
         Args:
             run: Its id.
             work: What it costs.
-            claim_id: Its claim. One that is not known here, or not any more, brings it before all that wait, as far as
-                their promises and `OVERTAKEN_AT_MOST` allow.
+            claim_id: Its claim; of one that is not known here, or not any more, nothing is left.
             priority: Its client's, if it has no claim.
+            restarted: Whether it was in line before, elsewhere: that brings it before all that wait, as far as their
+                promises and `OVERTAKEN_AT_MOST` allow.
         """
         now = self._now()
         for each in self._line:
             if each.run == claim_id:
                 each.run, each.work, each.steps, each.expires = run, work.of_a_step, work.steps, math.inf
                 return
-        new = self._queued(run, work, RANKS[priority] if claim_id is None else RESTARTED)
+        new = self._queued(run, work, RESTARTED if restarted else RANKS[priority])
         self._insert(new, self._outlook(*self._at_boundary(now), new).overtakes)
 
     def leave(self, run: str) -> None:

@@ -43,6 +43,9 @@ WAITING_POLL_S = 0.003
 LENT_S, LENT_STEPS = 0.5, 3.0
 """Another shard that has sent no rows for so long, and for so many times what they took, has to ask again."""
 
+PROBED_AFTER_S = 20.0
+"""What steps took so long ago is no reason to refuse a run."""
+
 ABANDONED_AFTER_S = 120.0
 """A run that nobody has asked after for so long is forgotten: its denoiser is gone."""
 
@@ -83,20 +86,20 @@ class Engine:
         self._asked_at: dict[str, float] = {}
         self._active: set[str] = set()
         self._lent: tuple[str, float] | None = None
-        self._boundary, self._step_s = 0.0, 0.0
+        self._boundary, self._step_s, self._stepped_at = 0.0, 0.0, time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     # Messages, from the thread of the model's `execute`.
 
-    def submit(self, run: Denoising) -> None:
-        """Takes up a run."""
+    def submit(self, run: Denoising, again: bool) -> None:
+        """Takes up a run; `again`, one that ran elsewhere before."""
         run_id = run.request.run_id
         self._active.add(run_id)
         self._asked_at[run_id] = time.monotonic()
         self._published[run_id] = RunState(0, run.steps)
-        self._inbox.put(partial(self._enter, run))
+        self._inbox.put(partial(self._enter, run, again))
 
     def poll(self, runs: Sequence[str]) -> tuple[Polled, list[torch.Tensor]]:
         """States, and the latents of those that are done; what has ended is forgotten with this."""
@@ -118,15 +121,20 @@ class Engine:
         with self._mutex:
             return Quoted(self._desk.quote(work, priority), self._helped(work, self._peer_count), self._desk.empty)
 
-    def claim(self, work: Work, limit_s: float | None, priority: Priority, helpers: int) -> Claimed:
+    def claim(self, work: Work, limit_s: float | None, priority: Priority, helpers: int, hold_s: float) -> Claimed:
         """A place for such a run, if it would be done in time.
 
-        With helpers it may be where this shard alone would be late. That is no promise then: others may claim them.
+        An empty shard gives one without a promise to a run that would be late without helpers, whom others may claim,
+        and where it has measured nothing for a while: who is refused for ever measures nothing.
         """
         with self._mutex:
             helped = self._helped(work, helpers) if helpers and self._desk.empty else None
-            needs_help = helped is not None and limit_s is not None and SAFETY * helped <= limit_s
-            answer = self._desk.claim(work, None if needs_help else limit_s, priority)
+            promised: float | None = limit_s
+            if limit_s is not None and self._desk.empty and SAFETY * self._desk.quote(work, priority) > limit_s:
+                has_help = helped is not None and SAFETY * helped <= limit_s
+                if has_help or time.monotonic() - self._stepped_at > PROBED_AFTER_S:
+                    promised = None
+            answer = self._desk.claim(work, promised, priority, hold_s)
         if isinstance(answer, Refusal):
             return Claimed(None, answer.forecast_s, answer.limit_s, answer.retry_after_s)
         return Claimed(answer.id, answer.forecast_s if helped is None else helped)
@@ -172,16 +180,17 @@ class Engine:
 
     @torch.no_grad()
     def _loop(self) -> None:
+        self._evaluator.enter_thread()
         batch: list[Denoising] = []
         while not self._closing:
+            self._take_messages(wait=not batch)
+            batch = self._at_boundary()
             try:
-                self._take_messages(wait=not batch)
-                batch = self._at_boundary()
                 if batch:
                     self._advance(batch)
             except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
                 failure = as_request_error(error, "denoising")
-                for run in list(self._runs.values()):
+                for run in batch:
                     run.failure = run.failure or failure
                     self._publish(run)
 
@@ -218,20 +227,21 @@ class Engine:
         def announce(work: int) -> None:
             self._boundary = started + self._times.expected(work)
 
-        work = self._step(batch, announce)
-        self._step_s = time.monotonic() - started
+        ended = self._step(batch, announce)
+        self._stepped_at = time.monotonic()
+        self._step_s = self._stepped_at - started
         with self._mutex:
-            self._times.note(work, self._step_s)
+            for work, seconds in ended:
+                self._times.note(work, seconds)
             self._desk.stepped(run.request.run_id for run in batch)
         for run in batch:
             self._publish(run)
 
-    def _enter(self, run: Denoising) -> None:
+    def _enter(self, run: Denoising, again: bool) -> None:
         self._runs[run.request.run_id] = run
-        claim = run.request.claim
-        claim_id = None if claim is None else claim.id if claim.shard == self._name else ""
+        claim_id = run.request.claim.id if run.request.claim else None
         with self._mutex:
-            self._desk.enter(run.request.run_id, run.work, claim_id, run.request.priority)
+            self._desk.enter(run.request.run_id, run.work, claim_id, run.request.priority, again)
 
     def _publish(self, run: Denoising) -> None:
         """Says how far a run is; one that is done, or has failed, takes no further step."""
@@ -247,13 +257,16 @@ class Engine:
         self._published[run_id] = state
 
     def _end(self, run_id: str) -> None:
+        self._active.discard(run_id)
+        with self._mutex:
+            self._desk.leave(run_id)  # a run, or a claim that is given back
         run = self._runs.pop(run_id, None)
         if run is not None:
-            with self._mutex:
-                self._desk.leave(run_id)
-            run.close()
-            self._count(run.loras)
-        self._active.discard(run_id)
+            try:
+                run.close()
+                self._count(run.loras)
+            except Exception as error:  # noqa: BLE001  it has ended all the same
+                as_request_error(error, "ending a run")
 
     def _leave(self, run_id: str) -> None:
         """Forgets a run, whether it has ended or not."""

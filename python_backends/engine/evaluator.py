@@ -66,7 +66,8 @@ class Evaluator:
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
         self._costs = LoraCosts()
         self._measuring: list[_Measured] = []
-        self._last_step: torch.cuda.Event | None = None
+        self._begun: float | torch.cuda.Event = 0.0
+        self._last_step: _Measured | None = None
         self._bytes = Counter(*TRANSFERRED)
         self._patch_seconds = Histogram(
             "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
@@ -125,14 +126,15 @@ class Evaluator:
         return _merged([(part.rows, self._part(call.of(part.rows), part)) for part in parts])
 
     def _part(self, call: UNetCall, part: Part) -> Evaluated:
-        kept = self._loras.keeps(part.patched)
+        resident, started = self._loras.current, time.perf_counter()
         patch_ms = self._loras.ensure(part.patched)
         if patch_ms:
             self._patch_seconds.observe(patch_ms / 1000, shard=self._name)
-            self._costs.note_swap(patch_ms / 1000, kept)
-        started, begun = time.perf_counter(), _now(self._unet.on_gpu)
+        if part.patched != resident:
+            self._costs.note_swap(time.perf_counter() - started, kept=not patch_ms)
+        started = time.perf_counter()
         self._loras.use_beside(part.beside)
-        beside_ms = 1000 * (time.perf_counter() - started)
+        beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
         with self._controlnets.start(call.tensors, call.controls) as pending:
             encoded = self._unet.encode(call.tensors)
             residuals = pending.wait(residual_size(encoded.halfway))
@@ -150,14 +152,28 @@ class Evaluator:
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
 
-    def keep_pace(self) -> None:
-        """After a step: waits on a GPU until the one before it is done, so that it always has one to go on with."""
-        if self._unet.on_gpu:
-            event = torch.cuda.Event()
-            event.record()
-            if self._last_step is not None:
-                self._last_step.synchronize()
-            self._last_step = event
+    def enter_thread(self) -> None:
+        """In the thread that will call it, first."""
+        self._unet.use_device()
+
+    def begin_step(self) -> None:
+        """Before a step."""
+        self._begun = _now(self._unet.on_gpu)
+
+    def end_step(self, work: int) -> list[tuple[int, float]]:
+        """After a step: work and seconds of those that have ended.
+
+        A GPU always has a step to go on with: what is waited for here is the end of the one before.
+        """
+        last, self._last_step = self._last_step, _Measured(work, 0, self._begun, _now(self._unet.on_gpu))
+        if not self._unet.on_gpu:
+            last = self._last_step
+        if last is None:
+            return []
+        if isinstance(last.end, torch.cuda.Event):
+            last.end.synchronize()
+        seconds = last.seconds()
+        return [] if seconds is None else [(last.work, seconds)]
 
     def _learn(self) -> None:
         """Takes up what evaluations took that have ended: a GPU is still at the last one."""

@@ -42,8 +42,11 @@ ALL_DOWN_S = 120.0
 """Longest that a request waits for a shard that can take it."""
 
 POLLS_PER_STEP = 2.0
-MIN_PAUSE_S, MAX_PAUSE_S = 0.001, 0.025
+MIN_PAUSE_S, FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005, 0.025
 """Between two looks at the shards."""
+
+OVERDUE = 5.0
+"""How much more often a step is looked after that should have ended."""
 
 
 NOTHING_YET = RunState(0, 0)
@@ -185,25 +188,34 @@ class Front:
                 self._before.note(max(0.0, time.time() - claim.at))
             else:
                 shard = self._shards.best(quote_of(request))
-            if run.starts and request.loras:  # who had the tickets may have taken what they bring
-                run.message = replace(run.message, tickets=load_loras(self._lora_store, request))
-            answer = self._shards.submit(shard, run.message)
-            if answer.missing:
-                run.message = replace(run.message, encoding=encode_prompts(self._text_encoder, request))
-                answer = self._shards.submit(shard, run.message)
         except ModelDownError as error:
-            if not self._shards.up and time.monotonic() - run.joined < ALL_DOWN_S:
-                return
-            run.failure = None if self._shards.up else error
+            if time.monotonic() - run.joined > ALL_DOWN_S:
+                run.failure = error
+            return
+        try:
+            if run.starts:
+                run.message = replace(run.message, again=True)
+                if request.loras:  # who had the tickets may have taken what they bring
+                    run.message = replace(run.message, tickets=load_loras(self._lora_store, request))
+            run.starts += 1
+            self._submit(run, shard)
         except RequestError as error:
-            run.failure = error
-        else:
-            if answer.error is not None:
-                run.failure = from_report(dict(answer.error))
-            elif answer.missing:
-                run.failure = EmbeddingsUnavailableError("PROMPT: its embeddings went before they were used; try again")
+            if shard in self._shards.up:
+                run.failure = error
             else:
-                run.shard, run.starts = shard, run.starts + 1
+                self._lose(run, error)
+
+    def _submit(self, run: FrontRun, shard: str) -> None:
+        answer = self._shards.submit(shard, run.message)
+        if answer.missing:
+            run.message = replace(run.message, encoding=encode_prompts(self._text_encoder, run.request))
+            answer = self._shards.submit(shard, run.message)
+        if answer.error is not None:
+            run.failure = from_report(dict(answer.error))
+        elif answer.missing:
+            run.failure = EmbeddingsUnavailableError("PROMPT: its embeddings went before they were used; try again")
+        else:
+            run.shard = shard
 
     def _look(self, shard: str, runs: dict[str, FrontRun]) -> float:
         """Asks a shard after its runs; seconds until it is worth asking again."""
@@ -222,7 +234,9 @@ class Front:
             if state.error is not None:
                 run.failure = from_report(dict(state.error))
         boundary, pause = found.polled.boundary_s, found.polled.step_s / POLLS_PER_STEP
-        return min(pause, boundary) if boundary > 0 else min(pause, MIN_PAUSE_S)
+        if boundary > 0:
+            return min(pause, boundary)
+        return pause / OVERDUE if pause else FIRST_PAUSE_S  # a step takes longer than expected; or there was none yet
 
     @staticmethod
     def _lose(run: FrontRun, error: RequestError) -> None:

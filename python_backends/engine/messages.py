@@ -26,13 +26,21 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Submit:
-    """Run this request; answered by `Submitted`. `tickets` is what `lora_store` wrote for it."""
+    """Run this request; answered by `Submitted`.
+
+    Attributes:
+        request: The request.
+        encoding: What `text_encoder` wrote for it.
+        tickets: What `lora_store` did.
+        again: Whether it ran elsewhere before.
+    """
 
     __pydantic_config__ = STRICT
 
     request: CompletedRequest
     encoding: Encoding
     tickets: str
+    again: bool = False
     op: Literal["submit"] = "submit"
 
 
@@ -48,7 +56,7 @@ class Poll:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Forget these runs."""
+    """Forget these runs, or claims."""
 
     __pydantic_config__ = STRICT
 
@@ -71,16 +79,21 @@ class Quote:
 
 @dataclass(frozen=True)
 class Claim:
-    """Keep a place in line for such a run, whose denoising has to end in `limit_s` seconds; answered by `Claimed`.
+    """Keep a place in line for such a run; answered by `Claimed`.
 
-    `helpers` other shards have nothing to do.
+    Attributes:
+        work: What it costs.
+        limit_s: Seconds in which its denoising has to end.
+        hold_s: For how long the place is kept.
+        helpers: How many other shards have nothing to do.
     """
 
     __pydantic_config__ = STRICT
 
     work: Quote
     limit_s: float | None
-    helpers: int = 0
+    hold_s: float
+    helpers: int
     op: Literal["claim"] = "claim"
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 LASTS_STEPS = 8
 """Steps for which a batch stays as it is, about: what patching for all of them costs is spread over so many."""
 
-WEIGHT = 0.2
-"""Of the latest measurement in a running mean."""
+WEIGHT, OUTLIER = 0.2, 3.0
+"""Of the latest measurement in a running mean, and the most of it that counts, in times of the mean."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class LoraCosts:
 
     def note_beside(self, work: int, ranks: int, seconds: float) -> None:
         """An evaluation of so much work (rows × pixels) took so long with so many ranks × pixels beside the weights."""
-        self._of_a_rank = _mean(self._of_a_rank, max(0.0, seconds - self.plain.expected(work)) / ranks)
+        of_a_rank = max(0.0, seconds - self.plain.expected(work)) / ranks
+        known = self._of_a_rank
+        self._of_a_rank = _mean(known, of_a_rank if not known else min(of_a_rank, OUTLIER * known))
 
     def swap(self, kept: bool) -> float:
         """Of making another set resident."""
@@ -90,10 +92,12 @@ def plan(sets: Sequence[LoraSet], pixels: int, loras: Loras, costs: LoraCosts) -
     if len(distinct) == 1:
         return [Part(distinct[0], tuple(range(len(sets))), (NO_LORAS,) * len(sets))]
     options = [_grouped(distinct, sets)]
+    leased = {key for each in distinct for key, _ in each}
     for patched in dict.fromkeys((loras.current, NO_LORAS, *distinct)):
-        option = _mixed(patched, distinct, sets, loras)
-        if option is not None:
-            options.append(option)
+        if leased.issuperset(key for key, _ in patched):  # files of others may be gone
+            option = _mixed(patched, distinct, sets, loras)
+            if option is not None:
+                options.append(option)
     return min(options, key=lambda parts: _cost(parts, pixels, loras, costs))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..backend.metrics import TRANSFERRED, Counter
 from ..backend.model_calls import ask_model, call_model
+from ..backend.responses import as_request_error
 from ..backend.settings import response_texts, text_tensor
 from ..backend.tensors import output_tensor, response_tensor
-from ..common.errors import RequestError, from_report
+from ..common.errors import ModelDownError, RequestError, from_report
 from .evaluator import Evaluated
-from .messages import Borrow, Evaluate, Evaluation, Lent, Quote, to_json
+from .messages import Borrow, Evaluate, Evaluation, Lent, Poll, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,37 +92,41 @@ class Peers:
     def _borrow(self, name: str) -> bool:
         try:
             (answer,) = response_texts(ask_model(name, [_message(Borrow(self._home))], ["ANSWER"]), "ANSWER")
-        except RequestError:
-            self._revive(name)
+            return Lent(**json.loads(answer)).lent
+        except Exception as error:  # noqa: BLE001  this shard does without
+            self._give_up(name, error)
             return False
-        return Lent(**json.loads(answer)).lent
 
     def _evaluate(self, peer: Peer, call: UNetCall) -> Evaluated | None:
+        try:
+            evaluated = self._asked(peer.name, call)
+        except Exception as error:  # noqa: BLE001  this shard evaluates the rows itself
+            self._threads.submit(self._give_up, peer.name, error)
+            evaluated = None
+        peer.lent = evaluated is not None
+        return evaluated
+
+    def _asked(self, name: str, call: UNetCall) -> Evaluated | None:
         inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
         message = Evaluate(self._home, call.loras, call.ahead, call.controls)
-        try:
-            response = ask_model(peer.name, [_message(message), *inputs], ["ANSWER", "NOISE_PRED"])
-        except RequestError:
-            peer.lent = False
-            self._threads.submit(self._revive, peer.name)
-            return None
+        response = ask_model(name, [_message(message), *inputs], ["ANSWER", "NOISE_PRED"])
         answer = Evaluation(**json.loads(response_texts(response, "ANSWER")[0]))
         if answer.refused:
-            peer.lent = False
             return None
         prediction = response_tensor(response, "NOISE_PRED")
-        self._bytes.add(sum(tensor.nbytes for tensor in call.tensors.values()), model=peer.name, direction="to")
-        self._bytes.add(prediction.nbytes, model=peer.name, direction="from")
+        self._bytes.add(sum(tensor.nbytes for tensor in call.tensors.values()), model=name, direction="to")
+        self._bytes.add(prediction.nbytes, model=name, direction="from")
         failures = {row: from_report(dict(each)) for row, each in enumerate(answer.failures) if each is not None}
         return Evaluated(prediction, answer.patch_ms, answer.beside, failures, answer.stale)
 
     @staticmethod
-    def _revive(name: str) -> None:
-        """Has a shard that is down loaded again."""
-        try:
-            call_model(name, [_message(Quote(0, 0, 0))], ["ANSWER"])
-        except RequestError:
-            return  # it stays down; this shard does without
+    def _give_up(name: str, error: Exception) -> None:
+        """Has a shard that is down loaded again; it may stay down."""
+        if not isinstance(error, ModelDownError):
+            as_request_error(error, name)
+            return
+        with suppress(RequestError):
+            call_model(name, [_message(Poll(()))], ["ANSWER"])
 
 
 def _message(message: object) -> object:

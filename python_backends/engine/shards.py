@@ -117,7 +117,7 @@ class Shards:
             response = ask_model(name, asked, ["ANSWER", *tensors])
         except ModelDownError:
             if name in self.up:
-                probe = [text_tensor("MESSAGE", to_json(Quote(0, 0, 0)))]
+                probe = [text_tensor("MESSAGE", to_json(Poll(())))]
                 self._revivals[name] = self._threads.submit(call_model, name, probe, ["ANSWER"])
             raise
         return json.loads(response_texts(response, "ANSWER")[0]), response

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 
-WEIGHT = 0.2
-"""Of the latest step in a running mean: a machine's pace changes, single steps are noise."""
+WEIGHT, OUTLIER = 0.2, 4.0
+"""Of the latest step in a running mean, and the most of it that counts, in times of the mean: a machine's pace changes,
+single steps are noise."""
 
 STALE_STEPS = 50
 """What no step has measured for so long follows the pace of those that do."""
@@ -39,14 +40,23 @@ class StepTimes:
             insort(self._works, work)
         noted = self._noted.get(work, 0) + 1
         mean = self._means.get(work, 0.0)
+        if noted > 1:
+            seconds = min(seconds, OUTLIER * mean)
         self._means[work] = mean + max(WEIGHT, 1 / noted) * (seconds - mean)
         self._noted[work] = min(noted, round(1 / WEIGHT))
         self._steps += 1
         self._measured_at[work] = self._steps
         for other in self._works if before else ():
-            if self._steps - self._measured_at[other] > STALE_STEPS:
+            if self._is_stale(other) and self._nearest_measured(other) == work:
                 self._means[other] *= self._means[work] / before
         self._asked.clear()
+
+    def _is_stale(self, work: int) -> bool:
+        return self._steps - self._measured_at[work] > STALE_STEPS
+
+    def _nearest_measured(self, work: int) -> int | None:
+        measured = [each for each in self._works if not self._is_stale(each)]
+        return min(measured, key=lambda each: abs(math.log(each / work)), default=None)
 
     def expected(self, work: int) -> float:
         """Seconds that a step of so much work should take; 0 while nothing is known."""

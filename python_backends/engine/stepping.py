@@ -39,7 +39,7 @@ class Stepping:
         """
         self._name, self._evaluator, self._peers = name, evaluator, peers
 
-    def __call__(self, batch: list[Denoising], announce: Callable[[int], None]) -> int:
+    def __call__(self, batch: list[Denoising], announce: Callable[[int], None]) -> list[tuple[int, float]]:
         """Advances every run by one step; one whose evaluation or sampler fails gets its `failure`.
 
         Args:
@@ -47,8 +47,9 @@ class Stepping:
             announce: Told of the work that the step means for this shard, before it begins.
 
         Returns:
-            That work: rows × pixels.
+            Work, rows × pixels, and seconds of the steps that have ended by now.
         """
+        self._evaluator.begin_step()
         inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
         peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
         own, *others = place(list(inputs), 1 + len(peers))
@@ -65,6 +66,7 @@ class Stepping:
         for name, call, answer in sent:
             result = answer.result()
             if result is None:  # it has runs of its own by now, or is down
+                work += sum(run.work.pixels for run, _ in call.rows)
                 _distribute(call, self._name, self._evaluate(call), predictions)
             else:
                 _distribute(call, name, result, predictions)
@@ -72,8 +74,7 @@ class Stepping:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
         for runs in advancing.groups(run for run in inputs if run.failure is None):
             _guarded(runs, partial(advancing.advance, runs, predictions))
-        self._evaluator.keep_pace()
-        return work
+        return self._evaluator.end_step(work)
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:

@@ -81,6 +81,11 @@ class UNet:
         """Where it computes."""
         return self._device.type == "cuda"
 
+    def use_device(self) -> None:
+        """Makes its GPU the current one of a thread that is about to call it."""
+        if self.on_gpu:
+            torch.cuda.set_device(self._device)
+
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
         return self.decode(self.encode(tensors))
@@ -114,7 +119,8 @@ class UNet:
         with torch.inference_mode():
             if residuals is not None:
                 join(encoded.halfway, residuals.to(self._device, self._dtype))
-            return encoded.decoder(encoded.context, *encoded.halfway).float()
+            prediction = encoded.decoder(encoded.context, *encoded.halfway)
+            return prediction.to(torch.float32, copy=self.on_gpu)  # where it lies, the next call overwrites it
 
     def _trace(self, tensors: Tensors) -> tuple[Call, Call]:
         encoder, decoder = self._halves

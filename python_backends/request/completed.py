@@ -122,7 +122,7 @@ class PlaceClaim:
     Attributes:
         shard: Whose line.
         id: Of the claim.
-        forecast_s: Seconds in which denoising should end.
+        forecast_s: Seconds from then in which denoising should end.
         at: When it was claimed, Unix time in seconds.
     """
 

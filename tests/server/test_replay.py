@@ -58,9 +58,10 @@ def test_every_request_is_answered_and_reported(trace: Path, pipelines: dict[str
     assert picture.stat().st_size > 5000
 
 
-def test_requests_that_time_out_are_told_apart(trace: Path, pipelines: dict[str, TinyServer]) -> None:
+def test_requests_that_are_refused_are_told_apart(trace: Path, pipelines: dict[str, TinyServer]) -> None:
     report = replayed(trace, pipelines["sdxl"], "--timeout-ms", "1", "--slo-ms", "100")["report"]
-    assert report["counts"]["timed out"] == report["requests"]
+    assert report["counts"]["refused"] == report["requests"]
+    assert all("TIMEOUT_MS allows" in sentence for sentence in report["sentences"])
     assert report["latency_ms"] is None
     assert report["attainment"] == 0
 

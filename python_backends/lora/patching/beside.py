@@ -87,7 +87,7 @@ class BesideLoras:
         of_a_rank = sum(len(found) * sum(stack.weights.shape[1:]) for stack, found in self._modules.items())
         self._capacity = most_bytes // (of_a_rank * first.element_size())
         self._slots: dict[WeightStack, _Slots] = {}
-        self._sizes = (0, 0)
+        self._sizes, self._generation = (0, 0), 0
         self._rows = torch.full((MOST_ROWS,), -1, dtype=torch.int32, device=first.device)
         self._ranges: list[tuple[int, slice]] = []
         self._held: dict[LoraSet, int] = {}
@@ -162,7 +162,7 @@ class BesideLoras:
         if slots > self._sizes[0] or bucket > self._sizes[1]:
             sizes = max(slots, self._sizes[0]), max(bucket, self._sizes[1])
             self._sizes = sizes if sizes[0] * sizes[1] <= self._capacity else (slots, bucket)
-            self._slots, self._held = {}, {}
+            self._slots, self._held, self._generation = {}, {}, self._generation + 1
 
     def _fill(self, slot: int, loras: Sequence[tuple[CanonicalLora, float]]) -> None:
         for held in self._slots.values():
@@ -179,7 +179,7 @@ class BesideLoras:
 
     def _hook(self, wanted: frozenset[tuple[int, int]]) -> None:
         """Has exactly these modules, by stack and position, add what their rows' slots hold."""
-        variant = (self._sizes, id(self._slots), wanted) if wanted else None
+        variant = (self._generation, wanted) if wanted else None
         if variant == self.variant:
             return
         for hook in self._hooks:

@@ -99,20 +99,20 @@ class ResidentLoras:
         """Makes a set resident.
 
         Returns:
-            The milliseconds that it took; 0.0 if it was resident.
+            The milliseconds that it took; 0.0 if it was resident, or its weights were kept.
 
         Raises:
             LoraUnavailableError: If one of its files is gone; the models are as they were.
         """
         if wanted == self.current and self._consistent:
             return 0.0
-        start = time.perf_counter()
-        if self.keeps(wanted):
+        start, kept = time.perf_counter(), self.keeps(wanted)
+        if kept:
             self._patcher.take(self._kept[wanted])  # type: ignore[attr-defined]
         else:
             self._patch(wanted)
         self.current, self._consistent = wanted, True
-        return 1000 * (time.perf_counter() - start)
+        return 0.0 if kept else 1000 * (time.perf_counter() - start)
 
     def keeps(self, loras: LoraSet) -> bool:
         """Whether the weights with a set in them are there."""

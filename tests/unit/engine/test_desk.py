@@ -113,7 +113,7 @@ def test_a_run_from_elsewhere_goes_before_those_that_wait() -> None:
     desk.enter("a", TEN)
     desk.batch("a")
     desk.enter("b", TEN)
-    desk.enter("c", TEN, claim_id="of another desk")
+    desk.enter("c", TEN, claim_id="of another desk", restarted=True)
     desk.leave("a")
     assert desk.batch("bc") == ["c"]
 
