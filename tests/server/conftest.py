@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import checkpoints
 import lora_files
+from lora_kinds import eight_kinds
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
@@ -20,7 +21,9 @@ from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from lora_files import MadeLora
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = ServerOptions(stop_timeout_seconds=1.0)
@@ -65,6 +68,7 @@ max_size = 128
 [pipelines.other]
 checkpoint = "other/checkpoint"
 unet_shards = 1
+loras = "other/loras"
 controlnet_timeout = 5.0
 
 [controlnets]
@@ -125,16 +129,16 @@ class TinyServer:
         return f"sd15-{name}" if self.model == "sd15" else name
 
 
-def write_loras(checkpoint: Checkpoint, directory: Path) -> None:
-    """A catalogue of three LoRAs."""
+def write_loras(loras: Mapping[str, MadeLora], directory: Path) -> None:
+    """A catalogue of LoRAs."""
     directory.mkdir()
-    for name, lora in lora_files.three(BaseModules.of(checkpoint).shapes).items():
+    for name, lora in loras.items():
         lora.save(directory / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, TinyServer]]:
-    """One server with all there is: both families, and a second SDXL pipeline of one shard with another UNet.
+    """One server with all there is: both families, and a second SDXL pipeline of one shard with another UNet and LoRAs.
 
     SDXL has three shards, SD 1.5 two. The SDXL pipelines share text encoders and ControlNets: `edges` and `depth`;
     `pose`, a single file; `union`; and `canny`, which is on a server of its own. SD 1.5 has the first three as well,
@@ -149,7 +153,8 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
     for family in ("sdxl", "sd15"):
         for seed, name in enumerate(("edges", "depth", "pose")):
             checkpoints.controlnet(made[family], directory / family / name, seed)
-        write_loras(Checkpoint(made[family]), directory / family / "loras")
+        write_loras(lora_files.three(BaseModules.of(Checkpoint(made[family])).shapes), directory / family / "loras")
+    write_loras(eight_kinds(Checkpoint(made["other"])), directory / "other/loras")
     save_file({"emb_params": torch.randn(2, 16)}, directory / "sd15/loras/toy.safetensors")
     checkpoints.controlnet_union(made["sdxl"], directory / "sdxl/union", 3)
     canny = checkpoints.controlnet(made["sdxl"], directory / "sdxl/canny", 7)

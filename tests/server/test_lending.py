@@ -1,0 +1,102 @@
+"""Rows that idle shards evaluate for others: the pictures are the same, whoever lends itself, and until when."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from file_server import wait_for
+from lora_oracle import Oracle
+from shard_roles import shards_of
+from stages import Stages
+from wire import PROMPT, generate, metrics
+
+if TYPE_CHECKING:
+    from conftest import TinyServer
+
+pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+STEPS, MANY, SIDE = 60, 200, 64
+FIELDS: dict[str, Any] = {"PROMPT": PROMPT, "GUIDANCE_SCALE": 5.0, "STEPS": STEPS, "HEIGHT": SIDE, "WIDTH": SIDE}
+ROW_BYTES = 4 * 4 * (SIDE // 4) ** 2
+"""Of a noise prediction."""
+
+FORGOTTEN_S = 0.6
+"""After so long without rows a shard is lent to nobody."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_lent(tiny: TinyServer) -> None:
+    time.sleep(FORGOTTEN_S)
+
+
+class Run:
+    """A request that runs on a shard of the test's choice, and what came of it while it had the server for itself."""
+
+    def __init__(self, tiny: TinyServer, home: str, **fields: Any) -> None:
+        self._stages, self._home, self._fields = Stages(tiny), home, FIELDS | fields
+        self._latents, _ = self._drawn()
+
+    def again(self) -> dict[str, Any]:
+        """INFO of the same, in whatever company."""
+        latents, info = self._drawn()
+        assert np.abs(latents - self._latents).mean() < 1e-3
+        return info
+
+    def _drawn(self) -> tuple[np.ndarray, dict[str, Any]]:
+        return self._stages.denoise(self._stages.encode(self._home, **self._fields))
+
+
+def lent_rows(tiny: TinyServer) -> dict[str, int]:
+    """Shard → rows that it evaluated for others, so far."""
+    counted, name = metrics(tiny), "swiftdiffusion_transferred_bytes_total"
+    nbytes = {shard: counted.get(f'{name}{{direction="from",model="{shard}"}}', 0.0) for shard in shards_of(tiny)}
+    return {shard: int(each) // ROW_BYTES for shard, each in nbytes.items()}
+
+
+def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    """Of those that evaluated any."""
+    return {shard: rows - before[shard] for shard, rows in now.items() if rows > before[shard]}
+
+
+def test_a_run_that_is_helped_for_all_its_life(tiny: TinyServer) -> None:
+    before = lent_rows(tiny)
+    picture = generate(tiny, tiny.model, SEED=7, **FIELDS)
+    ((peer, rows),) = since(before, lent_rows(tiny)).items()
+    assert 0.9 * STEPS <= rows <= STEPS
+    assert peer in picture.info["shards"] and len(picture.info["shards"]) == 2
+    assert picture.distance(Oracle(tiny, {}).picture([], steps=STEPS, height=SIDE, width=SIDE)) <= 0.5
+
+
+def test_a_helper_that_gets_runs_of_its_own_helps_no_more_until_they_are_done(tiny: TinyServer) -> None:
+    home, helper, third = shards_of(tiny)
+    helped = Run(tiny, home, SEED=1, STEPS=MANY)
+    others = [Run(tiny, shard, SEED=2, GUIDANCE_SCALE=1.0) for shard in (helper, third)]
+    with ThreadPoolExecutor(3) as threads:
+        before = lent_rows(tiny)
+        first = threads.submit(helped.again)
+        wait_for(lambda: since(before, lent_rows(tiny)).get(helper, 0) > 5)
+        infos = [job.result() for job in [threads.submit(other.again) for other in others]]
+        assert not first.done()
+        info = first.result()
+    assert [each["shards"] for each in infos] == [[helper], [third]]
+    assert {home, helper} <= set(info["shards"])
+    lent = since(before, lent_rows(tiny))
+    assert lent.keys() <= {helper, third}
+    assert sum(lent.values()) < MANY - STEPS / 4, lent
+
+
+def test_two_runs_want_the_same_helper(tiny: TinyServer) -> None:
+    *homes, helper = shards_of(tiny)
+    runs = [Run(tiny, home, SEED=1) for home in homes]
+    time.sleep(FORGOTTEN_S)
+    before = lent_rows(tiny)
+    with ThreadPoolExecutor(2) as threads:
+        infos = [job.result() for job in [threads.submit(run.again) for run in runs]]
+    for home, info in zip(homes, infos, strict=True):
+        assert home in info["shards"]
+        assert info["largest_batch"] == 1
+    assert since(before, lent_rows(tiny)).get(helper, 0) > 0
