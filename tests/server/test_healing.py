@@ -1,31 +1,160 @@
-"""A UNet shard that dies is reloaded, and the request that met it still gets its picture."""
+"""A model that dies is reloaded, and requests that met it still get their pictures, or are told at once."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
 
+import lora_files
 from demo_requests import wait_until_running
-from wire import generate, stub_of
+from file_server import file_server, wait_for
+from shard_roles import roles
+from stages import Stages
+from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Progress
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from wire import generate, metrics, stub_of
 
-pytestmark = [pytest.mark.kills, pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)]
+if TYPE_CHECKING:
+    from conftest import TinyServer
 
+pytestmark = pytest.mark.kills
+three_shards = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 
+FIELDS: dict[str, Any] = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0}
+REQUEST = GenerationRequest("a cat", seed=2, steps=200, guidance_scale=5.0)
 LORAS = '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'
 
 
-def test_a_killed_shard_is_reloaded(tiny: Any) -> None:
-    fields = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0, "LORAS": LORAS, "LORA_BOUND": 0}
+def kill(tiny: TinyServer, model: str, how: signal.Signals = signal.SIGKILL) -> int:
+    """The process that it was."""
+    process = stub_of(tiny.running, model)
+    os.kill(process, how)
+    return process
+
+
+def cancel(tiny: TinyServer, request_id: str) -> bool:
+    with Client(tiny.grpc_url, model=tiny.model) as client:
+        return client.cancel(request_id)
+
+
+def load_again(tiny: TinyServer, model: str) -> None:
+    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as server:
+        server.unload_model(model)
+        server.load_model(model)
+
+
+def steps_taken(tiny: TinyServer) -> float:
+    """Of all batches."""
+    return metrics(tiny).get("swiftdiffusion_denoiser_batch_size_count", 0.0)
+
+
+@three_shards
+def test_a_killed_peer_is_reloaded(tiny: TinyServer) -> None:
+    fields = FIELDS | {"LORAS": LORAS, "LORA_BOUND": 0}
     expected = generate(tiny, tiny.model, **fields)
-    shard = expected.info["shards"][-1]
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)
-        wait_until_running(tiny.grpc_url, shard)
+        home, (peer,) = roles(tiny)
+        kill(tiny, peer)
         assert not victim.done()
-        os.kill(stub_of(tiny.running, shard), signal.SIGKILL)
         assert victim.result().distance(expected) <= 1.0
+        assert home in victim.result().info["shards"]
     assert generate(tiny, tiny.model, **fields).distance(expected) <= 1.0
+
+
+@three_shards
+def test_a_stream_whose_home_is_killed_goes_on_and_never_back(tiny: TinyServer) -> None:
+    with Client(tiny.grpc_url, model=tiny.model, timeout=120) as client:
+        expected = client.generate(REQUEST)
+        events = client.stream(REQUEST)
+        told = [next(events) for _ in range(60)]
+        home, _ = roles(tiny)
+        kill(tiny, home)
+        *rest, picture = events
+    steps = [event.step for event in (*told, *rest) if isinstance(event, Progress)]
+    assert steps == list(range(1, 200))
+    assert isinstance(picture, GenerationResult)
+    assert np.abs(picture.pixels.astype(float) - expected.pixels).mean() <= 1.0
+    assert set(picture.info.shards) - {home}
+
+
+@three_shards
+def test_a_run_whose_home_is_stopped_starts_again_elsewhere_with_its_loras(tiny: TinyServer) -> None:
+    """Triton finds it dead after a while; it had taken what `lora_store` left for it."""
+    attention = lora_files.three(BaseModules.of(Checkpoint(tiny.checkpoint)).shapes)["attention"]
+    attention.metadata = {"made": secrets.token_hex(8)}
+    content = attention.save(tiny.loras.parent / "taken.made").read_bytes()
+    index, home = tiny.loras / "catalogue.json", tiny.inner("unet_shard0")
+    alone = {"GUIDANCE_SCALE": 1.0, "HEIGHT": 128, "WIDTH": 128}
+    stages, fields = Stages(tiny), FIELDS | alone | {"LORAS": '[{"name": "taken"}]', "LORA_BOUND": 0}
+    with file_server() as store, ThreadPoolExecutor(1) as threads:
+        location = store.add("/taken.safetensors", content, delay_s=0.5)
+        index.write_text(json.dumps({"loras": {"taken": {"location": location}}}))
+        try:
+            before = steps_taken(tiny)
+            victim = threads.submit(stages.denoise, stages.encode(home, **fields))
+            wait_for(lambda: steps_taken(tiny) > before + 10)
+            stopped = kill(tiny, home, signal.SIGSTOP)
+            try:
+                latents, info = victim.result()
+            finally:
+                os.kill(stopped, signal.SIGKILL)
+            expected, _ = stages.denoise(stages.encode(*info["shards"], **fields))
+        finally:
+            index.unlink()
+    assert np.abs(latents - expected).mean() < 1e-3
+    assert len(info["shards"]) == 1 and home not in info["shards"]
+    assert (info["loras"][0]["patched_at_step"], info["unet_evaluations"]) == (0, 200)
+
+
+@one_shard
+def test_requests_wait_for_their_only_shard_unless_they_are_to_end(tiny: TinyServer) -> None:
+    expected = generate(tiny, tiny.model, **FIELDS)
+    with ThreadPoolExecutor(4) as threads:
+        waiting = threads.submit(generate, tiny, tiny.model, **FIELDS)
+        cancelled = threads.submit(generate, tiny, tiny.model, **FIELDS, REQUEST_ID="ends meanwhile")
+        home, _ = roles(tiny)
+        kill(tiny, home)
+        assert cancel(tiny, "ends meanwhile")
+        later = threads.submit(generate, tiny, tiny.model, **FIELDS)
+        with pytest.raises(InferenceServerException, match='"ends meanwhile" was cancelled after step') as caught:
+            cancelled.result()
+        assert "CANCELLED" in str(caught.value.status())
+        for one in (waiting, later):
+            assert one.result().distance(expected) <= 1.0
+            assert one.result().info["shards"] == [home]
+
+
+@three_shards
+def test_a_denoiser_that_dies_ends_its_requests_at_once_and_no_others(tiny: TinyServer) -> None:
+    expected = generate(tiny, tiny.model, **FIELDS)
+    denoiser = tiny.inner("denoiser")
+    with ThreadPoolExecutor(1) as threads, Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
+        stream = client.stream(REQUEST)
+        assert isinstance(next(stream), Progress)
+        ended = threads.submit(generate, tiny, tiny.model, **FIELDS)
+        wait_until_running(tiny.grpc_url, denoiser)
+        try:
+            kill(tiny, denoiser)
+            killed_at = time.monotonic()
+            with pytest.raises(InferenceServerException, match="not healthy"):
+                ended.result()
+            assert time.monotonic() - killed_at < 5
+            *_, picture = stream
+        finally:
+            load_again(tiny, denoiser)
+    assert isinstance(picture, GenerationResult)
+    assert np.abs(picture.pixels.astype(float) - expected.image).mean() <= 1.0
+    assert generate(tiny, tiny.model, **FIELDS).distance(expected) <= 1.0
