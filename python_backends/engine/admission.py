@@ -61,6 +61,8 @@ class Admission:
         denoising = None if limit is None else max(0.0, limit - others)
         refusals: list[Claimed] = []
         for quoted, shard in quotes:
+            if refusals and denoising is not None and quoted.seconds > denoising:
+                break
             try:
                 claimed = self._shards.claim(shard, Claim(work, denoising, hold, helpers if quoted.idle else 0))
             except ModelDownError:
