@@ -86,7 +86,7 @@ class FrontRun:
     @property
     def place(self) -> str:
         """How far it is, for messages."""
-        return f"after step {self.state.step} of {self.state.of or self.request.steps}"
+        return f"after step {max(self.told, self.state.step)} of {self.state.of or self.request.steps}"
 
 
 class Front:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..common.errors import InvalidRequestError
+from ..common.processes import is_alive
 from ..common.runtime_directory import runtime_directory
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class RequestRegistry:
 
     def _running_files(self, request_id: str) -> list[Path]:
         files = self._running.glob(_file_name(request_id, None))
-        return [file for file in files if _is_alive(file.read_text("ascii"))]
+        return [file for file in files if _has_owner(file)]
 
 
 def _remove_old(folder: Path) -> None:
@@ -125,9 +126,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):  # ValueError: its process died before it wrote
-        return False
-    return True
+def _has_owner(file: Path) -> bool:
+    """Whether the process lives that runs a request."""
+    pid = file.read_text("ascii")
+    return pid.isdecimal() and is_alive(int(pid))  # empty: its process died before it wrote

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.processes import is_alive
 from ..common.sentences import mib
 from .host_directory import host_cache_directory
 from .leased_files import EvictedError, Lease, LeasedFiles
@@ -181,7 +182,7 @@ class HostCache:
         """Removes what writers that were killed left half written."""
         for path in self.directory.glob(f"*{PARTIAL_SUFFIX}"):
             pid = path.name.partition("-")[0]
-            if not (pid.isdecimal() and Path(f"/proc/{pid}").exists()):
+            if not (pid.isdecimal() and is_alive(int(pid))):
                 path.unlink(missing_ok=True)
         for path in self.directory.glob(TEMPORARY):
             if time.time() - _modified(path) > ABANDONED_AFTER_S:
