@@ -57,19 +57,18 @@ class TritonPythonModel(Reloadable):
     def _encode(self, pairs: list[tuple[Text | None, Text]], loras: LoraSet) -> list[Any]:
         """Responses for pairs of texts under one LoRA set."""
         start = time.perf_counter()
-        embeddings, encoded = self._encoder.encode([text for pair in pairs for text in pair if text is not None], loras)
+        embeddings, _ = self._encoder.encode([text for pair in pairs for text in pair if text is not None], loras)
         milliseconds = 1000 * (time.perf_counter() - start)
-        return [self._response(pair, embeddings, not encoded.intersection(pair), milliseconds) for pair in pairs]
+        return [self._response(pair, embeddings, milliseconds) for pair in pairs]
 
     def _response(
-        self, pair: tuple[Text | None, Text], embeddings: Mapping[Text, Embedding], cached: bool, milliseconds: float
+        self, pair: tuple[Text | None, Text], embeddings: Mapping[Text, Embedding], milliseconds: float
     ) -> Any:
         prompt = embeddings[pair[1]]
         encoding = Encoding(
             negative=None if pair[0] is None else self._kept.put(embeddings[pair[0]]),
             prompt=self._kept.put(prompt),
             ms=milliseconds,
-            cached=cached,
             prompt_truncated=prompt.truncated,
         )
         return pb_utils.InferenceResponse([text_tensor("ENCODING", encoding.to_json())])

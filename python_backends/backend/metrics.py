@@ -36,7 +36,7 @@ TRANSFERRED = (
     "swiftdiffusion_transferred_bytes_total",
     "Bytes of the tensors that a denoising step sends to other models and has from them",
 )
-"""Counted by denoisers for shards and by shards for ControlNets."""
+"""Counted by shards, for ControlNets and for other shards."""
 
 COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size", "_ratio")
 

@@ -226,7 +226,7 @@ class Front:
                 self._lose(run, error)
             return MIN_PAUSE_S
         for run_id, run in runs.items():
-            state = found.state(run_id)
+            state = found.polled.runs.get(run_id)
             if state is None:
                 self._lose(run, ModelDownError(f"{shard} was down"))
                 continue

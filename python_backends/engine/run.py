@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..request.completed import CompletedRequest, ControlNetUse
 
 CPU = torch.device("cpu")
-NO_ENCODING = Encoding(None, "", 0.0, False, False)
+NO_ENCODING = Encoding(None, "", 0.0, False)
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """Rows of a request's conditioning: the two halves of classifier-free guidance."""
 

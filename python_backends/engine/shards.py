@@ -22,7 +22,6 @@ from .messages import (
     Polled,
     Quote,
     Quoted,
-    RunState,
     Submit,
     Submitted,
     to_json,
@@ -45,10 +44,6 @@ class Found:
 
     polled: Polled
     latents: dict[str, np.ndarray]
-
-    def state(self, run: str) -> RunState | None:
-        """Of a run; None if the shard does not know it."""
-        return self.polled.runs.get(run)
 
 
 class Shards:

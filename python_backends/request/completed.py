@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ..common.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -201,41 +198,26 @@ class CompletedRequest:
             raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {place} {first['msg']}") from None
 
 
-def uses_to_json(uses: Sequence[ControlNetUse]) -> str:
-    """The ControlNets of one row, for its shard."""
-    return json.dumps([asdict(use) for use in uses])
-
-
-def use_from_json(text: str) -> ControlNetUse:
-    """One of the entries that `uses_to_json` writes.
-
-    Raises:
-        InvalidRequestError: If the text is anything else.
-    """
-    (use,) = uses_from_json(f"[{text}]")
-    return use
-
-
 def use_to_json(use: ControlNetUse) -> str:
-    """One entry, for its ControlNet."""
+    """A ControlNet of one row, as its model is told of it."""
     return json.dumps(asdict(use))
 
 
-def uses_from_json(text: str) -> tuple[ControlNetUse, ...]:
-    """What `uses_to_json` wrote.
+def use_from_json(text: str) -> ControlNetUse:
+    """What `use_to_json` wrote.
 
     Raises:
         InvalidRequestError: If the text is anything else (a client called an inner model by itself).
     """
     try:
-        return _uses_validator().validate_json(text)
+        return _use_validator().validate_json(text)
     except ValidationError:
-        raise InvalidRequestError("CONTROLS is not what the denoiser or a shard writes") from None
+        raise InvalidRequestError("CONTROL is not what a shard writes") from None
 
 
 @cache
-def _uses_validator() -> TypeAdapter[tuple[ControlNetUse, ...]]:
-    return TypeAdapter(tuple[ControlNetUse, ...])
+def _use_validator() -> TypeAdapter[ControlNetUse]:
+    return TypeAdapter(ControlNetUse)
 
 
 @cache

@@ -22,7 +22,6 @@ class Encoding:
         negative: Of the negative prompt's; None stands for zeros.
         prompt: Of the prompt's.
         ms: What encoding took.
-        cached: Whether both were remembered.
         prompt_truncated: Whether the prompt had more tokens than the encoders read.
     """
 
@@ -31,7 +30,6 @@ class Encoding:
     negative: EmbeddingKey | None
     prompt: EmbeddingKey
     ms: float
-    cached: bool
     prompt_truncated: bool
 
     def to_json(self) -> str:
