@@ -85,14 +85,14 @@ REQUESTS = st.builds(
     priority=st.sampled_from(PRIORITIES),
     claim=st.none() | st.builds(PlaceClaim, TEXTS, TEXTS, NUMBERS, NUMBERS),
 )
-ENCODINGS = st.builds(Encoding, st.none() | KEYS, KEYS, NUMBERS, st.booleans(), st.booleans())
+ENCODINGS = st.builds(Encoding, st.none() | KEYS, KEYS, NUMBERS, st.booleans())
 QUOTES = st.builds(Quote, COUNTS, COUNTS, COUNTS, st.sampled_from(PRIORITIES))
 MESSAGES: dict[type, st.SearchStrategy[Message]] = {
-    Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS),
+    Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS, st.booleans()),
     Poll: st.builds(Poll, few(TEXTS)),
     Cancel: st.builds(Cancel, few(TEXTS)),
     Quote: QUOTES,
-    Claim: st.builds(Claim, QUOTES, st.none() | NUMBERS, COUNTS),
+    Claim: st.builds(Claim, QUOTES, st.none() | NUMBERS, NUMBERS, COUNTS),
     Borrow: st.builds(Borrow, TEXTS),
     Evaluate: st.builds(Evaluate, TEXTS, few(SETS), SETS, few(few(CONTROLNETS))),
 }
