@@ -61,7 +61,7 @@ def exact(
 
 
 def error(result: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((result.double() - wanted).norm() / wanted.norm())
+    return float((result.cpu().double() - wanted).norm() / wanted.norm())
 
 
 @DTYPES
@@ -104,6 +104,35 @@ def test_graphs_see_loras_that_are_patched_in_later(
     assert not torch.equal(patched, before)
     unet.patcher.apply([])
     assert torch.equal(unet(tensors), before)
+
+
+@DTYPES
+@torch.no_grad()
+def test_rows_have_loras_of_their_own_beside_the_weights(
+    checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Sets come and go under the same graphs; the error is that of the same LoRAs in the weights."""
+    unet, on_cpu = UNet(checkpoint, GPU, dtype), checkpoint.load_unet(CPU, torch.float32)
+    patcher, reference = Patcher({"unet": on_cpu}), checkpoint.load_unet(CPU, torch.float64)
+    shapes = {name: shape for name, shape in BaseModules.of(checkpoint).shapes["unet"].items() if "attn" in name}
+    read = Canonicaliser(checkpoint).read
+    loras = {
+        f"{seed:016x}": read(lora_files.kohya({"unet": shapes}, seed=seed).save(tmp_path / f"{seed}.safetensors"))
+        for seed in range(3)
+    }
+    first, second, third = (((key, 0.8),) for key in loras)
+    tensors = inputs(checkpoint, 4)
+    assert unet.beside is not None
+    prepared = {key: unet.patcher.prepare(lora) for key, lora in loras.items()}
+    for sets in ([first, first, second, ()], [third, (), first, second]):
+        unet.beside.use(sets, prepared.__getitem__)
+        together = unet(tensors)
+        for row, each in enumerate(sets):
+            patcher.apply([(loras[key], scale) for key, scale in each])
+            reference.load_state_dict(on_cpu.state_dict())
+            alone = {name: tensor[row : row + 1] for name, tensor in tensors.items()}
+            assert error(together[row : row + 1], exact(reference, alone)) < TOLERANCE[dtype]
+    unet.beside.use([], prepared.__getitem__)
 
 
 @DTYPES
