@@ -15,6 +15,9 @@ from .step_times import StepTimes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MIXED = 1.03
+"""Sets share a call only where that should save more than costs are measured to vary."""
+
 LASTS_STEPS = 8
 """Steps for which a batch stays as it is, about: what patching for all of them costs is spread over so many."""
 
@@ -98,7 +101,7 @@ def plan(sets: Sequence[LoraSet], pixels: int, loras: Loras, costs: LoraCosts) -
             option = _mixed(patched, distinct, sets, loras)
             if option is not None:
                 options.append(option)
-    return min(options, key=lambda parts: _cost(parts, pixels, loras, costs))
+    return min(options, key=lambda parts: _cost(parts, pixels, loras, costs) * (MIXED if _mixes(parts) else 1.0))
 
 
 def difference(wanted: LoraSet, patched: LoraSet) -> LoraSet:
@@ -107,6 +110,10 @@ def difference(wanted: LoraSet, patched: LoraSet) -> LoraSet:
     for key, scale in patched:
         scales[key] = scales.get(key, 0.0) - scale
     return tuple(sorted((key, scale) for key, scale in scales.items() if scale))
+
+
+def _mixes(parts: Sequence[Part]) -> bool:
+    return any(any(part.beside) for part in parts)
 
 
 def _grouped(distinct: Sequence[LoraSet], sets: Sequence[LoraSet]) -> list[Part]:

@@ -100,7 +100,7 @@ def test_only_the_request_that_waits_waits(tiny: TinyServer, remote: FileServer)
 def test_a_timeout_ends_a_request_that_waits(tiny: TinyServer, remote: FileServer) -> None:
     gate = threading.Event()
     name = publish(tiny, remote, "late", gate=gate)
-    with pytest.raises(InferenceServerException, match="TIMEOUT_MS passed after step 0 of 4"):
+    with pytest.raises(InferenceServerException, match="TIMEOUT_MS passed after step 0 of"):
         generate_with(tiny, [(name, 1.0)], TIMEOUT_MS=10_000)
     gate.set()
     assert generate_with(tiny, [(name, 1.0)]).info["loras"][0]["patched_at_step"] == 0
