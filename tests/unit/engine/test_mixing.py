@@ -35,7 +35,7 @@ class Loras:
         return count <= self.kept
 
 
-def costs(swap: float, of_a_rank: float, step: float = 1.0) -> LoraCosts:
+def costs(swap: float, of_a_rank: float, step: float = 0.01) -> LoraCosts:
     """A step of one row takes `step`; rows are in proportion. Kept weights cost nothing."""
     made = LoraCosts()
     made.plain.note(PIXELS, step)
