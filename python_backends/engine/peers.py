@@ -36,13 +36,13 @@ class Peer:
 
     Attributes:
         name: Its model.
-        lent: Whether it evaluates for this one.
+        lent_at: Since when it evaluates for this one, in seconds of the clock; None if it does not.
         asked: The question whether it would, on its way.
         ask_at: When to ask next, in seconds of the clock.
     """
 
     name: str
-    lent: bool = False
+    lent_at: float | None = None
     asked: Future[bool] | None = None
     ask_at: float = 0.0
 
@@ -72,17 +72,17 @@ class Peers:
         if most <= 0 or not self._peers:
             return []
         now = self._clock()
-        asked = []
-        for peer in self._peers:
-            if not peer.lent and peer.asked is None and now >= peer.ask_at:
-                peer.asked = self._threads.submit(self._borrow, peer.name)
-                asked.append(peer.asked)
-        wait(asked, ANSWER_WITHIN_S)
+        lacking = most - sum(peer.lent_at is not None or peer.asked is not None for peer in self._peers)
+        idle = [each for each in self._peers if each.lent_at is None and each.asked is None and now >= each.ask_at]
+        for peer in idle[: max(0, lacking)]:
+            peer.asked = self._threads.submit(self._borrow, peer.name)
+        wait([each.asked for each in idle if each.asked is not None], ANSWER_WITHIN_S)
         for peer in self._peers:
             if peer.asked is not None and peer.asked.done():
-                peer.lent, peer.asked = peer.asked.result(), None
-                peer.ask_at = now + AGAIN_AFTER_S
-        return [peer for peer in self._peers if peer.lent][:most]
+                peer.lent_at = now if peer.asked.result() else None
+                peer.asked, peer.ask_at = None, now + AGAIN_AFTER_S
+        lent = [(peer.lent_at, number) for number, peer in enumerate(self._peers) if peer.lent_at is not None]
+        return [self._peers[number] for _, number in sorted(lent)[:most]]
 
     def submit(self, peer: Peer, call: UNetCall) -> Future[Evaluated | None]:
         """Starts an evaluation; None comes of it if the peer has runs of its own by now, or is down."""
@@ -103,7 +103,8 @@ class Peers:
         except Exception as error:  # noqa: BLE001  this shard evaluates the rows itself
             self._threads.submit(self._give_up, peer.name, error)
             evaluated = None
-        peer.lent = evaluated is not None
+        if evaluated is None:
+            peer.lent_at = None
         return evaluated
 
     def _asked(self, name: str, call: UNetCall) -> Evaluated | None:

@@ -33,6 +33,7 @@ class Sampler:
     Attributes:
         latents: [1, C, h, w], float32.
         timesteps: Of the UNet's evaluations, scalars on the CPU; some schedulers make more of them than steps.
+        order: Evaluations per step.
         coefficients: Of every evaluation, in the scheduler's place; None for samplers that are not affine.
         denoised: What `cfg_step` gave in the last step beside the latents, like them; unused before.
     """
@@ -67,6 +68,7 @@ class Sampler:
         self._scales = of_sdxl or hasattr(scheduler, "scale_model_input")
         scheduler.set_timesteps(steps, device="cpu")
         self.timesteps = list(scheduler.timesteps)
+        self.order = int(scheduler.order)  # which the pipelines read: they run none that lacks it
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = randn_tensor(shape, generator=generator, dtype=torch.float32) * scheduler.init_noise_sigma
         self.latents = self.denoised = noise.to(device)
