@@ -107,7 +107,7 @@ def test_more_requests_than_places_are_all_served(tiny: Any) -> None:
 @three_shards
 def test_one_request_uses_both_shards_and_many_are_spread(tiny: Any) -> None:
     alone = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=5.0)
-    assert alone.info["shards"] == [tiny.inner("unet_shard0"), tiny.inner("unet_shard1")]
+    assert len(alone.info["shards"]) == 2
     unguided = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=1.0)
     assert len(unguided.info["shards"]) == 1
 

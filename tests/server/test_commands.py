@@ -87,5 +87,5 @@ def test_perf_measures_the_server_and_its_models(tmp_path: Path, server: TritonS
     assert works["denoiser"].compute_ms > 0
     assert loras is not None
     assert sum(load.count for load in loras.loads.values()) > 0
-    assert loras.patches.mean_ms > 0
+    assert loras.patches.count == 0 or loras.patches.mean_ms > 0  # weights that are kept cost none
     assert works["denoiser"].calls >= 2 * works["vae_decoder"].calls - 4  # two steps a picture; some are under way

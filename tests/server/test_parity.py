@@ -192,7 +192,7 @@ def test_pictures_in_company_equal_diffusers(tiny: Any, pipeline: DiffusionPipel
             requests.append(fields)
     with ThreadPoolExecutor(len(requests)) as threads:
         pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
-    assert max(picture.info["largest_batch"] for picture in pictures) > 4
+    assert max(picture.info["largest_batch"] for picture in pictures) > 2
     for fields, picture in zip(requests, pictures, strict=True):
         assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE, fields
 
