@@ -72,7 +72,7 @@ class Engine:
             times: The desk's.
             count: Told of the LoRAs of every run that has ended.
         """
-        self._name, self._evaluator, self._desk, self._times, self._count = name, evaluator, desk, times, count
+        self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
         self._batch_sizes = Histogram(
             "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -10,13 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..backend.metrics import TRANSFERRED, Counter
-from ..backend.model_calls import ask_model, call_model
 from ..backend.responses import as_request_error
-from ..backend.settings import response_texts, text_tensor
 from ..backend.tensors import output_tensor, response_tensor
 from ..common.errors import ModelDownError, RequestError, from_report
 from .evaluator import Evaluated
-from .messages import Borrow, Evaluate, Evaluation, Lent, Poll, to_json
+from .messages import Borrow, Evaluate, Evaluation, Lent
+from .shards import ask, revive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,8 +89,7 @@ class Peers:
 
     def _borrow(self, name: str) -> bool:
         try:
-            (answer,) = response_texts(ask_model(name, [_message(Borrow(self._home))], ["ANSWER"]), "ANSWER")
-            return Lent(**json.loads(answer)).lent
+            return Lent(**ask(name, Borrow(self._home))[0]).lent
         except Exception as error:  # noqa: BLE001  this shard does without
             self._give_up(name, error)
             return False
@@ -110,8 +107,8 @@ class Peers:
     def _asked(self, name: str, call: UNetCall) -> Evaluated | None:
         inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
         message = Evaluate(self._home, call.loras, call.ahead, call.controls)
-        response = ask_model(name, [_message(message), *inputs], ["ANSWER", "NOISE_PRED"])
-        answer = Evaluation(**json.loads(response_texts(response, "ANSWER")[0]))
+        values, response = ask(name, message, inputs, ["NOISE_PRED"])
+        answer = Evaluation(**values)
         if answer.refused:
             return None
         prediction = response_tensor(response, "NOISE_PRED")
@@ -127,8 +124,4 @@ class Peers:
             as_request_error(error, name)
             return
         with suppress(RequestError):
-            call_model(name, [_message(Poll(()))], ["ANSWER"])
-
-
-def _message(message: object) -> object:
-    return text_tensor("MESSAGE", to_json(message))
+            revive(name)

@@ -106,19 +106,34 @@ class Shards:
                 start += size
         return Found(polled, latents)
 
-    def _ask(self, name: str, message: Message, *tensors: str) -> tuple[dict[str, Any], Any]:
-        asked = [text_tensor("MESSAGE", to_json(message))]
+    def _ask(self, name: str, message: Message, *outputs: str) -> tuple[dict[str, Any], Any]:
         try:
-            response = ask_model(name, asked, ["ANSWER", *tensors])
+            return ask(name, message, outputs=outputs)
         except ModelDownError:
             if name in self.up:
-                probe = [text_tensor("MESSAGE", to_json(Poll(())))]
-                self._revivals[name] = self._threads.submit(call_model, name, probe, ["ANSWER"])
+                self._revivals[name] = self._threads.submit(revive, name)
             raise
-        return json.loads(response_texts(response, "ANSWER")[0]), response
 
     def _why(self) -> ModelDownError:
         """What became of the first that could not be loaded again; else that all are on their way."""
         failures = [each.exception() for each in self._revivals.values() if each.done()]
         known = next((failure for failure in failures if isinstance(failure, ModelDownError)), None)
         return known or ModelDownError(f"{', '.join(self.names)}: down, and being loaded again")
+
+
+def ask(
+    name: str, message: Message, tensors: Iterable[Any] = (), outputs: Iterable[str] = ()
+) -> tuple[dict[str, Any], Any]:
+    """A shard's answer as JSON values, and the response with the outputs that come beside it.
+
+    Raises:
+        ModelDownError: If it is down.
+        ModelFailedError: If it answers with an error.
+    """
+    response = ask_model(name, [text_tensor("MESSAGE", to_json(message)), *tensors], ["ANSWER", *outputs])
+    return json.loads(response_texts(response, "ANSWER")[0]), response
+
+
+def revive(name: str) -> None:
+    """Has a shard that is down loaded again; errors as `ask`."""
+    call_model(name, [text_tensor("MESSAGE", to_json(Poll(())))], ["ANSWER"])
