@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pydantic import ValidationError
+
 MIB = 2**20
 
 
@@ -26,6 +28,12 @@ def mib(size: int) -> str:
 def first_sentence(error: Exception) -> str:
     """Of what a library raises: without line breaks, advice and its full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
+
+
+def misread(error: ValidationError) -> str:
+    """Where a text of another model is not what it should be, and why: the first mistake."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])} {first['msg']}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..common.errors import InvalidRequestError
+from ..common.sentences import misread
 from ..lora.files.lora_set import LoraSet
 from ..request.completed import CompletedRequest, ControlNetUse, Priority
 from ..request.encoding import Encoding
@@ -255,9 +256,7 @@ def message_from_json(text: str) -> Message:
     try:
         return _validator().validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(f"MESSAGE is not what denoisers and shards write: {place} {first['msg']}") from None
+        raise InvalidRequestError(f"MESSAGE is not what denoisers and shards write: {misread(error)}") from None
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ..common.errors import InvalidRequestError
+from ..common.sentences import misread
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -193,9 +194,7 @@ class CompletedRequest:
         try:
             return _validator().validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {place} {first['msg']}") from None
+            raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {misread(error)}") from None
 
 
 def use_to_json(use: ControlNetUse) -> str:

@@ -11,6 +11,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from ...common.errors import InvalidRequestError, RequestError, to_report
+from ...common.sentences import misread
 from .outcomes import CONFIG, LoadedLora, Milliseconds, Outcome, Outcomes, Report, Source, checked_path, to_values
 
 
@@ -89,9 +90,7 @@ def _entries(text: str) -> list[_Entry]:
     try:
         return _tickets_validator().validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(f"TICKETS is not what `lora_store` writes: {place} {first['msg']}") from None
+        raise InvalidRequestError(f"TICKETS is not what `lora_store` writes: {misread(error)}") from None
 
 
 def _ticket(entry: _Entry, outcomes: Outcomes) -> Ticket:
