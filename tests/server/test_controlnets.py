@@ -154,8 +154,8 @@ def test_prompts_of_two_chunks(tiny: TinyServer, oracle: Oracle, uses: tuple[Use
 
 
 def test_a_scale_of_zero_costs_nothing_and_changes_nothing(tiny: TinyServer) -> None:
-    picture = request(tiny, Use("edges", scale=0.0))
-    assert picture.distance(request(tiny)) == 0
+    picture = request(tiny, Use("edges", scale=0.0), GUIDANCE_SCALE=1.0)
+    assert picture.distance(request(tiny, GUIDANCE_SCALE=1.0)) == 0
     assert picture.info["controlnets"] == [{"name": tiny.controlnet("edges"), "scale": 0.0, "calls": 0}]
     calls = [report["calls"] for report in request(tiny, *CASES["windows"], STEPS=4).info["controlnets"]]
     assert all(0 < count < 2 * request(tiny, STEPS=4).info["unet_evaluations"] for count in calls)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
@@ -53,7 +54,7 @@ def test_between_text_encoder_and_shard(tiny: TinyServer, gone: str) -> None:
     assert len(found) == len(wanted)
     remove(found)
     latents, info = stages.denoise(texts)
-    assert (latents == expected).all()
+    assert np.abs(latents - expected).mean() < 1e-3
     assert info["prompt_truncated"] == told["prompt_truncated"]
     assert all(file.exists() for file in found)
 
@@ -78,7 +79,7 @@ def test_while_a_request_waits_for_a_lora_of_the_text_encoder(tiny: TinyServer) 
         finally:
             gate.set()
             index.unlink()
-    assert picture.distance(again) == 0
+    assert picture.distance(again) < 0.01
     assert picture.info["loras"][0]["patched_at_step"] == 0
     assert picture.distance(generate_with(tiny, [], STEPS=6)) > 0.5
 

@@ -72,20 +72,20 @@ def test_a_run_that_is_helped_for_all_its_life(tiny: TinyServer) -> None:
 
 
 def test_a_helper_that_gets_runs_of_its_own_helps_no_more_until_they_are_done(tiny: TinyServer) -> None:
-    home, helper, third = shards_of(tiny)
+    home, *helpers = shards_of(tiny)
     helped = Run(tiny, home, SEED=1, STEPS=MANY)
-    others = [Run(tiny, shard, SEED=2, GUIDANCE_SCALE=1.0) for shard in (helper, third)]
+    others = [Run(tiny, shard, SEED=2, GUIDANCE_SCALE=1.0) for shard in helpers]
     with ThreadPoolExecutor(3) as threads:
         before = lent_rows(tiny)
         first = threads.submit(helped.again)
-        wait_for(lambda: since(before, lent_rows(tiny)).get(helper, 0) > 5)
+        wait_for(lambda: any(rows > 5 for rows in since(before, lent_rows(tiny)).values()))
         infos = [job.result() for job in [threads.submit(other.again) for other in others]]
         assert not first.done()
         info = first.result()
-    assert [each["shards"] for each in infos] == [[helper], [third]]
-    assert {home, helper} <= set(info["shards"])
+    assert [each["shards"] for each in infos] == [[shard] for shard in helpers]
+    assert home in info["shards"] and len(info["shards"]) > 1
     lent = since(before, lent_rows(tiny))
-    assert lent.keys() <= {helper, third}
+    assert lent.keys() <= set(helpers)
     assert sum(lent.values()) < MANY - STEPS / 4, lent
 
 
