@@ -45,6 +45,7 @@ class TritonPythonModel:
             RequestRegistry(),
             ControlImages(),
             StageTime(BEFORE, settings.parameters["pipeline"]),
+            every_step=self._decoupled,
         )
         self._forecasts = Histogram(
             "swiftdiffusion_forecast_ratio", "Time to final latents ÷ its forecast at admission", RATIO_BUCKETS

@@ -124,7 +124,7 @@ class TritonPythonModel(Reloadable):
         return Submitted()
 
     def _evaluate(self, message: Evaluate, tensors: dict[str, torch.Tensor]) -> Any:
-        call = UNetCall((), message.loras, message.ahead, message.controls, tensors)
+        call = UNetCall((), message.loras, message.ahead, message.controls, tensors, message.pixels)
         evaluated = self._engine.evaluate(message.home, call)
         if evaluated is None:
             return _response(Evaluation(refused=True))

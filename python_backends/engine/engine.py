@@ -160,10 +160,12 @@ class Engine:
         answer: Future[Evaluated] = Future()
 
         def job() -> None:
+            self._evaluator.begin_step()
             try:
                 answer.set_result(self._evaluator(call))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 answer.set_exception(error)
+            self._learn(self._evaluator.end_step(call.work))
 
         self._inbox.put(job)
         evaluated = answer.result()
@@ -230,12 +232,17 @@ class Engine:
         ended = self._step(batch, announce)
         self._stepped_at = time.monotonic()
         self._step_s = self._stepped_at - started
+        self._learn(ended)
         with self._mutex:
-            for work, seconds in ended:
-                self._times.note(work, seconds)
             self._desk.stepped(run.request.run_id for run in batch)
         for run in batch:
             self._publish(run)
+
+    def _learn(self, ended: Iterable[tuple[int, float]]) -> None:
+        """What steps took, and evaluations for others: a shard that seems slow might get nothing else to learn from."""
+        with self._mutex:
+            for work, seconds in ended:
+                self._times.note(work, seconds)
 
     def _enter(self, run: Denoising, again: bool) -> None:
         self._runs[run.request.run_id] = run

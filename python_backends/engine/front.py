@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..backend.stage_times import StageTime
     from ..controlnets.images import ControlImages
     from ..request.cancellation import RequestRegistry
+    from .messages import Polled
     from .shards import Shards
 
 MAX_STARTS = 3
@@ -41,12 +42,11 @@ MAX_STARTS = 3
 ALL_DOWN_S = 120.0
 """Longest that a request waits for a shard that can take it."""
 
-POLLS_PER_STEP = 2.0
 MIN_PAUSE_S, FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005, 0.025
-"""Between two looks at the shards."""
+"""Between two looks at the shards; for the longest of them a new request may lie here."""
 
-OVERDUE = 5.0
-"""How much more often a step is looked after that should have ended."""
+OVERDUE_LOOKS = 10
+"""In the time of a step, after one that should have ended."""
 
 
 NOTHING_YET = RunState(0, 0)
@@ -100,6 +100,7 @@ class Front:
         registry: RequestRegistry,
         images: ControlImages,
         before: StageTime,
+        every_step: bool,
     ) -> None:
         """Has none yet.
 
@@ -110,9 +111,11 @@ class Front:
             registry: Says who is cancelled.
             images: Of requests' ControlNets, held while they run.
             before: Of requests on their way here.
+            every_step: Whether clients are told of each step, not of the last alone.
         """
         self._shards, self._text_encoder, self._lora_store = shards, text_encoder, lora_store
         self._registry, self._images, self._before = registry, images, before
+        self._every_step = every_step
         self._runs: dict[bytes, FrontRun] = {}
         self._look_at = 0.0
 
@@ -144,7 +147,7 @@ class Front:
     def advance(self, runs: Iterable[FrontRun]) -> None:
         """Brings every run up to date: starts those that no shard has, ends those that are to end, asks after the rest.
 
-        Looks at the shards about twice a step, and waits for that time here.
+        Looks at the shards when there should be something to tell, and waits for that time here.
         """
         going = [run for run in runs if run.failure is None]
         for run in going:
@@ -233,10 +236,15 @@ class Front:
             run.state, run.latents = state, found.latents.get(run_id)
             if state.error is not None:
                 run.failure = from_report(dict(state.error))
-        boundary, pause = found.polled.boundary_s, found.polled.step_s / POLLS_PER_STEP
-        if boundary > 0:
-            return min(pause, boundary)
-        return pause / OVERDUE if pause else FIRST_PAUSE_S  # a step takes longer than expected; or there was none yet
+        return self._news_in(found.polled)
+
+    def _news_in(self, polled: Polled) -> float:
+        """Seconds until a shard that is as it says should have something to tell: that a step has ended, or a run."""
+        if not polled.step_s:
+            return FIRST_PAUSE_S
+        left = min((state.of - state.step for state in polled.runs.values() if state and not state.ended), default=1)
+        steps_between = 0 if self._every_step else max(0, left - 1)
+        return polled.boundary_s + steps_between * polled.step_s or polled.step_s / OVERDUE_LOOKS
 
     @staticmethod
     def _lose(run: FrontRun, error: RequestError) -> None:

@@ -117,6 +117,7 @@ class Evaluate:
         loras: The LoRA set of each row.
         ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.
+        pixels: Height × width of their pictures.
     """
 
     __pydantic_config__ = STRICT
@@ -125,6 +126,7 @@ class Evaluate:
     loras: tuple[LoraSet, ...]
     ahead: LoraSet
     controls: tuple[tuple[ControlNetUse, ...], ...]
+    pixels: int
     op: Literal["evaluate"] = "evaluate"
 
 

@@ -106,7 +106,7 @@ class Peers:
 
     def _asked(self, name: str, call: UNetCall) -> Evaluated | None:
         inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
-        message = Evaluate(self._home, call.loras, call.ahead, call.controls)
+        message = Evaluate(self._home, call.loras, call.ahead, call.controls, call.pixels)
         values, response = ask(name, message, inputs, ["NOISE_PRED"])
         answer = Evaluation(**values)
         if answer.refused:

@@ -53,7 +53,8 @@ class Stepping:
         inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
         peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
         own, *others = place(list(inputs), 1 + len(peers))
-        work = sum(run.work.pixels for run, _ in own)
+        own_calls = unet_calls(own, inputs)
+        work = sum(call.work for call in own_calls)
         announce(work)
         sent = [
             (peer.name, call, self._peers.submit(peer, call))
@@ -61,12 +62,12 @@ class Stepping:
             for call in unet_calls(rows, inputs)
         ]
         predictions: Predictions = {run: {} for run in inputs}
-        for call in unet_calls(own, inputs):
+        for call in own_calls:
             _distribute(call, self._name, self._evaluate(call), predictions)
         for name, call, answer in sent:
             result = answer.result()
             if result is None:  # it has runs of its own by now, or is down
-                work += sum(run.work.pixels for run, _ in call.rows)
+                work += call.work
                 _distribute(call, self._name, self._evaluate(call), predictions)
             else:
                 _distribute(call, name, result, predictions)

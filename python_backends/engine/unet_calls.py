@@ -26,6 +26,7 @@ class UNetCall:
         ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
+        pixels: Height × width of the pictures.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
@@ -33,6 +34,12 @@ class UNetCall:
     ahead: LoraSet
     controls: tuple[tuple[ControlNetUse, ...], ...]
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    pixels: int
+
+    @property
+    def work(self) -> int:
+        """As `StepTimes` counts it."""
+        return len(self.loras) * self.pixels
 
     def of(self, rows: Sequence[int]) -> UNetCall:
         """Some of its rows."""
@@ -74,7 +81,7 @@ def unet_calls(
         loras = tuple(denoising.loras.current for denoising, _ in members)
         controls = tuple(denoising.controls(half) for denoising, half in members)
         ahead = tuple(sorted({each for denoising, _ in members for each in denoising.loras.ahead}))
-        calls.append(UNetCall(members, loras, ahead, controls, tensors))
+        calls.append(UNetCall(members, loras, ahead, controls, tensors, members[0][0].work.pixels))
     return calls
 
 

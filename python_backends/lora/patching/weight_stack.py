@@ -26,10 +26,20 @@ _BY_COLUMN = frozenset({"down", "down_2", "delta", "column"})
 
 @dataclass(frozen=True)
 class Patched:
-    """Weights of some positions with LoRAs in them, [positions, out, in·k]."""
+    """Weights of some positions with LoRAs in them.
+
+    Attributes:
+        positions: In the stack.
+        weights: [positions, out, in·k].
+        views: Of each of them, in its parameter's shape: to point to it takes a microsecond.
+    """
 
     positions: tuple[int, ...]
     weights: torch.Tensor
+    views: tuple[torch.Tensor, ...]
+
+
+NOTHING_PATCHED = Patched((), torch.empty(0), ())
 
 
 class WeightStack:
@@ -60,6 +70,7 @@ class WeightStack:
         self.in_place = in_place
         self.touched: set[int] = set()
         self.current: Patched | None = None
+        self._own = tuple(parameter.data for parameter in parameters)
         self._pristine: torch.Tensor | None = None if self.in_place else self.weights
 
     @property
@@ -99,16 +110,17 @@ class WeightStack:
         else:
             made = torch.empty((len(wanted), *pristine.shape[1:]), dtype=pristine.dtype)
             self._patch(wanted, terms, made, {position: number for number, position in enumerate(wanted)})
-            self.point_to(Patched(tuple(wanted), made))
+            views = tuple(map(self._as_parameter, made, wanted))
+            self.point_to(Patched(tuple(wanted), made, views))
 
     def point_to(self, patched: Patched | None) -> None:
         """Has modules compute with patched weights, and all others with W0."""
-        positions = () if patched is None else patched.positions
-        for position in self.touched.difference(positions):
-            self.parameters[position].data = self._as_parameter(self.weights[position], position)
-        for number, position in enumerate(positions):
-            self.parameters[position].data = self._as_parameter(patched.weights[number], position)  # type: ignore[union-attr]
-        self.touched, self.current = set(positions), patched if positions else None
+        patched = patched or NOTHING_PATCHED
+        for position in self.touched.difference(patched.positions):
+            self.parameters[position].data = self._own[position]
+        for position, view in zip(patched.positions, patched.views, strict=True):
+            self.parameters[position].data = view
+        self.touched, self.current = set(patched.positions), patched if patched.positions else None
 
     def _as_parameter(self, weight: torch.Tensor, position: int) -> torch.Tensor:
         """A weight [out, in·k] in the parameter's shape."""

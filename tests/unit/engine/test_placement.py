@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swiftdiffusion.python_backends.engine import desk
 from swiftdiffusion.python_backends.engine.placement import place
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
@@ -34,6 +35,10 @@ class Work:
     @property
     def latents(self) -> torch.Tensor:
         return torch.zeros(1, 4, self.side, self.side)
+
+    @property
+    def work(self) -> desk.Work:
+        return desk.Work(len(self.halves), self.side**2, 1)
 
     def controls(self, half: int) -> tuple[()]:
         return ()
@@ -92,6 +97,7 @@ def test_a_shard_is_called_once_per_latent_shape(batch: list[Work]) -> None:
     for call in calls:
         assert len(call.tensors["LATENTS"]) == len(call.tensors["TIMESTEPS"]) == len(call.rows)
     assert sum(len(call.rows) for call in calls) == len(rows)
+    assert sum(call.work for call in calls) == sum(work.side**2 for work, _ in rows)
 
 
 A, B = Loras((("a" * 16, 1.0),)), Loras((("b" * 16, 1.0),))
@@ -104,6 +110,7 @@ def test_rows_of_one_set_lie_together() -> None:
     assert call.loras == (A.current, B.current, B.current)
     assert call.of([1, 2]).loras == (B.current, B.current)
     assert [work for work, _ in call.of([1, 2]).rows] == [works[0], works[2]]
+    assert call.of([1, 2]).work == 2 * works[0].side ** 2
 
 
 def test_a_call_says_once_what_its_requests_will_want() -> None:
