@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MEASURED_ROWS, MEASURED_RANK = 4, 16
 """Two guided requests with small LoRAs."""
 
+_MEASURED_WEIGHTS = "measured"
+"""A prompt's second step and those after it are what most steps are like."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -136,7 +139,7 @@ class Evaluator:
         self._loras.use_beside(part.beside)
         beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
         with self._controlnets.start(call.tensors, call.controls) as pending:
-            encoded = self._unet.encode(call.tensors)
+            encoded = self._unet.encode(call.tensors, (part.patched, part.beside))
             residuals = pending.wait(residual_size(encoded.halfway))
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
@@ -220,7 +223,7 @@ def _now(on_gpu: bool) -> float | torch.cuda.Event:
 
 
 def _seconds(unet: UNet, tensors: Mapping[str, torch.Tensor]) -> float:
-    return _time(lambda: unet(tensors).cpu(), unet.on_gpu)
+    return _time(lambda: unet(tensors, _MEASURED_WEIGHTS).cpu(), unet.on_gpu)
 
 
 def _time(do: Callable[[], object], on_gpu: bool) -> float:

@@ -22,6 +22,7 @@ from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
 from .cuda_graphs import CaptureSite, CudaGraphs
 from .fused_modules import fuse
+from .prompt_projections import PromptProjections
 from .unet_halves import DecoderHalf, EncoderHalf
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class RunningUNet:
     Attributes:
         patcher: Patches LoRAs into it.
         beside: Holds LoRAs beside its weights; None where the runtime does without.
+        projections: Of prompts, which the halves take in place of embeddings; None where they take these.
         encoder: Called as `EncoderHalf` is.
         decoder: Called as `DecoderHalf` is.
     """
@@ -56,6 +58,7 @@ class RunningUNet:
     encoder: Call
     decoder: Call
     beside: BesideLoras | None = None
+    projections: PromptProjections | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,9 @@ class Runtime:
             return RunningUNet(unet_patcher(unet, halves, self.engines, dtype), halves.encode, halves.decode)
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
         beside = BesideLoras(unet, patcher, _beside_bytes(device)) if self.name == TORCH else None
+        projections = PromptProjections(unet) if self.traces(device) else None  # LoRAs know the modules by then
         encoder, decoder = self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device, beside=beside)
-        return RunningUNet(patcher, encoder, decoder, beside)
+        return RunningUNet(patcher, encoder, decoder, beside, projections)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.

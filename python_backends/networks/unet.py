@@ -13,7 +13,7 @@ from .runtimes import Runtime
 from .unet_halves import Halfway, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from .checkpoint import Checkpoint
     from .runtimes import Call
@@ -39,7 +39,7 @@ class Encoded:
 
     Attributes:
         halfway: What the encoder half gave.
-        context: ENCODER_HIDDEN_STATES where the UNet is: sent once.
+        context: What its cross-attention takes, where it is: sent, or made, once.
         decoder: The half that goes on.
     """
 
@@ -70,6 +70,7 @@ class UNet:
         runtime.prepare(unet, device)
         running = runtime.unet(unet, device, dtype)
         self.patcher, self.beside = running.patcher, running.beside
+        self._projections = running.projections
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
@@ -86,11 +87,11 @@ class UNet:
         if self.on_gpu:
             torch.cuda.set_device(self._device)
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None) -> torch.Tensor:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
-        return self.decode(self.encode(tensors))
+        return self.decode(self.encode(tensors, weights))
 
-    def encode(self, tensors: Mapping[str, torch.Tensor]) -> Encoded:
+    def encode(self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None) -> Encoded:
         """The encoder half.
 
         Args:
@@ -98,12 +99,14 @@ class UNet:
                 TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]; for guidance-distilled UNets
                 TIMESTEP_COND [B, width].
                 Float32, on any device.
+            weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
+                work. None shares nothing.
         """
         encoder, decoder = self._halves
         if self.beside is None or self.beside.variant is None:  # traces know nothing of what is beside
             encoder, decoder = self._traced.get(shapes(tensors), self._halves)
         with torch.inference_mode():
-            given = arguments(tensors, self._device, self._dtype)
+            given = self._given(tensors, weights)
             return Encoded(encoder(*given), given[2], decoder)
 
     def decode(self, encoded: Encoded, residuals: torch.Tensor | None = None) -> torch.Tensor:
@@ -122,10 +125,17 @@ class UNet:
             prediction = encoded.decoder(encoded.context, *encoded.halfway)
             return prediction.to(torch.float32, copy=self.on_gpu)  # where it lies, the next call overwrites it
 
+    def _given(self, tensors: Tensors, weights: Hashable = None) -> tuple[torch.Tensor, ...]:
+        """What the encoder half takes."""
+        given = arguments(tensors, self._device, self._dtype)
+        if self._projections is None:
+            return given
+        return *given[:2], self._projections(given[2], weights), *given[3:]
+
     def _trace(self, tensors: Tensors) -> tuple[Call, Call]:
         encoder, decoder = self._halves
-        inputs = arguments(tensors, self._device, self._dtype)
         with torch.no_grad():
+            inputs = self._given(tensors)
             halfway = encoder(*inputs)
         return trace(encoder, inputs), trace(decoder, (inputs[2], *halfway))
 
