@@ -6,6 +6,7 @@ On the CPU; a GPU spends less on making them than on fetching what was kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +15,8 @@ from diffusers.models.attention_processor import Attention
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-MOST_BYTES = 2**28
-"""Of what is kept: SDXL's for a row of 77 tokens take 51 MB in float32."""
+MOST_KEPT, MOST_BYTES = 16, 2**28
+"""Batches whose projections are kept, and what they take: for SDXL's row of 77 tokens 51 MB in float32."""
 
 
 class PromptProjections:
@@ -55,12 +56,9 @@ class PromptProjections:
         return projected
 
     def _keep(self, latest: _Kept) -> None:
-        total, kept = 0, []
-        for each in (latest, *(other for other in self._kept if other is not latest)):
-            total += each.projected.nbytes + each.embeddings.nbytes
-            if total <= MOST_BYTES:
-                kept.append(each)
-        self._kept = kept
+        ordered = [latest, *(other for other in self._kept if other is not latest)][:MOST_KEPT]
+        totals = accumulate(each.projected.nbytes for each in ordered)
+        self._kept = [each for each, total in zip(ordered, totals, strict=True) if total <= MOST_BYTES]
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,12 +74,13 @@ def test_what_is_kept_is_not_made_again(checkpoint: Checkpoint, projections: Pro
     assert not torch.equal(changed, kept)
 
 
+@pytest.mark.parametrize("bound", ["MOST_BYTES", "MOST_KEPT"])
 def test_what_was_used_longest_ago_goes_first(
-    checkpoint: Checkpoint, projections: PromptProjections, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, projections: PromptProjections, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     embeddings = noise(checkpoint, 2, 0)["ENCODER_HIDDEN_STATES"]
     a = projections(embeddings, "a")
-    monkeypatch.setattr(prompt_projections, "MOST_BYTES", 2 * (a.nbytes + embeddings.nbytes))
+    monkeypatch.setattr(prompt_projections, bound, 2 * a.nbytes if bound == "MOST_BYTES" else 2)
     b = projections(embeddings, "b")
     assert projections(embeddings, "a") is a
     projections(embeddings, "c")
