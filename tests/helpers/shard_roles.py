@@ -10,7 +10,7 @@ import tritonclient.grpc as grpc
 from swiftdiffusion.clients.perf.statistics import read_statistics
 from wire import metrics
 
-LOOK_S = 0.1
+LOOK_S = 0.2
 MESSAGES = 3
 """Of a step or two; a shard without a run is asked at most for a quote, whether it lends itself, and its claim."""
 
