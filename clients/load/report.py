@@ -1,7 +1,8 @@
 """What a replay measured: latencies, goodput, SLO attainment, refusals, where LoRAs were."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from .outcomes import Outcome, Status
 
 _PERCENTILES = (50, 95, 99)
+_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Report:
         seconds: from the start to the last answer.
         offered: requests per second while they arrived.
         counts: requests by status.
-        sentences: why requests got no picture, and how many for each reason.
+        sentences: why requests got no picture, and how many for each reason: the first of the sentences that differ in
+            numbers alone stands for all of them.
         latency_ms: of pictures, from the arrival in the trace: `p50`, `p95`, `p99`, `mean`.
         throughput: pictures per second.
         slo_ms: the latency that a picture may have.
@@ -87,7 +90,7 @@ def summarise(outcomes: Sequence[Outcome], slo_seconds: float) -> Report:
         seconds=seconds,
         offered=len(outcomes) / arriving if arriving else 0.0,
         counts={status.value: len(each) for status, each in by_status.items()},
-        sentences=dict(Counter(each.sentence for each in outcomes if each.status is not Status.OK).most_common()),
+        sentences=_kinds(each.sentence for each in outcomes if each.status is not Status.OK),
         latency_ms=_milliseconds([each.seconds for each in pictures]),
         throughput=len(pictures) / seconds,
         slo_ms=1000 * slo_seconds,
@@ -130,6 +133,12 @@ def show(console: Console, report: Report, title: str) -> None:
     console.print(table)
     for sentence, count in report.sentences.items():
         console.print(f"{count} × {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _kinds(sentences: Iterable[str]) -> dict[str, int]:
+    examples: dict[str, str] = {}
+    counts = Counter(examples.setdefault(_NUMBER.sub("…", sentence), sentence) for sentence in sentences)
+    return dict(counts.most_common())
 
 
 def _milliseconds(seconds: Sequence[float]) -> Mapping[str, float] | None:

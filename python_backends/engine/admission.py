@@ -5,6 +5,7 @@ Needs no torch.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -14,9 +15,13 @@ from ..backend.stage_times import AFTER, BEFORE, StageTime
 from ..common.errors import ModelDownError, OverloadedError, RequestError
 from ..request.completed import PlaceClaim
 from .claims import CLAIM_S
+from .line import SAFETY
 from .messages import Claim, Claimed, Quote
+from .refusals import Refusals, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..request.completed import CompletedRequest
     from ..request.parsing import RequestRules
     from .shards import Shards
@@ -29,16 +34,20 @@ HELD_TIMES = 4.0
 class Admission:
     """Claims places for the requests of one pipeline."""
 
-    def __init__(self, shards: Shards, rules: RequestRules, pipeline: str) -> None:
+    def __init__(
+        self, shards: Shards, rules: RequestRules, pipeline: str, clock: Callable[[], float] = time.time
+    ) -> None:
         """Asks nobody yet.
 
         Args:
             shards: Where requests run.
             rules: With the repository's SLO, if it has one.
             pipeline: Prefix of its models' names.
+            clock: Unix time in seconds, as in requests' deadlines.
         """
-        self._shards, self._rules = shards, rules
+        self._shards, self._rules, self._clock = shards, rules, clock
         self._before, self._after = StageTime(BEFORE, pipeline), StageTime(AFTER, pipeline)
+        self._refusals = Refusals(clock)
 
     def admit(self, request: CompletedRequest) -> CompletedRequest:
         """The request with a claim on a place; without one where no shard answers: it then waits for one.
@@ -46,25 +55,29 @@ class Admission:
         Raises:
             OverloadedError: If no shard would have it done in time, or all lines are full.
         """
-        now = time.time()
-        work = quote_of(request)
-        try:
-            quotes = self._shards.quotes(work)
-        except ModelDownError:
-            return request
-        quotes = sorted(quotes, key=lambda quote: quote[0].seconds)
-        helpers = sum(quoted.idle for quoted, _ in quotes) - 1
+        now, work = self._clock(), quote_of(request)
         before = self._before.expected()
         others = before + self._after.expected()
+        limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
+        if refused := self._refusals.of(work, limit):
+            raise _overloaded(refused, limit, others, said)
+        try:
+            quotes = sorted(self._shards.quotes(work), key=lambda quote: quote[0].seconds)
+        except ModelDownError:
+            return request
+        alone = min(quoted.alone_s for quoted, _ in quotes)
+        limit, said = self._limit(request, now, others, alone)
+        limit_s = None if limit == math.inf else limit
         hold = max(CLAIM_S, HELD_TIMES * before)
-        limit, said = self._limit(request, others + min(quoted.alone_s for quoted, _ in quotes), now)
-        denoising = None if limit is None else max(0.0, limit - others)
+        helpers = sum(quoted.idle for quoted, _ in quotes) - 1
         refusals: list[Claimed] = []
+        holds_s = math.inf
         for quoted, shard in quotes:
-            if refusals and denoising is not None and quoted.seconds > denoising:
+            if refusals and quoted.seconds > limit:
+                holds_s = quoted.seconds - limit / SAFETY
                 break
             try:
-                claimed = self._shards.claim(shard, Claim(work, denoising, hold, helpers if quoted.idle else 0))
+                claimed = self._shards.claim(shard, Claim(work, limit_s, hold, helpers if quoted.idle else 0))
             except ModelDownError:
                 continue
             if claimed.id is not None:
@@ -72,7 +85,11 @@ class Admission:
             refusals.append(claimed)
         if not refusals:
             return request
-        raise _refusal(refusals, others, said)
+        forecast = min(refusal.forecast_s for refusal in refusals)
+        retry = min(math.inf if refusal.retry_after_s is None else refusal.retry_after_s for refusal in refusals)
+        refused = Refused(work, limit, alone, forecast, retry)
+        self._refusals.note(refused, min(retry, holds_s))
+        raise _overloaded(refused, limit, others, said)
 
     def give_back(self, request: CompletedRequest) -> None:
         """Gives up the place of a request that does not come."""
@@ -80,15 +97,22 @@ class Admission:
             with suppress(RequestError):
                 self._shards.cancel(request.claim.shard, [request.claim.id])
 
-    def _limit(self, request: CompletedRequest, solo_s: float, now: float) -> tuple[float | None, str]:
-        """Seconds from now in which the request has to be answered, and what says so."""
+    def _limit(self, request: CompletedRequest, now: float, others: float, alone: float) -> tuple[float, str]:
+        """Seconds in which denoising has to end, infinite without a limit, and what says so.
+
+        Args:
+            request: Whose they are.
+            now: Unix time in seconds.
+            others: Seconds of the stages before and after.
+            alone: Seconds of denoising without others; infinite if that is not known.
+        """
         if request.deadline is not None:
-            return request.deadline - now, "TIMEOUT_MS"
+            return max(0.0, request.deadline - now - others), "TIMEOUT_MS"
         if self._rules.slo_ms:
-            return self._rules.slo_ms / 1000, "the server's limit"
+            return max(0.0, self._rules.slo_ms / 1000 - others), "the server's limit"
         if self._rules.slo_factor:
-            return self._rules.slo_factor * solo_s, "the server's limit"
-        return None, ""
+            return self._rules.slo_factor * (others + alone) - others, "the server's limit"
+        return math.inf, ""
 
 
 def quote_of(request: CompletedRequest) -> Quote:
@@ -97,17 +121,14 @@ def quote_of(request: CompletedRequest) -> Quote:
     return Quote(rows, request.height * request.width, request.steps, request.priority)
 
 
-def _refusal(refusals: list[Claimed], others: float, said: str) -> OverloadedError:
-    forecast = 1000 * (min(refusal.forecast_s for refusal in refusals) + others)
-    retries = [refusal.retry_after_s for refusal in refusals if refusal.retry_after_s is not None]
-    limits = [refusal.limit_s for refusal in refusals if refusal.limit_s is not None]
-    again = (
-        f"retry_after_ms {1000 * min(retries):.0f}" if retries else "it would never be: ask for fewer steps or pixels"
-    )
-    if not limits:
-        return OverloadedError(f"all lines are full: the request would be done in {forecast:.0f} ms; {again}")
-    limit = 1000 * (max(limits) + others)
-    close = "" if forecast > limit else ", which is too close to be sure of"
+def _overloaded(refused: Refused, limit: float, others: float, said: str) -> OverloadedError:
+    forecast_ms, limit_ms = 1000 * (refused.forecast_s + others), 1000 * (limit + others)
+    again = "it would never be: ask for fewer steps or pixels"
+    if refused.retry_after_s < math.inf:
+        again = f"retry_after_ms {math.ceil(1000 * refused.retry_after_s)}"
+    if limit == math.inf:
+        return OverloadedError(f"all lines are full: the request would be done in {forecast_ms:.0f} ms; {again}")
+    close = "" if forecast_ms > limit_ms else ", which is too close to be sure of"
     return OverloadedError(
-        f"the request would be done in {forecast:.0f} ms; {said} allows {limit:.0f} ms{close}; {again}"
+        f"the request would be done in {forecast_ms:.0f} ms; {said} allows {limit_ms:.0f} ms{close}; {again}"
     )

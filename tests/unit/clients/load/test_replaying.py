@@ -1,6 +1,7 @@
 """The open loop and what it reports."""
 
 import asyncio
+import io
 import json
 import time
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_a_report_in_numbers() -> None:
     assert json.loads(json.dumps(report.as_json()))["latency_ms"]["mean"] == 1833.3333
 
 
+def test_sentences_that_differ_in_numbers_alone_are_one_reason() -> None:
+    late = [f"the request would be done in {ms} ms; TIMEOUT_MS allows 900 ms" for ms in (901, 1200.5, 9)]
+    down = ["unet_shard0: down", "unet_shard1: down"]
+    report = summarise([Outcome(0.0, 0.0, 1.0, Status.REFUSED, sentence) for sentence in [*down, *late]], 1.0)
+    assert report.sentences == {late[0]: 3, down[0]: 1, down[1]: 1}
+    printed = io.StringIO()
+    show(Console(file=printed), report, "…")
+    assert f"3 × {late[0]}\n" in printed.getvalue()
+
+
 outcome_lists = st.lists(
     st.builds(
         Outcome,
@@ -141,7 +152,7 @@ outcome_lists = st.lists(
         late=st.floats(0, 1),
         seconds=st.floats(0.001, 50),
         status=st.sampled_from(Status),
-        sentence=st.sampled_from(("", "no place is free")),
+        sentence=st.sampled_from(("", "no place is free", "done in 7 ms", "done in 80 ms")),
     ),
     min_size=1,
     max_size=60,
