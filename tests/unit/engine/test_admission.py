@@ -138,7 +138,7 @@ class Lines:
         work = message.work
         answer = self.shards[name].come(Work(work.rows, work.pixels, work.steps), message.limit_s, work.priority)
         if isinstance(answer, Refusal):
-            return Claimed(None, answer.forecast_s, answer.limit_s, answer.retry_after_s)
+            return Claimed(None, answer.forecast_s, retry_after_s=answer.retry_after_s)
         return Claimed(answer.id, answer.forecast_s)
 
 
@@ -163,7 +163,7 @@ comings = st.lists(st.tuples(st.integers(0, 10).map(lambda number: number / 256)
 def test_who_is_refused_unasked_would_be_refused(
     shards: int, places: int, longest: int, others: list[tuple[float, Kind]]
 ) -> None:
-    """Or would be by any desk that still refuses who was refused before: when it will not, desks know by a 64th."""
+    """By each desk that would refuse again who was refused before: until when it would, it tells to a 64th."""
     lines, refused = Lines(shards, places, longest), []
     for after, kind in others:
         lines.pass_time(after)
