@@ -9,8 +9,8 @@ WEIGHT, OUTLIER = 0.2, 4.0
 """Of the latest step in a running mean, and the most of it that counts, in times of the mean: a machine's pace changes,
 single steps are noise."""
 
-STALE_STEPS = 50
-"""What no step has measured for so long follows the pace of those that do."""
+STALE_STEPS = 25
+"""What no step has measured for so long follows the pace of those that do, and takes no longer than more work does."""
 
 
 class StepTimes:
@@ -49,6 +49,8 @@ class StepTimes:
         for other in self._works if before else ():
             if self._is_stale(other) and self._nearest_measured(other) == work:
                 self._means[other] *= self._means[work] / before
+                if other < work:
+                    self._means[other] = min(self._means[other], self._means[work])
         self._asked.clear()
 
     def _is_stale(self, work: int) -> bool:

@@ -67,7 +67,13 @@ def test_a_guess_gives_way_to_what_is_measured_and_follows_its_pace() -> None:
 def test_what_was_not_measured_for_long_follows_the_pace() -> None:
     times = times_of((2, 1.0), (4, 2.0), *[(2, 1.0)] * 60, *[(2, 2.0)] * 30)
     assert times.expected(4) == pytest.approx(4.0, rel=0.05)
-    assert times_of((2, 1.0), (4, 2.0), *[(2, 2.0)] * 30).expected(4) == 2.0
+    assert times_of((2, 1.0), (4, 2.0), *[(2, 2.0)] * 15).expected(4) == 2.0
+
+
+def test_less_work_that_was_measured_long_ago_takes_no_longer_than_more() -> None:
+    """Else a shard whose first steps were slow would look slow to all, and get none from which it could learn better."""
+    assert times_of((2, 9.0), *[(4, 2.0)] * 40).expected(2) == pytest.approx(2.0)
+    assert times_of(*[(4, 2.0)] * 40, (2, 9.0)).expected(2) == 9.0
 
 
 noted = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 10)), min_size=1, max_size=12)
