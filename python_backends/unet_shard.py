@@ -19,7 +19,7 @@ from .controlnets.calls import ControlNetCalls, Endpoint
 from .controlnets.images import ControlImages
 from .controlnets.local import LocalControlNet
 from .engine.adapter_services import AdapterServices
-from .engine.desk import Desk, Work
+from .engine.desk import Desk
 from .engine.engine import Engine
 from .engine.evaluator import Evaluator
 from .engine.messages import (
@@ -105,10 +105,10 @@ class TritonPythonModel(Reloadable):
             case Cancel(runs):
                 self._engine.forget(runs)
                 return _response(Submitted())
-            case Quote(rows, pixels, steps, priority):
-                return _response(self._engine.quote(Work(rows, pixels, steps), priority))
-            case Claim(Quote(rows, pixels, steps, priority), limit_s, hold_s, helpers):
-                return _response(self._engine.claim(Work(rows, pixels, steps), limit_s, priority, helpers, hold_s))
+            case Quote(work):
+                return _response(self._engine.quote(work))
+            case Claim() as message:
+                return _response(self._engine.claim(message))
             case Borrow(home):
                 return _response(Lent(self._engine.lend(home)))
             case Evaluate() as message:
@@ -128,15 +128,8 @@ class TritonPythonModel(Reloadable):
         evaluated = self._engine.evaluate(message.home, call)
         if evaluated is None:
             return _response(Evaluation(refused=True))
-        rows = range(len(evaluated.prediction))
-        failures = [to_report(evaluated.failures[row]) if row in evaluated.failures else None for row in rows]
-        evaluation = Evaluation(
-            False,
-            tuple(evaluated.patch_ms),
-            tuple(evaluated.beside),
-            tuple(failures),
-            tuple(tuple(positions) for positions in evaluated.stale),
-        )
+        failures = {row: to_report(error) for row, error in evaluated.failures.items()}
+        evaluation = Evaluation(evaluated.patch_ms, evaluated.beside, failures, evaluated.stale)
         return _response(evaluation, output_tensor("NOISE_PRED", evaluated.prediction.cpu()))
 
 

@@ -16,7 +16,7 @@ from ..common.errors import ModelDownError, OverloadedError, RequestError
 from ..request.completed import PlaceClaim
 from .claims import CLAIM_S
 from .line import SAFETY
-from .messages import Claim, Claimed, Quote
+from .messages import Claim, Claimed, Work
 from .refusals import Refusals, Refused
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Admission:
         Raises:
             OverloadedError: If no shard would have it done in time, or all lines are full.
         """
-        now, work = self._clock(), quote_of(request)
+        now, work = self._clock(), work_of(request)
         before = self._before.expected()
         others = before + self._after.expected()
         limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
@@ -115,10 +115,10 @@ class Admission:
         return math.inf, ""
 
 
-def quote_of(request: CompletedRequest) -> Quote:
-    """What a request costs a shard."""
+def work_of(request: CompletedRequest) -> Work:
+    """What a request asks of a shard."""
     rows = 2 if request.guidance_scale > 1 else 1
-    return Quote(rows, request.height * request.width, request.steps, request.priority)
+    return Work(rows, request.height * request.width, request.steps, request.priority)
 
 
 def _overloaded(refused: Refused, limit: float, others: float, said: str) -> OverloadedError:

@@ -1,43 +1,12 @@
-"""What a desk says to a claim, and how recent refusals change it. Needs no torch."""
+"""How long claims hold, and how recent refusals change what a desk says to others. Needs no torch."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 CLAIM_S = 5.0
 """How long a claim holds its place, at least: its prompt is encoded meanwhile."""
 
 CROWDED_RUNS = 4.0
 """How long a refusal tells of a crowd, in times of such a run without others."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A place in line, and a promise if there was a limit.
-
-    Attributes:
-        id: To submit the run under, within `CLAIM_S`.
-        forecast_s: Seconds until it should be done.
-    """
-
-    id: str
-    forecast_s: float
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A claim was not accepted: it would be late, or would wait where others are refused, or the line is full.
-
-    Attributes:
-        forecast_s: Seconds until it would be done.
-        limit_s: In which it was to be done; None without a limit.
-        retry_after_s: Seconds until the same claim should be accepted if nobody else comes; None for never, since even
-            alone it would be late.
-    """
-
-    forecast_s: float
-    limit_s: float | None
-    retry_after_s: float | None
 
 
 class Crowd:

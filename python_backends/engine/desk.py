@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from .claims import CLAIM_S, Claim, Crowd, Refusal
+from ..request.completed import PRIORITIES
+from .claims import CLAIM_S, Crowd
 from .line import SAFETY, Queued, begun, next_stretch, run_ahead, spares
+from .messages import Claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from ..request.completed import Priority
+    from .messages import Work
     from .step_times import StepTimes
 
-RANKS = {"low": 0, "normal": 1, "high": 2}
-RESTARTED = 3
+RESTARTED = len(PRIORITIES)
 """The rank of a run that was in line before, elsewhere: it has waited longest."""
 
 RESOLUTION_S = 0.001
@@ -30,26 +31,6 @@ RESOLUTION_S = 0.001
 
 RETRY_PARTS = 64
 """Of the time until the line is empty: how closely the soonest to try again is sought."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run costs.
-
-    Attributes:
-        rows: Rows of the UNet's batch in each of its steps: 2 with guidance, else 1.
-        pixels: Height × width.
-        steps: Steps left.
-    """
-
-    rows: int
-    pixels: int
-    steps: int
-
-    @property
-    def of_a_step(self) -> int:
-        """As `StepTimes` counts it."""
-        return self.rows * self.pixels
 
 
 class Desk:
@@ -77,32 +58,29 @@ class Desk:
         self._stepping: list[str] = []
         self._boundary = 0.0
 
-    def claim(
-        self, work: Work, limit_s: float | None = None, priority: Priority = "normal", hold_s: float = CLAIM_S
-    ) -> Claim | Refusal:
+    def claim(self, work: Work, limit_s: float | None = None, hold_s: float = CLAIM_S) -> Claimed:
         """A place for a run that is about to be submitted.
 
         Args:
             work: The run's.
             limit_s: Seconds from now in which its last step has to end: whoever claims takes off what comes before and
                 after the steps.
-            priority: Its client's.
             hold_s: How long the place is kept.
         """
         now, limit = self._now(), math.inf if limit_s is None else limit_s
-        new = self._queued(token_hex(8), work, RANKS[priority], now + limit)
+        new = self._queued(token_hex(8), work, now + limit)
         outlook = self._outlook(*self._at_boundary(now), new)
         admitted = self._admits(new, outlook, now, limit)
         if admitted and len(self._line) < self._longest:
             new.expires = now + hold_s
             self._insert(new, outlook.overtakes)
-            return Claim(new.run, outlook.end - now)
+            return Claimed(new.run, outlook.end - now)
         alone = self._alone(new)
         if SAFETY * alone >= limit:
-            return Refusal(outlook.end - now, limit_s, None)
+            return Claimed(None, outlook.end - now)
         if not admitted:
             self._crowd.note(now, alone, limit / alone)
-        return Refusal(outlook.end - now, limit_s, self._retry_after(new, outlook, now, limit))
+        return Claimed(None, outlook.end - now, self._retry_after(new, outlook, now, limit))
 
     @property
     def empty(self) -> bool:
@@ -110,26 +88,18 @@ class Desk:
         self._now()
         return not self._line
 
-    def quote(self, work: Work, priority: Priority = "normal") -> float:
+    def quote(self, work: Work) -> float:
         """Seconds until a run that came now would be done: the line, run ahead."""
         now = self._now()
-        return self._outlook(*self._at_boundary(now), self._queued("", work, RANKS[priority])).end - now
+        return self._outlook(*self._at_boundary(now), self._queued("", work)).end - now
 
-    def enter(
-        self,
-        run: str,
-        work: Work,
-        claim_id: str | None = None,
-        priority: Priority = "normal",
-        restarted: bool = False,
-    ) -> None:
+    def enter(self, run: str, work: Work, claim_id: str | None = None, restarted: bool = False) -> None:
         """A run takes up its claim, or a place without a promise.
 
         Args:
             run: Its id.
-            work: What it costs.
+            work: The run's.
             claim_id: Its claim; of one that is not known here, or not any more, nothing is left.
-            priority: Its client's, if it has no claim.
             restarted: Whether it was in line before, elsewhere: that brings it before all that wait, as far as their
                 promises and `OVERTAKEN_AT_MOST` allow.
         """
@@ -138,7 +108,9 @@ class Desk:
             if each.run == claim_id:
                 each.run, each.work, each.steps, each.expires = run, work.of_a_step, work.steps, math.inf
                 return
-        new = self._queued(run, work, RESTARTED if restarted else RANKS[priority])
+        new = self._queued(run, work)
+        if restarted:
+            new.rank = RESTARTED
         self._insert(new, self._outlook(*self._at_boundary(now), new).overtakes)
 
     def leave(self, run: str) -> None:
@@ -168,8 +140,8 @@ class Desk:
         self._stepping = []
 
     @staticmethod
-    def _queued(run: str, work: Work, rank: int, due: float = math.inf) -> Queued:
-        return Queued(run, work.of_a_step, work.steps, due, rank)
+    def _queued(run: str, work: Work, due: float = math.inf) -> Queued:
+        return Queued(run, work.of_a_step, work.steps, due, PRIORITIES.index(work.priority))
 
     def _now(self) -> float:
         """The time; claims that have expired by then are gone."""

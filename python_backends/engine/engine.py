@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -18,18 +19,17 @@ import torch
 from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
 from ..common.errors import to_report
-from .claims import Refusal
 from .info import final_info
 from .line import SAFETY
-from .messages import Claimed, Polled, Quoted, RunState
+from .messages import Polled, Quoted, RunState
 from .stepping import Stepping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ..request.completed import Priority
-    from .desk import Desk, Work
+    from .desk import Desk
     from .evaluator import Evaluated, Evaluator
+    from .messages import Claim, Claimed, Work
     from .peers import Peers
     from .request_loras import RequestLoras
     from .run import Denoising
@@ -116,28 +116,26 @@ class Engine:
         for run in runs:
             self._inbox.put(partial(self._leave, run))
 
-    def quote(self, work: Work, priority: Priority) -> Quoted:
+    def quote(self, work: Work) -> Quoted:
         """When such a run would be done."""
         with self._mutex:
-            return Quoted(self._desk.quote(work, priority), self._helped(work, self._peer_count), self._desk.empty)
+            return Quoted(self._desk.quote(work), self._helped(work, self._peer_count), self._desk.empty)
 
-    def claim(self, work: Work, limit_s: float | None, priority: Priority, helpers: int, hold_s: float) -> Claimed:
+    def claim(self, asked: Claim) -> Claimed:
         """A place for such a run, if it would be done in time.
 
         An empty shard gives one without a promise to a run that would be late without helpers, whom others may claim,
         and where it has measured nothing for a while: who is refused for ever measures nothing.
         """
+        work, limit_s = asked.work, asked.limit_s
         with self._mutex:
-            helped = self._helped(work, helpers) if helpers and self._desk.empty else None
-            promised: float | None = limit_s
-            if limit_s is not None and self._desk.empty and SAFETY * self._desk.quote(work, priority) > limit_s:
+            helped = self._helped(work, asked.helpers) if asked.helpers and self._desk.empty else None
+            if limit_s is not None and self._desk.empty and SAFETY * self._desk.quote(work) > limit_s:
                 has_help = helped is not None and SAFETY * helped <= limit_s
                 if has_help or time.monotonic() - self._stepped_at > PROBED_AFTER_S:
-                    promised = None
-            answer = self._desk.claim(work, promised, priority, hold_s)
-        if isinstance(answer, Refusal):
-            return Claimed(None, answer.forecast_s, answer.limit_s, answer.retry_after_s)
-        return Claimed(answer.id, answer.forecast_s if helped is None else helped)
+                    limit_s = None
+            answer = self._desk.claim(work, limit_s, asked.hold_s)
+        return answer if answer.id is None or helped is None else replace(answer, forecast_s=helped)
 
     def _helped(self, work: Work, helpers: int) -> float:
         """Seconds of a run that is alone and has its rows spread over other shards too."""
@@ -248,7 +246,7 @@ class Engine:
         self._runs[run.request.run_id] = run
         claim_id = run.request.claim.id if run.request.claim else None
         with self._mutex:
-            self._desk.enter(run.request.run_id, run.work, claim_id, run.request.priority, again)
+            self._desk.enter(run.request.run_id, run.work, claim_id, again)
 
     def _publish(self, run: Denoising) -> None:
         """Says how far a run is; one that is done, or has failed, takes no further step."""

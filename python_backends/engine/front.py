@@ -22,7 +22,7 @@ from ..common.errors import (
 )
 from ..request.completed import CompletedRequest
 from ..request.encoding import Encoding
-from .admission import quote_of
+from .admission import work_of
 from .messages import RunState, Submit
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Front:
                 shard = claim.shard
                 self._before.note(max(0.0, time.time() - claim.at))
             else:
-                shard = self._shards.best(quote_of(request))
+                shard = self._shards.best(work_of(request))
         except ModelDownError as error:
             if time.monotonic() - run.joined > ALL_DOWN_S:
                 run.failure = error
@@ -223,20 +223,20 @@ class Front:
     def _look(self, shard: str, runs: dict[str, FrontRun]) -> float:
         """Asks a shard after its runs; seconds until it is worth asking again."""
         try:
-            found = self._shards.poll(shard, runs)
+            polled, latents = self._shards.poll(shard, runs)
         except RequestError as error:
             for run in runs.values():
                 self._lose(run, error)
             return MIN_PAUSE_S
         for run_id, run in runs.items():
-            state = found.polled.runs.get(run_id)
+            state = polled.runs.get(run_id)
             if state is None:
                 self._lose(run, ModelDownError(f"{shard} was down"))
                 continue
-            run.state, run.latents = state, found.latents.get(run_id)
+            run.state, run.latents = state, latents.get(run_id)
             if state.error is not None:
                 run.failure = from_report(dict(state.error))
-        return self._news_in(found.polled)
+        return self._news_in(polled)
 
     def _news_in(self, polled: Polled) -> float:
         """Seconds until a shard that is as it says should have something to tell: that a step has ended, or a run."""

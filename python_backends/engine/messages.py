@@ -7,9 +7,10 @@ may lack and ask for. Tensors travel beside the message.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -19,10 +20,29 @@ from ..lora.files.lora_set import LoraSet
 from ..request.completed import CompletedRequest, ControlNetUse, Priority
 from ..request.encoding import Encoding
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+T = TypeVar("T")
 
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+@dataclass(frozen=True)
+class Work:
+    """What a run asks of a shard.
+
+    Attributes:
+        rows: Rows of the UNet's batch in each of its steps: 2 with guidance, else 1.
+        pixels: Height × width.
+        steps: Steps left.
+        priority: Who goes before whom.
+    """
+
+    rows: int
+    pixels: int
+    steps: int
+    priority: Priority = "normal"
+
+    @property
+    def of_a_step(self) -> int:
+        """As `StepTimes` counts it."""
+        return self.rows * self.pixels
 
 
 @dataclass(frozen=True)
@@ -36,8 +56,6 @@ class Submit:
         again: Whether it ran elsewhere before.
     """
 
-    __pydantic_config__ = STRICT
-
     request: CompletedRequest
     encoding: Encoding
     tickets: str
@@ -49,8 +67,6 @@ class Submit:
 class Poll:
     """How far are these runs? Answered by `Polled`; final latents come as LATENTS, one run's after another's."""
 
-    __pydantic_config__ = STRICT
-
     runs: tuple[str, ...]
     op: Literal["poll"] = "poll"
 
@@ -58,8 +74,6 @@ class Poll:
 @dataclass(frozen=True)
 class Cancel:
     """Forget these runs, or claims."""
-
-    __pydantic_config__ = STRICT
 
     runs: tuple[str, ...]
     op: Literal["cancel"] = "cancel"
@@ -69,12 +83,7 @@ class Cancel:
 class Quote:
     """When would such a run end? Answered by `Quoted`."""
 
-    __pydantic_config__ = STRICT
-
-    rows: int
-    pixels: int
-    steps: int
-    priority: Priority = "normal"
+    work: Work
     op: Literal["quote"] = "quote"
 
 
@@ -83,15 +92,13 @@ class Claim:
     """Keep a place in line for such a run; answered by `Claimed`.
 
     Attributes:
-        work: What it costs.
-        limit_s: Seconds in which its denoising has to end.
+        work: The run's.
+        limit_s: Seconds in which its denoising has to end; None without a limit.
         hold_s: For how long the place is kept.
         helpers: How many other shards have nothing to do.
     """
 
-    __pydantic_config__ = STRICT
-
-    work: Quote
+    work: Work
     limit_s: float | None
     hold_s: float
     helpers: int
@@ -101,8 +108,6 @@ class Claim:
 @dataclass(frozen=True)
 class Borrow:
     """May this shard send rows for a while? Answered by `Lent`: yes, if the receiver has nothing to do."""
-
-    __pydantic_config__ = STRICT
 
     home: str
     op: Literal["borrow"] = "borrow"
@@ -119,8 +124,6 @@ class Evaluate:
         controls: The active ControlNets of each row.
         pixels: Height × width of their pictures.
     """
-
-    __pydantic_config__ = STRICT
 
     home: str
     loras: tuple[LoraSet, ...]
@@ -179,12 +182,6 @@ class Polled:
     boundary_s: float = 0.0
     step_s: float = 0.0
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Polled:
-        """From JSON values."""
-        states = {run: None if state is None else RunState(**state) for run, state in values["runs"].items()}
-        return cls(states, values["boundary_s"], values["step_s"])
-
 
 @dataclass(frozen=True)
 class Quoted:
@@ -203,18 +200,18 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A place, or why there is none.
+    """A place in line, with a promise if there was a limit; or why there is none.
 
     Attributes:
-        id: Of the claim, for `Submit`'s request; None where it is refused.
-        forecast_s: Seconds until such a run would be done.
-        limit_s: What was allowed.
-        retry_after_s: Seconds after which it is worth claiming again; None where it never is.
+        id: To submit the run under, while the place is held. None for who is refused: it would be late, or would wait
+            where others are refused, or the line is full.
+        forecast_s: Seconds until the run should be done, or would be.
+        retry_after_s: Seconds until the same claim should be accepted if nobody else comes; None for never, since even
+            alone it would be late.
     """
 
     id: str | None
     forecast_s: float
-    limit_s: float | None = None
     retry_after_s: float | None = None
 
 
@@ -227,21 +224,17 @@ class Lent:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of rows; `refused` by a shard that has runs of its own.
+    """What came of rows: see `evaluator.Evaluated`; errors are as `errors.to_report` says them.
 
     Attributes:
-        refused: Then there is nothing else.
-        patch_ms: For each row, what bringing its LoRAs in took; 0 if they were there.
-        beside: For each row, whether it had LoRAs beside the weights.
-        failures: For each row None, or why its prediction is of no use.
-        stale: For each row, which of its ControlNets gave residuals of the previous step.
+        refused: By a shard that has runs of its own; then there is nothing else.
     """
 
+    patch_ms: Sequence[float] = ()
+    beside: Sequence[bool] = ()
+    failures: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    stale: Sequence[Sequence[int]] = ()
     refused: bool = False
-    patch_ms: tuple[float, ...] = ()
-    beside: tuple[bool, ...] = ()
-    failures: tuple[Mapping[str, str] | None, ...] = ()
-    stale: tuple[tuple[int, ...], ...] = ()
 
 
 def to_json(message: Any) -> str:
@@ -256,11 +249,20 @@ def message_from_json(text: str) -> Message:
         InvalidRequestError: If the text is none (a client called an inner model by itself).
     """
     try:
-        return _validator().validate_json(text)
+        return _messages().validate_json(text)
     except ValidationError as error:
         raise InvalidRequestError(f"MESSAGE is not what denoisers and shards write: {misread(error)}") from None
 
 
+def answer_from_json(kind: type[T], text: str) -> T:
+    """An answer of one kind."""
+    return _answers(kind).validate_json(text)
+
+
 @cache
-def _validator() -> TypeAdapter[Message]:
-    return TypeAdapter(Annotated[Message, Field(discriminator="op")])
+def _messages() -> TypeAdapter[Message]:
+    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(Annotated[Message, Field(discriminator="op")], config=strict)
+
+
+_answers: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

@@ -89,7 +89,7 @@ class Peers:
 
     def _borrow(self, name: str) -> bool:
         try:
-            return Lent(**ask(name, Borrow(self._home))[0]).lent
+            return ask(name, Borrow(self._home), Lent)[0].lent
         except Exception as error:  # noqa: BLE001  this shard does without
             self._give_up(name, error)
             return False
@@ -107,14 +107,13 @@ class Peers:
     def _asked(self, name: str, call: UNetCall) -> Evaluated | None:
         inputs = [output_tensor(name, tensor) for name, tensor in call.tensors.items()]
         message = Evaluate(self._home, call.loras, call.ahead, call.controls, call.pixels)
-        values, response = ask(name, message, inputs, ["NOISE_PRED"])
-        answer = Evaluation(**values)
+        answer, response = ask(name, message, Evaluation, inputs, ["NOISE_PRED"])
         if answer.refused:
             return None
         prediction = response_tensor(response, "NOISE_PRED")
         self._bytes.add(sum(tensor.nbytes for tensor in call.tensors.values()), model=name, direction="to")
         self._bytes.add(prediction.nbytes, model=name, direction="from")
-        failures = {row: from_report(dict(each)) for row, each in enumerate(answer.failures) if each is not None}
+        failures = {row: from_report(dict(each)) for row, each in answer.failures.items()}
         return Evaluated(prediction, answer.patch_ms, answer.beside, failures, answer.stale)
 
     @staticmethod

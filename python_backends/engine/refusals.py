@@ -11,7 +11,7 @@ from ..request.completed import PRIORITIES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .messages import Quote
+    from .messages import Work
 
 REMEMBERED_S = 0.05
 """At most: runs may leave before their time, which a memory cannot see."""
@@ -33,13 +33,13 @@ class Refused:
         retry_after_s: Seconds until it should be accepted; infinite for never.
     """
 
-    work: Quote
+    work: Work
     limit_s: float
     alone_s: float
     forecast_s: float
     retry_after_s: float
 
-    def covers(self, work: Quote, limit_s: float) -> bool:
+    def covers(self, work: Work, limit_s: float) -> bool:
         """Whether such a run is at least as hard to have done in time."""
         return (
             work.rows * work.pixels >= self.work.rows * self.work.pixels
@@ -66,7 +66,7 @@ class Refusals:
         now = self._clock()
         self._noted.append((now, now + min(REMEMBERED_S, holds_s), refused))
 
-    def of(self, work: Quote, limit_s: float) -> Refused | None:
+    def of(self, work: Work, limit_s: float) -> Refused | None:
         """What shards would say of such a run, as far as is known: both its times are at least that long."""
         for passed, refused in self._standing():
             if refused.covers(work, limit_s):
@@ -74,7 +74,7 @@ class Refusals:
                 return replace(refused, forecast_s=forecast_s, retry_after_s=refused.retry_after_s - passed)
         return None
 
-    def alone_s(self, work: Quote) -> float:
+    def alone_s(self, work: Work) -> float:
         """What such a run takes without others, if one just like it was refused; else infinite."""
         return next((refused.alone_s for _, refused in self._standing() if refused.work == work), math.inf)
 

@@ -12,7 +12,7 @@ from ..common.errors import InvalidRequestError, RequestError
 from ..common.sentences import first_sentence
 from ..request.completed import StepHistory
 from ..request.encoding import Encoding
-from .desk import Work
+from .messages import Work
 from .request_loras import RequestLoras
 from .schedulers import Sampler
 
@@ -150,7 +150,7 @@ class Denoising:
         self.waiting = False
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
-        self.work = Work(len(self.halves), request.height * request.width, self.steps)
+        self.work = Work(len(self.halves), request.height * request.width, self.steps, request.priority)
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
     def close(self) -> None:

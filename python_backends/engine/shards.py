@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -24,26 +22,16 @@ from .messages import (
     Quoted,
     Submit,
     Submitted,
+    answer_from_json,
     to_json,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .messages import Message
+    from .messages import Message, Work
 
-
-@dataclass(frozen=True)
-class Found:
-    """What a shard says of its runs.
-
-    Attributes:
-        polled: Their states.
-        latents: Run → final latents, float32.
-    """
-
-    polled: Polled
-    latents: dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Shards:
@@ -62,7 +50,7 @@ class Shards:
         """Those that answer, as far as is known."""
         return [name for name in self.names if name not in self._revivals or self._revivals[name].done()]
 
-    def quotes(self, work: Quote) -> list[tuple[Quoted, str]]:
+    def quotes(self, work: Work) -> list[tuple[Quoted, str]]:
         """What each shard that is up says to such a run, and its name.
 
         Raises:
@@ -71,31 +59,30 @@ class Shards:
         quotes: list[tuple[Quoted, str]] = []
         for name in self.up:
             with suppress(ModelDownError):
-                quotes.append((Quoted(**self._ask(name, work)[0]), name))
+                quotes.append((self._ask(name, Quote(work), Quoted)[0], name))
         if not quotes:
             raise self._why()
         return quotes
 
-    def best(self, work: Quote) -> str:
+    def best(self, work: Work) -> str:
         """The shard that would be done with such a run first; errors as `quotes`."""
         return min(self.quotes(work), key=lambda quote: quote[0].seconds)[1]
 
     def claim(self, name: str, message: Claim) -> Claimed:
         """Claims a place in a shard's line."""
-        return Claimed(**self._ask(name, message)[0])
+        return self._ask(name, message, Claimed)[0]
 
     def submit(self, name: str, message: Submit) -> Submitted:
         """Has a shard take up a run."""
-        return Submitted(**self._ask(name, message)[0])
+        return self._ask(name, message, Submitted)[0]
 
     def cancel(self, name: str, runs: Iterable[str]) -> None:
         """Has a shard forget runs."""
-        self._ask(name, Cancel(tuple(runs)))
+        self._ask(name, Cancel(tuple(runs)), Submitted)
 
-    def poll(self, name: str, runs: Iterable[str]) -> Found:
-        """How far a shard's runs are."""
-        values, response = self._ask(name, Poll(tuple(runs)), "LATENTS")
-        polled = Polled.of(values)
+    def poll(self, name: str, runs: Iterable[str]) -> tuple[Polled, dict[str, np.ndarray]]:
+        """How far a shard's runs are; and the final latents, float32, of those that are done."""
+        polled, response = self._ask(name, Poll(tuple(runs)), Polled, "LATENTS")
         tensor = pb_utils.get_output_tensor_by_name(response, "LATENTS")
         flat = np.empty(0, np.float32) if tensor is None else tensor.as_numpy()
         latents, start = {}, 0
@@ -104,11 +91,11 @@ class Shards:
                 size = int(np.prod(state.shape))
                 latents[run] = flat[start : start + size].reshape(state.shape).copy()
                 start += size
-        return Found(polled, latents)
+        return polled, latents
 
-    def _ask(self, name: str, message: Message, *outputs: str) -> tuple[dict[str, Any], Any]:
+    def _ask(self, name: str, message: Message, kind: type[T], *outputs: str) -> tuple[T, Any]:
         try:
-            return ask(name, message, outputs=outputs)
+            return ask(name, message, kind, outputs=outputs)
         except ModelDownError:
             if name in self.up:
                 self._revivals[name] = self._threads.submit(revive, name)
@@ -122,16 +109,16 @@ class Shards:
 
 
 def ask(
-    name: str, message: Message, tensors: Iterable[Any] = (), outputs: Iterable[str] = ()
-) -> tuple[dict[str, Any], Any]:
-    """A shard's answer as JSON values, and the response with the outputs that come beside it.
+    name: str, message: Message, kind: type[T], tensors: Iterable[Any] = (), outputs: Iterable[str] = ()
+) -> tuple[T, Any]:
+    """A shard's answer, of a kind, and the response with the outputs that come beside it.
 
     Raises:
         ModelDownError: If it is down.
         ModelFailedError: If it answers with an error.
     """
     response = ask_model(name, [text_tensor("MESSAGE", to_json(message)), *tensors], ["ANSWER", *outputs])
-    return json.loads(response_texts(response, "ANSWER")[0]), response
+    return answer_from_json(kind, response_texts(response, "ANSWER")[0]), response
 
 
 def revive(name: str) -> None:

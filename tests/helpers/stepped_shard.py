@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from swiftdiffusion.python_backends.engine.claims import Claim, Refusal
-from swiftdiffusion.python_backends.engine.desk import Desk, Work
+from swiftdiffusion.python_backends.engine.desk import Desk
+from swiftdiffusion.python_backends.engine.messages import Claimed, Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
-from swiftdiffusion.python_backends.request.completed import Priority
 
 RESOLUTION_S = 0.25
 TEN = Work(2, 1, 10)
@@ -72,10 +71,10 @@ class SteppedShard:
         self._step: tuple[list[str], float, float] | None = None
         self._names = (f"run {number}" for number in count())
 
-    def come(self, work: Work, limit_s: float | None = None, priority: Priority = "normal") -> Claim | Refusal:
+    def come(self, work: Work, limit_s: float | None = None) -> Claimed:
         """Somebody claims, and submits at once if that is accepted."""
-        answer = self.desk.claim(work, limit_s, priority)
-        if isinstance(answer, Claim):
+        answer = self.desk.claim(work, limit_s)
+        if answer.id is not None:
             run = self.submit(work, answer.id)
             if limit_s is not None:
                 self.due[run] = self.now + limit_s
@@ -132,13 +131,13 @@ def shard(pace: Pace = Pace(), places: int = 4, longest: int = 64) -> SteppedSha
     return SteppedShard(pace, pace.learnt(), places, longest)
 
 
-def accepted(answer: Claim | Refusal) -> Claim:
-    """The answer, which has to be this one."""
-    assert isinstance(answer, Claim), answer
+def accepted(answer: Claimed) -> Claimed:
+    """The answer, which has to be a place."""
+    assert answer.id is not None, answer
     return answer
 
 
-def refused(answer: Claim | Refusal) -> Refusal:
-    """The answer, which has to be this one."""
-    assert isinstance(answer, Refusal), answer
+def refused(answer: Claimed) -> Claimed:
+    """The answer, which has to be none."""
+    assert answer.id is None, answer
     return answer

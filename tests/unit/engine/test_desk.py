@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from stepped_shard import TEN, Pace, SteppedShard, accepted, refused, shard
 
 from swiftdiffusion.python_backends.engine.claims import CLAIM_S
-from swiftdiffusion.python_backends.engine.desk import Desk, Work
+from swiftdiffusion.python_backends.engine.desk import Desk
+from swiftdiffusion.python_backends.engine.messages import Work
+from swiftdiffusion.python_backends.request.completed import Priority
 
 # Without promises.
 
@@ -35,7 +39,6 @@ def test_a_run_without_a_limit_is_accepted_until_the_line_is_full() -> None:
     accepted(line.come(TEN))
     accepted(line.come(Work(2, 1, 20)))
     refusal = refused(line.come(TEN))
-    assert refusal.limit_s is None
     assert refusal.retry_after_s == pytest.approx(40, abs=0.01)  # ten steps with two runs of two rows
     assert refusal.retry_after_s is not None
     line.pass_time(refusal.retry_after_s)
@@ -47,7 +50,7 @@ def test_a_run_without_a_limit_is_accepted_until_the_line_is_full() -> None:
 
 def test_what_would_be_late_even_alone_is_refused_for_good() -> None:
     refusal = refused(shard().come(TEN, limit_s=19.0))
-    assert (refusal.forecast_s, refusal.limit_s, refusal.retry_after_s) == (20.0, 19.0, None)
+    assert (refusal.forecast_s, refusal.retry_after_s) == (20.0, None)
 
 
 def test_who_would_make_a_promise_late_waits() -> None:
@@ -134,10 +137,14 @@ def test_while_claims_are_refused_nobody_as_patient_may_wait() -> None:
 # Priorities.
 
 
+def ten(priority: Priority) -> Work:
+    return replace(TEN, priority=priority)
+
+
 def test_high_goes_before_normal_and_that_before_low_unless_they_have_begun() -> None:
     line = shard(places=1)
-    for priority in ("low", "low", "normal", "high"):
-        line.come(TEN, None, priority)
+    for work in (ten("low"), ten("low"), TEN, ten("high")):
+        line.come(work)
         line.pass_time(1.0)
     line.empty()
     assert sorted(line.begun, key=lambda run: line.begun[run]) == ["run 0", "run 3", "run 2", "run 1"]
@@ -146,7 +153,7 @@ def test_high_goes_before_normal_and_that_before_low_unless_they_have_begun() ->
 def test_high_does_not_break_a_promise() -> None:
     line = shard(places=1)
     line.come(TEN)
-    accepted(line.come(TEN, 46.0, "low"))
-    line.come(TEN, None, "high")
+    accepted(line.come(ten("low"), 46.0))
+    line.come(ten("high"))
     line.empty()
     assert line.ended["run 1"] == 40

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-from stepped_shard import SteppedShard
+from stepped_shard import SteppedShard, accepted
 
-from swiftdiffusion.python_backends.engine.claims import Claim
-from swiftdiffusion.python_backends.engine.desk import Work
+from swiftdiffusion.python_backends.engine.messages import Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 
 HOUR_S = 3600.0
@@ -79,6 +78,4 @@ def test_the_line_is_calm_again_soon_after_a_burst() -> None:
     for _ in range(100):
         shard.come(ALIKE[0], 25.0)
     shard.pass_time(25.0)
-    answer = shard.come(ALIKE[0], 25.0)
-    assert isinstance(answer, Claim)
-    assert answer.forecast_s == 10.0
+    assert accepted(shard.come(ALIKE[0], 25.0)).forecast_s == 10.0

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stepped_shard import Pace, SteppedShard, accepted, refused, shard
 
-from swiftdiffusion.python_backends.engine.claims import Refusal
-from swiftdiffusion.python_backends.engine.desk import Desk, Work
+from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.line import OVERTAKEN_AT_MOST
+from swiftdiffusion.python_backends.engine.messages import Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
-from swiftdiffusion.python_backends.request.completed import Priority
+from swiftdiffusion.python_backends.request.completed import PRIORITIES
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Coming:
     after: int
     work: Work
     patience: float | None
-    priority: Priority
     again: bool
 
     def to(self, line: SteppedShard) -> None:
@@ -32,7 +31,7 @@ class Coming:
         if self.again:
             line.submit(self.work, "of another desk")
         else:
-            line.come(self.work, self.limit_s(line), self.priority)
+            line.come(self.work, self.limit_s(line))
 
     def limit_s(self, line: SteppedShard) -> float | None:
         if self.patience is None:
@@ -41,26 +40,23 @@ class Coming:
 
 
 paces = st.builds(Pace, st.integers(0, 8), st.integers(1, 4))
-works = st.builds(Work, st.integers(1, 2), st.integers(1, 3), st.integers(1, 12))
-priorities = st.sampled_from(["low", "normal", "high"])
+ROWS, PIXELS, STEPS = st.integers(1, 2), st.integers(1, 3), st.integers(1, 12)
+works = st.builds(Work, ROWS, PIXELS, STEPS, st.sampled_from(PRIORITIES))
+works_of_equals = st.builds(Work, ROWS, PIXELS, STEPS)
 patience = st.none() | st.floats(1.1, 4.0)
 again = st.integers(0, 7).map(lambda number: number == 7)
-comings = st.lists(st.builds(Coming, st.integers(0, 15), works, patience, priorities, again), max_size=12)
-equals = st.lists(
-    st.builds(Coming, st.integers(0, 15), works, patience, st.just("normal"), st.just(False)), max_size=12
-)
+comings = st.lists(st.builds(Coming, st.integers(0, 15), works, patience, again), max_size=12)
+equals = st.lists(st.builds(Coming, st.integers(0, 15), works_of_equals, patience, st.just(False)), max_size=12)
 lines = st.builds(shard, paces, st.integers(1, 4))
 
 
-@given(lines, comings, st.integers(0, 60), works, priorities)
-def test_a_quote_is_what_comes_of_it(
-    line: SteppedShard, others: list[Coming], later: int, work: Work, priority: Priority
-) -> None:
+@given(lines, comings, st.integers(0, 60), works)
+def test_a_quote_is_what_comes_of_it(line: SteppedShard, others: list[Coming], later: int, work: Work) -> None:
     for each in others:
         each.to(line)
     line.pass_time(later)
-    came, quote = line.now, line.desk.quote(work, priority)
-    assert accepted(line.come(work, None, priority)).forecast_s == pytest.approx(quote)
+    came, quote = line.now, line.desk.quote(work)
+    assert accepted(line.come(work)).forecast_s == pytest.approx(quote)
     newest = list(line.works)[-1]
     line.empty()
     assert line.ended[newest] - came == pytest.approx(quote)
@@ -84,7 +80,7 @@ def test_nobody_is_overtaken_more_than_twice(line: SteppedShard, others: list[Co
         assert sum(later < began for later in begun[arrival + 1 :]) <= OVERTAKEN_AT_MOST
 
 
-@given(lines, equals, works, st.integers(0, 20))
+@given(lines, equals, works_of_equals, st.integers(0, 20))
 def test_quotes_grow_with_steps_rows_and_the_line(
     line: SteppedShard, others: list[Coming], work: Work, later: int
 ) -> None:
@@ -92,23 +88,23 @@ def test_quotes_grow_with_steps_rows_and_the_line(
         each.to(line)
     line.pass_time(later)
     quote = line.desk.quote(work)
-    assert line.desk.quote(Work(work.rows, work.pixels, work.steps + 1)) > quote
-    assert line.desk.quote(Work(work.rows + 1, work.pixels, work.steps)) >= quote
+    assert line.desk.quote(replace(work, steps=work.steps + 1)) > quote
+    assert line.desk.quote(replace(work, rows=work.rows + 1)) >= quote
     line.submit(work)
     assert line.desk.quote(work) >= quote
 
 
-@given(lines, comings, works, st.floats(1.1, 4.0), priorities)
+@given(lines, comings, works, st.floats(1.1, 4.0))
 def test_what_is_refused_is_accepted_when_it_should_be_tried_again(
-    line: SteppedShard, others: list[Coming], work: Work, patience: float, priority: Priority
+    line: SteppedShard, others: list[Coming], work: Work, patience: float
 ) -> None:
     for each in others:
         each.to(line)
-    limit_s = Coming(0, work, patience, priority, False).limit_s(line)
-    answer = line.come(work, limit_s, priority)
-    if isinstance(answer, Refusal) and answer.retry_after_s is not None:
+    limit_s = Coming(0, work, patience, False).limit_s(line)
+    answer = line.come(work, limit_s)
+    if answer.id is None and answer.retry_after_s is not None:
         line.pass_time(answer.retry_after_s)
-        accepted(line.come(work, limit_s, priority))
+        accepted(line.come(work, limit_s))
 
 
 class CountedTimes(StepTimes):

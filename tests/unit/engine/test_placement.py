@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.engine import desk
+from swiftdiffusion.python_backends.engine import messages
 from swiftdiffusion.python_backends.engine.placement import place
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
@@ -37,8 +37,8 @@ class Work:
         return torch.zeros(1, 4, self.side, self.side)
 
     @property
-    def work(self) -> desk.Work:
-        return desk.Work(len(self.halves), self.side**2, 1)
+    def work(self) -> messages.Work:
+        return messages.Work(len(self.halves), self.side**2, 1)
 
     def controls(self, half: int) -> tuple[()]:
         return ()
