@@ -52,7 +52,7 @@ class NewRuns:
             run.advance(dict(zip(run.halves, call.tensors["LATENTS"].split(1), strict=True)))
 
     def make(self, message: Submit) -> Denoising:
-        """A run at step 0.
+        """A run at step 0, with what is there of its LoRAs; prompts are being encoded with those that adapt text encoders.
 
         Raises:
             EvictedError: If its embeddings have gone.
@@ -62,9 +62,11 @@ class NewRuns:
         embeddings = self._embeddings.pair(encoding.negative, encoding.prompt)
         loras = self._adapters.take_up(message.request, message.tickets)
         try:
-            return Denoising(
+            run = Denoising(
                 message.request, self._scheduler_config, self._geometry, embeddings, encoding, loras, self._device
             )
+            run.put_on_loras()
         except Exception:
             loras.close()
             raise
+        return run
