@@ -108,7 +108,9 @@ class Engine:
         known = {run: state for run, state in states.items() if state is not None}
         self._asked_at.update(dict.fromkeys(known, now))
         latents = [self._latents[run] for run, state in known.items() if state.info is not None]
-        self.forget(run for run, state in known.items() if state.ended)
+        for run, state in known.items():
+            if state.ended:
+                self._drop(run)
         return Polled(states, max(0.0, self._boundary - now), self._step_s), latents
 
     def forget(self, runs: Iterable[str]) -> None:
@@ -276,6 +278,10 @@ class Engine:
     def _leave(self, run_id: str) -> None:
         """Forgets a run, whether it has ended or not."""
         self._end(run_id)
+        self._drop(run_id)
+
+    def _drop(self, run_id: str) -> None:
+        """Of a run that has ended, nothing is left; from either thread."""
         self._published.pop(run_id, None)
         self._latents.pop(run_id, None)
         self._asked_at.pop(run_id, None)

@@ -1,0 +1,240 @@
+"""A shard's engine without a server: what becomes of the runs that it is told of, and of what others ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+from lone_shard import SIDE, TEN, Lender, LoneShard, alone, make_run, predicted, until
+from model_process import logged, observed
+
+from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
+from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
+
+
+@pytest.fixture
+def shards() -> Iterator[Callable[..., LoneShard]]:
+    with ExitStack() as open_:
+
+        def start(*args: Any, **options: Any) -> LoneShard:
+            made = LoneShard(*args, **options)
+            open_.callback(made.engine.close)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def shard(shards: Callable[..., LoneShard]) -> LoneShard:
+    return shards()
+
+
+def call_from_elsewhere() -> UNetCall:
+    """Of a run of another shard, which keeps it to itself."""
+    run = make_run("elsewhere")
+    (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
+    return replace(call, rows=())
+
+
+def equal(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> bool:
+    return all(torch.equal(*each) for each in zip(found, expected, strict=True))
+
+
+# Runs.
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m_sde_karras", "lcm"])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_run_comes_to_what_its_sampler_does_alone(shard: LoneShard, scheduler: str, guidance: float) -> None:
+    run, again = (make_run("a", guidance=guidance, scheduler=scheduler) for _ in range(2))
+    shard.submit(run)
+    ((state, latents),) = shard.ends(run)
+    assert (state.step, state.of, state.shape) == (4, 4, (1, 4, SIDE, SIDE))
+    assert state.info is not None
+    assert (state.info["unet_evaluations"], state.info["shards"]) == (4, ["shard"])
+    assert latents is not None
+    assert torch.equal(latents, alone(again))
+
+
+def test_runs_of_all_kinds_share_steps_and_each_comes_to_the_same(shard: LoneShard) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"steps": 6},
+        {"steps": 3, "guidance": 1.0},
+        {"steps": 5, "width": 8},
+        {"steps": 4, "scheduler": "lcm"},
+    ]
+    runs, again = ([make_run(str(number), **kind) for number, kind in enumerate(kinds)] for _ in range(2))
+    observed["swiftdiffusion_denoiser_batch_size"].clear()
+    shard.submit_together(*runs)
+    assert equal(shard.done(*runs), map(alone, again))
+    assert [run.report.largest_batch for run in runs] == [4, 4, 4, 4]
+    sizes = observed["swiftdiffusion_denoiser_batch_size"]
+    assert (max(sizes), sum(sizes)) == (4, 6 + 3 + 5 + 4)
+
+
+def test_no_more_share_a_step_than_there_are_places(shards: Callable[..., LoneShard]) -> None:
+    shard, runs = shards(places=2), [make_run(each) for each in "abc"]
+    shard.submit_together(*runs)
+    assert equal(shard.done(*runs), (alone(make_run(each)) for each in "abc"))
+    assert max(len(call.rows) for call in shard.network.calls) == 4
+
+
+def test_what_has_ended_is_told_once(shard: LoneShard) -> None:
+    run = make_run("a")
+    assert shard.state(run) is None
+    shard.submit(run)
+    assert shard.state(run) is not None
+    shard.done(run)
+    assert shard.state(run) is None
+    assert shard.counted == [run.loras]
+
+
+def test_a_run_that_is_given_up_leaves_its_place_and_the_others_go_on(shard: LoneShard) -> None:
+    given_up, other = make_run("a"), make_run("b")
+    with shard.network.held:
+        shard.submit(given_up, other)
+        shard.network.begin()
+        shard.engine.forget(["a"])
+    assert equal(shard.done(other), [alone(make_run("b"))])
+    assert given_up.step == 1
+    assert shard.state(given_up) is None
+    assert shard.counted == [given_up.loras, other.loras]
+    assert shard.engine.quote(TEN).idle
+
+
+def test_who_polls_is_told_when_to_look_again(shard: LoneShard) -> None:
+    shard.learn()
+    run = make_run("a")
+    with shard.network.held:
+        shard.submit(run)
+        shard.network.begin()
+        polled, _ = shard.engine.poll(["a"])
+    assert 0 < polled.boundary_s <= 2.0
+    shard.done(run)
+
+
+# Failures.
+
+
+def test_a_call_that_fails_ends_its_own_runs_alone(shard: LoneShard) -> None:
+    logged.clear()
+    shard.network.failing[8] = ValueError("a secret path")
+    failing, fine = make_run("a", width=8), make_run("b")
+    shard.submit_together(fine, failing)
+    (error,) = shard.errors(failing)
+    assert failing.report.largest_batch == 2
+    assert (error["type"], "secret" in error["message"]) == ("UnexpectedError", False)
+    assert any("a secret path" in each for each in logged)
+    assert equal(shard.done(fine), [alone(make_run("b"))])
+
+
+def test_a_row_that_fails_ends_its_run_alone(shard: LoneShard) -> None:
+    failing, fine = make_run("a", guidance=1.0), make_run("b", guidance=1.0)
+    shard.network.failing_runs[failing] = ControlNetUnavailableError("edges gave no answer")
+    shard.submit_together(fine, failing)
+    assert shard.errors(failing) == [{"type": "ControlNetUnavailableError", "message": "edges gave no answer"}]
+    assert failing.report.largest_batch == 2
+    assert equal(shard.done(fine), [alone(make_run("b", guidance=1.0))])
+
+
+def test_a_step_that_fails_ends_its_batch_and_the_thread_goes_on(shard: LoneShard) -> None:
+    shard.network.failing_step = RuntimeError("no memory")
+    failing, later = make_run("a"), make_run("b")
+    shard.submit(failing)
+    assert [error["type"] for error in shard.errors(failing)] == ["UnexpectedError"]
+    assert shard.counted == [failing.loras]
+    shard.submit(later)
+    assert equal(shard.done(later), [alone(make_run("b"))])
+
+
+# Rows of other shards.
+
+
+def test_an_idle_shard_lends_itself_to_one_at_a_time_until_it_has_runs(shard: LoneShard) -> None:
+    call = call_from_elsewhere()
+    evaluated = shard.engine.evaluate("other", call)
+    assert evaluated is not None
+    assert torch.equal(evaluated.prediction, predicted(call))
+    assert shard.engine.lend("other", seconds=60.0)
+    assert not shard.engine.lend("third")
+    assert shard.engine.evaluate("third", call) is None
+    with shard.network.held:
+        shard.submit(make_run("a"))
+        assert not shard.engine.lend("other")
+        assert shard.engine.evaluate("other", call) is None
+    until(lambda: shard.engine.lend("other"))
+
+
+def test_a_shard_that_is_not_asked_for_a_while_may_be_lent_to_another(shard: LoneShard) -> None:
+    assert shard.engine.lend("other", seconds=0.0)
+    assert shard.engine.lend("third")
+
+
+def test_evaluations_for_others_teach_what_steps_take(shard: LoneShard) -> None:
+    assert shard.engine.quote(TEN).seconds == 0.0
+    shard.network.seconds = 3.0
+    shard.engine.evaluate("other", call_from_elsewhere())
+    until(lambda: shard.engine.quote(TEN).seconds == pytest.approx(30.0))
+
+
+def test_an_evaluation_that_fails_is_the_other_shards_to_tell(shard: LoneShard) -> None:
+    shard.network.failing[SIDE] = ControlNetUnavailableError("edges gave no answer")
+    with pytest.raises(ControlNetUnavailableError, match="edges"):
+        shard.engine.evaluate("other", call_from_elsewhere())
+    shard.network.failing.clear()
+    run = make_run("a")
+    shard.submit(run)
+    assert equal(shard.done(run), [alone(make_run("a"))])
+
+
+def test_a_lone_run_has_half_of_its_rows_evaluated_elsewhere(shards: Callable[..., LoneShard]) -> None:
+    lender = shards("lender")
+    shard, run, last = shards(peers=Lender(lender)), make_run("a"), make_run("b")
+    shard.submit(run)
+    assert equal(shard.done(run), [alone(make_run("a"))])
+    assert run.report.shards == {"shard", "lender"}
+    assert [len(call.loras) for call in (*shard.network.calls, *lender.network.calls)] == [1] * 8
+    with lender.network.held:
+        lender.submit(make_run("its own"))
+        shard.submit(last)
+        assert equal(shard.done(last), [alone(make_run("b"))])
+    assert last.report.shards == {"shard"}
+
+
+# Claims.
+
+
+def test_a_place_that_is_claimed_is_kept_and_taken_up(shard: LoneShard) -> None:
+    shard.learn()
+    claimed = shard.claim(limit_s=25.0)
+    assert claimed.id is not None
+    assert claimed.forecast_s == 20.0
+    later, run = make_run("later", 10), make_run("a", 10, claim_id=claimed.id)
+    shard.submit(later)
+    until(lambda: shard.engine.quote(TEN).seconds == 60.0)  # it is in line, where the thread looks again and again
+    time.sleep(0.02)
+    shard.submit(run)
+    assert equal(shard.done(run, later), [alone(make_run("a", 10)), alone(make_run("later", 10))])
+    assert {each for each, _ in shard.network.calls[0].rows} == {run}
+
+
+def test_a_claim_can_be_given_back(shard: LoneShard) -> None:
+    shard.learn()
+    claimed = shard.claim(limit_s=None)
+    assert not shard.engine.quote(TEN).idle
+    shard.engine.forget([cast("str", claimed.id)])
+    until(lambda: shard.engine.quote(TEN).idle)
+
+
+def test_an_idle_shard_takes_who_would_be_in_time_with_the_help_of_others(shard: LoneShard) -> None:
+    shard.learn()
+    refused = shard.claim(limit_s=12.0)
+    assert (refused.id, refused.forecast_s, refused.retry_after_s) == (None, 20.0, None)
+    accepted = shard.claim(limit_s=12.0, helpers=1)
+    assert (accepted.id is not None, accepted.forecast_s) == (True, 10.0)
+    assert shard.claim(limit_s=12.0, helpers=1).id is None  # it is not idle any more
