@@ -71,7 +71,7 @@ def test_what_was_not_measured_for_long_follows_the_pace() -> None:
 
 
 def test_less_work_that_was_measured_long_ago_takes_no_longer_than_more() -> None:
-    """Else a shard whose first steps were slow would look slow to all, and get none from which it could learn better."""
+    """Else a shard whose first steps were slow would look slow to all, and get none from which to learn better."""
     assert times_of((2, 9.0), *[(4, 2.0)] * 40).expected(2) == pytest.approx(2.0)
     assert times_of(*[(4, 2.0)] * 40, (2, 9.0)).expected(2) == 9.0
 
