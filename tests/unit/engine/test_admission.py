@@ -18,9 +18,8 @@ from stepped_shard import SteppedShard
 from swiftdiffusion.python_backends.common.errors import OverloadedError
 from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
 from swiftdiffusion.python_backends.engine.admission import Admission
-from swiftdiffusion.python_backends.engine.claims import Refusal
-from swiftdiffusion.python_backends.engine.desk import Desk, Work
-from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quote, Quoted
+from swiftdiffusion.python_backends.engine.desk import Desk
+from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quoted, Work
 from swiftdiffusion.python_backends.engine.refusals import REMEMBERED_S, SAME_S
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.request.completed import PRIORITIES, CompletedRequest, Priority
@@ -58,7 +57,7 @@ class Kind:
 
     def is_refused_by(self, desk: Desk) -> bool:
         limit_s = None if self.patience is None else self.limit_s
-        return isinstance(deepcopy(desk).claim(self.work, limit_s, self.priority), Refusal)
+        return deepcopy(desk).claim(replace(self.work, priority=self.priority), limit_s).id is None
 
     def request(self, now: float) -> CompletedRequest:
         return CompletedRequest(
@@ -124,22 +123,14 @@ class Lines:
             pass
         return said
 
-    def quotes(self, work: Quote) -> list[tuple[Quoted, str]]:
+    def quotes(self, work: Work) -> list[tuple[Quoted, str]]:
         self.asked += 1
-        cost = Work(work.rows, work.pixels, work.steps)
-        alone = cost.steps * pace(cost.of_a_step)
-        return [
-            (Quoted(shard.desk.quote(cost, work.priority), alone, shard.desk.empty), name)
-            for name, shard in self.shards.items()
-        ]
+        alone = work.steps * pace(work.of_a_step)
+        return [(Quoted(shard.desk.quote(work), alone, shard.desk.empty), name) for name, shard in self.shards.items()]
 
     def claim(self, name: str, message: Claim) -> Claimed:
         self.asked += 1
-        work = message.work
-        answer = self.shards[name].come(Work(work.rows, work.pixels, work.steps), message.limit_s, work.priority)
-        if isinstance(answer, Refusal):
-            return Claimed(None, answer.forecast_s, retry_after_s=answer.retry_after_s)
-        return Claimed(answer.id, answer.forecast_s)
+        return self.shards[name].come(message.work, message.limit_s)
 
 
 @pytest.fixture(autouse=True, scope="module")
