@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..backend.metrics import Histogram
+from ..backend.metrics import Counter, Histogram
 from ..backend.model_calls import encode_prompts, load_loras
 from ..backend.settings import text_tensor
 from ..common.errors import EmbeddingsUnavailableError, InvalidRequestError
@@ -19,6 +19,7 @@ from .request_loras import RequestLoras
 if TYPE_CHECKING:
     from ..networks.kept_embeddings import Embeddings, KeptEmbeddings
     from ..request.completed import CompletedRequest
+    from .run import Denoising
 
 STEP_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 THREADS = 8
@@ -54,6 +55,9 @@ class AdapterServices:
         self._waits = Histogram(
             "swiftdiffusion_lora_wait_seconds", "Time that requests waited for a LoRA at its bound, where they did"
         )
+        self._rows = Counter(
+            "swiftdiffusion_lora_rows_total", "Rows of UNet calls with LoRAs: patched in, or beside the weights"
+        )
 
     def take_up(self, request: CompletedRequest, tickets: str) -> RequestLoras:
         """The LoRAs of a request, with the tickets that `lora_store` wrote for it.
@@ -67,13 +71,15 @@ class AdapterServices:
         calls = _Calls(self, request)
         return RequestLoras(request.loras, taken, calls, self._timeout_s, uploads_ahead=self._uploads_ahead)
 
-    def count(self, loras: RequestLoras) -> None:
+    def count(self, run: Denoising) -> None:
         """Adds a request that has ended to the metrics."""
-        for run in loras.runs:
-            if run.patched_at_step is not None:
-                self._delays.observe(run.patched_at_step)
-            if run.waited_ms:
-                self._waits.observe(run.waited_ms / 1000)
+        for lora in run.loras.runs:
+            if lora.patched_at_step is not None:
+                self._delays.observe(lora.patched_at_step)
+            if lora.waited_ms:
+                self._waits.observe(lora.waited_ms / 1000)
+        for path, rows in run.report.lora_path.items():
+            self._rows.add(rows, path=path)
 
 
 class _Calls:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .evaluator import Evaluated, Evaluator
     from .messages import Claim, Claimed, Work
     from .peers import Peers
-    from .request_loras import RequestLoras
     from .run import Denoising
     from .step_times import StepTimes
     from .unet_calls import UNetCall
@@ -60,7 +59,7 @@ class Engine:
         peers: Peers,
         desk: Desk,
         times: StepTimes,
-        count: Callable[[RequestLoras], None],
+        count: Callable[[Denoising], None],
     ) -> None:
         """Starts the thread.
 
@@ -70,7 +69,7 @@ class Engine:
             peers: The other shards.
             desk: An empty line.
             times: The desk's.
-            count: Told of the LoRAs of every run that has ended.
+            count: Told of every run that has ended.
         """
         self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
@@ -271,7 +270,7 @@ class Engine:
         if run is not None:
             try:
                 run.close()
-                self._count(run.loras)
+                self._count(run)
             except Exception as error:  # noqa: BLE001  it has ended all the same
                 as_request_error(error, "ending a run")
 

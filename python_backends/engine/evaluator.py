@@ -75,9 +75,6 @@ class Evaluator:
         self._patch_seconds = Histogram(
             "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
         )
-        self._rows = Counter(
-            "swiftdiffusion_lora_rows_total", "Rows of UNet calls with LoRAs: patched in, or beside the weights"
-        )
 
     def measure(self, checkpoint: Checkpoint, patches: bool) -> dict[int, float]:
         """Learns what evaluations cost here, and LoRAs in the weights and beside them, where that is not too slow.
@@ -146,7 +143,6 @@ class Evaluator:
         for name, nbytes in residuals.nbytes.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
         prediction = self._unet.decode(encoded, residuals.total)
-        self._count(call, part)
         if not any(call.controls):  # else it may have waited for a ControlNet
             cells = call.tensors["LATENTS"][0, 0].numel()
             ranks = cells * sum(self._loras.rank(each) or 0 for each in part.beside)
@@ -186,15 +182,6 @@ class Evaluator:
                 self._costs.note_beside(measured.work, measured.ranks, seconds)
             else:
                 self._costs.plain.note(measured.work, seconds)
-
-    def _count(self, call: UNetCall, part: Part) -> None:
-        for is_beside in (False, True):
-            rows = sum(
-                bool(wanted) and bool(beside) == is_beside
-                for wanted, beside in zip(call.loras, part.beside, strict=True)
-            )
-            if rows:
-                self._rows.add(rows, path="beside" if is_beside else "patched")
 
 
 @dataclass(frozen=True)

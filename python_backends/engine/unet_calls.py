@@ -45,12 +45,13 @@ class UNetCall:
         """Some of its rows."""
         if len(rows) == len(self.loras):
             return self
-        chosen = list(rows)
+        together = len(rows) == rows[-1] - rows[0] + 1  # as those of one set are: no copies then
+        chosen = slice(rows[0], rows[-1] + 1) if together else list(rows)
         return replace(
             self,
-            rows=tuple(self.rows[row] for row in chosen) if self.rows else (),
-            loras=tuple(self.loras[row] for row in chosen),
-            controls=tuple(self.controls[row] for row in chosen),
+            rows=tuple(self.rows[row] for row in rows) if self.rows else (),
+            loras=tuple(self.loras[row] for row in rows),
+            controls=tuple(self.controls[row] for row in rows),
             tensors={name: tensor[chosen] for name, tensor in self.tensors.items()},
         )
 

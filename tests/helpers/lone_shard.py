@@ -115,7 +115,7 @@ class LoneShard:
     Attributes:
         network: What it has in the place of an evaluator.
         engine: The engine.
-        counted: LoRAs of the runs that have ended.
+        counted: The runs that have ended.
     """
 
     def __init__(self, name: str = "shard", places: int = 4, peers: Any = None) -> None:

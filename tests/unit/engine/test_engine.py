@@ -91,7 +91,7 @@ def test_what_has_ended_is_told_once(shard: LoneShard) -> None:
     assert shard.state(run) is not None
     shard.done(run)
     assert shard.state(run) is None
-    assert shard.counted == [run.loras]
+    assert shard.counted == [run]
 
 
 def test_a_run_that_is_given_up_leaves_its_place_and_the_others_go_on(shard: LoneShard) -> None:
@@ -103,7 +103,7 @@ def test_a_run_that_is_given_up_leaves_its_place_and_the_others_go_on(shard: Lon
     assert equal(shard.done(other), [alone(make_run("b"))])
     assert given_up.step == 1
     assert shard.state(given_up) is None
-    assert shard.counted == [given_up.loras, other.loras]
+    assert shard.counted == [given_up, other]
     assert shard.engine.quote(TEN).idle
 
 
@@ -147,7 +147,7 @@ def test_a_step_that_fails_ends_its_batch_and_the_thread_goes_on(shard: LoneShar
     failing, later = make_run("a"), make_run("b")
     shard.submit(failing)
     assert [error["type"] for error in shard.errors(failing)] == ["UnexpectedError"]
-    assert shard.counted == [failing.loras]
+    assert shard.counted == [failing]
     shard.submit(later)
     assert equal(shard.done(later), [alone(make_run("b"))])
 
