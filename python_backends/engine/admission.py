@@ -20,15 +20,19 @@ from .messages import Claim, Claimed, Work
 from .refusals import Refusals, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ..request.completed import CompletedRequest
     from ..request.parsing import RequestRules
+    from .messages import Quoted
     from .shards import Shards
 
 
 HELD_TIMES = 4.0
 """What a place is kept for, in times of what prompts take to be encoded."""
+
+ALIKE = 1.3
+"""Forecasts of like shards differ by so much: each learns from its own steps."""
 
 
 class Admission:
@@ -62,7 +66,7 @@ class Admission:
         if refused := self._refusals.of(work, limit):
             raise _overloaded(refused, limit, others, said)
         try:
-            quotes = sorted(self._shards.quotes(work), key=lambda quote: quote[0].seconds)
+            quotes = best_first(self._shards.quotes(work))
         except ModelDownError:
             return request
         alone = min(quoted.alone_s for quoted, _ in quotes)
@@ -74,8 +78,8 @@ class Admission:
         holds_s = math.inf
         for quoted, shard in quotes:
             if refusals and quoted.seconds > limit:
-                holds_s = quoted.seconds - limit / SAFETY
-                break
+                holds_s = min(holds_s, quoted.seconds - limit / SAFETY)
+                continue
             try:
                 claimed = self._shards.claim(shard, Claim(work, limit_s, hold, helpers if quoted.idle else 0))
             except ModelDownError:
@@ -113,6 +117,13 @@ class Admission:
         if self._rules.slo_factor:
             return self._rules.slo_factor * (others + alone) - others, "the server's limit"
         return math.inf, ""
+
+
+def best_first(quotes: Iterable[tuple[Quoted, str]]) -> list[tuple[Quoted, str]]:
+    """Shards and what they said, by when they would be done; of those that hardly differ the one with least in line."""
+    ordered = sorted(quotes, key=lambda quote: quote[0].seconds)
+    alike = [quote for quote in ordered if quote[0].seconds <= ALIKE * ordered[0][0].seconds]
+    return sorted(alike, key=lambda quote: quote[0].in_line) + ordered[len(alike) :]
 
 
 def work_of(request: CompletedRequest) -> Work:

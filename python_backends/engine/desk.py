@@ -83,10 +83,10 @@ class Desk:
         return Claimed(None, outlook.end - now, self._retry_after(new, outlook, now, limit))
 
     @property
-    def empty(self) -> bool:
-        """Whether nobody is in line."""
+    def in_line(self) -> int:
+        """Rows × pixels of all that are."""
         self._now()
-        return not self._line
+        return sum(each.work for each in self._line)
 
     def quote(self, work: Work) -> float:
         """Seconds until a run that came now would be done: the line, run ahead."""

@@ -120,7 +120,7 @@ class Engine:
     def quote(self, work: Work) -> Quoted:
         """When such a run would be done."""
         with self._mutex:
-            return Quoted(self._desk.quote(work), self._helped(work, self._peer_count), self._desk.empty)
+            return Quoted(self._desk.quote(work), self._helped(work, self._peer_count), self._desk.in_line)
 
     def claim(self, asked: Claim) -> Claimed:
         """A place for such a run, if it would be done in time.
@@ -130,8 +130,8 @@ class Engine:
         """
         work, limit_s = asked.work, asked.limit_s
         with self._mutex:
-            helped = self._helped(work, asked.helpers) if asked.helpers and self._desk.empty else None
-            if limit_s is not None and self._desk.empty and SAFETY * self._desk.quote(work) > limit_s:
+            helped = self._helped(work, asked.helpers) if asked.helpers and not self._desk.in_line else None
+            if limit_s is not None and not self._desk.in_line and SAFETY * self._desk.quote(work) > limit_s:
                 has_help = helped is not None and SAFETY * helped <= limit_s
                 if has_help or time.monotonic() - self._stepped_at > PROBED_AFTER_S:
                     limit_s = None

@@ -22,7 +22,7 @@ from ..common.errors import (
 )
 from ..request.completed import CompletedRequest
 from ..request.encoding import Encoding
-from .admission import work_of
+from .admission import best_first, work_of
 from .messages import RunState, Submit
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Front:
                 shard = claim.shard
                 self._before.note(max(0.0, time.time() - claim.at))
             else:
-                shard = self._shards.best(work_of(request))
+                shard = best_first(self._shards.quotes(work_of(request)))[0][1]
         except ModelDownError as error:
             if time.monotonic() - run.joined > ALL_DOWN_S:
                 run.failure = error

@@ -190,12 +190,17 @@ class Quoted:
     Attributes:
         seconds: From now.
         alone_s: If it had the shard for itself, and the help of others where there are any.
-        idle: Whether nobody is in line.
+        in_line: Rows × pixels of all that are in line.
     """
 
     seconds: float
     alone_s: float
-    idle: bool
+    in_line: int
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is."""
+        return not self.in_line
 
 
 @dataclass(frozen=True)

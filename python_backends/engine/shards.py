@@ -64,10 +64,6 @@ class Shards:
             raise self._why()
         return quotes
 
-    def best(self, work: Work) -> str:
-        """The shard that would be done with such a run first; errors as `quotes`."""
-        return min(self.quotes(work), key=lambda quote: quote[0].seconds)[1]
-
     def claim(self, name: str, message: Claim) -> Claimed:
         """Claims a place in a shard's line."""
         return self._ask(name, message, Claimed)[0]

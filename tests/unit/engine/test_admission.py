@@ -17,7 +17,7 @@ from stepped_shard import SteppedShard
 
 from swiftdiffusion.python_backends.common.errors import OverloadedError
 from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
-from swiftdiffusion.python_backends.engine.admission import Admission
+from swiftdiffusion.python_backends.engine.admission import Admission, best_first
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quoted, Work
 from swiftdiffusion.python_backends.engine.refusals import REMEMBERED_S, SAME_S
@@ -126,7 +126,9 @@ class Lines:
     def quotes(self, work: Work) -> list[tuple[Quoted, str]]:
         self.asked += 1
         alone = work.steps * pace(work.of_a_step)
-        return [(Quoted(shard.desk.quote(work), alone, shard.desk.empty), name) for name, shard in self.shards.items()]
+        return [
+            (Quoted(shard.desk.quote(work), alone, shard.desk.in_line), name) for name, shard in self.shards.items()
+        ]
 
     def claim(self, name: str, message: Claim) -> Claimed:
         self.asked += 1
@@ -274,3 +276,9 @@ def test_a_clock_that_is_set_back_ends_all_memory() -> None:
     for shard in lines.shards.values():
         shard.now -= 1.0
     assert lines.come_unasked(Kind()) is None
+
+
+def test_of_shards_that_hardly_differ_the_one_with_least_in_line_is_asked_first() -> None:
+    said = {"slow": (4.0, 0), "long": (2.0, 300), "short": (2.5, 200), "shorter": (2.4, 100), "slower": (3.0, 0)}
+    quotes = [(Quoted(seconds, 1.0, in_line), name) for name, (seconds, in_line) in said.items()]
+    assert [name for _, name in best_first(quotes)] == ["shorter", "short", "long", "slower", "slow"]

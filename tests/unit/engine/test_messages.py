@@ -109,7 +109,7 @@ STATES = st.builds(
 ANSWERS = [
     st.builds(Submitted, st.none() | REPORTS, st.booleans()),
     st.builds(Polled, st.dictionaries(TEXTS, st.none() | STATES, max_size=3), NUMBERS, NUMBERS),
-    st.builds(Quoted, NUMBERS, NUMBERS, st.booleans()),
+    st.builds(Quoted, NUMBERS, NUMBERS, COUNTS),
     st.builds(Claimed, st.none() | TEXTS, NUMBERS, st.none() | NUMBERS),
     st.builds(Lent, st.booleans()),
     st.builds(
