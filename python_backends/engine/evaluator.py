@@ -14,7 +14,7 @@ from ..lora.patching.beside import zeros
 from ..lora.patching.patcher import Patcher
 from ..networks.unet import SLOW_S, example
 from ..networks.unet_halves import residual_size
-from .mixing import LoraCosts, Part, plan
+from .mixing import LASTS_STEPS, LoraCosts, Part, mixes, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +68,7 @@ class Evaluator:
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
         self._costs = LoraCosts()
+        self._mixed = 0  # calls in a row in which sets shared
         self._measuring: list[_Measured] = []
         self._begun: float | torch.cuda.Event = 0.0
         self._last_step: _Measured | None = None
@@ -120,7 +121,8 @@ class Evaluator:
         self._learn()
         self._loras.upload({key for key, _ in call.ahead})
         height, width = call.tensors["LATENTS"].shape[2:]
-        parts = plan(call.loras, height * width, self._loras, self._costs)
+        parts = plan(call.loras, height * width, self._loras, self._costs, look_again=self._mixed >= LASTS_STEPS)
+        self._mixed = self._mixed + 1 if mixes(parts) else 0
         if len(parts) == 1 and parts[0].rows == tuple(range(len(call.loras))):
             return self._part(call, parts[0])
         return _merged([(part.rows, self._part(call.of(part.rows), part)) for part in parts])

@@ -66,6 +66,15 @@ def test_the_set_that_most_rows_share_is_patched_in_and_the_others_are_differenc
     assert dict(difference(C, B)) == {C[0][0]: 1.0, B[0][0]: -1.0}
 
 
+def test_apart_again_once_in_a_while_unless_that_costs_far_more() -> None:
+    """Who always shares calls learns nothing of those apart, which may have been measured at a bad time."""
+    sets = [A, A, B, B]
+    for swap, parts in ((0.01, 2), (0.1, 1)):
+        measured = costs(swap, of_a_rank=1e-5)
+        assert len(plan(sets, PIXELS, Loras(), measured)) == 1
+        assert len(plan(sets, PIXELS, Loras(), measured, look_again=True)) == parts
+
+
 def test_what_sets_have_in_common_is_no_difference() -> None:
     assert difference(A + B, A) == B
     assert difference(A, A) == ()
