@@ -14,7 +14,7 @@ from ..lora.patching.beside import zeros
 from ..lora.patching.patcher import Patcher
 from ..networks.unet import SLOW_S, example
 from ..networks.unet_halves import residual_size
-from .mixing import LASTS_STEPS, LoraCosts, Part, mixes, plan
+from .mixing import LoraCosts, Part, mixes, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 MEASURED_ROWS, MEASURED_RANK = 4, 16
 """Two guided requests with small LoRAs."""
+
+LOOK_AFTER = 2, 64
+"""Least and most calls in a row that sets share before those apart are measured again."""
 
 _MEASURED_WEIGHTS = "measured"
 """A prompt's second step and those after it are what most steps are like."""
@@ -68,7 +71,7 @@ class Evaluator:
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
         self._costs = LoraCosts()
-        self._mixed = 0  # calls in a row in which sets shared
+        self._mixed, self._look_after = 0, LOOK_AFTER[0]
         self._measuring: list[_Measured] = []
         self._begun: float | torch.cuda.Event = 0.0
         self._last_step: _Measured | None = None
@@ -121,11 +124,19 @@ class Evaluator:
         self._learn()
         self._loras.upload({key for key, _ in call.ahead})
         height, width = call.tensors["LATENTS"].shape[2:]
-        parts = plan(call.loras, height * width, self._loras, self._costs, look_again=self._mixed >= LASTS_STEPS)
-        self._mixed = self._mixed + 1 if mixes(parts) else 0
+        parts = self._planned(call.loras, height * width)
         if len(parts) == 1 and parts[0].rows == tuple(range(len(call.loras))):
             return self._part(call, parts[0])
         return _merged([(part.rows, self._part(call.of(part.rows), part)) for part in parts])
+
+    def _planned(self, sets: Sequence[LoraSet], pixels: int) -> list[Part]:
+        """The cheapest parts; after some calls that sets shared those apart, and after twice as many the next time."""
+        looks = self._mixed >= self._look_after
+        parts = plan(sets, pixels, self._loras, self._costs, look_again=looks)
+        self._mixed = self._mixed + 1 if mixes(parts) else 0
+        if not self._mixed:
+            self._look_after = min(2 * self._look_after, LOOK_AFTER[1]) if looks else LOOK_AFTER[0]
+        return parts
 
     def _part(self, call: UNetCall, part: Part) -> Evaluated:
         resident, started = self._loras.current, time.perf_counter()

@@ -24,6 +24,9 @@ LOOKED_AT = 2.0
 LASTS_STEPS = 8
 """Steps for which a batch stays as it is, about: what patching for all of them costs is spread over so many."""
 
+FALLS = 0.5
+"""What is compared is what evaluations take when nothing disturbs them: a lower measurement weighs more."""
+
 WEIGHT, OUTLIER = 0.2, 3.0
 """Of the latest measurement in a running mean, and the most of it that counts, in times of the mean."""
 
@@ -47,7 +50,7 @@ class LoraCosts:
     """Seconds that evaluations, swaps and factors beside the weights take."""
 
     def __init__(self) -> None:
-        self.plain = StepTimes()
+        self.plain = StepTimes(falls=FALLS)
         self._swaps: dict[bool, float] = {}
         self._of_a_rank: float | None = None
 

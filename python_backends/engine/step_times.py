@@ -20,7 +20,13 @@ class StepTimes:
     growth at all and growth with the work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, falls: float = WEIGHT) -> None:
+        """Knows nothing.
+
+        Args:
+            falls: Weight of a step that was faster than the mean.
+        """
+        self._falls = falls
         self._works: list[int] = []
         self._means: dict[int, float] = {}
         self._noted: dict[int, int] = {}
@@ -42,7 +48,8 @@ class StepTimes:
         mean = self._means.get(work, 0.0)
         if noted > 1:
             seconds = min(seconds, OUTLIER * mean)
-        self._means[work] = mean + max(WEIGHT, 1 / noted) * (seconds - mean)
+        weight = self._falls if seconds < mean else WEIGHT
+        self._means[work] = mean + max(weight, 1 / noted) * (seconds - mean)
         self._noted[work] = min(noted, round(1 / WEIGHT))
         self._steps += 1
         self._measured_at[work] = self._steps

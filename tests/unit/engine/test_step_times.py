@@ -51,6 +51,15 @@ def test_a_new_pace_is_learnt_within_some_steps() -> None:
     assert times.expected(2) == pytest.approx(3.0, rel=0.05)
 
 
+def test_a_faster_step_may_weigh_more() -> None:
+    times = StepTimes(falls=0.5)
+    for seconds in [4.0] * 20 + [2.0, 2.0, 2.0]:
+        times.note(2, seconds)
+    assert times.expected(2) == 2.25
+    times.note(2, 3.25)
+    assert times.expected(2) == pytest.approx(2.45)
+
+
 def test_a_guess_gives_way_to_what_is_measured_and_follows_its_pace() -> None:
     """At load other models had the cores: everything was three times as slow."""
     times = StepTimes()
