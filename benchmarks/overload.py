@@ -40,14 +40,14 @@ class Load:
         request = GenerationRequest(traced.prompt, seed=traced.seed, steps=self._steps, timeout_ms=self._timeout_ms)
         return (await self._client.generate(request)).info
 
-    async def solo(self) -> float:
-        """Median seconds of requests alone."""
+    async def solo(self, requests: int = SOLO, skipped: int = 2) -> float:
+        """Median seconds of requests alone, without the first ones."""
         seconds = []
-        for seed in range(SOLO):
+        for seed in range(requests):
             started = time.perf_counter()
             await self.send(self._traced(0.0, seed))
             seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds[2:])
+        return statistics.median(seconds[skipped:])
 
     async def capacity(self, seconds: float, at_once: int = 8) -> float:
         """Requests per second of so many callers that send the next when they have an answer."""
@@ -90,11 +90,9 @@ async def measure(
             outcomes = await replay(load.poisson(rate * capacity, seconds), load.send)
             report = summarise(outcomes, factor * solo)
             await asyncio.sleep(5)
-            started = time.perf_counter()
-            await free.send(TracedRequest(at=0, prompt=PROMPT, seed=1, steps=steps, controlnets=(), loras=()))
-            after = time.perf_counter() - started
+            after, then = await free.solo(1, 0), await free.solo()
             show(console, report, f"{rate:g} × capacity")
-            found.append({"rate": rate, "seconds_5_s_later": after, **report.as_json()})
+            found.append({"rate": rate, "seconds_5_s_later": after, "seconds_alone_then": then, **report.as_json()})
     best = max(each["goodput"] for each in found) or 1.0
     for each in found:
         each["goodput_over_best"] = each["goodput"] / best
