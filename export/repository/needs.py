@@ -24,6 +24,7 @@ from ...python_backends.lora.patching.resident import DEVICE_BYTES, KEPT_BYTES
 from ...python_backends.networks.controlnet_modules import PositionalControlNet
 from ...python_backends.networks.needs import controlnet_needs, text_encoder_needs, unet_needs, vae_needs
 from ...python_backends.networks.prompt_encoding import PromptEncoder
+from ...python_backends.networks.prompt_projections import MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +37,13 @@ MIB = 2**20
 
 
 def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> dict[str, str]:
-    """Of a UNet shard; on a GPU it keeps LoRAs there, on the CPU the weights with LoRAs in them, if these are small."""
+    """Of a UNet shard; a GPU keeps LoRAs, a CPU projections of prompts, and small weights with LoRAs in them."""
     if _has_engine(options, gpu):
         return {}
     needs, patched = _of(unet_needs, checkpoint), options.loras is not None
-    kept = DEVICE_BYTES if gpu is not None else KEPT_BYTES if needs.adaptable <= KEPT_BYTES else 0
-    return _parameters(needs, options.dtype_on(gpu), patched, kept if patched else 0)
+    of_loras = DEVICE_BYTES if gpu is not None else KEPT_BYTES if needs.adaptable <= KEPT_BYTES else 0
+    kept = (of_loras if patched else 0) + (MOST_BYTES if gpu is None else 0)
+    return _parameters(needs, options.dtype_on(gpu), patched, kept)
 
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
