@@ -71,7 +71,7 @@ def test_what_it_will_need_is_said_and_written(sd15: Path, tmp_path: Path) -> No
     assert re.search(r"a step of denoiser: 0.000118 TFLOP, about \S+ s on 1 thread of this machine", output)
     parameters = config_of(tmp_path / "r", "unet_shard0").parameters
     assert parameters["gflop"].string_value == "0.118"
-    assert int(parameters["needs_mib"].string_value) == 132  # 0.8 of weights, three times 0.8 of activations, 128 of projections
+    assert int(parameters["needs_mib"].string_value) == 132  # 128 of projections, 0.8 of weights, 3 × 0.8
 
 
 def test_a_shard_on_a_gpu_needs_less_for_weights_and_more_for_loras(sd15: Path, tmp_path: Path) -> None:
