@@ -120,6 +120,8 @@ class TritonPythonModel(Reloadable):
         except EvictedError:
             return Submitted(missing=True)
         except Exception as error:  # noqa: BLE001  whatever a request brings is its denoiser's to tell
+            if message.request.claim is not None:
+                self._engine.forget([message.request.claim.id])
             return Submitted(error=to_report(as_request_error(error, "denoising")))
         return Submitted()
 

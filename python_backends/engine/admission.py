@@ -71,6 +71,7 @@ class Admission:
             return request
         alone = min(quoted.alone_s for quoted, _ in quotes)
         limit, said = self._limit(request, now, others, alone)
+        quotes.sort(key=lambda quote: SAFETY * quote[0].seconds > limit)  # who refuses would count it as a crowd
         limit_s = None if limit == math.inf else limit
         hold = max(CLAIM_S, HELD_TIMES * before)
         helpers = sum(quoted.idle for quoted, _ in quotes) - 1

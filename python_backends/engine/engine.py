@@ -159,12 +159,14 @@ class Engine:
         answer: Future[Evaluated] = Future()
 
         def job() -> None:
-            self._evaluator.begin_step()
             try:
-                answer.set_result(self._evaluator(call))
+                self._evaluator.begin_step()
+                evaluated = self._evaluator(call)
+                self._learn(self._evaluator.end_step(call.work))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 answer.set_exception(error)
-            self._learn(self._evaluator.end_step(call.work))
+            else:
+                answer.set_result(evaluated)
 
         self._inbox.put(job)
         evaluated = answer.result()
@@ -192,8 +194,9 @@ class Engine:
             except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
                 failure = as_request_error(error, "denoising")
                 for run in batch:
-                    run.failure = run.failure or failure
-                    self._publish(run)
+                    if run.request.run_id in self._runs:
+                        run.failure = run.failure or failure
+                        self._publish(run)
 
     def _take_messages(self, wait: bool) -> None:
         """Does what came in meanwhile; with nothing to do waits for it, with LoRAs on their way for a moment."""
@@ -241,7 +244,8 @@ class Engine:
         """What steps took, and evaluations for others: a shard that seems slow might get nothing else to learn from."""
         with self._mutex:
             for work, seconds in ended:
-                self._times.note(work, seconds)
+                if work > 0:
+                    self._times.note(work, seconds)
 
     def _enter(self, run: Denoising, again: bool) -> None:
         self._runs[run.request.run_id] = run

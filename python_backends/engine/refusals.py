@@ -42,7 +42,8 @@ class Refused:
     def covers(self, work: Work, limit_s: float) -> bool:
         """Whether such a run is at least as hard to have done in time."""
         return (
-            work.rows * work.pixels >= self.work.rows * self.work.pixels
+            work.rows >= self.work.rows
+            and work.pixels >= self.work.pixels
             and work.steps >= self.work.steps
             and PRIORITIES.index(work.priority) <= PRIORITIES.index(self.work.priority)
             and limit_s <= self.limit_s + SAME_S

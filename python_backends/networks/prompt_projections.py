@@ -49,9 +49,11 @@ class PromptProjections:
             if weights is not None and kept.is_of(embeddings, weights):
                 self._keep(kept)
                 return kept.projected
-        flat = [part.projection(embeddings).flatten(1) for part in self._parts]
-        projected = torch.cat(flat, 1).view(*embeddings.shape[:2], self._width)
-        if weights is not None:
+        rows, tokens, _ = embeddings.shape
+        projected = embeddings.new_empty(rows, tokens, self._width)
+        for part in self._parts:
+            part(projected).copy_(part.projection(embeddings))
+        if weights is not None and projected.nbytes <= MOST_BYTES:
             self._keep(_Kept(embeddings.clone(), weights, projected))
         return projected
 

@@ -186,7 +186,12 @@ def test_an_evaluation_that_fails_is_the_other_shards_to_tell(shard: LoneShard) 
     shard.network.failing[SIDE] = ControlNetUnavailableError("edges gave no answer")
     with pytest.raises(ControlNetUnavailableError, match="edges"):
         shard.engine.evaluate("other", call_from_elsewhere())
+    assert shard.engine.quote(TEN).seconds == 0.0  # what fails at once is no measure
     shard.network.failing.clear()
+    shard.network.failing_step = RuntimeError("the device is gone")
+    with pytest.raises(RuntimeError, match="device"):
+        shard.engine.evaluate("other", call_from_elsewhere())
+    shard.engine.evaluate("other", replace(call_from_elsewhere(), pixels=0))
     run = make_run("a")
     shard.submit(run)
     assert equal(shard.done(run), [alone(make_run("a"))])

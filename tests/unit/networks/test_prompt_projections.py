@@ -88,6 +88,16 @@ def test_what_was_used_longest_ago_goes_first(
     assert projections(embeddings, "b") is not b
 
 
+def test_what_has_no_room_drives_nothing_out(
+    checkpoint: Checkpoint, projections: PromptProjections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = noise(checkpoint, 4, 0)["ENCODER_HIDDEN_STATES"]
+    kept = projections(embeddings[:2], "a")
+    monkeypatch.setattr(prompt_projections, "MOST_BYTES", kept.nbytes)
+    assert projections(embeddings, "a") is not projections(embeddings, "a")
+    assert projections(embeddings[:2], "a") is kept
+
+
 def test_another_runtime_has_none(checkpoint: Checkpoint) -> None:
     unet = checkpoint.load_unet(CPU, torch.float32)
     assert Runtime("compile").unet(unet, CPU, torch.float32).projections is None
