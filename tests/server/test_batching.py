@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpc
 
+from file_server import wait_for
 from wire import generate, inputs, metrics
 
 one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
@@ -106,9 +107,9 @@ def test_more_requests_than_places_are_all_served(tiny: Any) -> None:
 
 @three_shards
 def test_one_request_uses_both_shards_and_many_are_spread(tiny: Any) -> None:
-    alone = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=5.0)
-    assert len(alone.info["shards"]) == 2
-    unguided = generate(tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=4, GUIDANCE_SCALE=1.0)
+    fields: dict[str, Any] = {"PROMPT": "a cat", "SEED": 1, "STEPS": 4}
+    wait_for(lambda: len(generate(tiny, tiny.model, **fields, GUIDANCE_SCALE=5.0).info["shards"]) == 2)
+    unguided = generate(tiny, tiny.model, **fields, GUIDANCE_SCALE=1.0)
     assert len(unguided.info["shards"]) == 1
 
 
