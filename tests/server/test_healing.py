@@ -144,7 +144,7 @@ def test_a_denoiser_that_dies_ends_its_requests_at_once_and_no_others(tiny: Tiny
     with ThreadPoolExecutor(1) as threads, Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
         stream = client.stream(REQUEST)
         assert isinstance(next(stream), Progress)
-        ended = threads.submit(generate, tiny, tiny.model, **FIELDS)
+        ended = threads.submit(generate, tiny, tiny.model, **FIELDS, HEIGHT=128, WIDTH=128)  # it takes its time
         wait_until_running(tiny.grpc_url, denoiser)
         try:
             kill(tiny, denoiser)
