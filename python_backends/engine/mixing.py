@@ -109,10 +109,10 @@ def plan(sets: Sequence[LoraSet], pixels: int, loras: Loras, costs: LoraCosts, l
             option = _mixed(patched, distinct, sets, loras)
             if option is not None:
                 options.append(option)
-    cost = {number: _cost(parts, pixels, loras, costs) for number, parts in enumerate(options)}
-    if look_again and cost[0] <= LOOKED_AT * min(cost.values()):
+    seconds = [_cost(parts, pixels, loras, costs) for parts in options]
+    if look_again and seconds[0] <= LOOKED_AT * min(seconds):
         return options[0]
-    return options[min(cost, key=lambda number: cost[number] * (MIXED if mixes(options[number]) else 1.0))]
+    return min(zip(seconds, options, strict=True), key=lambda each: each[0] * (MIXED if mixes(each[1]) else 1.0))[1]
 
 
 def difference(wanted: LoraSet, patched: LoraSet) -> LoraSet:

@@ -45,9 +45,10 @@ class PromptProjections:
         Returns:
             [B, tokens, all widths], one projection after the other in each row.
         """
-        for kept in self._kept:
+        for place, kept in enumerate(self._kept):
             if weights is not None and kept.is_of(embeddings, weights):
-                self._keep(kept)
+                if place:
+                    self._keep(kept)
                 return kept.projected
         rows, tokens, _ = embeddings.shape
         projected = embeddings.new_empty(rows, tokens, self._width)
