@@ -58,7 +58,7 @@ class Ours:
 
     def put_on(self, *files: Path) -> None:
         """Makes a set resident."""
-        self._resident.ensure(make_set(dict.fromkeys(files, 1.0)))
+        self._resident.ensure(make_set((file, 1.0) for file in files))
 
 
 class Diffusers:

@@ -28,17 +28,17 @@ WARM_UP = 2
 """Rounds that are not counted."""
 
 
-def seconds(client: Client, sets: Sequence[Sequence[str]], steps: int, seed: int) -> tuple[float, dict[str, int]]:
-    """Of requests with these sets, all at once; and how their rows had their LoRAs."""
+def seconds(client: Client, sets: Sequence[Sequence[str]], steps: int, number: int) -> tuple[float, dict[str, int]]:
+    """Of requests with these sets and a prompt of their own, all at once; and how their rows had their LoRAs."""
     requests = [
         GenerationRequest(
-            f"a red circle above a blue square {seed}",
-            seed=number,
+            f"a red circle above a blue square {number}",
+            seed=seed,
             steps=steps,
             loras=tuple(Lora(name) for name in names),
             lora_bound=0 if names else None,
         )
-        for number, names in enumerate(sets)
+        for seed, names in enumerate(sets)
     ]
     started = time.perf_counter()
     with ThreadPoolExecutor(len(sets)) as threads:
@@ -56,8 +56,8 @@ def measure(client: Client, sets: Sequence[Sequence[str]], steps: int, rounds: i
     bare: list[list[str]] = [[] for _ in sets]
     pairs, paths = [], {}
     for number in range(WARM_UP + rounds):
-        with_loras, paths = seconds(client, sets, steps, number)
-        without, _ = seconds(client, bare, steps, number)
+        with_loras, paths = seconds(client, sets, steps, 2 * number)
+        without, _ = seconds(client, bare, steps, 2 * number + 1)  # both have prompts that nobody encoded before
         pairs.append((with_loras, without))
     kept = pairs[WARM_UP:]
     ratios = [without / with_loras for with_loras, without in kept]

@@ -11,20 +11,25 @@ from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
 from .backend.reloadable import Reloadable
 from .backend.responses import as_request_error, error_response
-from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
-from .lora.files.lora_set import NO_LORAS, LoraSet, set_from_json
+from .backend.settings import ModelSettings, input_text, text_tensor
+from .common.errors import LoraUnavailableError
+from .engine.lora_run import text_set
+from .lora.files.lora_set import NO_LORAS, LoraSet
 from .lora.loading.catalogue import Catalogue
+from .lora.loading.outcomes import Outcomes
+from .lora.loading.tickets import tickets_of
 from .networks.kept_embeddings import KeptEmbeddings
 from .networks.prompt_encoding import Embedding, PromptEncoder, Text
 from .request.completed import CompletedRequest
 from .request.encoding import Encoding
+from .shared_memory.host_directory import host_cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class TritonPythonModel(Reloadable):
-    """Encodes the texts of all requests of a batch at once."""
+    """Encodes the texts of all requests of a batch at once, with those of their LoRAs that are at hand."""
 
     def load(self, args: Mapping[str, str]) -> None:
         """Loads the text encoders; making the embedding of the empty prompt warms them up."""
@@ -33,6 +38,7 @@ class TritonPythonModel(Reloadable):
         catalogue = Catalogue(settings.path("loras"))
         self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
         self._kept = KeptEmbeddings()
+        self._outcomes = Outcomes(host_cache_directory())
         keep_freed_memory()
 
     def respond(self, requests: list[Any]) -> list[Any]:
@@ -41,8 +47,10 @@ class TritonPythonModel(Reloadable):
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
             try:
-                texts = self._encoder.texts(CompletedRequest.from_json(input_text(request, "REQUEST")))
-                by_set.setdefault(_lora_set(request), {})[number] = texts
+                completed = CompletedRequest.from_json(input_text(request, "REQUEST"))
+                tickets = tickets_of(completed.loras, input_text(request, "TICKETS"), self._outcomes)
+                loras = text_set(completed.loras, tickets)
+                by_set.setdefault(loras, {})[number] = self._encoder.texts(completed)
             except Exception as error:  # noqa: BLE001  what one request brings must not end the others
                 responses[number] = error_response(as_request_error(error, "encoding"))
         for loras, pairs in by_set.items():
@@ -57,12 +65,17 @@ class TritonPythonModel(Reloadable):
     def _encode(self, pairs: list[tuple[Text | None, Text]], loras: LoraSet) -> list[Any]:
         """Responses for pairs of texts under one LoRA set."""
         start = time.perf_counter()
-        embeddings, _ = self._encoder.encode([text for pair in pairs for text in pair if text is not None], loras)
+        texts = [text for pair in pairs for text in pair if text is not None]
+        try:
+            embeddings, _ = self._encoder.encode(texts, loras)
+        except LoraUnavailableError:  # a file has gone since: who has it again asks again
+            loras = NO_LORAS
+            embeddings, _ = self._encoder.encode(texts)
         milliseconds = 1000 * (time.perf_counter() - start)
-        return [self._response(pair, embeddings, milliseconds) for pair in pairs]
+        return [self._response(pair, embeddings, milliseconds, loras) for pair in pairs]
 
     def _response(
-        self, pair: tuple[Text | None, Text], embeddings: Mapping[Text, Embedding], milliseconds: float
+        self, pair: tuple[Text | None, Text], embeddings: Mapping[Text, Embedding], milliseconds: float, loras: LoraSet
     ) -> Any:
         prompt = embeddings[pair[1]]
         encoding = Encoding(
@@ -70,11 +83,6 @@ class TritonPythonModel(Reloadable):
             prompt=self._kept.put(prompt),
             ms=milliseconds,
             prompt_truncated=prompt.truncated,
+            loras=loras,
         )
         return pb_utils.InferenceResponse([text_tensor("ENCODING", encoding.to_json())])
-
-
-def _lora_set(request: Any) -> LoraSet:
-    """What a shard wants patched in; the ensemble's own call has none."""
-    given = input_arrays(request, ["LORA_SET"])
-    return set_from_json(input_text(request, "LORA_SET")) if given else NO_LORAS

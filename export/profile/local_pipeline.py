@@ -57,7 +57,7 @@ class LocalPipeline(ExitStack):
         target = self._path(outside.key(sha256_of(file)))
         if not target.exists():
             self._canonicalise(file, target, outside)
-        return make_set({target: scale})
+        return make_set([(target, scale)])
 
     def start(self, requests: Sequence[CompletedRequest], loras: LoraSet = NO_LORAS) -> Runs:
         """Runs at step 0, their prompts encoded with a set."""

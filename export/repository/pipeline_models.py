@@ -132,17 +132,14 @@ class PipelineModels:
         return python_model(name, [REQUEST], [TICKETS], parameters, max_batch_size=options.max_batch_size)
 
     def _text_encoders(self) -> pb.ModelConfig:
-        """Ensembles call it without LORA_SET; a shard with it, once a LoRA's text parts are ready."""
-        config = self._computing(
+        return self._computing(
             self._text_encoder,
-            [REQUEST],
+            [REQUEST, TICKETS],
             [ENCODING],
             self._options.text_encoder_gpu,
             **self._catalogue,
             **needs.text_encoder(self._checkpoint, self._options),
         )
-        config.input.append(model_input("LORA_SET", "STRING", (1,), optional=True))
-        return config
 
     def _denoiser(self, name: str) -> pb.ModelConfig:
         """It carries small texts alone: an iterative sequence is handed its inputs again and again."""
@@ -225,7 +222,7 @@ class PipelineModels:
         given = {"REQUEST": "request", "ENCODING": "encoding", "TICKETS": "tickets"}
         steps = [
             (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
-            (self._text_encoder, {"REQUEST": "request"}, {"ENCODING": "encoding"}),
+            (self._text_encoder, {"REQUEST": "request", "TICKETS": "tickets"}, {"ENCODING": "encoding"}),
             (f"{self._prefix}denoiser{suffix}", given, latents),
             (f"{self._prefix}vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
         ]

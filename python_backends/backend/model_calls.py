@@ -60,9 +60,10 @@ def load_loras(store: str, request: CompletedRequest) -> str:
     return response_texts(response, "TICKETS")[0]
 
 
-def encode_prompts(text_encoder: str, request: CompletedRequest, *lora_set: Any) -> Encoding:
-    """Has a request's prompts encoded, with the LoRAs of the tensor LORA_SET; errors as `call_model`."""
-    response = call_model(text_encoder, [text_tensor("REQUEST", request.to_json()), *lora_set], ["ENCODING"])
+def encode_prompts(text_encoder: str, request: CompletedRequest, tickets: str) -> Encoding:
+    """Has a request's prompts encoded, with those of its LoRAs that are at hand; errors as `call_model`."""
+    inputs = [text_tensor("REQUEST", request.to_json()), text_tensor("TICKETS", tickets)]
+    response = call_model(text_encoder, inputs, ["ENCODING"])
     return Encoding.from_json(response_texts(response, "ENCODING")[0])
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backend.metrics import Counter, Histogram
 from ..backend.model_calls import encode_prompts, load_loras
-from ..backend.settings import text_tensor
-from ..common.errors import EmbeddingsUnavailableError, InvalidRequestError
-from ..lora.files.lora_set import LoraSet, set_to_json
+from ..common.errors import EmbeddingsUnavailableError
 from ..lora.loading.outcomes import Outcomes
-from ..lora.loading.tickets import Ticket, tickets_from_json
+from ..lora.loading.tickets import Ticket, tickets_from_json, tickets_of, tickets_to_json
 from ..shared_memory.host_cache import EvictedError, host_cache_directory
+from .lora_run import set_of
 from .request_loras import RequestLoras
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..lora.files.lora_set import LoraSet
     from ..networks.kept_embeddings import Embeddings, KeptEmbeddings
     from ..request.completed import CompletedRequest
+    from .lora_run import LoraRun
     from .run import Denoising
 
 STEP_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -59,17 +63,25 @@ class AdapterServices:
             "swiftdiffusion_lora_rows_total", "Rows of UNet calls with LoRAs: patched in, or beside the weights"
         )
 
-    def take_up(self, request: CompletedRequest, tickets: str) -> RequestLoras:
-        """The LoRAs of a request, with the tickets that `lora_store` wrote for it.
+    def take_up(self, request: CompletedRequest, tickets: str, encoded: LoraSet) -> RequestLoras:
+        """The LoRAs of a request, some of which its prompts are encoded with already.
+
+        Args:
+            request: The request.
+            tickets: What `lora_store` wrote for it.
+            encoded: See `RequestLoras`.
 
         Raises:
             InvalidRequestError: If the tickets are not the request's.
         """
-        taken = tickets_from_json(tickets, self.outcomes)
-        if [ticket.name for ticket in taken] != [use.name for use in request.loras]:
-            raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
-        calls = _Calls(self, request)
-        return RequestLoras(request.loras, taken, calls, self._timeout_s, uploads_ahead=self._uploads_ahead)
+        return RequestLoras(
+            request.loras,
+            tickets_of(request.loras, tickets, self.outcomes),
+            _Calls(self, request),
+            encoded,
+            self._timeout_s,
+            uploads_ahead=self._uploads_ahead,
+        )
 
     def count(self, run: Denoising) -> None:
         """Adds a request that has ended to the metrics."""
@@ -88,20 +100,20 @@ class _Calls:
     def __init__(self, services: AdapterServices, request: CompletedRequest) -> None:
         self._services, self._request = services, request
 
-    def encode(self, loras: LoraSet) -> Future[Embeddings]:
+    def encode(self, loras: Sequence[LoraRun]) -> Future[Embeddings]:
         return self._services.threads.submit(self._encode, loras)
 
     def load_again(self, position: int) -> Future[Ticket]:
         return self._services.threads.submit(self._load_again, position)
 
-    def _encode(self, loras: LoraSet) -> Embeddings:
-        lora_set = text_tensor("LORA_SET", set_to_json(loras))
+    def _encode(self, loras: Sequence[LoraRun]) -> Embeddings:
+        request = replace(self._request, loras=tuple(replace(lora.use, patch_step=None) for lora in loras))
+        tickets = tickets_to_json([Ticket(lora.use.name, result=lora.loaded) for lora in loras])
         for _ in range(ENCODINGS):
-            encoding = encode_prompts(self._services.text_encoder, self._request, lora_set)
-            try:
-                return self._services.embeddings.pair(encoding.negative, encoding.prompt)
-            except EvictedError:
-                continue
+            encoding = encode_prompts(self._services.text_encoder, request, tickets)
+            with suppress(EvictedError):
+                if encoding.loras == set_of(loras):
+                    return self._services.embeddings.pair(encoding.negative, encoding.prompt)
         raise EmbeddingsUnavailableError(f"PROMPT: its embeddings went before they were used, {ENCODINGS} times")
 
     def _load_again(self, position: int) -> Ticket:

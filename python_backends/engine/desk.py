@@ -9,6 +9,7 @@ import math
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from .line import SAFETY, Queued, begun, next_stretch, run_ahead, spares
 from .messages import Claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from .messages import Work
     from .step_times import StepTimes
@@ -156,22 +157,28 @@ class Desk:
         line = [replace(each, steps=each.steps - (each.run in self._stepping)) for each in self._line]
         return max(now, self._boundary), [each for each in line if each.steps > 0]
 
-    def _ends(self, line: Sequence[Queued], at: float) -> dict[str, float]:
-        return run_ahead(line, at, self._places, self._times)[2]
+    def _ahead(self, line: Sequence[Queued], at: float, until: float = math.inf) -> tuple[float, list[Queued]]:
+        """When the last step that begins before `until` ends, and who is in line then."""
+        *_, (at, left, _) = run_ahead(line, at, self._places, self._times, until)
+        return at, left
+
+    def _ends(self, line: Sequence[Queued], at: float) -> Iterator[tuple[str, float]]:
+        """Who is done when, the first first."""
+        return ((run, end) for end, _, done in run_ahead(line, at, self._places, self._times) for run in done)
 
     def _outlook(self, at: float, line: Sequence[Queued], new: Queued) -> _Outlook:
         first = len(line)
         while first and line[first - 1].gives_way(new):
             first -= 1
 
-        def ends(place: int) -> dict[str, float]:
+        def ends(place: int) -> Iterator[tuple[str, float]]:
             return self._ends([*line[:place], new, *line[place:]], at)
 
         places = range(first, len(line))
-        before = self._ends(line, at) if places else {}
+        before = dict(self._ends(line, at)) if any(each.promised for each in line[first:]) else {}
         place = first + bisect_left(places, True, key=lambda each: spares(line[each:], before, ends(each), at))
         begins = next_stretch([*line[:place], new], at, self._places, self._times).runs > place
-        return _Outlook(len(line) - place, begins, ends(place)[new.run])
+        return _Outlook(len(line) - place, begins, next(end for run, end in ends(place) if run == new.run))
 
     def _insert(self, new: Queued, overtakes: int) -> None:
         place = len(self._line) - overtakes
@@ -182,7 +189,7 @@ class Desk:
     def _sparing_claims(self, sharing: list[Queued], now: float) -> list[Queued]:
         """Without those that have not begun and must not yet: an earlier run has claimed its time, and is to come."""
         claims = [each for each in self._line if each.promised and each.expires < math.inf]
-        before = self._ends(self._line, now) if claims else {}
+        before = dict(self._ends(self._line, now)) if claims else {}
         while claims and (line := begun(self._line, sharing)) != self._line:
             if spares(claims, before, self._ends(line, now), now):
                 break
@@ -204,19 +211,19 @@ class Desk:
         at, line = self._at_boundary(now)
         soonest = outlook.end - now - limit / SAFETY  # who comes while it would wait anyway is done no later
         if len(self._line) >= self._longest:
-            ends = [at] * (len(self._line) - len(line)) + sorted(self._ends(line, at).values())
-            soonest = max(soonest, ends[len(ends) - self._longest] - now)
+            ends = chain(repeat(at, len(self._line) - len(line)), (end for _, end in self._ends(line, at)))
+            soonest = max(soonest, next(islice(ends, len(self._line) - self._longest, None)) - now)
         soonest = max(0.0, soonest) + RESOLUTION_S
-        at, line, _ = run_ahead(line, at, self._places, self._times, until=now + soonest)
+        at, line = self._ahead(line, at, until=now + soonest)
 
         def accepted(wait: float) -> bool:
             then, later = now + wait, replace(new, due=new.due + wait)
-            boundary, left, _ = run_ahead(line, at, self._places, self._times, until=then)
+            boundary, left = self._ahead(line, at, until=then)
             return self._admits(later, self._outlook(max(boundary, then), left, later), then, limit)
 
         if accepted(soonest):
             return soonest
-        part = max(0.0, max([at, *self._ends(line, at).values()]) - now - soonest) / RETRY_PARTS
+        part = max(0.0, self._ahead(line, at)[0] - now - soonest) / RETRY_PARTS
         return soonest + part * bisect_left(range(RETRY_PARTS), True, key=lambda each: accepted(soonest + part * each))
 
 

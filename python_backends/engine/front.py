@@ -211,7 +211,9 @@ class Front:
     def _submit(self, run: FrontRun, shard: str) -> None:
         answer = self._shards.submit(shard, run.message)
         if answer.missing:
-            run.message = replace(run.message, encoding=encode_prompts(self._text_encoder, run.request))
+            run.message = replace(
+                run.message, encoding=encode_prompts(self._text_encoder, run.request, run.message.tickets)
+            )
             answer = self._shards.submit(shard, run.message)
         if answer.error is not None:
             run.failure = from_report(dict(answer.error))

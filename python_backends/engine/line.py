@@ -8,11 +8,12 @@ whoever comes later makes no promise late, and nobody is passed by. Needs no tor
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from .step_times import StepTimes
 
@@ -85,6 +86,9 @@ class Queued:
         return min(kept, lost)
 
 
+_VALUES = attrgetter(*Queued.__slots__)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """Steps that the first of a line share.
@@ -112,22 +116,23 @@ def next_stretch(line: Sequence[Queued], now: float, places: int, times: StepTim
     expected = times.expected
     work, runs, steps, budget = 0, 0, math.inf, math.inf
     for each in line[:places]:
-        longer_s = SAFETY * expected(work + each.work) if budget < math.inf else 0.0
-        if longer_s > budget:
+        if budget < math.inf and (longer_s := SAFETY * expected(work + each.work)) > budget:
             step_s = expected(work)
             objected = max(one.objects(now, step_s, longer_s, expected(one.work)) for one in line[:runs])
             steps = min(steps, max(1, objected))
             break
-        work, runs, steps = work + each.work, runs + 1, min(steps, each.steps)
-        if each.promised:
+        work, runs = work + each.work, runs + 1
+        if each.steps < steps:
+            steps = each.steps
+        if each.due < math.inf:
             budget = min(budget, each.budget(now, expected(each.work)))
     return Stretch(runs, expected(work), int(max(0, steps)))
 
 
 def run_ahead(
     line: Iterable[Queued], now: float, places: int, times: StepTimes, until: float = math.inf
-) -> tuple[float, list[Queued], dict[str, float]]:
-    """What becomes of a line if nobody comes.
+) -> Iterator[tuple[float, list[Queued], list[str]]]:
+    """What becomes of a line if nobody comes: as it is, then after every stretch.
 
     Args:
         line: In order; stays as it is.
@@ -136,23 +141,23 @@ def run_ahead(
         times: What steps take.
         until: The last step begins before.
 
-    Returns:
-        When that step ends, who is in line then, and when each of the others was done.
+    Yields:
+        When the stretch ends, who is in line then, and who is done with it. The line is the same list every time.
     """
-    left, ended = [replace(each) for each in line], {}
+    left = [Queued(*_VALUES(each)) for each in line]
+    yield now, left, []
     while left and now < until:
         stretch = next_stretch(left, now, places, times)
         steps = stretch.steps
         if until < math.inf and stretch.step_s > 0:
             steps = min(steps, math.ceil((until - now) / stretch.step_s))
         now += steps * stretch.step_s
-        for each in left[: stretch.runs]:
+        sharing = left[: stretch.runs]
+        for each in sharing:
             each.started = True
             each.steps -= steps
-            if each.steps <= 0:
-                ended[each.run] = now
-        left = [each for each in left if each.steps > 0]
-    return now, left, ended
+        left[: stretch.runs] = [each for each in sharing if each.steps > 0]
+        yield now, left, [each.run for each in sharing if each.steps <= 0]
 
 
 def begun(line: Sequence[Queued], sharing: Collection[Queued]) -> list[Queued]:
@@ -160,10 +165,18 @@ def begun(line: Sequence[Queued], sharing: Collection[Queued]) -> list[Queued]:
     return sorted(line, key=lambda each: not (each.started or each in sharing))
 
 
-def spares(others: Iterable[Queued], before: Mapping[str, float], after: Mapping[str, float], now: float) -> bool:
-    """Whether every promise that would be kept still is, with `SAFETY`, or no later than it would be anyway."""
-    return all(
-        after[each.run] <= max(before[each.run], now + (each.due - now) / SAFETY)
+def spares(others: Iterable[Queued], before: Mapping[str, float], ends: Iterable[tuple[str, float]], now: float) -> bool:
+    """Whether every promise that would be kept still is, with `SAFETY`, or no later than it would be anyway.
+
+    Args:
+        others: Whose promises count.
+        before: When those that have one would be done anyway.
+        ends: When who is done; asked no further than to the first that is too late.
+        now: Seconds of the clock.
+    """
+    latest = {
+        each.run: max(before[each.run], now + (each.due - now) / SAFETY)
         for each in others
         if each.promised and before[each.run] <= each.due
-    )
+    }
+    return not latest or all(end <= latest.get(run, math.inf) for run, end in ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ..lora.files.modules import UNET
 from ..shared_memory.host_cache import EvictedError, Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
 
     from ..lora.loading.outcomes import LoadedLora
@@ -91,7 +92,7 @@ class LoraRun:
             return
         modules, self.notes = adapted_modules(loaded.path), notes_of(loaded.path)
         self.loaded, self.modules = loaded, sum(modules.values())
-        self.adapts_text = any(component != UNET for component in modules)
+        self.adapts_text = _adapt_text(modules)
 
     def _load_again(self, load_again: Callable[[], Future[Ticket]], reason: str) -> None:
         if self.reloads == MAX_RELOADS:
@@ -129,8 +130,19 @@ class LoraRun:
 
 def set_of(runs: Sequence[LoraRun]) -> LoraSet:
     """The set of those that are loaded."""
-    scales: dict[Any, float] = {}
-    for run in runs:
-        if run.loaded is not None:  # two names may stand for one content
-            scales[run.loaded.path] = scales.get(run.loaded.path, 0.0) + run.use.scale
-    return make_set(scales)
+    return make_set((run.loaded.path, run.use.scale) for run in runs if run.loaded is not None)
+
+
+def text_set(uses: Sequence[LoraUse], tickets: Sequence[Ticket]) -> LoraSet:
+    """Of a request's LoRAs that are at hand, those that its prompts are encoded with from the first step on."""
+    found = []
+    for use, ticket in zip(uses, tickets, strict=True):
+        if ticket.at_hand is not None and not use.patch_step:
+            with suppress(FileNotFoundError):  # others took its place since
+                if _adapt_text(adapted_modules(ticket.at_hand.path)):
+                    found.append((ticket.at_hand.path, use.scale))
+    return make_set(found)
+
+
+def _adapt_text(modules: Iterable[str]) -> bool:
+    return any(component != UNET for component in modules)

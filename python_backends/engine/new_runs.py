@@ -60,7 +60,7 @@ class NewRuns:
         """
         encoding = message.encoding
         embeddings = self._embeddings.pair(encoding.negative, encoding.prompt)
-        loras = self._adapters.take_up(message.request, message.tickets)
+        loras = self._adapters.take_up(message.request, message.tickets, encoding.loras)
         try:
             run = Denoising(
                 message.request, self._scheduler_config, self._geometry, embeddings, encoding, loras, self._device

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Services(Protocol):
     """What the state below asks of the other models; nothing of it waits."""
 
-    def encode(self, loras: LoraSet) -> Future[Embeddings]:
-        """Starts encoding the request's prompts with a set patched into the text encoders."""
+    def encode(self, loras: Sequence[LoraRun]) -> Future[Embeddings]:
+        """Starts encoding the request's prompts with these patched into the text encoders."""
 
     def load_again(self, position: int) -> Future[Ticket]:
         """Starts loading the request's LoRA at a position once more: it was lost before its lease."""
@@ -45,6 +45,7 @@ class RequestLoras:
         uses: Sequence[LoraUse],
         tickets: Sequence[Ticket],
         services: Services | None,
+        encoded: LoraSet = NO_LORAS,
         timeout_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         uploads_ahead: bool = False,
@@ -55,6 +56,7 @@ class RequestLoras:
             uses: What the request asks for.
             tickets: `lora_store`'s, one per use.
             services: The other models; None for a request without LoRAs.
+            encoded: The set that its prompts are encoded with; the first step waits for it, should it have gone since.
             timeout_s: Longest wait at a bound.
             clock: Seconds.
             uploads_ahead: Whether a LoRA that arrives during the run goes on one step later where its bound allows it,
@@ -65,7 +67,7 @@ class RequestLoras:
         self.current: LoraSet = NO_LORAS
         self._services = cast(Services, services)
         self._timeout_s, self._clock = timeout_s, clock
-        self._text_set: LoraSet = NO_LORAS
+        self._text_set = encoded
         self._encoding: tuple[LoraSet, Future[Embeddings]] | None = None
         self._late: list[LoraRun] = []
         self._asked_at = clock()
@@ -132,9 +134,9 @@ class RequestLoras:
         return run.lease is not None and run.may_start(step) and not (has_time and run.leased_at_step == step)
 
     def _is_late(self, run: LoraRun, step: int, steps: int) -> bool:
-        """Whether the next step waits: at the bound, and at step 0 for what is there but for its encoding."""
-        there = step == 0 and run.lease is not None and run.may_start(step)
-        return there or step >= run.latest_step(steps)
+        """Whether the next step waits: at the bound; step 0 for what is there, or encoded, without the other."""
+        is_half_there = run.lease is not None or not set(self._text_set) <= set(self.current)
+        return (step == 0 and is_half_there and run.may_start(step)) or step >= run.latest_step(steps)
 
     def _put_on(self, ready: list[LoraRun], step: int) -> Embeddings | None:
         """Makes the ready LoRAs the current set, once the prompt is encoded with their text encoders' parts."""
@@ -142,10 +144,11 @@ class RequestLoras:
         if not new:
             return None
         embeddings = None
-        text_set = set_of([run for run in ready if run.adapts_text])
+        of_text = [run for run in ready if run.adapts_text]
+        text_set = set_of(of_text)
         if text_set != self._text_set:
             if self._encoding is None or self._encoding[0] != text_set:
-                self._encoding = text_set, self._services.encode(text_set)
+                self._encoding = text_set, self._services.encode(of_text)
             if not self._encoding[1].done():
                 new = [run for run in new if not run.adapts_text]
             else:

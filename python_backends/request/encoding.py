@@ -12,6 +12,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from ..common.errors import InvalidRequestError
 
 EmbeddingKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+LoraKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16,64}$")]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Encoding:
         prompt: Of the prompt's.
         ms: What encoding took.
         prompt_truncated: Whether the prompt had more tokens than the encoders read.
+        loras: The LoRA set that was patched into the text encoders.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -31,6 +33,7 @@ class Encoding:
     prompt: EmbeddingKey
     ms: float
     prompt_truncated: bool
+    loras: tuple[tuple[LoraKey, float], ...] = ()
 
     def to_json(self) -> str:
         """As it travels between models."""

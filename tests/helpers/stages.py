@@ -26,7 +26,9 @@ class Stages:
                 request = json.loads(texts["REQUEST"])
                 request["claim"]["shard"] = home
                 texts["REQUEST"] = json.dumps(request).encode()
-            encoded = client.infer(self._server.inner("text_encoder"), [_text("REQUEST", texts["REQUEST"])])
+            encoded = client.infer(
+                self._server.inner("text_encoder"), [_text(name, text) for name, text in texts.items()]
+            )
         return texts | {"ENCODING": encoded.as_numpy("ENCODING")[0, 0]}
 
     def denoise(self, texts: dict[str, bytes]) -> tuple[np.ndarray, dict[str, Any]]:

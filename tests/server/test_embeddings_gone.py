@@ -81,6 +81,7 @@ def test_while_a_request_waits_for_a_lora_of_the_text_encoder(tiny: TinyServer) 
             index.unlink()
     assert picture.distance(again) < 0.01
     assert picture.info["loras"][0]["patched_at_step"] == 0
+    assert again.info["loras"][0]["waited_ms"] == 0, "its prompt was encoded with it at once"
     assert picture.distance(generate_with(tiny, [], STEPS=6)) > 0.5
 
 

@@ -30,8 +30,9 @@ def test_a_denoiser_is_handed_few_bytes(tiny: Any, suffix: str) -> None:
         wanted = [tensor.name for tensor in client.get_model_config(tiny.inner(f"denoiser{suffix}")).config.input]
         completed = client.infer(tiny.inner("preprocess"), inputs(grpc, fields))
         texts = {name: completed.as_numpy(name)[0, 0] for name in ("REQUEST", "TICKETS")}
-        request = grpc.InferInput("REQUEST", [1, 1], "BYTES")
-        request.set_data_from_numpy(np.array([[texts["REQUEST"]]], dtype=object))
-        texts["ENCODING"] = client.infer(tiny.inner("text_encoder"), [request]).as_numpy("ENCODING")[0, 0]
+        given = [grpc.InferInput(name, [1, 1], "BYTES") for name in texts]
+        for tensor in given:
+            tensor.set_data_from_numpy(np.array([[texts[tensor.name()]]], dtype=object))
+        texts["ENCODING"] = client.infer(tiny.inner("text_encoder"), given).as_numpy("ENCODING")[0, 0]
     assert sum(len(texts[name]) for name in wanted) < MOST_BYTES
     assert json.loads(texts["ENCODING"])["prompt"]

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
-
-from ...common.errors import InvalidRequestError
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 LoraSet = tuple[tuple[str, float], ...]
 """(key, scale) pairs, sorted; the key is the name of a canonical file in the host cache, without its suffix."""
 
 NO_LORAS: LoraSet = ()
 
-_Key = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16,64}$")]
-_SETS = TypeAdapter(tuple[tuple[_Key, Annotated[float, Field(allow_inf_nan=False, ge=-1000, le=1000)]], ...])
 
-
-def make_set(loras: dict[Path, float]) -> LoraSet:
-    """The set of canonical files (path → scale)."""
-    return tuple(sorted((path.stem, scale) for path, scale in loras.items()))
-
-
-def set_to_json(loras: LoraSet) -> str:
-    """The set as it travels to a shard or to the text encoder."""
-    return json.dumps(loras)
-
-
-@lru_cache(maxsize=256)
-def set_from_json(text: str) -> LoraSet:
-    """The set that `set_to_json` wrote.
-
-    Raises:
-        InvalidRequestError: If the text is anything else (a client called an inner model by itself).
-    """
-    try:
-        return tuple(sorted(_SETS.validate_json(text)))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        raise InvalidRequestError(f"LORA_SET is not what a denoiser writes: {first['msg']}") from None
+def make_set(loras: Iterable[tuple[Path, float]]) -> LoraSet:
+    """The set of canonical files, each with its scale; two names may stand for one content."""
+    scales: dict[str, float] = {}
+    for path, scale in loras:
+        scales[path.stem] = scales.get(path.stem, 0.0) + scale
+    return tuple(sorted(scales.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -13,6 +13,11 @@ from pydantic.dataclasses import dataclass as validated
 from ...common.errors import InvalidRequestError, RequestError, to_report
 from ...common.sentences import misread
 from .outcomes import CONFIG, LoadedLora, Milliseconds, Outcome, Outcomes, Report, Source, checked_path, to_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...request.completed import LoraUse
 
 
 class Ticket:
@@ -38,6 +43,11 @@ class Ticket:
         if isinstance(self._result, RequestError):
             raise self._result
         return self._result
+
+    @property
+    def at_hand(self) -> LoadedLora | None:
+        """The LoRA that was there when the ticket was written; an outcome is left to who asks with `poll`."""
+        return self._result if isinstance(self._result, LoadedLora) else None
 
     @property
     def lost(self) -> bool:
@@ -77,6 +87,18 @@ def tickets_from_json(text: str, outcomes: Outcomes) -> list[Ticket]:
         InvalidRequestError: If the text is anything else (a client called an inner model by itself).
     """
     return [_ticket(entry, outcomes) for entry in _entries(text)]
+
+
+def tickets_of(uses: Sequence[LoraUse], text: str, outcomes: Outcomes) -> list[Ticket]:
+    """The tickets that were written for what a request asks for.
+
+    Raises:
+        InvalidRequestError: If they were not.
+    """
+    tickets = tickets_from_json(text, outcomes)
+    if [ticket.name for ticket in tickets] != [use.name for use in uses]:
+        raise InvalidRequestError("TICKETS is not what `lora_store` writes for this REQUEST")
+    return tickets
 
 
 def raise_failure(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError, LoraUnavailableError, RequestError
+from swiftdiffusion.python_backends.engine.lora_run import LoraRun, set_of, text_set
 from swiftdiffusion.python_backends.engine.request_loras import RequestLoras
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora, Group
 from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
@@ -61,8 +63,8 @@ class Models:
         self.encodings: list[tuple[LoraSet, Future[Embeddings]]] = []
         self.reloads: list[Future[Ticket]] = []
 
-    def encode(self, loras: LoraSet) -> Future[Embeddings]:
-        self.encodings.append((loras, Future()))
+    def encode(self, loras: Sequence[LoraRun]) -> Future[Embeddings]:
+        self.encodings.append((set_of(loras), Future()))
         return self.encodings[-1][1]
 
     def load_again(self, position: int) -> Future[Ticket]:
@@ -171,6 +173,46 @@ def test_text_parts_go_on_once_the_prompt_is_encoded_with_them(store: Store) -> 
     assert loras.advance(0, STEPS) == (True, embeddings)
     assert loras.current == ((KEYS["unet"], 1.0), (KEYS["text"], 0.5))
     assert loras.advance(1, STEPS) == (True, None)
+
+
+def test_text_parts_that_are_at_hand_are_encoded_at_once(store: Store) -> None:
+    models = Models()
+    uses = [use("unet"), use("text", scale=0.5), use("more", scale=0.25), use("later", patch_step=2)]
+    tickets = [Ticket(each.name, result=store.loaded("unet" if each.name == "unet" else "text")) for each in uses]
+    encoded = text_set(uses, tickets)
+    assert encoded == ((KEYS["text"], 0.75),)
+    loras = RequestLoras(uses, tickets, models, encoded)
+    assert loras.advance(0, STEPS) == (True, None)
+    assert loras.current == ((KEYS["unet"], 1.0), (KEYS["text"], 0.75))
+    assert not models.encodings
+    assert loras.advance(2, STEPS) == (False, None)
+    assert [each for each, _ in models.encodings] == [((KEYS["text"], 1.75),)]
+
+
+def test_what_is_not_at_hand_is_not_encoded_and_its_outcome_is_left(store: Store) -> None:
+    pending, outcome = store.pending("text")
+    outcome.put(store.loaded("text"))
+    assert text_set([use("text")], [pending]) == ()
+    assert pending.poll() == store.loaded("text")
+    failed = Ticket("text", result=LoraUnavailableError("gone"))
+    evicted = Ticket("text", result=store.loaded("text"))
+    store.cache.drop(KEYS["text"])
+    assert text_set([use("text")] * 2, [failed, evicted]) == ()
+
+
+def test_the_first_step_waits_for_what_its_prompts_are_encoded_with(store: Store) -> None:
+    """Whatever its bound says: the embeddings and the weights belong together."""
+    models = Models()
+    tickets = [Ticket("text", result=store.loaded("text"))]
+    encoded = text_set([use("text")], tickets)
+    store.cache.drop(KEYS["text"])
+    loras = RequestLoras([use("text", bound=5)], tickets, models, encoded)
+    assert loras.advance(0, STEPS) == (False, None)
+    store.write()
+    models.reloads[0].set_result(Ticket("text", result=store.loaded("text")))
+    assert loras.advance(0, STEPS) == (True, None)
+    assert loras.current == encoded
+    assert not models.encodings
 
 
 def test_text_parts_that_come_late_are_encoded_while_steps_run(store: Store) -> None:
