@@ -24,7 +24,8 @@ from .lora.loading.tickets import raise_failure
 from .request.cancellation import RequestRegistry
 from .request.controlnets import KnownControlNet
 from .request.parameters import refuse_unread
-from .request.parsing import RequestRules, parse_request
+from .request.parsing import parse_request
+from .request.rules import RequestRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...python_backends.request.parsing import RequestRules
+from ...python_backends.request.rules import RequestRules
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..request.completed import CompletedRequest
-    from ..request.parsing import RequestRules
+    from ..request.rules import RequestRules
     from .messages import Quoted
     from .shards import Shards
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -16,23 +16,13 @@ from ..common.sentences import shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .rules import RequestRules
+
 
 class Entry(BaseModel):
     """One entry of a JSON list such as LORAS."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class SizeRules(Protocol):
-    """What bounds a height or width, in pixels."""
-
-    @property
-    def size_multiple(self) -> int:
-        """Sizes are multiples of this."""
-
-    @property
-    def max_size(self) -> int:
-        """The largest."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class Fields:
             raise InvalidRequestError(f"{field} is {float(value):g}; allowed: {low:g} to {high:g}")
         return float(value)
 
-    def size(self, field: str, rules: SizeRules) -> int | None:
+    def size(self, field: str, rules: RequestRules) -> int | None:
         """A height or width in pixels."""
         value = self._scalar(field)
         if value is None:

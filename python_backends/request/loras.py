@@ -15,6 +15,7 @@ from .fields import Entry
 
 if TYPE_CHECKING:
     from .fields import Fields
+    from .rules import RequestRules
 
 MOST_EVALUATIONS_PER_STEP = 2
 """UNet evaluations that a sampler makes per step: two for Heun. The denoiser knows the run's own number."""
@@ -48,26 +49,6 @@ class KnownLoras(Protocol):
         """What requests with it default to; raises UnknownLoraError."""
 
 
-class LoraRules(Protocol):
-    """What bounds LORAS and its fields."""
-
-    @property
-    def max_json_bytes(self) -> int:
-        """The longest."""
-
-    @property
-    def max_loras(self) -> int:
-        """Most entries."""
-
-    @property
-    def max_steps(self) -> int:
-        """Most steps of a request."""
-
-    @property
-    def lora_bound(self) -> int:
-        """K where neither request nor catalogue says one."""
-
-
 class AskedLoras:
     """LORAS, LORA_BOUND and LORA_PATCH_STEP of one request.
 
@@ -75,7 +56,7 @@ class AskedLoras:
         applied: Field → name of the LoRA whose default it took.
     """
 
-    def __init__(self, fields: Fields, rules: LoraRules, catalogue: KnownLoras) -> None:
+    def __init__(self, fields: Fields, rules: RequestRules, catalogue: KnownLoras) -> None:
         """Checks them.
 
         Raises:

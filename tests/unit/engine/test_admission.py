@@ -23,7 +23,7 @@ from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quote
 from swiftdiffusion.python_backends.engine.refusals import REMEMBERED_S, SAME_S
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.request.completed import PRIORITIES, CompletedRequest, Priority
-from swiftdiffusion.python_backends.request.parsing import RequestRules
+from swiftdiffusion.python_backends.request.rules import RequestRules
 
 SAID = re.compile(r"would be done in (\d+) ms.*retry_after_ms (\d+)")
 WORKS = range(1, 33)

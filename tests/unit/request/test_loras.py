@@ -11,7 +11,8 @@ import pytest
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.request.completed import CompletedRequest, LoraUse
-from swiftdiffusion.python_backends.request.parsing import RequestRules, parse_request
+from swiftdiffusion.python_backends.request.parsing import parse_request
+from swiftdiffusion.python_backends.request.rules import RequestRules
 from wire import array
 
 RULES = RequestRules(

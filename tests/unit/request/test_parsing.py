@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
-from swiftdiffusion.python_backends.request.parsing import RequestRules, parse_request
+from swiftdiffusion.python_backends.request.parsing import parse_request
+from swiftdiffusion.python_backends.request.rules import RequestRules
 from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
 from wire import TYPES, array
 
