@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.library_messages import silence_diffusers
 from ..networks.checkpoint import Checkpoint
 from ..networks.runtimes import TORCH, Runtime
-from .process import prepare_torch
+from .memory import return_freed_memory
 
 if TYPE_CHECKING:
     from .settings import ModelSettings
@@ -34,8 +35,14 @@ class ComputeSettings:
 
     @classmethod
     def from_settings(cls, settings: ModelSettings) -> ComputeSettings:
-        """Reads the parameters `checkpoint` and `dtype`, and prepares the process."""
-        prepare_torch(settings)
+        """Reads the parameters and prepares the process: threads, no gradients, no progress bars in the server's log.
+
+        Freed memory is returned from now on, until `keep_freed_memory`.
+        """
+        return_freed_memory()
+        torch.set_num_threads(int(settings.parameters["threads"]))
+        torch.set_grad_enabled(False)
+        silence_diffusers()
         device = torch.device("cpu" if settings.gpu is None else f"cuda:{settings.gpu}")
         if device.type == "cuda":
             torch.cuda.set_device(device)
