@@ -7,13 +7,15 @@ no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..lora.files.lora_set import NO_LORAS, LoraSet
 from .step_times import StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ..lora.patching.resident import ResidentLoras
 
 MIXED = 1.1
 """Sets share a call only where that should save more than costs are measured to vary."""
@@ -73,22 +75,9 @@ class LoraCosts:
         return (self._of_a_rank or 0.0) * ranks
 
 
-class Loras(Protocol):
-    """What `plan` asks of the LoRAs of a UNet: see `lora.patching.resident.ResidentLoras`."""
-
-    current: LoraSet
-
-    def rank(self, loras: LoraSet) -> int | None:
-        """Of a set's factors beside the weights; None for one that cannot be there."""
-
-    def fits_beside(self, ranks: Sequence[int]) -> bool:
-        """Whether sets of these ranks have room beside the weights at a time."""
-
-    def can_keep(self, count: int) -> bool:
-        """Whether the weights of so many sets can be kept."""
-
-
-def plan(sets: Sequence[LoraSet], pixels: int, loras: Loras, costs: LoraCosts, look_again: bool = False) -> list[Part]:
+def plan(
+    sets: Sequence[LoraSet], pixels: int, loras: ResidentLoras, costs: LoraCosts, look_again: bool = False
+) -> list[Part]:
     """The cheapest way to evaluate rows of one size, each with its set.
 
     Args:
@@ -137,7 +126,9 @@ def _grouped(distinct: Sequence[LoraSet], sets: Sequence[LoraSet]) -> list[Part]
     return parts
 
 
-def _mixed(patched: LoraSet, distinct: Sequence[LoraSet], sets: Sequence[LoraSet], loras: Loras) -> list[Part] | None:
+def _mixed(
+    patched: LoraSet, distinct: Sequence[LoraSet], sets: Sequence[LoraSet], loras: ResidentLoras
+) -> list[Part] | None:
     """One part for all sets that can be beside a patched one, one for each other; None if that mixes nothing."""
     together: dict[LoraSet, LoraSet] = {}
     ranks: list[int] = []
@@ -155,7 +146,7 @@ def _mixed(patched: LoraSet, distinct: Sequence[LoraSet], sets: Sequence[LoraSet
     return sorted(parts, key=lambda part: part.patched != distinct[0])  # what is resident, if anything is, comes first
 
 
-def _cost(parts: Sequence[Part], pixels: int, loras: Loras, costs: LoraCosts) -> float:
+def _cost(parts: Sequence[Part], pixels: int, loras: ResidentLoras, costs: LoraCosts) -> float:
     """Seconds of a step, as it repeats: one of several parts begins where the step before ended."""
     swaps = (len(parts) - 1) * costs.swap(loras.can_keep(len(parts)))
     swaps += all(part.patched != loras.current for part in parts) * costs.swap(kept=False) / LASTS_STEPS

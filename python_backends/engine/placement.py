@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,24 +28,15 @@ def place(batch: Sequence[Denoising], shards: int) -> list[list[Row]]:
     """
     whole = _fill([[(denoising, half) for half in denoising.halves] for denoising in batch], shards)
     split = _fill([[(denoising, half)] for denoising in batch for half in denoising.halves], shards)
-    return (split if split.length < whole.length else whole).rows
+    return min(whole, split, key=lambda rows: max(map(_cells, rows)))
 
 
-@dataclass(frozen=True)
-class _Placed:
-    rows: list[list[Row]]
-    length: int
-
-
-def _fill(units: list[list[Row]], shards: int) -> _Placed:
+def _fill(units: list[list[Row]], shards: int) -> list[list[Row]]:
     """Largest unit first, each to the shard that has least."""
     rows: list[list[Row]] = [[] for _ in range(shards)]
-    loads = [0] * shards
     for unit in sorted(units, key=_cells, reverse=True):
-        shard = loads.index(min(loads))
-        loads[shard] += _cells(unit)
-        rows[shard].extend(unit)
-    return _Placed(rows, max(loads))
+        min(rows, key=_cells).extend(unit)
+    return rows
 
 
 def _cells(rows: list[Row]) -> int:

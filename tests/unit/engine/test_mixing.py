@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +46,7 @@ def costs(swap: float, of_a_rank: float, step: float = 0.01) -> LoraCosts:
 
 
 def planned(sets: Sequence[LoraSet], loras: Loras | None = None, **given: float) -> list[Part]:
-    return plan(sets, PIXELS, loras or Loras(), costs(**{"swap": 0.1, "of_a_rank": 1e-4, **given}))
+    return plan(sets, PIXELS, cast(Any, loras or Loras()), costs(**{"swap": 0.1, "of_a_rank": 1e-4, **given}))
 
 
 def test_one_set_is_patched_in() -> None:
@@ -71,8 +72,8 @@ def test_apart_again_once_in_a_while_unless_that_costs_far_more() -> None:
     sets = [A, A, B, B]
     for swap, parts in ((0.01, 2), (0.1, 1)):
         measured = costs(swap, of_a_rank=1e-5)
-        assert len(plan(sets, PIXELS, Loras(), measured)) == 1
-        assert len(plan(sets, PIXELS, Loras(), measured, look_again=True)) == parts
+        assert len(plan(sets, PIXELS, cast(Any, Loras()), measured)) == 1
+        assert len(plan(sets, PIXELS, cast(Any, Loras()), measured, look_again=True)) == parts
 
 
 def test_what_sets_have_in_common_is_no_difference() -> None:
