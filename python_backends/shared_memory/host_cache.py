@@ -17,7 +17,6 @@ from .leased_files import EvictedError, Lease, LeasedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
 __all__ = ["EvictedError", "HostCache", "HostCacheFullError", "Lease", "Reservation", "host_cache_directory"]
 
@@ -40,7 +39,7 @@ class HostCacheFullError(Exception):
 
 
 class Reservation:
-    """Room in the cache for a file that is being written; a context manager, at whose end an unpublished file goes.
+    """Room in the cache for a file that is being written: see `HostCache.reserve`.
 
     Attributes:
         path: Where to write it.
@@ -58,14 +57,6 @@ class Reservation:
             HostCacheFullError: If there is no room.
         """
         return self._cache._publish(self.path, key)
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._cache._release(self.path)
 
 
 class HostCache:
@@ -108,7 +99,7 @@ class HostCache:
 
     @contextmanager
     def reserve(self, expected_bytes: int) -> Iterator[Reservation]:
-        """Room for a file that is about to be written, for the time of a `with` block.
+        """Room for a file that is about to be written, for the time of a `with` block; one that is not published goes.
 
         Args:
             expected_bytes: Its likely size; `publish` corrects it.
@@ -120,9 +111,14 @@ class HostCache:
         with self._files.mutex:
             self._count += 1
             name = f"{os.getpid()}-{threading.get_native_id()}-{self._count}{PARTIAL_SUFFIX}"
-        with Reservation(self, self.directory / name) as reservation:
-            self._claim(reservation.path, expected_bytes)
-            yield reservation
+        partial = self.directory / name
+        try:
+            self._claim(partial, expected_bytes)
+            yield Reservation(self, partial)
+        finally:
+            with self._files.mutex:
+                partial.unlink(missing_ok=True)
+                self._reserved.pop(partial, None)
 
     def bytes_used(self) -> int:
         """Bytes of all published files and reservations."""
@@ -149,11 +145,6 @@ class HostCache:
                 partial.rename(path)
             del self._reserved[partial]
         return path
-
-    def _release(self, partial: Path) -> None:
-        with self._files.mutex:
-            partial.unlink(missing_ok=True)
-            self._reserved.pop(partial, None)
 
     def _claim(self, partial: Path, size: int) -> None:
         """Reserves `size` bytes for a file, in place of what was reserved for it."""
