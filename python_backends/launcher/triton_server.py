@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
 from .binary import ServerBinary, find_server_binary
@@ -231,9 +230,7 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _running(self) -> subprocess.Popen[bytes]:
