@@ -45,9 +45,7 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
     yield _shared_memory()
     yield from _packages()
     if repository is not None:
-        for weights in check_weights(repository):
-            status = Status.OK if weights.problem is None else Status.MISSING
-            yield Check(f"weights of {weights.models}", status, weights.found, weights.problem or "")
+        yield from check_weights(repository)
         yield from _placed(wanted_gpus(repository))
         yield from _runtimes(repository)
         yield from check_needs(repository, _cpu_speed)

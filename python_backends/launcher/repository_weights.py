@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from .checks import Check, Status
 
 REFERENCES = ("checkpoint", "controlnet")
 """Parameters of models that are paths of weights."""
@@ -14,34 +15,21 @@ REFERENCES = ("checkpoint", "controlnet")
 _POINTER = b"version https://git-lfs"
 
 
-@dataclass(frozen=True)
-class WeightsState:
-    """A checkpoint or ControlNet of a repository.
-
-    Attributes:
-        models: who refers to it.
-        found: what is there.
-        problem: what is wrong and what to do; None if nothing is.
-    """
-
-    models: str
-    found: str
-    problem: str | None
-
-
-def check_weights(repository: Path) -> Iterator[WeightsState]:
+def check_weights(repository: Path) -> Iterator[Check]:
     """The checkpoints and ControlNets that the models' configurations name in their parameters."""
+    subject = "weights of the repository"
     if not repository.is_dir():
-        yield WeightsState("the repository", str(repository), "no such directory: `swiftdiffusion export` makes one")
+        advice = "no such directory: `swiftdiffusion export` makes one"
+        yield Check(subject, Status.MISSING, str(repository), advice)
         return
     if not any(repository.glob("*/config.pbtxt")):
-        yield WeightsState("the repository", str(repository), "it holds no models: `swiftdiffusion export` makes one")
+        yield Check(subject, Status.MISSING, str(repository), "it holds no models: `swiftdiffusion export` makes one")
     users: dict[Path, list[str]] = defaultdict(list)
     for config_file in sorted(repository.glob("*/config.pbtxt")):
         for reference in _references(config_file):
             users[(repository / reference).resolve()].append(config_file.parent.name)
     for path, models in users.items():
-        yield _state(path, ", ".join(models))
+        yield _check(path, ", ".join(models))
 
 
 def wanted_gpus(repository: Path) -> dict[int, list[str]]:
@@ -73,20 +61,23 @@ def read_config(config_file: Path) -> Any:
     return text_format.Parse(config_file.read_text(), model_config_pb2.ModelConfig())
 
 
-def _state(path: Path, models: str) -> WeightsState:
+def _check(path: Path, models: str) -> Check:
+    subject = f"weights of {models}"
     if not path.exists():
-        return WeightsState(models, str(path), "not there: get the weights or export with others")
+        return Check(subject, Status.MISSING, str(path), "not there: get the weights or export with others")
     weights = [path] if path.is_file() else list(path.rglob("*.safetensors"))
     if not weights:
-        return WeightsState(models, str(path), "it holds no .safetensors file: get the complete weights")
+        return Check(subject, Status.MISSING, str(path), "it holds no .safetensors file: get the complete weights")
     pointers = [weight for weight in weights if _is_pointer(weight)]
     if pointers:
-        return WeightsState(models, str(path), f"{pointers[0].name} is a git-lfs pointer: run `git lfs pull`")
+        return Check(subject, Status.MISSING, str(path), f"{pointers[0].name} is a git-lfs pointer: run `git lfs pull`")
     broken = next((weight for weight in weights if not _has_header(weight)), None)
     if broken is not None:
-        return WeightsState(models, str(path), f"{broken.name} is no safetensors file: get the complete weights")
+        return Check(
+            subject, Status.MISSING, str(path), f"{broken.name} is no safetensors file: get the complete weights"
+        )
     mebibytes = sum(weight.stat().st_size for weight in weights) / (1 << 20)
-    return WeightsState(models, f"{path}, {mebibytes:.0f} MiB", None)
+    return Check(subject, Status.OK, f"{path}, {mebibytes:.0f} MiB")
 
 
 def _has_header(weight: Path) -> bool:

@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.python_backends.launcher.doctor import Status, run_checks
+from swiftdiffusion.python_backends.launcher.checks import Check, Status
+from swiftdiffusion.python_backends.launcher.doctor import run_checks
 from swiftdiffusion.python_backends.launcher.python_stub import STUB
-from swiftdiffusion.python_backends.launcher.repository_weights import WeightsState, check_weights
+from swiftdiffusion.python_backends.launcher.repository_weights import check_weights
 
 CONFIG = 'name: "{name}"\nbackend: "python"\nparameters {{ key: "checkpoint" value {{ string_value: "{path}" }} }}\n'
 
@@ -27,34 +28,34 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def state(repository: Path) -> WeightsState:
+def check(repository: Path) -> Check:
     (found,) = check_weights(repository)  # absolute and relative paths lead to the same one
-    assert found.models == "unet_shard0, vae_decoder"
+    assert found.subject == "weights of unet_shard0, vae_decoder"
     return found
 
 
 def test_checkpoint_that_is_not_there(repository: Path) -> None:
-    assert "not there" in (state(repository).problem or "")
+    assert "not there" in check(repository).advice
 
 
 def test_checkpoint_without_weights(repository: Path) -> None:
     (repository.parent / "weights").mkdir()
-    assert "no .safetensors" in (state(repository).problem or "")
+    assert "no .safetensors" in check(repository).advice
 
 
 def test_checkpoint_of_pointers(repository: Path) -> None:
     (repository.parent / "weights" / "unet").mkdir(parents=True)
     weights = repository.parent / "weights" / "unet" / "model.safetensors"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert "git lfs pull" in (state(repository).problem or "")
+    assert "git lfs pull" in check(repository).advice
 
 
 def test_complete_checkpoint(repository: Path) -> None:
     (repository.parent / "weights").mkdir()
     weights = repository.parent / "weights" / "model.safetensors"
     save_file({"weight": np.zeros(3 << 20, np.uint8)}, weights)
-    assert state(repository).problem is None
-    assert "3 MiB" in state(repository).found
+    assert check(repository).status is Status.OK
+    assert "3 MiB" in check(repository).found
 
 
 def test_a_file_that_was_cut_off(repository: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_file_that_was_cut_off(repository: Path) -> None:
     save_file({"weight": np.zeros(100, np.uint8)}, weights)
     for length in (weights.stat().st_size - 1, 2):
         os.truncate(weights, length)
-        assert "model.safetensors is no safetensors file" in (state(repository).problem or "")
+        assert "model.safetensors is no safetensors file" in check(repository).advice
 
 
 def test_a_gpu_that_is_not_there(repository: Path) -> None:
