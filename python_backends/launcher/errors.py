@@ -1,7 +1,7 @@
 """What can go wrong between `start` and `stop`, one exception per cause."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 
 class LauncherError(Exception):
@@ -57,15 +57,12 @@ class ModelLoadError(LauncherError):
 
     Attributes:
         failures: the models at fault, each with its own error.
-        dependents: models that are down only because they are composed of those.
-        log_file: the server's whole log.
     """
 
-    def __init__(self, failures: tuple[ModelFailure, ...], dependents: tuple[str, ...], log_file: Path) -> None:
+    def __init__(self, failures: tuple[ModelFailure, ...], dependents: Sequence[str]) -> None:
+        """Says what failed, and which models (`dependents`) are down only because they are composed of those."""
         lines = [f"model {failure.model!r} failed to load: {failure.reason}" for failure in failures]
         if dependents:
             lines.append(f"not served because of that: {', '.join(dependents)}")
         super().__init__("\n".join(lines))
         self.failures = failures
-        self.dependents = dependents
-        self.log_file = log_file

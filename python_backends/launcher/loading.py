@@ -56,7 +56,7 @@ def check_loaded(models: Sequence[str], index: Sequence[dict[str, Any]], log_fil
     if len(dependents) == len(reasons):
         dependents = set()
     failures = tuple(ModelFailure(n, _cleaned(r)) for n, r in sorted(reasons.items()) if n not in dependents)
-    raise ModelLoadError(failures, tuple(sorted(dependents)), log_file)
+    raise ModelLoadError(failures, sorted(dependents))
 
 
 def _reason(model: str, messages: list[str]) -> str:

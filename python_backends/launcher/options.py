@@ -24,7 +24,6 @@ class ServerOptions:
         http_max_input_mib: largest HTTP request body; None leaves the server's own limit. Needs Triton 25.02 or newer.
         grpc_infer_allocation_pool: gRPC request/response objects kept for reuse; None leaves the server's default.
         grpc_max_response_pool: cap of queued streaming responses per request; None leaves the default. Newer Tritons.
-        grpc_min_ping_interval_seconds: pings of idle clients that come more often than this close their connection.
         auto_complete_config: let backends complete `config.pbtxt`. Off, because the repositories that `export` writes
             are complete and completion starts every stub twice, which doubles the time to start.
         startup_timeout_seconds: how long loading may take.
@@ -40,7 +39,6 @@ class ServerOptions:
     http_max_input_mib: int | None = None
     grpc_infer_allocation_pool: int | None = None
     grpc_max_response_pool: int | None = None
-    grpc_min_ping_interval_seconds: float = 10.0
     auto_complete_config: bool = False
     startup_timeout_seconds: float = 600.0
     stop_timeout_seconds: float = 10.0
@@ -59,7 +57,7 @@ class ServerOptions:
             "--strict-readiness=true",
             f"--exit-timeout-secs={max(1, round(self.stop_timeout_seconds))}",
             f"--pinned-memory-pool-byte-size={self.pinned_memory_pool_mib * MIB}",
-            f"--grpc-http2-min-recv-ping-interval-without-data={round(self.grpc_min_ping_interval_seconds * 1000)}",
+            "--grpc-http2-min-recv-ping-interval-without-data=10000",  # ms; who pings more often is cut off
             f"--backend-config=python,shm-default-byte-size={self.shm_default_mib * MIB}",
             f"--backend-config=python,shm-growth-byte-size={self.shm_growth_mib * MIB}",
             f"--backend-config=python,stub-timeout-seconds={round(self.startup_timeout_seconds)}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+KILL_WAIT_SECONDS = 5.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,9 +73,9 @@ def signal_group(group: int, number: signal.Signals) -> None:
         return
 
 
-def kill_group(group: int, wait_seconds: float = 5.0) -> None:
+def kill_group(group: int) -> None:
     """Kills every process of a group, stopped ones too, and waits until they are gone."""
     signal_group(group, signal.SIGKILL)
-    deadline = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + KILL_WAIT_SECONDS
     while group_members(group) and time.monotonic() < deadline:
         time.sleep(0.02)

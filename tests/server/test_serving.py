@@ -172,7 +172,7 @@ def test_models_that_fail_are_reported_with_their_error_only(broken: Path) -> No
     (failure,) = caught.value.failures
     assert failure.model == "boom"
     assert failure.reason.startswith("FileNotFoundError: no weights in /nowhere: run make demo")
-    assert caught.value.dependents == ("composed",)
+    assert str(caught.value).endswith("not served because of that: composed")
     assert_nothing_left(server._running().pid)
 
 
