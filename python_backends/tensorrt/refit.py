@@ -7,7 +7,7 @@ stay behind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,16 +34,6 @@ class RefitError(RuntimeError):
     """TensorRT did not take new weights; the engine may hold some of them, and the next set repairs it."""
 
 
-class Refittable(Protocol):
-    """What an EnginePatcher needs of an engine."""
-
-    def offer(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-        """Says where new weights are (initialiser → tensor); gives the names of others that have to come with them."""
-
-    def refit(self) -> None:
-        """Takes everything that was offered, now or earlier, as it is in memory."""
-
-
 class EngineRefitter:
     """TensorRT's refitter of one engine, from memory of its GPU."""
 
@@ -61,7 +51,7 @@ class EngineRefitter:
         self._offered: dict[str, torch.Tensor] = {}
 
     def offer(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-        """See Refittable.
+        """Says where new weights are (initialiser → tensor); gives the names of others that have to come with them.
 
         Raises:
             RefitError: If a name, type or size is not the engine's.
@@ -84,7 +74,9 @@ class EngineRefitter:
         return list(self._refitter.get_missing_weights())
 
     def refit(self) -> None:
-        """See Refittable; enqueued on PyTorch's current stream, for which the engine's runs wait.
+        """Takes everything that was offered, now or earlier, as it is in memory.
+
+        Enqueued on PyTorch's current stream, for which the engine's runs wait.
 
         Raises:
             RefitError: If TensorRT fails.
@@ -126,7 +118,7 @@ class EnginePatcher:
     def __init__(
         self,
         parts: Mapping[str, torch.nn.Module],
-        engines: Iterable[tuple[str, Refittable, WeightMap]],
+        engines: Iterable[tuple[str, EngineRefitter, WeightMap]],
         dtype: torch.dtype,
     ) -> None:
         """Rearranges the networks' weights.
@@ -208,7 +200,7 @@ class EnginePatcher:
         self._touched = wanted
         return count
 
-    def _refit(self, refitter: Refittable, weights: EngineWeights, names: Iterable[str]) -> None:
+    def _refit(self, refitter: EngineRefitter, weights: EngineWeights, names: Iterable[str]) -> None:
         missing = refitter.offer(weights.update(names))
         more = [weights.module_of(initializer) for initializer in missing]
         known = [name for name in more if name is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,7 +102,7 @@ class WeightStack:
         if self.in_place:
             left = sorted(self.touched.difference(wanted))
             self.touched.update(wanted)
-            for start, end in _runs(left):
+            for start, end, _ in _segments(left, ()):
                 self.weights[start:end].copy_(pristine[start:end])
             self._patch(wanted, terms, self.weights, {position: position for position in wanted})
             self.touched = set(wanted)
@@ -180,13 +179,6 @@ class StackedTerms:
         for coefficients in across:  # DoRA rescales the weight itself
             out.addcmul_(base, coefficients, value=self.scale)
         return out
-
-
-def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """[start, end) of every run of consecutive positions."""
-    breaks = [i for i, (a, b) in enumerate(pairwise(positions), start=1) if b != a + 1]
-    bounds = [0, *breaks, len(positions)]
-    return [(positions[a], positions[b - 1] + 1) for a, b in pairwise(bounds) if b > a]
 
 
 def _segments(
