@@ -21,8 +21,6 @@ from .beside import PEFT_FILE, SUFFIX, local_config, remote_config
 from .catalogue_index import Annotation, CatalogueError, lora_name, read_index
 from .profiles import SETTLED_AFTER_NS, Profiles, Signature, signature_of
 
-__all__ = ["Catalogue", "CatalogueEntry", "CatalogueError", "is_remote"]
-
 if TYPE_CHECKING:
     from ...request.loras import LoraDefaults
 
@@ -43,7 +41,6 @@ class CatalogueEntry:
         sha256: What the file must hash to, in lower-case hexadecimal; None where the operator does not say.
         bound: The index's bound of its asynchronous loading, in steps; None where it has none.
         alpha: What the index says of the LoRA's alpha; None where it says nothing.
-        description: For people.
         defaults: Of requests that name it.
         identity: Changes when size, mtime or inode of the local file or of the settings beside it change, or the
             location, sha256 or alpha: what was learnt about an entry with one identity holds for every entry with it.
@@ -54,7 +51,6 @@ class CatalogueEntry:
     sha256: str | None
     bound: int | None
     alpha: float | None
-    description: str
     defaults: LoraDefaults
     identity: str
 
@@ -170,14 +166,12 @@ class Catalogue:
             if location is None:
                 self._warn_once(f"{directory / INDEX} describes {name!r}, of which there is no file {name}{SUFFIX}")
                 continue
-            sha256 = None if annotation.sha256 is None else annotation.sha256.lower()
             found[name] = CatalogueEntry(
                 name,
                 location,
-                sha256,
+                annotation.sha256,
                 annotation.bound,
                 annotation.alpha,
-                annotation.description,
                 annotation.defaults,
                 identity="",
             )

@@ -46,7 +46,7 @@ class Annotation(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     location: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
-    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$", to_lower=True)] | None = None
     bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
     alpha: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     description: Annotated[str, StringConstraints(max_length=10_000)] = ""

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REMEMBERED_CONTENTS = 65_536
+FETCHES, PREPARATIONS = 8, 2
+"""Files that are fetched at a time, and that are hashed, checked and made canonical."""
+
 _Load = Generator[DaemonWorkers, None, Loaded]
 
 
@@ -69,8 +72,6 @@ class LoraStore:
         *,
         max_file_bytes: int,
         base: str = "",
-        fetches: int = 8,
-        preparations: int = 2,
         failures: FailureMemory | None = None,
         observer: StoreObserver | None = None,
     ) -> None:
@@ -83,8 +84,6 @@ class LoraStore:
             canonicalise: See `Publisher`.
             base: See `Publisher`.
             max_file_bytes: Largest local file; the fetcher has its own limit.
-            fetches: Files that are fetched at a time.
-            preparations: Files that are hashed, checked and made canonical at a time.
             failures: Remembers failed entries.
             observer: Told about each answer.
         """
@@ -95,8 +94,8 @@ class LoraStore:
         self._mutex = threading.Lock()
         self._in_flight: dict[str, Future[Loaded]] = {}
         self._contents: LRUCache[str, str] = LRUCache(REMEMBERED_CONTENTS)
-        self._fetching = DaemonWorkers(fetches, "lora-fetching")
-        self._preparing = DaemonWorkers(preparations, "lora-preparing")
+        self._fetching = DaemonWorkers(FETCHES, "lora-fetching")
+        self._preparing = DaemonWorkers(PREPARATIONS, "lora-preparing")
 
     def load(self, entry: CatalogueEntry) -> Future[LoadedLora]:
         """Starts loading an entry, or joins the load of it in flight; what is in the host cache is there at once.

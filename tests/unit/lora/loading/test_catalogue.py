@@ -74,7 +74,7 @@ def test_the_index_annotates_files_and_adds_others(directory: Path, tmp_path: Pa
     )
     catalogue = Catalogue(directory)
     papercut = catalogue.entry("papercut")
-    assert (papercut.sha256, papercut.bound, papercut.description) == (SHA256, 4, "cut")
+    assert (papercut.sha256, papercut.bound) == (SHA256, 4)
     assert catalogue.entry("near").location == str(directory / "sub/near.safetensors")
     assert catalogue.entry("absolute").location == str(tmp_path / "absolute.safetensors")
     assert catalogue.entry("url").location == "/some where/x.safetensors"
@@ -107,11 +107,11 @@ def test_names_and_locations_in_any_script(directory: Path, tmp_path: Path) -> N
     path = add(directory, decomposed)
     profile = directory / f"{composed}.profile.json"
     profile.write_text('{"bound": 2}')
-    index(directory, {composed: {"description": "cut"}, "剪纸": {"location": "file:///m%C3%B6bel/剪.safetensors"}})
+    index(directory, {composed: {"alpha": 4.0}, "剪纸": {"location": "file:///m%C3%B6bel/剪.safetensors"}})
     catalogue = Catalogue(directory)
     assert catalogue.names() == [composed, "剪纸"]
     for name in (composed, decomposed):
-        assert (catalogue.entry(name).location, catalogue.entry(name).description) == (str(path), "cut")
+        assert (catalogue.entry(name).location, catalogue.entry(name).alpha) == (str(path), 4.0)
         assert bound(catalogue, name) == 2
     assert catalogue.entry("剪纸").location == "/möbel/剪.safetensors"
 
