@@ -17,7 +17,7 @@ from .messages import Borrow, Evaluate, Evaluation, Lent
 from .shards import ask, revive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from .unet_calls import UNetCall
 
@@ -34,9 +34,9 @@ class Peer:
 
     Attributes:
         name: Its model.
-        lent_at: Since when it evaluates for this one, in seconds of the clock; None if it does not.
+        lent_at: Since when it evaluates for this one, in seconds of the monotonic clock; None if it does not.
         asked: The question whether it would, on its way.
-        ask_at: When to ask next, in seconds of the clock.
+        ask_at: When to ask next, in seconds of the monotonic clock.
     """
 
     name: str
@@ -48,15 +48,14 @@ class Peer:
 class Peers:
     """The other shards of a pipeline, as one of them sees them. They lend themselves while they have nothing to do."""
 
-    def __init__(self, home: str, names: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, home: str, names: Sequence[str]) -> None:
         """Asks nobody yet.
 
         Args:
             home: The shard whose rows they are.
             names: Of the others.
-            clock: Seconds.
         """
-        self._home, self._clock = home, clock
+        self._home = home
         self._peers = [Peer(name) for name in names]
         self._bytes = Counter(*TRANSFERRED)
         self._threads = ThreadPoolExecutor(max(1, 2 * len(self._peers)), "peer-call")
@@ -69,7 +68,7 @@ class Peers:
         """Up to so many that evaluate for this shard now; asks others, and waits a moment for what they say."""
         if most <= 0 or not self._peers:
             return []
-        now = self._clock()
+        now = time.monotonic()
         lacking = most - sum(peer.lent_at is not None or peer.asked is not None for peer in self._peers)
         idle = [each for each in self._peers if each.lent_at is None and each.asked is None and now >= each.ask_at]
         for peer in idle[: max(0, lacking)]:
