@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.lora.files.modules import UNET, adaptable_weights
 from ...python_backends.tensorrt.tensor_names import DECODER
 from ...python_backends.tensorrt.weights import write_weight_map
@@ -170,7 +170,7 @@ def _description(checkpoint: Checkpoint, options: OnnxOptions, sizes: Sizes) -> 
         "vae_scale_factor": checkpoint.vae_scale_factor,
         "opset": OPSET,
         "versions": {package: version(package) for package in PACKAGES},
-        "sha256": {name: _sha256(file) for name, file in _sources(checkpoint, options.controlnets).items()},
+        "sha256": {name: sha256_of(file) for name, file in _sources(checkpoint, options.controlnets).items()},
     }
 
 
@@ -181,8 +181,3 @@ def _sources(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> dict[st
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         found |= {f"controlnet_{name}/{file.name}": file for file in files}
     return found
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

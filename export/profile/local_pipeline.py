@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.engine.run import Denoising, LatentGeometry
 from ...python_backends.engine.unet_calls import unet_calls
 from ...python_backends.lora.files.canonical import adapted_modules
@@ -17,7 +18,6 @@ from ...python_backends.lora.files.canonicaliser import Canonicaliser
 from ...python_backends.lora.files.lora_set import NO_LORAS, LoraSet, make_set
 from ...python_backends.lora.files.modules import UNET
 from ...python_backends.lora.files.outside_settings import NO_SETTINGS, OutsideSettings
-from ...python_backends.lora.loading.fetching import sha256_of
 from ...python_backends.lora.patching.resident import ResidentLoras
 from ...python_backends.networks.latent_decoding import decode_latents
 from ...python_backends.networks.prompt_encoding import PromptEncoder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import track
 
+from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.lora.loading.catalogue import Catalogue
 from ...python_backends.networks.textual_inversions import embedding_files
 
@@ -49,7 +50,5 @@ def _content(checkpoint: Checkpoint) -> str:
     for file in track(
         files, f"text encoders of {checkpoint.path.name}", transient=True, disable=not sys.stderr.isatty()
     ):
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(checkpoint.path).as_posix()} {content}\n".encode())
+        digest.update(f"{file.relative_to(checkpoint.path).as_posix()} {sha256_of(file)}\n".encode())
     return digest.hexdigest()

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.tensorrt.engine import logger
-from ...python_backends.tensorrt.metadata import EngineMetadata, Machine, sha256
+from ...python_backends.tensorrt.metadata import EngineMetadata, Machine
 from ...python_backends.tensorrt.versions import require_tensorrt
 from ...python_backends.tensorrt.weights import read_weight_map
 from .graph import Graph, fixed_shapes
@@ -185,7 +186,7 @@ class EngineBuilder:
             precision=graph.precision,
             profiles=tuple(profiles),
             sources=graph.sources(),
-            plan_sha256=sha256(plan),
+            plan_sha256=sha256_of(plan),
             plugins=plugins,
             refittable=refittable,
             onnx=str(settings.onnx.resolve()),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...python_backends.tensorrt.metadata import sha256
+from ...python_backends.common.filesystem import sha256_of
 from .plugins import NAMESPACE, OPERATORS
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Graph:
         weights = self.path.with_suffix(".weights.json")
         files = [self.path.name, *sorted(outside), *([weights.name] if weights.exists() else [])]
         try:
-            return {name: sha256(self.path.parent / name) for name in files}
+            return {name: sha256_of(self.path.parent / name) for name in files}
         except FileNotFoundError as error:
             raise GraphError(f"{self.path} wants {error.filename}, which is missing") from None
 

@@ -1,11 +1,12 @@
-"""File names as text, in processes whose Python takes file names for ASCII: Triton's stub does, whatever the locale.
+"""Files: their names as text, and what they hash to. Needs no torch.
 
-There Python stands for other bytes of a name by surrogates, which every function that opens files takes, but no text
-that leaves the process. Needs no torch.
+Triton's stub takes file names for ASCII, whatever the locale. There Python stands for other bytes of a name by
+surrogates, which every function that opens files takes, but no text that leaves the process.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -39,3 +40,9 @@ def as_text(path: str | Path) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:  # surrogates that stand for no byte
         return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,12 +6,13 @@ error that does not say what to do, and others never; here every one is refused 
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..common.filesystem import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,7 +143,7 @@ class EngineMetadata(BaseModel):
         plan = directory / f"{self.name}.plan"
         if not plan.is_file():
             self._refuse(directory, f"{plan} is missing")
-        if sha256(plan) != self.plan_sha256:
+        if sha256_of(plan) != self.plan_sha256:
             self._refuse(directory, f"{plan} is not the file that {self.name}.json describes")
         if self.refittable:
             self.check_sources(directory, [f"{self.name}.weights.json"])
@@ -164,7 +165,7 @@ class EngineMetadata(BaseModel):
                 continue
             if not file.is_file():
                 self._refuse(directory, f"{file} is missing")
-            if sha256(file) != built:
+            if sha256_of(file) != built:
                 self._refuse(directory, f"{file} has changed since the plan was built from it")
 
     def _refuse(self, directory: Path, reason: str) -> None:
@@ -175,9 +176,3 @@ class EngineMetadata(BaseModel):
 def rebuild_command(onnx: str, engines: Path, options: tuple[str, ...] = ()) -> str:
     """The command line that builds engines."""
     return shlex.join(["swiftdiffusion", "build-engines", "--onnx", onnx, "--engines", str(engines), *options])
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

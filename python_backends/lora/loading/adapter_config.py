@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...common.errors import InvalidRequestError, LoraUnavailableError
+from ...common.filesystem import sha256_of
 from ...common.sentences import mib
 from ..files.outside_settings import ADAPTER_CONFIG, OutsideSettings, needs_settings
 from .catalogue_index import CatalogueError, read_bounded
 from .fetch_errors import FetchError
-from .fetching import sha256_of
 from .load_results import LoadError
 
 if TYPE_CHECKING:

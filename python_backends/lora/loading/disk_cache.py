@@ -8,9 +8,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ...common.filesystem import sha256_of
 from ...shared_memory.leased_files import EvictedError, Lease, LeasedFiles
 from .content_index import ContentIndex
-from .fetching import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

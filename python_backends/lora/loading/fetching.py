@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from fsspec.utils import get_protocol
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from tenacity.stop import stop_base
 
+from ...common.filesystem import sha256_of
 from ...common.sentences import mib
 from .fetch_errors import FetchError, explain, host, late, places
 from .fetch_limits import FetchLimits
@@ -152,12 +152,6 @@ def _copy(location: str, target: BinaryIO, meter: _Meter) -> None:
         while data := source.read(CHUNK_BYTES):
             meter.relative_update(len(data))
             target.write(data)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in lower-case hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verified(target: Path, announced: int | None, sha256: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from ...common.filesystem import as_path
+from ...common.filesystem import as_path, sha256_of
 from .catalogue_index import CatalogueError, first_mistake, read_bounded
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Profiles:
             return Profile()
         content = sha256
         if local_file is not None and profile.sha256 is not None:
-            content = str(_cached(self._hashes, local_file, _sha256_of))
+            content = str(_cached(self._hashes, local_file, _content_of))
         if None not in (content, profile.sha256) and content != profile.sha256:
             self._warn(f"{path} is left out: it was measured on another file")
             return Profile()
@@ -110,9 +109,8 @@ def _cached(cache: dict[str, _Known], path: Path, read: Callable[[Path], Profile
     return known.value
 
 
-def _sha256_of(path: Path) -> str:
+def _content_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         return f"not readable: {error}"

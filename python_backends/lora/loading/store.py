@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from cachetools import LRUCache
 
 from ...common.errors import InvalidRequestError, LoraUnavailableError, UnexpectedError, UnusableFileError
+from ...common.filesystem import sha256_of
 from ...common.sentences import mib
 from ..files.outside_settings import OutsideSettings
 from .adapter_config import RemoteAdapterConfigs, local_settings
 from .failure_memory import FailureMemory
 from .fetch_errors import FetchError
-from .fetching import sha256_of
 from .load_results import Loaded, LoadError
 from .outcomes import LoadedLora
 from .publishing import Canonicalise, Publisher

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError, Machine, sha256
+from swiftdiffusion.python_backends.common.filesystem import sha256_of
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError, Machine
 from swiftdiffusion.python_backends.tensorrt.shapes import EngineShapeError, choose_profile
 from swiftdiffusion.python_backends.tensorrt.versions import (
     TensorRTUnavailableError,
@@ -37,7 +38,7 @@ def engine(tmp_path: Path) -> EngineMetadata:
         triton="3.9.0",
         precision="float16",
         profiles=({"latents": ((1, 4, 128, 128), (2, 4, 128, 128), (4, 4, 128, 128))},),
-        sources={name: sha256(tmp_path / name) for name in sources},
+        sources={name: sha256_of(tmp_path / name) for name in sources},
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plugins=("GEGLU",),
         refittable=("a.weight.T",),
