@@ -129,10 +129,6 @@ class HostCache:
             published = sum(self._files.sizes().values())
             return published + sum(max(size, self._reserved.get(path, 0)) for path, size in partial.items())
 
-    def drop(self, key: str) -> None:
-        """Removes a file; who has it open keeps what they have mapped."""
-        self._files.path(key).unlink(missing_ok=True)
-
     def _publish(self, partial: Path, key: str) -> Path:
         self._claim(partial, _size(partial))
         path = self._files.path(key)

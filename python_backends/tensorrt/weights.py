@@ -47,10 +47,6 @@ class MappedWeight(BaseModel):
         """Of the initialiser."""
         return self.shape[::-1] if self.transposed else self.shape
 
-    def as_module(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The initialiser's tensor as the module has it; a view."""
-        return tensor.T if self.transposed else tensor
-
 
 WeightMap = dict[str, MappedWeight]
 """Module name, relative to its network → place."""

@@ -48,6 +48,9 @@ class Store:
                 CanonicalLora(groups, ("alpha = rank was assumed",)).save(reservation.path)
                 reservation.publish(key)
 
+    def evict(self, name: str) -> None:
+        (self.cache.directory / f"{KEYS[name]}.safetensors").unlink()
+
     def loaded(self, name: str, source: str = "disk") -> LoadedLora:
         return LoadedLora(self.cache.directory / f"{KEYS[name]}.safetensors", source, 12.5)
 
@@ -196,7 +199,7 @@ def test_what_is_not_at_hand_is_not_encoded_and_its_outcome_is_left(store: Store
     assert pending.poll() == store.loaded("text")
     failed = Ticket("text", result=LoraUnavailableError("gone"))
     evicted = Ticket("text", result=store.loaded("text"))
-    store.cache.drop(KEYS["text"])
+    store.evict("text")
     assert text_set([use("text")] * 2, [failed, evicted]) == ()
 
 
@@ -205,7 +208,7 @@ def test_the_first_step_waits_for_what_its_prompts_are_encoded_with(store: Store
     models = Models()
     tickets = [Ticket("text", result=store.loaded("text"))]
     encoded = text_set([use("text")], tickets)
-    store.cache.drop(KEYS["text"])
+    store.evict("text")
     loras = RequestLoras([use("text", bound=5)], tickets, models, encoded)
     assert loras.advance(0, STEPS) == (False, None)
     store.write()
@@ -263,7 +266,7 @@ def test_waiting_is_counted_only_at_the_bound(store: Store) -> None:
 def test_a_lora_evicted_before_its_lease_is_loaded_again(store: Store) -> None:
     models = Models()
     loras = RequestLoras([use()], [Ticket("unet", result=store.loaded("unet", "host"))], models)
-    store.cache.drop(KEYS["unet"])
+    store.evict("unet")
     assert not loras.advance(0, STEPS)[0]
     assert not loras.advance(0, STEPS)[0]
     (reload,) = models.reloads
