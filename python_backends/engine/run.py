@@ -62,11 +62,6 @@ class RunReport:
     stale: Counter[int] = field(default_factory=Counter)
     lora_path: Counter[str] = field(default_factory=Counter)
 
-    def note_path(self, has_loras: bool, beside: bool) -> None:
-        """Notes how an evaluation of a half had its LoRAs."""
-        if has_loras:
-            self.lora_path["beside" if beside else "patched"] += 1
-
 
 class Denoising:
     """State of one request: latents, sampler, conditioning, in float32 where its UNet is; the generator on the CPU.
@@ -152,10 +147,6 @@ class Denoising:
         self.report = RunReport(encoding)
         self.work = Work(len(self.halves), request.height * request.width, self.steps, request.priority)
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
-
-    def close(self) -> None:
-        """At the request's end: gives its LoRAs up."""
-        self.loras.close()
 
     def set_embeddings(self, embeddings: Embeddings) -> None:
         """Conditions the steps to come on these."""

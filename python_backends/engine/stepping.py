@@ -95,7 +95,8 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
         else:
             predictions[run][half] = result.prediction[row : row + 1]
             run.loras.note_patch(run.step, result.patch_ms[row])
-            run.report.note_path(bool(call.loras[row]), result.beside[row])
+            if call.loras[row]:
+                run.report.lora_path["beside" if result.beside[row] else "patched"] += 1
             run.note_stale(call.controls[row], result.stale[row])
 
 
