@@ -31,11 +31,6 @@ class CaptureSite:
     pool: Any
     stream: torch.cuda.Stream
 
-    @classmethod
-    def make(cls, device: torch.device) -> CaptureSite:
-        """A new one."""
-        return cls(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
-
 
 _Shapes = tuple[torch.Size, ...]
 

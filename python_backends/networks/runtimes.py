@@ -38,10 +38,6 @@ TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
 Call = Callable[..., Any]
 
 
-class UnknownRuntimeError(ValueError):
-    """There is no runtime of that name."""
-
-
 @dataclass(frozen=True)
 class RunningUNet:
     """A UNet, ready to be called.
@@ -75,7 +71,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         if self.name not in RUNTIMES:
-            raise UnknownRuntimeError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
+            raise ValueError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
 
     def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
         """Gets a network ready for its device, in place and before its weights are moved.
@@ -145,7 +141,7 @@ class Runtime:
             return tuple(torch.compile(module) for module in modules)
         if device.type != "cuda":
             return modules
-        site = CaptureSite.make(device)
+        site = CaptureSite(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
 
         def variant() -> Hashable:
             return None if beside is None else beside.variant

@@ -12,13 +12,13 @@ import torch
 import checkpoints
 from swiftdiffusion.kernels.triton_language import MissingTritonError
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.networks.runtimes import Runtime, UnknownRuntimeError
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.unet import UNet
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError
 
 
 def test_an_unknown_one_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(UnknownRuntimeError, match="'onnx'; allowed: torch, compile, tensorrt"):
+    with pytest.raises(ValueError, match="'onnx'; allowed: torch, compile, tensorrt"):
         Runtime("onnx")
 
 
