@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 DEFAULTS = {
-    "loras": "",
-    "lora_disk_directory": "",
     "lora_disk_bytes": str(64 * GIB),
     "lora_host_bytes": str(4 * GIB),
     "lora_max_file_bytes": str(4 * GIB),

@@ -18,7 +18,7 @@ from .outside_settings import NO_SETTINGS, OutsideSettings, is_named_by_peft
 from .patterns import PatternMatcher
 from .safetensors_file import FileLimits, read_lora_file
 from .terms import DORA_ROLES, Term, has_scale, rank_of
-from .textual_inversion import is_textual_inversion
+from .textual_inversion import vectors_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +74,7 @@ class Canonicaliser:
             InvalidRequestError: As above.
         """
         file = read_lora_file(source, self._limits)
-        if is_textual_inversion({name: tensor.shape for name, tensor in file.tensors.items()}):
+        if vectors_in({name: tensor.shape for name, tensor in file.tensors.items()}):
             raise InvalidRequestError("it is a textual inversion embedding; allowed: its name as a word of the prompt")
         assigned = assign(file.tensors, self._base)
         names = {target: module_name(next(iter(roles.values()))) for target, roles in assigned.items()}

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 def dora(
     term: Term, magnitude: torch.Tensor, shape: tuple[int, ...], by_input: bool, base_weight: torch.Tensor
 ) -> Term:
-    """The exact merge of DoRA: W → m · (W0 + Δ) ÷ ‖W0 + Δ‖, the norm per output, or per input channel.
-
-    As a difference to W0, so that a request's scale goes linearly from the base model (0) to the exact merge (1).
-    """
+    """The exact merge of DoRA: W → m · (W0 + Δ) ÷ ‖W0 + Δ‖, the norm per output, or per input channel."""
     rows, columns = flat(shape)
     wanted = shape[1] if by_input else rows
     if magnitude.numel() != wanted:

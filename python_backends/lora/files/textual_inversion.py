@@ -42,11 +42,6 @@ def vectors_in(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
     return {TEXT_ENCODER: name} if len(shapes) == 1 and "." not in name else {}
 
 
-def is_textual_inversion(shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether a file with tensors of these names and shapes is one."""
-    return bool(vectors_in(shapes))
-
-
 def holds_textual_inversion(path: Path) -> bool:
     """Whether a file is one, by its length and header; False for one that cannot be read."""
     try:
@@ -54,7 +49,7 @@ def holds_textual_inversion(path: Path) -> bool:
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             return False
         with safe_open(path, "pt") as file:
-            return is_textual_inversion({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118  not a dict
+            return bool(vectors_in({name: file.get_slice(name).get_shape() for name in file.keys()}))  # noqa: SIM118  not a dict
     except (SafetensorError, OSError):
         return False
 

@@ -92,7 +92,6 @@ class BesideLoras:
         self._ranges: list[tuple[int, slice]] = []
         self._held: dict[LoraSet, int] = {}
         self._hooks: list[Any] = []
-        self._hooked: frozenset[tuple[int, int]] = frozenset()
 
     def rank(self, lora: CanonicalLora) -> int | None:
         """The largest rank of a LoRA's factors; None for one that has parts without a cheap low-rank form."""

@@ -65,14 +65,11 @@ class Patcher:
         self._one_launch = on_gpu if one_launch is None else one_launch
         in_place = self._one_launch or (on_gpu if in_place is None else in_place)
         self.places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
-        self._modules: list[tuple[WeightStack, int]] = []
         for component, model in parts.items():
             weights = adaptable_weights(model)
             for names in _by_shape(weights):
-                stack = WeightStack([weights[name] for name in names], len(self._modules), in_place)
-                places = [(stack, position) for position in range(len(names))]
-                self._modules += places
-                self.places |= {(component, name): place for name, place in zip(names, places, strict=True)}
+                stack = WeightStack([weights[name] for name in names], len(self.places), in_place)
+                self.places |= {(component, name): (stack, position) for position, name in enumerate(names)}
         self._vectors = Vectors(
             {
                 (component, name): vector
@@ -81,7 +78,7 @@ class Patcher:
             }
         )
         self._components = frozenset(parts)
-        self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
+        self._stacks = list(dict.fromkeys(stack for stack, _ in self.places.values()))
 
     def warm_up(self) -> None:
         """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
@@ -203,7 +200,8 @@ class Patcher:
     def _touch(self, modules: Iterable[int]) -> None:
         for stack in self._stacks:
             stack.touched.clear()
-        for stack, position in map(self._modules.__getitem__, modules):
+        places = list(self.places.values())
+        for stack, position in map(places.__getitem__, modules):
             stack.touched.add(position)
 
 
