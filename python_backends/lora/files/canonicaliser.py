@@ -11,13 +11,13 @@ import torch
 from ...common.errors import InvalidRequestError
 from .alphas import Alphas
 from .canonical import CanonicalLora, Group
-from .forms import Place, make_term
+from .forms import make_term
 from .keys import Target, assign, module_name
 from .modules import BaseCheckpoint, BaseModules, stack_order
 from .outside_settings import NO_SETTINGS, OutsideSettings, is_named_by_peft
 from .patterns import PatternMatcher
 from .safetensors_file import FileLimits, read_lora_file
-from .terms import DORA_ROLES, Term, has_scale, rank_of
+from .terms import DORA_ROLES, Place, Term, has_scale, rank_of
 from .textual_inversion import vectors_in
 
 if TYPE_CHECKING:

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from ...common.errors import InvalidRequestError
 from .factorisations import read_loha, read_lokr, read_lora
 from .merges import dora, glora, ia3, oft
 from .terms import DORA_ROLES, Term, flat
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-@dataclass(frozen=True)
-class Place:
-    """What a term is for.
-
-    Attributes:
-        shape: Of the weight: [out, in] or [out, in, kh, kw]; of a norm's weight or a bias [features].
-        weight: Reads it.
-        max_rank: Highest rank.
-    """
-
-    shape: tuple[int, ...]
-    weight: Callable[[], torch.Tensor]
-    max_rank: int
-
-
-Factors = Mapping[str, torch.Tensor]
+    from .terms import Factors, Place
 
 
 @dataclass(frozen=True)
@@ -76,34 +61,21 @@ def _difference(factors: Factors, place: Place, alpha: float | None) -> Term:
 
 
 _FORMS = (
-    _Form(
-        frozenset({"up", "down"}),
-        frozenset({"mid"}),
-        lambda factors, place, alpha: read_lora(factors, place.shape, alpha, place.max_rank),
-        below_dora=True,
-    ),
+    _Form(frozenset({"up", "down"}), frozenset({"mid"}), read_lora, below_dora=True),
     _Form(
         frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
         frozenset({"hada_t1", "hada_t2"}),
-        lambda factors, place, alpha: read_loha(factors, place.shape, alpha, place.max_rank),
+        read_loha,
         below_dora=True,
     ),
     _Form(frozenset({"diff"}), frozenset(), _difference),
-    _Form(
-        frozenset({"a1", "a2", "b1", "b2"}),
-        frozenset(),
-        lambda factors, place, alpha: glora(factors, place.weight(), alpha, place.max_rank),
-    ),
-    _Form(frozenset({"weight", "on_input"}), frozenset(), lambda factors, place, alpha: ia3(factors, place.weight())),
-    _Form(
-        frozenset({"oft_blocks"}),
-        frozenset({"rescale"}),
-        lambda factors, place, alpha: oft(factors, place.weight(), alpha),
-    ),
+    _Form(frozenset({"a1", "a2", "b1", "b2"}), frozenset(), glora),
+    _Form(frozenset({"weight", "on_input"}), frozenset(), ia3),
+    _Form(frozenset({"oft_blocks"}), frozenset({"rescale"}), oft),
     _Form(
         frozenset(),
         frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
-        lambda factors, place, alpha: read_lokr(factors, place.shape, alpha, place.max_rank),
+        read_lokr,
         below_dora=True,
     ),
 )

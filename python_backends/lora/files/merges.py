@@ -14,7 +14,7 @@ from ...common.errors import InvalidRequestError
 from .terms import Term, delta, finite, flat, matrix, scale_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from .terms import Factors, Place
 
 
 def dora(
@@ -45,13 +45,14 @@ def dora(
     return Term("low_rank", finite(up=gain * up, down=down, row=gain - 1), term.scale)
 
 
-def glora(factors: Mapping[str, torch.Tensor], base: torch.Tensor, alpha: float | None, most: int) -> Term:
+def glora(factors: Factors, place: Place, alpha: float | None) -> Term:
     """W0 · a1 · a2 + b1 · b2, each over the input channels: of a linear layer that is one product of twice the rank."""
+    base = place.weight()
     rows, columns = flat(tuple(base.shape))
     a1, a2, b1, b2 = (matrix(factors[name], name) for name in ("a1", "a2", "b1", "b2"))
     rank, channels = len(a2), base.shape[1]
     shapes = [tuple(factor.shape) for factor in (a1, a2, b1, b2)]
-    if shapes != [(channels, rank), (rank, channels), (rows, rank), (rank, columns)] or rank > most:
+    if shapes != [(channels, rank), (rank, channels), (rows, rank), (rank, columns)] or rank > place.max_rank:
         raise InvalidRequestError(f"its GLoRA factors are {', '.join(str(list(shape)) for shape in shapes)}")
     inner = torch.einsum("oi...,ir->or...", base.float(), a1.float())
     if base.ndim == 2:
@@ -61,8 +62,9 @@ def glora(factors: Mapping[str, torch.Tensor], base: torch.Tensor, alpha: float 
     return Term("dense", finite(delta=change), scale_of(alpha, rank))
 
 
-def ia3(factors: Mapping[str, torch.Tensor], base: torch.Tensor) -> Term:
+def ia3(factors: Factors, place: Place, alpha: float | None) -> Term:
     """W0 with each output, or each input channel, times 1 + weight."""
+    base = place.weight()
     rows, columns = flat(tuple(base.shape))
     if factors["on_input"].numel() != 1:
         raise InvalidRequestError(f"its on_input has {factors['on_input'].numel()} values; wanted: one")
@@ -76,17 +78,18 @@ def ia3(factors: Mapping[str, torch.Tensor], base: torch.Tensor) -> Term:
     return Term("low_rank", {**nothing, "row": weight[:, None]}, 1.0)
 
 
-def oft(factors: Mapping[str, torch.Tensor], base: torch.Tensor, constraint: float | None) -> Term:
+def oft(factors: Factors, place: Place, constraint: float | None) -> Term:
     """W0 with its outputs rotated: by blocks on the diagonal (OFT), or in stages of a butterfly (BOFT).
 
     Args:
         factors: `oft_blocks` [blocks, b, b] or [stages, blocks, b, b], and `rescale` [out, 1 …] for the outputs.
-        base: W0.
+        place: Of W0.
         constraint: Of the blocks' norm, ÷ out; None or 0 for none. It is where other formats have their alpha.
 
     Raises:
         InvalidRequestError: If they do not fit.
     """
+    base = place.weight()
     blocks, rows = factors["oft_blocks"].float(), len(base)
     if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2] or blocks.shape[-3] * blocks.shape[-1] != rows:
         raise InvalidRequestError(f"its oft_blocks are {list(blocks.shape)}; wanted: blocks of {rows} outputs")

@@ -25,12 +25,29 @@ import torch
 from ...common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
+
+    Factors = Mapping[str, torch.Tensor]
 
 Tensors = dict[str, torch.Tensor]
 DORA_ROLES = frozenset(("dora_scale", "magnitude"))
 _RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b", "a2")
 _UNSCALED = frozenset(("diff", "weight", "oft_blocks"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a term is for.
+
+    Attributes:
+        shape: Of the weight: [out, in] or [out, in, kh, kw]; of a norm's weight or a bias [features].
+        weight: Reads it.
+        max_rank: Highest rank.
+    """
+
+    shape: tuple[int, ...]
+    weight: Callable[[], torch.Tensor]
+    max_rank: int
 
 
 @dataclass(frozen=True)
@@ -89,16 +106,16 @@ def flat(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def check_pair(up: torch.Tensor, down: torch.Tensor, shape: tuple[int, ...], most: int) -> int:
+def check_pair(up: torch.Tensor, down: torch.Tensor, place: Place) -> int:
     """The rank of two factors.
 
     Raises:
         InvalidRequestError: If they do not make a weight of that shape, or the rank is too high.
     """
     rank = down.shape[0]
-    if not 1 <= rank <= most:
-        raise InvalidRequestError(f"its rank is {rank}; allowed: 1 to {most}")
-    rows, columns = flat(shape)
+    if not 1 <= rank <= place.max_rank:
+        raise InvalidRequestError(f"its rank is {rank}; allowed: 1 to {place.max_rank}")
+    rows, columns = flat(place.shape)
     if tuple(up.shape) != (rows, rank) or tuple(down.shape) != (rank, columns):
         raise InvalidRequestError(
             f"its factors are {list(up.shape)} and {list(down.shape)}; "
