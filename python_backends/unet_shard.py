@@ -147,7 +147,7 @@ def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
 
         return RemoteControlNet(name, urls[name], timeout_s, ControlImages().get)
 
-    return ControlNetCalls(endpoint, timeout_s, as_request_error)
+    return ControlNetCalls(endpoint, timeout_s)
 
 
 def _response(answer: Any, *tensors: Any) -> Any:

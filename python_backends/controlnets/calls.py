@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..common.errors import RequestError
     from ..request.completed import ControlNetUse
 
 GRACE_S = 0.5
@@ -41,19 +40,18 @@ class PendingResiduals:
         sent: ControlNet → bytes of the tensors that went to it.
     """
 
-    def __init__(self, rows: int, until: float, explain: Callable[[Exception, str], RequestError]) -> None:
+    def __init__(self, rows: int, until: float) -> None:
         """Filled by `ControlNetCalls.start`.
 
         Args:
             rows: Of the shard's call.
             until: When the step gives up, in seconds of the monotonic clock.
-            explain: Of `ControlNetCalls`.
         """
         self.stale: list[list[int]] = [[] for _ in range(rows)]
         self.sent: dict[str, int] = {}
         self.wanted: list[Wanted] = []
         self.started: list[Future[Answer]] = []
-        self._rows, self._until, self._explain = rows, until, explain
+        self._rows, self._until = rows, until
 
     def __enter__(self) -> PendingResiduals:
         return self
@@ -64,7 +62,7 @@ class PendingResiduals:
 
     def wait(self, size: int) -> Residuals:
         """The sum, once all calls have ended or are late; `size` is that of a row."""
-        return collect(self.wanted, (self._rows, size), self._until, self._explain)
+        return collect(self.wanted, (self._rows, size), self._until)
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,14 @@ class _Kind:
 class ControlNetCalls:
     """Calls ControlNets wherever they are."""
 
-    def __init__(
-        self, endpoint: Callable[[str], Endpoint], timeout_s: float, explain: Callable[[Exception, str], RequestError]
-    ) -> None:
+    def __init__(self, endpoint: Callable[[str], Endpoint], timeout_s: float) -> None:
         """Calls nothing yet.
 
         Args:
             endpoint: Of a name.
             timeout_s: Longest time that a step waits, in seconds.
-            explain: What a client is told of an exception that nobody foresaw; the second argument says where.
         """
-        self._endpoint, self._timeout_s, self._explain = endpoint, timeout_s, explain
+        self._endpoint, self._timeout_s = endpoint, timeout_s
         self._endpoints: dict[str, Endpoint] = {}
         self._previous = StaleResiduals(timeout_s)
 
@@ -111,7 +106,7 @@ class ControlNetCalls:
             controls: The active ControlNets of every row.
         """
         self._previous.drop_old()
-        pending = PendingResiduals(len(controls), time.monotonic() + self._timeout_s + GRACE_S, self._explain)
+        pending = PendingResiduals(len(controls), time.monotonic() + self._timeout_s + GRACE_S)
         calls: dict[_Kind, list[Place]] = {}
         for row, uses in enumerate(controls):
             names = [use.name for use in uses]

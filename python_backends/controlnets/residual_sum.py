@@ -8,11 +8,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..backend.responses import as_request_error
 from ..common.errors import ControlNetUnavailableError, RequestError
 from .answers import Answer, Wanted, late
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
@@ -34,16 +35,13 @@ class Residuals:
     answers: Sequence[Answer] = field(repr=False)
 
 
-def collect(
-    wanted: Iterable[Wanted], shape: tuple[int, int], deadline: float, explain: Callable[[Exception, str], RequestError]
-) -> Residuals:
+def collect(wanted: Iterable[Wanted], shape: tuple[int, int], deadline: float) -> Residuals:
     """The sum, once all answers have come or are late.
 
     Args:
         wanted: What the step waits for.
         shape: Rows of the shard's call, and sum of C·h·w of its UNet.
         deadline: In seconds of the monotonic clock.
-        explain: What a client is told of an exception that nobody foresaw.
     """
     rows, size = shape
     answered: list[tuple[Wanted, Answer]] = []
@@ -62,7 +60,7 @@ def collect(
         except (FutureTimeoutError, CancelledError):
             failed = late(each.name)
         except Exception as error:  # noqa: BLE001  one ControlNet's failure is that of the rows that use it
-            failed = explain(error, f'CONTROLNETS names "{each.name}", whose call')
+            failed = as_request_error(error, f'CONTROLNETS names "{each.name}", whose call')
         failures |= dict.fromkeys((row for row, _ in each.places), failed)
     nbytes: dict[str, int] = {}
     for each, answer in answered:

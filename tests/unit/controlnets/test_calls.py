@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
+import model_process  # noqa: F401  before what imports the server's module
 import torch
 
-from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError, RequestError, UnexpectedError
+from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
 from swiftdiffusion.python_backends.controlnets.answers import Answer
 from swiftdiffusion.python_backends.controlnets.calls import ControlNetCalls
 from swiftdiffusion.python_backends.request.completed import ControlNetUse, StepHistory
@@ -32,10 +33,6 @@ class Recorder:
         return answer
 
 
-def explain(error: Exception, where: str) -> RequestError:
-    return error if isinstance(error, RequestError) else UnexpectedError(f"{where} failed: {error!r}")
-
-
 def use(name: str, scale: float = 1.0, history: StepHistory | None = None) -> ControlNetUse:
     return ControlNetUse(name, ("a" * 64,), scale, 0.0, 1.0, False, stale=history is not None, history=history)
 
@@ -46,7 +43,7 @@ def rows(*latents: float) -> dict[str, torch.Tensor]:
 
 def test_each_is_called_once_for_all_its_rows() -> None:
     made: dict[str, list[int]] = {}
-    calls = ControlNetCalls(lambda name: Recorder(made.setdefault(name, [])), 5.0, explain)
+    calls = ControlNetCalls(lambda name: Recorder(made.setdefault(name, [])), 5.0)
     controls = [[use("a"), use("b", 10.0)], [], [use("a", 2.0), use("a", 3.0)]]
     with calls.start(rows(1.0, 5.0, 7.0), controls) as pending:
         residuals = pending.wait(SIZE)
@@ -60,7 +57,7 @@ def test_each_is_called_once_for_all_its_rows() -> None:
 
 def test_stale_sums_are_the_previous_steps_row_by_row() -> None:
     made: dict[str, list[int]] = {}
-    calls = ControlNetCalls(lambda name: Recorder(made.setdefault(name, [])), 5.0, explain)
+    calls = ControlNetCalls(lambda name: Recorder(made.setdefault(name, [])), 5.0)
     found, counted, steps = [], 0, 4
     for step in range(steps):
         histories = [StepHistory(run, 1, 0, step, step == steps - 1) for run in ("first", "second")]
@@ -82,7 +79,7 @@ def test_failures_are_those_of_the_rows_that_use_it() -> None:
         "broken": Recorder([], ZeroDivisionError()),
         "foreign": Recorder([], size=SIZE + 1),
     }
-    calls = ControlNetCalls(endpoints.__getitem__, 5.0, explain)
+    calls = ControlNetCalls(endpoints.__getitem__, 5.0)
     names = ["good", "down", "broken", "foreign"]
     with calls.start(rows(1.0, 2.0, 3.0, 4.0), [[use("good"), use(name)] for name in names]) as pending:
         residuals = pending.wait(SIZE)
