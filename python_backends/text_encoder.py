@@ -67,10 +67,10 @@ class TritonPythonModel(Reloadable):
         start = time.perf_counter()
         texts = [text for pair in pairs for text in pair if text is not None]
         try:
-            embeddings, _ = self._encoder.encode(texts, loras)
+            embeddings = self._encoder.encode(texts, loras)
         except LoraUnavailableError:  # a file has gone since: who has it again asks again
             loras = NO_LORAS
-            embeddings, _ = self._encoder.encode(texts)
+            embeddings = self._encoder.encode(texts)
         milliseconds = 1000 * (time.perf_counter() - start)
         return [self._response(pair, embeddings, milliseconds, loras) for pair in pairs]
 

@@ -98,7 +98,7 @@ class LocalPipeline(ExitStack):
         """Embeddings as a shard has them from the text encoder's model."""
         text_set = tuple(item for item in loras if set(adapted_modules(self._path(item[0]))) != {UNET})
         negative, prompt = self._encoder.texts(request)
-        found, _ = self._encoder.encode([text for text in (negative, prompt) if text is not None], text_set)
+        found = self._encoder.encode([text for text in (negative, prompt) if text is not None], text_set)
         pair = [found[prompt].zeros() if negative is None else found[negative], found[prompt]]
         pooled = [embedding.pooled for embedding in pair if embedding.pooled is not None]
         return torch.stack([embedding.tokens for embedding in pair]), torch.stack(pooled) if pooled else None

@@ -141,7 +141,7 @@ class PromptEncoder:
                 chunks = max(chunks, self._count("NEGATIVE_PROMPT", negative or "", request.max_chunks))
         return None if unused else Text(negative or "", None, chunks), Text(request.prompt, request.clip_skip, chunks)
 
-    def encode(self, texts: Sequence[Text], loras: LoraSet = NO_LORAS) -> tuple[dict[Text, Embedding], set[Text]]:
+    def encode(self, texts: Sequence[Text], loras: LoraSet = NO_LORAS) -> dict[Text, Embedding]:
         """Embeddings of all texts, those not remembered encoded in one batch per `clip_skip`, weighted ones singly.
 
         Args:
@@ -149,7 +149,7 @@ class PromptEncoder:
             loras: What is to be patched into the text encoders.
 
         Returns:
-            Text → embedding, and the texts that had to be encoded.
+            Text → embedding; remembered ones are those that were given before.
 
         Raises:
             LoraUnavailableError: If a file of the set is gone.
@@ -165,7 +165,7 @@ class PromptEncoder:
         for text, embedding in new.items():
             if embedding.nbytes <= self._cache.maxsize:
                 self._cache[text, loras] = embedding
-        return found | new, set(missing)
+        return found | new
 
     def _count(self, field: str, text: str, most: int) -> int:
         """Chunks that a text of the weighted syntax fills."""

@@ -50,7 +50,7 @@ def denoise(checkpoint: Checkpoint, unet: UNet, request: CompletedRequest) -> De
     """All steps of one request, its halves one by one."""
     encoder = PromptEncoder(checkpoint, CPU, torch.float32, lora_directory=checkpoint.path)
     negative, prompt = encoder.texts(request)
-    found, _ = encoder.encode([text for text in (negative, prompt) if text is not None])
+    found = encoder.encode([text for text in (negative, prompt) if text is not None])
     pair = [found[prompt].zeros() if negative is None else found[negative], found[prompt]]
     pooled = [embedding.pooled for embedding in pair if embedding.pooled is not None]
     geometry = LatentGeometry(

@@ -66,7 +66,7 @@ def pipeline(checkpoint: Checkpoint) -> DiffusionPipeline:
 def encode(encoder: PromptEncoder, prompt: str, **options: object) -> Embedding:
     request = CompletedRequest("run", prompt, "", 5, 4, 5.0, 32, 32, None, **options)  # type: ignore[arg-type]
     _, text = encoder.texts(request)
-    return encoder.encode([text])[0][text]
+    return encoder.encode([text])[text]
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])
