@@ -19,6 +19,7 @@ from ..tensorrt.versions import TensorRTUnavailableError, require_tensorrt
 from .binary import ServerBinary, find_server_binary
 from .checks import Check, Status
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
+from .gpus import gpu_names
 from .needs import check_needs
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
@@ -93,12 +94,7 @@ def _glibc() -> Check:
 
 
 def _gpu() -> Check:
-    command = shutil.which("nvidia-smi")
-    listed: list[str] = []
-    if command is not None:
-        answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False, timeout=60)
-        listed = re.findall(r"^GPU \d+: (.+?) \(UUID", answer.stdout, re.MULTILINE)
-    usable = _torch_gpus()
+    listed, usable = list(gpu_names().values()), _torch_gpus()
     if listed and usable == len(listed):
         return Check("GPU", Status.OK, ", ".join(listed))
     if listed:

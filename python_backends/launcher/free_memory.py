@@ -1,7 +1,5 @@
 """Memory that this machine, or this container, has left."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +32,6 @@ OWN = Path("/proc/self/cgroup")
 def available_mib() -> int:
     """Of main memory: what the kernel says is available, or less where a cgroup of this process has a limit."""
     return min([psutil.virtual_memory().available, *_left_in_cgroups()]) // MIB
-
-
-def free_gpu_mib() -> dict[int, int]:
-    """By GPU; none where `nvidia-smi` is not there."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return {}
-    query = [command, "--query-gpu=index,memory.free", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60).stdout
-    rows = [line.split(",") for line in answer.splitlines()]
-    return {int(row[0]): int(row[1]) for row in rows if len(row) == 2 and row[1].strip().isdigit()}
 
 
 def _left_in_cgroups() -> Iterator[int]:

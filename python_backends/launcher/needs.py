@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..common.processors import allowed_cores
 from .checks import Check, Status
-from .free_memory import MIB, available_mib, free_gpu_mib
+from .free_memory import MIB, available_mib
+from .gpus import free_gpu_mib
 from .repository_weights import read_config
 from .shared_memory import SHARED_MEMORY
 

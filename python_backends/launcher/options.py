@@ -1,13 +1,12 @@
 """Tuning of the server, and the command line it becomes."""
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .binary import ServerBinary
 from .errors import UnsupportedOptionError
+from .gpus import gpu_names
 
 MIB = 1 << 20
 
@@ -62,7 +61,7 @@ class ServerOptions:
             f"--backend-config=python,shm-growth-byte-size={self.shm_growth_mib * MIB}",
             f"--backend-config=python,stub-timeout-seconds={round(self.startup_timeout_seconds)}",
         ]
-        devices = gpus()
+        devices = gpu_names()
         arguments += [f"--cuda-memory-pool-byte-size={gpu}:{self.cuda_memory_pool_mib * MIB}" for gpu in devices]
         if not self.auto_complete_config:
             arguments.append("--disable-auto-complete-config")
@@ -93,12 +92,3 @@ def models_of(repository: Path) -> list[str]:
         for path in repository.iterdir()
         if path.is_dir() and ((path / "config.pbtxt").exists() or any(path.glob("[0-9]*/")))
     )
-
-
-def gpus() -> list[int]:
-    """Numbers of the GPUs that the driver lists, without importing torch."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    listing = subprocess.run([command, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
-    return [int(number) for number in re.findall(r"^GPU (\d+):", listing, re.MULTILINE)]

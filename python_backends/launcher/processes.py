@@ -1,11 +1,12 @@
-"""Process groups, parent death and liveness on Linux, read from /proc."""
+"""Process groups, parent death and liveness on Linux."""
 
 import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 PROC = Path("/proc")
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -36,25 +37,14 @@ def command_line(pid: int) -> str:
 
 def any_has_variable(name: str, value: str) -> bool:
     """Whether a process that this user may look into was started with an environment variable."""
-    wanted = os.fsencode(f"{name}={value}")
-    for pid in processes():
-        try:
-            if wanted in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
-                return True
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return False
-
-
-def processes() -> Iterator[int]:
-    """Ids of all processes that can be seen."""
-    return (int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal())
+    environments = (process.info["environ"] for process in psutil.process_iter(["environ"]))  # None: not to be read
+    return any(environment.get(name) == value for environment in environments if environment is not None)
 
 
 def group_members(group: int) -> list[int]:
     """Ids of the living (not zombie) processes of a process group."""
     members = []
-    for pid in processes():
+    for pid in psutil.pids():
         try:
             stat = (PROC / str(pid) / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -12,8 +12,10 @@ import signal
 import stat
 from pathlib import Path
 
+import psutil
+
 from .ownership import is_own
-from .processes import command_line, pid_namespace, processes
+from .processes import command_line, pid_namespace
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def remove_stale_regions() -> list[str]:
 
 
 def _kill_stubs(prefix: str) -> None:
-    for pid in processes():
+    for pid in psutil.pids():
         arguments = command_line(pid)
         if prefix in arguments and "triton_python_backend_stub" in arguments.partition(" ")[0]:
             try:
