@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints
 
-from ..common.errors import InvalidRequestError
-from ..common.sentences import misread
+from .json_text import read_json
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -191,10 +189,7 @@ class CompletedRequest:
         Raises:
             InvalidRequestError: If the text is anything else (a client called an inner model by itself).
         """
-        try:
-            return _validator().validate_json(text)
-        except ValidationError as error:
-            raise InvalidRequestError(f"REQUEST is not what `preprocess` writes: {misread(error)}") from None
+        return read_json(cls, text, "REQUEST is not what `preprocess` writes", says_where=True)
 
 
 def use_to_json(use: ControlNetUse) -> str:
@@ -208,17 +203,4 @@ def use_from_json(text: str) -> ControlNetUse:
     Raises:
         InvalidRequestError: If the text is anything else (a client called an inner model by itself).
     """
-    try:
-        return _use_validator().validate_json(text)
-    except ValidationError:
-        raise InvalidRequestError("CONTROL is not what a shard writes") from None
-
-
-@cache
-def _use_validator() -> TypeAdapter[ControlNetUse]:
-    return TypeAdapter(ControlNetUse)
-
-
-@cache
-def _validator() -> TypeAdapter[CompletedRequest]:
-    return TypeAdapter(CompletedRequest)
+    return read_json(ControlNetUse, text, "CONTROL is not what a shard writes")

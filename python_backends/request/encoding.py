@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Annotated
 
-from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StringConstraints
 
-from ..common.errors import InvalidRequestError
+from .json_text import read_json
 
 EmbeddingKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 LoraKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16,64}$")]
@@ -46,12 +45,4 @@ class Encoding:
         Raises:
             InvalidRequestError: If the text is anything else (a client called an inner model by itself).
         """
-        try:
-            return _validator().validate_json(text)
-        except ValidationError:
-            raise InvalidRequestError("ENCODING is not what `text_encoder` writes") from None
-
-
-@cache
-def _validator() -> TypeAdapter[Encoding]:
-    return TypeAdapter(Encoding)
+        return read_json(cls, text, "ENCODING is not what `text_encoder` writes")

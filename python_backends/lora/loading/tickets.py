@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints
 from pydantic.dataclasses import dataclass as validated
 
 from ...common.errors import InvalidRequestError, RequestError, to_report
-from ...common.sentences import misread
+from ...request.json_text import read_json
 from .outcomes import CONFIG, LoadedLora, Milliseconds, Outcome, Outcomes, Report, Source, checked_path, to_values
 
 if TYPE_CHECKING:
@@ -109,10 +108,7 @@ def raise_failure(text: str) -> None:
 
 
 def _entries(text: str) -> list[_Entry]:
-    try:
-        return _tickets_validator().validate_json(text)
-    except ValidationError as error:
-        raise InvalidRequestError(f"TICKETS is not what `lora_store` writes: {misread(error)}") from None
+    return read_json(list[_Entry], text, "TICKETS is not what `lora_store` writes", says_where=True)
 
 
 def _ticket(entry: _Entry, outcomes: Outcomes) -> Ticket:
@@ -137,8 +133,3 @@ class _Entry:
     load_ms: Milliseconds | None = None
     outcome: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
     error: Report | None = None
-
-
-@cache
-def _tickets_validator() -> TypeAdapter[list[_Entry]]:
-    return TypeAdapter(list[_Entry])
