@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from dataclasses import dataclass, replace
-from itertools import chain, islice, repeat
+from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from ..request.completed import PRIORITIES
-from .claims import CLAIM_S, Crowd
-from .line import SAFETY, Queued, begun, next_stretch, run_ahead, spares
+from .claims import CLAIM_S, Crowd, Joining
+from .line import SAFETY, Queued, begun, ends, next_stretch, run_ahead, spares
 from .messages import Claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from .claims import Outlook
     from .messages import Work
     from .step_times import StepTimes
 
@@ -30,7 +30,7 @@ RESTARTED = len(PRIORITIES)
 RESOLUTION_S = 0.001
 """Of times to try again, which clients are told in milliseconds."""
 
-RETRY_PARTS = 64
+RETRY_PARTS = 16
 """Of the time until the line is empty: how closely the soonest to try again is sought."""
 
 
@@ -157,28 +157,19 @@ class Desk:
         line = [replace(each, steps=each.steps - (each.run in self._stepping)) for each in self._line]
         return max(now, self._boundary), [each for each in line if each.steps > 0]
 
-    def _ahead(self, line: Sequence[Queued], at: float, until: float = math.inf) -> tuple[float, list[Queued]]:
-        """When the last step that begins before `until` ends, and who is in line then."""
+    def _ends(self, line: Sequence[Queued], at: float) -> dict[str, float]:
+        return dict(ends(line, at, self._places, self._times))
+
+    def _ahead(self, line: Sequence[Queued], at: float, until: float) -> tuple[float, list[Queued]]:
         *_, (at, left, _) = run_ahead(line, at, self._places, self._times, until)
         return at, left
 
-    def _ends(self, line: Sequence[Queued], at: float) -> Iterator[tuple[str, float]]:
-        """Who is done when, the first first."""
-        return ((run, end) for end, _, done in run_ahead(line, at, self._places, self._times) for run in done)
+    def _joining(self, at: float, line: Sequence[Queued], new: Queued) -> Joining:
+        return Joining(line, at, new, self._places, self._times)
 
-    def _outlook(self, at: float, line: Sequence[Queued], new: Queued) -> _Outlook:
-        first = len(line)
-        while first and line[first - 1].gives_way(new):
-            first -= 1
-
-        def ends(place: int) -> Iterator[tuple[str, float]]:
-            return self._ends([*line[:place], new, *line[place:]], at)
-
-        places = range(first, len(line))
-        before = dict(self._ends(line, at)) if any(each.promised for each in line[first:]) else {}
-        place = first + bisect_left(places, True, key=lambda each: spares(line[each:], before, ends(each), at))
-        begins = next_stretch([*line[:place], new], at, self._places, self._times).runs > place
-        return _Outlook(len(line) - place, begins, next(end for run, end in ends(place) if run == new.run))
+    def _outlook(self, at: float, line: Sequence[Queued], new: Queued) -> Outlook:
+        joining = self._joining(at, line, new)
+        return joining.outlook(joining.place())
 
     def _insert(self, new: Queued, overtakes: int) -> None:
         place = len(self._line) - overtakes
@@ -189,9 +180,9 @@ class Desk:
     def _sparing_claims(self, sharing: list[Queued], now: float) -> list[Queued]:
         """Without those that have not begun and must not yet: an earlier run has claimed its time, and is to come."""
         claims = [each for each in self._line if each.promised and each.expires < math.inf]
-        before = dict(self._ends(self._line, now)) if claims else {}
+        before = self._ends(self._line, now) if claims else {}
         while claims and (line := begun(self._line, sharing)) != self._line:
-            if spares(claims, before, self._ends(line, now), now):
+            if spares(claims, before, self._ends(line, now).items(), now):
                 break
             sharing = sharing[:-1]
         return sharing
@@ -199,38 +190,31 @@ class Desk:
     def _alone(self, new: Queued) -> float:
         return new.steps * self._times.expected(new.work)
 
-    def _admits(self, new: Queued, outlook: _Outlook, now: float, limit: float) -> bool:
+    def _admits(self, new: Queued, outlook: Outlook, now: float, limit: float) -> bool:
         """Whether a run would be in time, and may wait if it has to."""
         alone = self._alone(new)
         if SAFETY * (outlook.end - now) > limit:
             return False
         return outlook.begins or not alone or not self._crowd.forbids_waiting(now, limit / alone)
 
-    def _retry_after(self, new: Queued, outlook: _Outlook, now: float, limit: float) -> float:
+    def _retry_after(self, new: Queued, outlook: Outlook, now: float, limit: float) -> float:
         """Seconds until a claim that is refused now, and could be met alone, should be accepted."""
         at, line = self._at_boundary(now)
+        leave = [at] * (len(self._line) - len(line)) + [*self._ends(line, at).values()]
         soonest = outlook.end - now - limit / SAFETY  # who comes while it would wait anyway is done no later
-        if len(self._line) >= self._longest:
-            ends = chain(repeat(at, len(self._line) - len(line)), (end for _, end in self._ends(line, at)))
-            soonest = max(soonest, next(islice(ends, len(self._line) - self._longest, None)) - now)
+        if len(leave) >= self._longest:
+            soonest = max(soonest, leave[len(leave) - self._longest] - now)
         soonest = max(0.0, soonest) + RESOLUTION_S
         at, line = self._ahead(line, at, until=now + soonest)
 
         def accepted(wait: float) -> bool:
             then, later = now + wait, replace(new, due=new.due + wait)
             boundary, left = self._ahead(line, at, until=then)
-            return self._admits(later, self._outlook(max(boundary, then), left, later), then, limit)
+            joining = self._joining(max(boundary, then), left, later)
+            places = (find() for find in (joining.first, joining.place))  # in vain where it would be late at the first
+            return all(self._admits(later, joining.outlook(place), then, limit) for place in places)
 
-        if accepted(soonest):
+        if limit == math.inf or accepted(soonest):
             return soonest
-        part = max(0.0, self._ahead(line, at)[0] - now - soonest) / RETRY_PARTS
-        return soonest + part * bisect_left(range(RETRY_PARTS), True, key=lambda each: accepted(soonest + part * each))
-
-
-@dataclass(frozen=True)
-class _Outlook:
-    """Of somebody new: how many it would overtake, whether it would take the next step, when it would be done."""
-
-    overtakes: int
-    begins: bool
-    end: float
+        part = max(0.0, max([at, *leave]) - now - soonest) / RETRY_PARTS
+        return soonest + part * bisect_left(range(RETRY_PARTS), True, 1, key=lambda n: accepted(soonest + n * part))

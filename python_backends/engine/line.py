@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -77,20 +77,19 @@ class Queued:
             longer_s: What a step must not take, with `SAFETY`.
             alone_s: Of a step without others.
         """
-        if longer_s <= self.budget(now, alone_s):
-            return 0
         slack = self.due - now
+        if not 0 < self.steps * alone_s <= slack < self.steps * longer_s:
+            return 0
         spare, lacking = slack - self.steps * alone_s, self.steps * longer_s - slack
         kept = math.ceil(lacking / (longer_s - step_s)) if longer_s > step_s else math.inf
         lost = math.floor(spare / (step_s - alone_s)) + 1 if step_s > alone_s else math.inf
         return min(kept, lost)
 
 
-_VALUES = attrgetter(*Queued.__slots__)  # type: ignore[attr-defined]
+_VALUES = attrgetter(*Queued.__slots__)
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Steps that the first of a line share.
 
     Attributes:
@@ -114,23 +113,26 @@ def next_stretch(line: Sequence[Queued], now: float, places: int, times: StepTim
         times: What steps take.
     """
     expected = times.expected
-    work, runs, steps, budget = 0, 0, math.inf, math.inf
+    work, runs, steps, budget, step_s = 0, 0, math.inf, math.inf, 0.0
     for each in line[:places]:
-        if budget < math.inf and (longer_s := SAFETY * expected(work + each.work)) > budget:
-            step_s = expected(work)
-            objected = max(one.objects(now, step_s, longer_s, expected(one.work)) for one in line[:runs])
-            steps = min(steps, max(1, objected))
+        longer_s = expected(work + each.work)
+        if SAFETY * longer_s > budget:
             break
-        work, runs = work + each.work, runs + 1
+        work, runs, step_s = work + each.work, runs + 1, longer_s
         if each.steps < steps:
             steps = each.steps
-        if each.due < math.inf:
+        if each.due - now < each.steps * budget:
             budget = min(budget, each.budget(now, expected(each.work)))
-    return Stretch(runs, expected(work), int(max(0, steps)))
+    if runs < min(places, len(line)):
+        longer_s *= SAFETY
+        tight = [each for each in line[:runs] if each.due - now < each.steps * longer_s]
+        objections = [each.objects(now, step_s, longer_s, expected(each.work)) for each in tight]
+        steps = min(steps, max([1, *objections]))
+    return Stretch(runs, step_s, int(max(0, steps)))
 
 
 def run_ahead(
-    line: Iterable[Queued], now: float, places: int, times: StepTimes, until: float = math.inf
+    line: Iterable[Queued], now: float, places: int, times: StepTimes, until: float = math.inf, least: int = 1
 ) -> Iterator[tuple[float, list[Queued], list[str]]]:
     """What becomes of a line if nobody comes: as it is, then after every stretch.
 
@@ -140,24 +142,31 @@ def run_ahead(
         places: Most that share a step.
         times: What steps take.
         until: The last step begins before.
+        least: Nobody steps while fewer are in line.
 
     Yields:
         When the stretch ends, who is in line then, and who is done with it. The line is the same list every time.
     """
     left = [Queued(*_VALUES(each)) for each in line]
     yield now, left, []
-    while left and now < until:
-        stretch = next_stretch(left, now, places, times)
-        steps = stretch.steps
-        if until < math.inf and stretch.step_s > 0:
-            steps = min(steps, math.ceil((until - now) / stretch.step_s))
-        now += steps * stretch.step_s
-        sharing = left[: stretch.runs]
-        for each in sharing:
+    while len(left) >= least and now < until:
+        runs, step_s, steps = next_stretch(left, now, places, times)
+        if until < math.inf and step_s > 0:
+            steps = min(steps, math.ceil((until - now) / step_s))
+        now += steps * step_s
+        done = []
+        for each in left[:runs]:
             each.started = True
             each.steps -= steps
-        left[: stretch.runs] = [each for each in sharing if each.steps > 0]
-        yield now, left, [each.run for each in sharing if each.steps <= 0]
+            if each.steps <= 0:
+                done.append(each.run)
+                left.remove(each)
+        yield now, left, done
+
+
+def ends(line: Iterable[Queued], now: float, places: int, times: StepTimes) -> Iterator[tuple[str, float]]:
+    """Who is done when if nobody comes, the first first."""
+    return ((run, end) for end, _, done in run_ahead(line, now, places, times) for run in done)
 
 
 def begun(line: Sequence[Queued], sharing: Collection[Queued]) -> list[Queued]:
@@ -165,18 +174,18 @@ def begun(line: Sequence[Queued], sharing: Collection[Queued]) -> list[Queued]:
     return sorted(line, key=lambda each: not (each.started or each in sharing))
 
 
-def spares(others: Iterable[Queued], before: Mapping[str, float], ends: Iterable[tuple[str, float]], now: float) -> bool:
-    """Whether every promise that would be kept still is, with `SAFETY`, or no later than it would be anyway.
-
-    Args:
-        others: Whose promises count.
-        before: When those that have one would be done anyway.
-        ends: When who is done; asked no further than to the first that is too late.
-        now: Seconds of the clock.
-    """
+def spares(
+    others: Iterable[Queued], before: Mapping[str, float], ends: Iterable[tuple[str, float]], now: float
+) -> bool:
+    """Whether every promise that would be kept still is, with `SAFETY`, or no later than it would be anyway."""
     latest = {
         each.run: max(before[each.run], now + (each.due - now) / SAFETY)
         for each in others
         if each.promised and before[each.run] <= each.due
     }
-    return not latest or all(end <= latest.get(run, math.inf) for run, end in ends)
+    for run, end in ends if latest else ():
+        if end > latest.pop(run, math.inf):
+            return False
+        if not latest:
+            break
+    return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import pytest
-from stepped_shard import SteppedShard, accepted
+from stepped_shard import SteppedShard, accepted, refused
 
+from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.messages import Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 
@@ -79,3 +82,24 @@ def test_the_line_is_calm_again_soon_after_a_burst() -> None:
         shard.come(ALIKE[0], 25.0)
     shard.pass_time(25.0)
     assert accepted(shard.come(ALIKE[0], 25.0)).forecast_s == 10.0
+
+
+@pytest.mark.parametrize("patience", [None, 0.3, 0.6])
+@pytest.mark.parametrize("promised", [True, False])
+def test_who_could_overtake_a_full_line_is_refused_within_5_ms(promised: bool, patience: float | None) -> None:
+    seconds = []
+    for seed in range(20):
+        chance, times = random.Random(seed), StepTimes()
+        for of_a_step in (1, 2, 4, 8, 16):
+            times.note(of_a_step, on_a_gpu(of_a_step) * chance.uniform(0.95, 1.05))
+        desk = Desk(8, times, lambda: 0.0)
+        for _ in range(64):
+            low = Work(chance.randint(1, 2), 1, chance.randint(1, 50), "low")
+            accepted(desk.claim(low, 1.5 * desk.quote(low) if promised else None))
+        high = Work(2, 1, 20, "high")
+        alone_s = high.steps * times.expected(high.of_a_step)
+        limit_s = None if patience is None else max(1.2 * alone_s, patience * desk.quote(high))
+        began = time.thread_time()
+        assert refused(desk.claim(high, limit_s)).retry_after_s is not None
+        seconds.append(time.thread_time() - began)
+    assert median(seconds) < 0.005

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from lone_shard import SIDE, TEN, Lender, LoneShard, alone, make_run, predicted, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lone_shard import PIXELS, SIDE, TEN, Lender, LoneShard, alone, make_run, predicted, until
 from model_process import logged, observed
 
 from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
@@ -209,6 +211,42 @@ def test_a_lone_run_has_half_of_its_rows_evaluated_elsewhere(shards: Callable[..
         shard.submit(last)
         assert equal(shard.done(last), [alone(make_run("b"))])
     assert last.report.shards == {"shard"}
+
+
+class Lenders(Lender):
+    """Several shards that have lent themselves."""
+
+    def __init__(self, shards: list[LoneShard]) -> None:
+        self._lenders = [Lender(shard) for shard in shards]
+
+    def __len__(self) -> int:
+        return len(self._lenders)
+
+    def lent(self, most: int) -> list[Lender]:
+        return self._lenders[:most]
+
+    def submit(self, peer: Lender, call: UNetCall) -> Any:
+        return peer.submit(peer, call)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 3), st.sampled_from([1.0, 5.0]), st.integers(1, 4), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
+def test_a_quote_with_help_is_what_steps_of_the_fullest_shard_take(
+    helpers: int, guidance: float, steps: int, one_row_s: float, two_rows_s: float
+) -> None:
+    with ExitStack() as open_:
+        lenders = [LoneShard(f"lender {number}") for number in range(helpers)]
+        shard, run = LoneShard(peers=Lenders(lenders)), make_run("a", steps, guidance=guidance)
+        for each in (shard, *lenders):
+            open_.callback(each.engine.close)
+        seconds = {PIXELS: one_row_s, 2 * PIXELS: two_rows_s}
+        for of_a_step, expected_s in seconds.items():
+            shard.times.note(of_a_step, expected_s)
+        quote = shard.engine.quote(run.work)
+        shard.submit(run)
+        shard.done(run)
+    works = [[call.work for call in each.network.calls] for each in (shard, *lenders) if each.network.calls]
+    assert quote.alone_s == pytest.approx(sum(seconds[max(step)] for step in zip(*works, strict=True)))
 
 
 # Claims.
