@@ -13,14 +13,15 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from ..request.completed import PRIORITIES
-from .claims import CLAIM_S, Crowd, Joining
+from .claims import CLAIM_S, Crowd
+from .joining import Joining
 from .line import SAFETY, Queued, begun, ends, next_stretch, run_ahead, spares
 from .messages import Claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from .claims import Outlook
+    from .joining import Outlook
     from .messages import Work
     from .step_times import StepTimes
 

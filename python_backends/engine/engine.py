@@ -18,10 +18,9 @@ import torch
 
 from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
-from ..common.errors import to_report
-from .info import final_info
 from .line import SAFETY
 from .messages import Polled, Quoted, RunState
+from .published import Published, state_of
 from .stepping import Stepping
 
 if TYPE_CHECKING:
@@ -44,9 +43,6 @@ LENT_S, LENT_STEPS = 0.5, 3.0
 
 PROBED_AFTER_S = 20.0
 """What steps took so long ago is no reason to refuse a run."""
-
-ABANDONED_AFTER_S = 120.0
-"""A run that nobody has asked after for so long is forgotten: its denoiser is gone."""
 
 
 class Engine:
@@ -80,9 +76,7 @@ class Engine:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._mutex = threading.Lock()  # of the desk
         self._runs: dict[str, Denoising] = {}
-        self._published: dict[str, RunState] = {}
-        self._latents: dict[str, torch.Tensor] = {}
-        self._asked_at: dict[str, float] = {}
+        self._published = Published()
         self._active: set[str] = set()
         self._lent: tuple[str, float] | None = None
         self._boundary, self._step_s, self._stepped_at = 0.0, 0.0, time.monotonic()
@@ -94,23 +88,14 @@ class Engine:
 
     def submit(self, run: Denoising, again: bool) -> None:
         """Takes up a run; `again`, one that ran elsewhere before."""
-        run_id = run.request.run_id
-        self._active.add(run_id)
-        self._asked_at[run_id] = time.monotonic()
-        self._published[run_id] = RunState(0, run.steps)
+        self._active.add(run.request.run_id)
+        self._published.put(run.request.run_id, RunState(0, run.steps))
         self._inbox.put(partial(self._enter, run, again))
 
     def poll(self, runs: Sequence[str]) -> tuple[Polled, list[torch.Tensor]]:
         """States, and the latents of those that are done; what has ended is forgotten with this."""
-        now = time.monotonic()
-        states = {run: self._published.get(run) for run in runs}
-        known = {run: state for run, state in states.items() if state is not None}
-        self._asked_at.update(dict.fromkeys(known, now))
-        latents = [self._latents[run] for run, state in known.items() if state.info is not None]
-        for run, state in known.items():
-            if state.ended:
-                self._drop(run)
-        return Polled(states, max(0.0, self._boundary - now), self._step_s), latents
+        states, latents = self._published.fetch(runs)
+        return Polled(states, max(0.0, self._boundary - time.monotonic()), self._step_s), latents
 
     def forget(self, runs: Iterable[str]) -> None:
         """Gives runs up, wherever they are."""
@@ -210,8 +195,7 @@ class Engine:
 
     def _at_boundary(self) -> list[Denoising]:
         """LoRAs go on, and who has nobody any more leaves; the runs that take the next step."""
-        now = time.monotonic()
-        for run_id in [each for each, at in list(self._asked_at.items()) if now - at > ABANDONED_AFTER_S]:
+        for run_id in self._published.abandoned():
             self._leave(run_id)
         for run in list(self._runs.values()):
             try:
@@ -256,15 +240,10 @@ class Engine:
     def _publish(self, run: Denoising) -> None:
         """Says how far a run is; one that is done, or has failed, takes no further step."""
         run_id = run.request.run_id
-        state = RunState(run.step, run.steps)
-        if run.failure is not None:
-            state = RunState(run.step, run.steps, error=to_report(run.failure))
-        elif run.done:
-            self._latents[run_id] = run.latents.cpu()
-            state = RunState(run.step, run.steps, tuple(run.latents.shape), final_info(run))
+        state, latents = state_of(run)
         if state.ended:
             self._end(run_id)
-        self._published[run_id] = state
+        self._published.put(run_id, state, latents)
 
     def _end(self, run_id: str) -> None:
         self._active.discard(run_id)
@@ -281,10 +260,4 @@ class Engine:
     def _leave(self, run_id: str) -> None:
         """Forgets a run, whether it has ended or not."""
         self._end(run_id)
-        self._drop(run_id)
-
-    def _drop(self, run_id: str) -> None:
-        """Of a run that has ended, nothing is left; from either thread."""
-        self._published.pop(run_id, None)
-        self._latents.pop(run_id, None)
-        self._asked_at.pop(run_id, None)
+        self._published.forget(run_id)

@@ -1,0 +1,68 @@
+"""How far runs are, for whoever asks while the engine's thread goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ..common.errors import to_report
+from .info import final_info
+from .messages import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from .run import Denoising
+
+ABANDONED_AFTER_S = 120.0
+"""A run that nobody has asked after for so long is forgotten: its denoiser is gone."""
+
+
+class Published:
+    """States of runs, and the latents of those that are done, until they are fetched; any thread may call."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._states: dict[str, RunState] = {}
+        self._latents: dict[str, torch.Tensor] = {}
+        self._asked_at: dict[str, float] = {}
+
+    def put(self, run: str, state: RunState, latents: torch.Tensor | None = None) -> None:
+        """Tells of a run, with its latents if they are final."""
+        self._asked_at.setdefault(run, time.monotonic())
+        if latents is not None:
+            self._latents[run] = latents
+        self._states[run] = state
+
+    def fetch(self, runs: Sequence[str]) -> tuple[dict[str, RunState | None], list[torch.Tensor]]:
+        """States, None of unknown runs, and latents of those that are done; what has ended is forgotten with this."""
+        states = {run: self._states.get(run) for run in runs}
+        known = {run: state for run, state in states.items() if state is not None}
+        self._asked_at.update(dict.fromkeys(known, time.monotonic()))
+        latents = [self._latents[run] for run, state in known.items() if state.info is not None]
+        for run, state in known.items():
+            if state.ended:
+                self.forget(run)
+        return states, latents
+
+    def abandoned(self) -> list[str]:
+        """Runs that nobody asks after any more."""
+        now = time.monotonic()
+        return [run for run, at in list(self._asked_at.items()) if now - at > ABANDONED_AFTER_S]
+
+    def forget(self, run: str) -> None:
+        """Nothing is left of a run."""
+        self._states.pop(run, None)
+        self._latents.pop(run, None)
+        self._asked_at.pop(run, None)
+
+
+def state_of(run: Denoising) -> tuple[RunState, torch.Tensor | None]:
+    """How far a run is, and its latents on the CPU if they are final."""
+    if run.failure is not None:
+        return RunState(run.step, run.steps, error=to_report(run.failure)), None
+    if not run.done:
+        return RunState(run.step, run.steps), None
+    return RunState(run.step, run.steps, tuple(run.latents.shape), final_info(run)), run.latents.cpu()
