@@ -101,7 +101,7 @@ def test_norms_and_biases_go_on_and_off(tiny: TinyServer, oracle: Oracle) -> Non
 
 def test_the_order_of_loras_does_not_matter(tiny: TinyServer) -> None:
     loras: Loras = [("attention", 0.6), ("loha", 1.0), ("everything", 0.2)]
-    first, second = generate_with(tiny, loras), generate_with(tiny, loras[::-1])
+    first, second = (generate_with(tiny, given, GUIDANCE_SCALE=1.0) for given in (loras, loras[::-1]))
     assert (first.image == second.image).all()
 
 
@@ -146,7 +146,8 @@ def test_a_file_added_while_the_server_runs_is_served(tiny: TinyServer) -> None:
     with pytest.raises(InferenceServerException, match="attentoin"):
         generate_with(tiny, [("attentoin", 1.0)])
     (tiny.loras / "added.safetensors").write_bytes((tiny.loras / "attention.safetensors").read_bytes())
-    assert (generate_with(tiny, [("added", 1.0)]).image == generate_with(tiny, [("attention", 1.0)]).image).all()
+    first, second = (generate_with(tiny, [(name, 1.0)], GUIDANCE_SCALE=1.0) for name in ("added", "attention"))
+    assert (first.image == second.image).all()
 
 
 def test_a_loras_defaults_of_the_catalogue_hold_where_the_request_is_silent(tiny: TinyServer) -> None:
@@ -162,7 +163,7 @@ def test_a_loras_defaults_of_the_catalogue_hold_where_the_request_is_silent(tiny
     assert silent.info["lora_defaults"] == dict.fromkeys(wanted, "fast")
     assert not GenerationInfo.model_validate(silent.info).model_extra
     said = generate_with(tiny, [("attention", 0.6)], STEPS=3, GUIDANCE_SCALE=2.5, SCHEDULER="ddim")
-    assert (silent.image == said.image).all()
+    assert silent.distance(said) < 0.01
     assert "lora_defaults" not in said.info
     assert louder.info["lora_defaults"] == {"scheduler": "fast"}
 
