@@ -68,7 +68,8 @@ class TritonPythonModel(Reloadable):
         texts = [text for pair in pairs for text in pair if text is not None]
         try:
             embeddings = self._encoder.encode(texts, loras)
-        except LoraUnavailableError:  # a file has gone since: who has it again asks again
+        except LoraUnavailableError as error:  # it has gone since: who has it again asks again
+            pb_utils.Logger.log_warn(f"prompts are encoded without LoRAs: {error}")
             loras = NO_LORAS
             embeddings = self._encoder.encode(texts)
         milliseconds = 1000 * (time.perf_counter() - start)

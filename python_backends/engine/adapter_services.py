@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..backend.metrics import Counter, Histogram
 from ..backend.model_calls import encode_prompts, load_loras
-from ..common.errors import EmbeddingsUnavailableError
+from ..common.errors import EmbeddingsUnavailableError, LoraUnavailableError
 from ..lora.loading.outcomes import Outcomes
 from ..lora.loading.tickets import Ticket, tickets_from_json, tickets_of, tickets_to_json
 from ..shared_memory.host_cache import EvictedError, host_cache_directory
@@ -111,9 +111,11 @@ class _Calls:
         tickets = tickets_to_json([Ticket(lora.use.name, result=lora.loaded) for lora in loras])
         for _ in range(ENCODINGS):
             encoding = encode_prompts(self._services.text_encoder, request, tickets)
+            if encoding.loras != set_of(loras):
+                names = ", ".join(lora.use.name for lora in loras)
+                raise LoraUnavailableError(f"LORAS: the text encoder could not read {names}")
             with suppress(EvictedError):
-                if encoding.loras == set_of(loras):
-                    return self._services.embeddings.pair(encoding.negative, encoding.prompt)
+                return self._services.embeddings.pair(encoding.negative, encoding.prompt)
         raise EmbeddingsUnavailableError(f"PROMPT: its embeddings went before they were used, {ENCODINGS} times")
 
     def _load_again(self, position: int) -> Ticket:

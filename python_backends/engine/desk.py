@@ -32,7 +32,8 @@ RESOLUTION_S = 0.001
 """Of times to try again, which clients are told in milliseconds."""
 
 RETRY_PARTS = 16
-"""Of the time until the line is empty: how closely the soonest to try again is sought."""
+"""Of the time until the line is empty: how closely the soonest to try again is sought. Each halving runs the line ahead
+once more, while whoever asks waits for the answer."""
 
 
 class Desk:
@@ -183,7 +184,7 @@ class Desk:
         claims = [each for each in self._line if each.promised and each.expires < math.inf]
         before = self._ends(self._line, now) if claims else {}
         while claims and (line := begun(self._line, sharing)) != self._line:
-            if spares(claims, before, self._ends(line, now).items(), now):
+            if spares(claims, before, ends(line, now, self._places, self._times), now):
                 break
             sharing = sharing[:-1]
         return sharing
@@ -212,8 +213,10 @@ class Desk:
             then, later = now + wait, replace(new, due=new.due + wait)
             boundary, left = self._ahead(line, at, until=then)
             joining = self._joining(max(boundary, then), left, later)
-            places = (find() for find in (joining.first, joining.place))  # in vain where it would be late at the first
-            return all(self._admits(later, joining.outlook(place), then, limit) for place in places)
+            at_best = joining.outlook(joining.first())
+            if not self._admits(later, at_best, then, limit):
+                return False
+            return self._admits(later, joining.outlook(joining.place()), then, limit)
 
         if limit == math.inf or accepted(soonest):
             return soonest

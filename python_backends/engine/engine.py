@@ -19,7 +19,7 @@ import torch
 from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
 from .line import SAFETY
-from .messages import Polled, Quoted, RunState
+from .messages import Polled, Quoted
 from .published import Published, state_of
 from .stepping import Stepping
 
@@ -89,7 +89,7 @@ class Engine:
     def submit(self, run: Denoising, again: bool) -> None:
         """Takes up a run; `again`, one that ran elsewhere before."""
         self._active.add(run.request.run_id)
-        self._published.put(run.request.run_id, RunState(0, run.steps))
+        self._published.begin(run.request.run_id, run.steps)
         self._inbox.put(partial(self._enter, run, again))
 
     def poll(self, runs: Sequence[str]) -> tuple[Polled, list[torch.Tensor]]:

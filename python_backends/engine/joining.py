@@ -29,7 +29,8 @@ class Joining:
     """Somebody new in a line, at one place or another; what comes of those before it is run ahead once."""
 
     def __init__(self, line: Sequence[Queued], at: float, new: Queued, places: int, times: StepTimes) -> None:
-        self._line, self._at, self._new, self._pace = line, at, new, (places, times)
+        self._line, self._at, self._new = line, at, new
+        self._places, self._times = places, times
         # Place → when it first matters who is there, and who of those before it is left by then.
         self._reached: dict[int, tuple[float, list[Queued]]] = {0: (at, [])}
 
@@ -43,7 +44,7 @@ class Joining:
 
     def outlook(self, place: int) -> Outlook:
         """What comes of it there."""
-        begins = next_stretch([*self._line[:place], self._new], self._at, *self._pace).runs > place
+        begins = next_stretch([*self._line[:place], self._new], self._at, self._places, self._times).runs > place
         end = next(end for run, end in self._ends(place) if run == self._new.run)
         return Outlook(len(self._line) - place, begins, end)
 
@@ -53,11 +54,12 @@ class Joining:
 
     @cached_property
     def _without(self) -> dict[str, float]:
-        return dict(ends(self._line, self._at, *self._pace))
+        return dict(ends(self._line, self._at, self._places, self._times))
 
     def _ends(self, place: int) -> Iterator[tuple[str, float]]:
         nearest = max(each for each in self._reached if each <= place)
         at, before = self._reached[nearest]
-        *_, (at, before, _) = run_ahead([*before, *self._line[nearest:place]], at, *self._pace, least=self._pace[0])
+        ahead = [*before, *self._line[nearest:place]]
+        *_, (at, before, _) = run_ahead(ahead, at, self._places, self._times, least=self._places)
         self._reached[place] = at, before
-        return ends([*before, self._new, *self._line[place:]], at, *self._pace)
+        return ends([*before, self._new, *self._line[place:]], at, self._places, self._times)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -54,6 +53,10 @@ class Queued:
         """Whether it has a promise."""
         return self.due < math.inf
 
+    def copy(self) -> Queued:
+        """One to be run ahead; several times as fast as `dataclasses.replace`."""
+        return Queued(self.run, self.work, self.steps, self.due, self.rank, self.started, self.overtaken, self.expires)
+
     def gives_way(self, other: Queued) -> bool:
         """Whether somebody new may overtake it."""
         return not self.started and self.rank < other.rank and self.overtaken < OVERTAKEN_AT_MOST
@@ -84,9 +87,6 @@ class Queued:
         kept = math.ceil(lacking / (longer_s - step_s)) if longer_s > step_s else math.inf
         lost = math.floor(spare / (step_s - alone_s)) + 1 if step_s > alone_s else math.inf
         return min(kept, lost)
-
-
-_VALUES = attrgetter(*Queued.__slots__)
 
 
 class Stretch(NamedTuple):
@@ -147,7 +147,7 @@ def run_ahead(
     Yields:
         When the stretch ends, who is in line then, and who is done with it. The line is the same list every time.
     """
-    left = [Queued(*_VALUES(each)) for each in line]
+    left = [each.copy() for each in line]
     yield now, left, []
     while len(left) >= least and now < until:
         runs, step_s, steps = next_stretch(left, now, places, times)
@@ -175,7 +175,7 @@ def begun(line: Sequence[Queued], sharing: Collection[Queued]) -> list[Queued]:
 
 
 def spares(
-    others: Iterable[Queued], before: Mapping[str, float], ends: Iterable[tuple[str, float]], now: float
+    others: Iterable[Queued], before: Mapping[str, float], after: Iterable[tuple[str, float]], now: float
 ) -> bool:
     """Whether every promise that would be kept still is, with `SAFETY`, or no later than it would be anyway."""
     latest = {
@@ -183,7 +183,7 @@ def spares(
         for each in others
         if each.promised and before[each.run] <= each.due
     }
-    for run, end in ends if latest else ():
+    for run, end in after if latest else ():
         if end > latest.pop(run, math.inf):
             return False
         if not latest:

@@ -52,7 +52,7 @@ class NewRuns:
             run.advance(dict(zip(run.halves, call.tensors["LATENTS"].split(1), strict=True)))
 
     def make(self, message: Submit) -> Denoising:
-        """A run at step 0, with what is there of its LoRAs; prompts are being encoded with those for text encoders.
+        """A run at step 0, with what is there of its LoRAs.
 
         Raises:
             EvictedError: If its embeddings have gone.

@@ -21,7 +21,10 @@ ABANDONED_AFTER_S = 120.0
 
 
 class Published:
-    """States of runs, and the latents of those that are done, until they are fetched; any thread may call."""
+    """States of runs, and the latents of those that are done, until they are fetched; any thread may call.
+
+    Whoever finds a state in which a run is done finds its latents too: they are there before it.
+    """
 
     def __init__(self) -> None:
         """None yet."""
@@ -29,9 +32,13 @@ class Published:
         self._latents: dict[str, torch.Tensor] = {}
         self._asked_at: dict[str, float] = {}
 
+    def begin(self, run: str, steps: int) -> None:
+        """Tells of a run that has come."""
+        self._asked_at[run] = time.monotonic()
+        self._states[run] = RunState(0, steps)
+
     def put(self, run: str, state: RunState, latents: torch.Tensor | None = None) -> None:
         """Tells of a run, with its latents if they are final."""
-        self._asked_at.setdefault(run, time.monotonic())
         if latents is not None:
             self._latents[run] = latents
         self._states[run] = state

@@ -56,7 +56,7 @@ class RequestLoras:
             uses: What the request asks for.
             tickets: `lora_store`'s, one per use.
             services: The other models; None for a request without LoRAs.
-            encoded: The set that its prompts are encoded with; the first step waits for it, should it have gone since.
+            encoded: The set that its prompts are encoded with.
             timeout_s: Longest wait at a bound.
             clock: Seconds.
             uploads_ahead: Whether a LoRA that arrives during the run goes on one step later where its bound allows it,
@@ -97,13 +97,13 @@ class RequestLoras:
         Raises:
             RequestError: If a LoRA cannot be loaded, or not within the time.
         """
-        if all(run.patched_at_step is not None for run in self.runs):
+        if self._encoding is None and all(run.patched_at_step is not None for run in self.runs):
             return True, None
         self._count_waiting()
         ready = [run for run in self.runs if run.patched_at_step is not None or self._is_ready(run, step, steps)]
         embeddings = self._put_on(ready, step)
         self._late = [run for run in self.runs if run.patched_at_step is None and self._is_late(run, step, steps)]
-        return not self._late, embeddings
+        return not self._late and (step > 0 or self._encoding is None), embeddings
 
     @property
     def ahead(self) -> LoraSet:
@@ -134,28 +134,34 @@ class RequestLoras:
         return run.lease is not None and run.may_start(step) and not (has_time and run.leased_at_step == step)
 
     def _is_late(self, run: LoraRun, step: int, steps: int) -> bool:
-        """Whether the next step waits: at the bound; step 0 for what is there, or encoded, without the other."""
-        is_half_there = run.lease is not None or not set(self._text_set) <= set(self.current)
-        return (step == 0 and is_half_there and run.may_start(step)) or step >= run.latest_step(steps)
+        """Whether the next step waits: at the bound, and at step 0 for what is there but for its encoding."""
+        there = step == 0 and run.lease is not None and run.may_start(step)
+        return there or step >= run.latest_step(steps)
 
     def _put_on(self, ready: list[LoraRun], step: int) -> Embeddings | None:
-        """Makes the ready LoRAs the current set, once the prompt is encoded with their text encoders' parts."""
-        new = [run for run in ready if run.patched_at_step is None]
-        if not new:
-            return None
-        embeddings = None
+        """Makes the ready LoRAs the current set, once the prompt is encoded with their text encoders' parts.
+
+        And with no others: what the prompt was encoded with may have gone before step 0.
+        """
         of_text = [run for run in ready if run.adapts_text]
-        text_set = set_of(of_text)
-        if text_set != self._text_set:
-            if self._encoding is None or self._encoding[0] != text_set:
-                self._encoding = text_set, self._services.encode(of_text)
-            if not self._encoding[1].done():
-                new = [run for run in new if not run.adapts_text]
-            else:
-                embeddings, self._text_set, self._encoding = self._encoding[1].result(), text_set, None
-        for run in new:
-            run.patched_at_step = step
+        if set_of(of_text) == self._text_set:
+            embeddings, self._encoding = None, None
+        else:
+            embeddings = self._embeddings_with(of_text)
+        for run in ready:
+            if run.patched_at_step is None and (self._encoding is None or not run.adapts_text):
+                run.patched_at_step = step
         self.current = set_of([run for run in self.runs if run.patched_at_step is not None])
+        return embeddings
+
+    def _embeddings_with(self, of_text: list[LoraRun]) -> Embeddings | None:
+        """The prompt's, encoded with these; None while that is being done."""
+        wanted = set_of(of_text)
+        if self._encoding is None or self._encoding[0] != wanted:
+            self._encoding = wanted, self._services.encode(of_text)
+        if not self._encoding[1].done():
+            return None
+        embeddings, self._text_set, self._encoding = self._encoding[1].result(), wanted, None
         return embeddings
 
     def _count_waiting(self) -> None:

@@ -37,8 +37,14 @@ def command_line(pid: int) -> str:
 
 def any_has_variable(name: str, value: str) -> bool:
     """Whether a process that this user may look into was started with an environment variable."""
-    environments = (process.info["environ"] for process in psutil.process_iter(["environ"]))  # None: not to be read
-    return any(environment.get(name) == value for environment in environments if environment is not None)
+    wanted = os.fsencode(f"{name}={value}")
+    for pid in psutil.pids():
+        try:
+            if wanted in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
+                return True
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return False
 
 
 def group_members(group: int) -> list[int]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from .json_text import read_json
 
@@ -32,7 +32,7 @@ class Encoding:
     prompt: EmbeddingKey
     ms: float
     prompt_truncated: bool
-    loras: tuple[tuple[LoraKey, float], ...] = ()
+    loras: Annotated[tuple[tuple[LoraKey, float], ...], Field(max_length=64)] = ()
 
     def to_json(self) -> str:
         """As it travels between models."""

@@ -26,8 +26,13 @@ class Stages:
                 request = json.loads(texts["REQUEST"])
                 request["claim"]["shard"] = home
                 texts["REQUEST"] = json.dumps(request).encode()
+        return self.encode_texts(texts)
+
+    def encode_texts(self, texts: dict[str, bytes]) -> dict[str, bytes]:
+        """What a denoiser is handed, of what `preprocess` gave."""
+        with self._client() as client:
             encoded = client.infer(
-                self._server.inner("text_encoder"), [_text(name, text) for name, text in texts.items()]
+                self._server.inner("text_encoder"), [_text(name, texts[name]) for name in ("REQUEST", "TICKETS")]
             )
         return texts | {"ENCODING": encoded.as_numpy("ENCODING")[0, 0]}
 

@@ -22,7 +22,7 @@ from stages import Stages
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.shared_memory.host_cache import host_cache_directory
-from wire import PROMPT, Picture, generate_with
+from wire import PROMPT, Picture, generate, generate_with
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -83,6 +83,29 @@ def test_while_a_request_waits_for_a_lora_of_the_text_encoder(tiny: TinyServer) 
     assert picture.info["loras"][0]["patched_at_step"] == 0
     assert again.info["loras"][0]["waited_ms"] == 0, "its prompt was encoded with it at once"
     assert picture.distance(generate_with(tiny, [], STEPS=6)) > 0.5
+
+
+def test_a_lora_that_goes_before_the_prompt_is_encoded_with_it(tiny: TinyServer) -> None:
+    """The prompt is encoded without it then, and once more by the shard that has it."""
+    fields = FIELDS | {"PROMPT": "a red circle", "LORAS": '[{"name": "everything"}]', "LORA_BOUND": 0}
+    generate(tiny, tiny.model, **fields)
+    stages = Stages(tiny)
+    texts = stages.encode(**fields)
+    ((key, scale),) = json.loads(texts["ENCODING"])["loras"]
+    assert scale == 1.0
+    gone = stages.encode_texts(texts | {"TICKETS": texts["TICKETS"].replace(key.encode(), b"0" * len(key))})
+    assert json.loads(gone["ENCODING"])["loras"] == []
+    latents, info = stages.denoise(texts | {"ENCODING": gone["ENCODING"]})
+    assert info["loras"][0]["patched_at_step"] == 0
+    assert np.abs(latents - stages.denoise(stages.encode(**fields))[0]).mean() < 1e-3
+
+
+@pytest.mark.parametrize("tickets", [b"[]", b'[{"name": "everything", "path": "/etc/passwd"}]', b"["])
+def test_tickets_of_another_request_encode_nothing(tiny: TinyServer, tickets: bytes) -> None:
+    stages = Stages(tiny)
+    texts = stages.encode(**FIELDS, PROMPT="a red circle", LORAS='[{"name": "everything"}]')
+    with pytest.raises(InferenceServerException, match="TICKETS is not what `lora_store` writes"):
+        stages.encode_texts(texts | {"TICKETS": tickets})
 
 
 def test_at_any_moment(tiny: TinyServer) -> None:

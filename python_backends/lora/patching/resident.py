@@ -51,7 +51,7 @@ class LoraPatcher(Protocol):
 class ResidentLoras:
     """Makes one LoRA set at a time resident in some models.
 
-    The caller holds leases on the set's files while it asks for them; nothing stays mapped afterwards. On a GPU the
+    Who holds leases on the set's files finds them; nothing stays mapped afterwards. On a GPU the
     LoRAs used last stay there, packed, so that a set that comes back is not sent again; on the CPU the weights with
     them in.
 

@@ -87,6 +87,7 @@ def test_the_line_is_calm_again_soon_after_a_burst() -> None:
 @pytest.mark.parametrize("patience", [None, 0.3, 0.6])
 @pytest.mark.parametrize("promised", [True, False])
 def test_who_could_overtake_a_full_line_is_refused_within_5_ms(promised: bool, patience: float | None) -> None:
+    """In the median of such lines, of this thread's own time."""
     seconds = []
     for seed in range(20):
         chance, times = random.Random(seed), StepTimes()

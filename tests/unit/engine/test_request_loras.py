@@ -203,19 +203,50 @@ def test_what_is_not_at_hand_is_not_encoded_and_its_outcome_is_left(store: Store
     assert text_set([use("text")] * 2, [failed, evicted]) == ()
 
 
-def test_the_first_step_waits_for_what_its_prompts_are_encoded_with(store: Store) -> None:
-    """Whatever its bound says: the embeddings and the weights belong together."""
-    models = Models()
+def evicted_after_encoding(store: Store, models: Models, bound: int) -> RequestLoras:
+    """Of a request whose prompts are encoded with a LoRA that is gone before it is leased."""
     tickets = [Ticket("text", result=store.loaded("text"))]
     encoded = text_set([use("text")], tickets)
     store.evict("text")
-    loras = RequestLoras([use("text", bound=5)], tickets, models, encoded)
+    return RequestLoras([use("text", bound=bound)], tickets, models, encoded)
+
+
+def test_embeddings_with_a_lora_that_is_gone_are_made_anew_before_the_first_step(store: Store) -> None:
+    models, embeddings = Models(), [(torch.full((2, 3), float(number)), None) for number in range(2)]
+    loras = evicted_after_encoding(store, models, bound=5)
+    assert loras.advance(0, STEPS) == (False, None)
+    models.encodings[0][1].set_result(embeddings[0])
+    assert loras.advance(0, STEPS) == (True, embeddings[0])
+    assert loras.current == ()
+    store.write()
+    models.reloads[0].set_result(Ticket("text", result=store.loaded("text")))
+    assert loras.advance(1, STEPS) == (True, None)
+    models.encodings[1][1].set_result(embeddings[1])
+    assert loras.advance(2, STEPS) == (True, embeddings[1])
+    assert [each for each, _ in models.encodings] == [(), loras.current]
+
+
+def test_one_that_comes_back_before_that_goes_on_with_the_embeddings_that_there_are(store: Store) -> None:
+    models = Models()
+    loras = evicted_after_encoding(store, models, bound=0)
     assert loras.advance(0, STEPS) == (False, None)
     store.write()
     models.reloads[0].set_result(Ticket("text", result=store.loaded("text")))
     assert loras.advance(0, STEPS) == (True, None)
-    assert loras.current == encoded
-    assert not models.encodings
+    assert loras.current == ((KEYS["text"], 1.0),)
+    assert loras.advance(1, STEPS) == (True, None)
+
+
+def test_one_that_comes_back_as_another_has_the_embeddings_made_anew(store: Store) -> None:
+    """Its file was replaced, by one that does not adapt the text encoders."""
+    models, embeddings = Models(), (torch.ones(2, 3), None)
+    loras = evicted_after_encoding(store, models, bound=0)
+    assert loras.advance(0, STEPS) == (False, None)
+    models.reloads[0].set_result(Ticket("text", result=store.loaded("unet")))
+    assert loras.advance(0, STEPS) == (False, None)
+    models.encodings[0][1].set_result(embeddings)
+    assert loras.advance(0, STEPS) == (True, embeddings)
+    assert loras.current == ((KEYS["unet"], 1.0),)
 
 
 def test_text_parts_that_come_late_are_encoded_while_steps_run(store: Store) -> None:
