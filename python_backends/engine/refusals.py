@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .messages import Work
 
-REMEMBERED_S = 0.05
+REMEMBERED_S = 0.1
 """At most: runs may leave before their time, which a memory cannot see."""
 
 SAME_S = 0.001
