@@ -100,13 +100,14 @@ class ServingOptions:
         Raises:
             ValueError: If a default is beyond the limits, or the checkpoint's own scheduler cannot be served.
         """
-        from ...python_backends.engine.schedulers import SchedulerError, schedulers_for
+        from ...python_backends.engine.schedulers import SchedulerError, evaluations_of, schedulers_for
 
         own = checkpoint.scheduler_config
         try:
             schedulers = schedulers_for(own, checkpoint.family == "sdxl")
         except SchedulerError as error:
             raise SchedulerError(f"{checkpoint.path}: {error}") from None
+        evaluations = evaluations_of(own)
         height, width = checkpoint.default_size
         return RequestRules(
             steps=self.steps,
@@ -117,6 +118,8 @@ class ServingOptions:
             size_multiple=checkpoint.even_size_multiple if self.engines else checkpoint.size_multiple,
             max_size=self.max_size,
             own_scheduler=own["_class_name"],
+            own_per_step=evaluations.per_step,
+            own_more=evaluations.more,
             schedulers=schedulers,
             lora_bound=self.lora_bound,
             max_clip_skip=checkpoint.max_clip_skip,

@@ -130,7 +130,7 @@ def best_first(quotes: Iterable[tuple[Quoted, str]]) -> list[tuple[Quoted, str]]
 def work_of(request: CompletedRequest) -> Work:
     """What a request asks of a shard."""
     rows = 2 if request.guidance_scale > 1 else 1
-    return Work(rows, request.height * request.width, request.steps, request.priority)
+    return Work(rows, request.height * request.width, request.evaluations or request.steps, request.priority)
 
 
 def _overloaded(refused: Refused, limit: float, others: float, said: str) -> OverloadedError:

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ...kernels.cfg_step import cfg_step
 from ...kernels.step_coefficients import NotAffineError, run_coefficients
 from ..common.sentences import first_sentence
-from ..request.schedulers import SCHEDULERS
+from ..request.schedulers import SCHEDULERS, Evaluations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ...kernels.step_coefficients import StepCoefficients
 
 TRIAL_STEPS = 4
+COUNTED_STEPS = 4, 5
 
 
 class SchedulerError(ValueError):
@@ -120,6 +121,17 @@ def schedulers_for(own_config: Mapping[str, Any], of_sdxl: bool) -> tuple[str, .
     if not _is_over_betas(own_config):
         return ()
     return tuple(name for name in SCHEDULERS if _refusal(own_config, name, of_sdxl) is None)
+
+
+def evaluations_of(own_config: Mapping[str, Any], name: str | None = None) -> Evaluations:
+    """What a scheduler has of the UNet's in a run, found by making timesteps; fewer where a run is very short."""
+    counts = []
+    for steps in COUNTED_STEPS:
+        scheduler = _make(own_config, name)
+        scheduler.set_timesteps(steps, device="cpu")
+        counts.append(len(scheduler.timesteps))
+    per_step = counts[1] - counts[0]
+    return Evaluations(per_step, counts[0] - per_step * COUNTED_STEPS[0])
 
 
 def _make(own_config: Mapping[str, Any], name: str | None) -> SchedulerMixin:

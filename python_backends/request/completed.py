@@ -154,6 +154,7 @@ class CompletedRequest:
         max_chunks: Most chunks that a prompt of the weighted syntax may fill; None: the plain syntax.
         priority: Who overtakes whom in line, within bounds.
         claim: Its place there, if it has one.
+        evaluations: Of the UNet, in all; None: one in each step.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -177,6 +178,7 @@ class CompletedRequest:
     max_chunks: Annotated[int, Field(ge=1, le=64)] | None = None
     priority: Priority = "normal"
     claim: PlaceClaim | None = None
+    evaluations: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
     def to_json(self) -> str:
         """The request as JSON."""

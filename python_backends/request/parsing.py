@@ -13,6 +13,7 @@ from .controlnets import NONE_KNOWN, AskedControlNets
 from .fields import Fields
 from .loras import AskedLoras
 from .prompt_syntax import PLAIN, SYNTAXES, check_weights
+from .schedulers import SCHEDULERS, Evaluations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,6 +63,9 @@ def parse_request(
     height = _given(fields.size("HEIGHT", rules), rules.height)
     width = _given(fields.size("WIDTH", rules), rules.width)
     negative_prompt = fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters)
+    scheduler = _scheduler(fields, rules, loras)
+    own = Evaluations(rules.own_per_step, rules.own_more)
+    evaluations = own if scheduler is None else SCHEDULERS[scheduler].evaluations
     return CompletedRequest(
         run_id=secrets.token_hex(16),
         prompt=prompt,
@@ -71,7 +75,7 @@ def parse_request(
         guidance_scale=guidance_scale,
         height=height,
         width=width,
-        scheduler=_scheduler(fields, rules, loras),
+        scheduler=scheduler,
         loras=loras.uses(steps),
         lora_defaults=loras.applied,
         request_id=request_id,
@@ -81,6 +85,7 @@ def parse_request(
         guidance_rescale=_given(fields.number("GUIDANCE_RESCALE", 0.0, 1.0), 0.0),
         max_chunks=_chunks(fields, rules, prompt, negative_prompt),
         priority=_priority(fields),
+        evaluations=evaluations.of(steps),
     )
 
 

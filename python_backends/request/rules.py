@@ -19,6 +19,8 @@ class RequestRules:
         size_multiple: Heights and widths are multiples of this.
         max_size: Largest height and width.
         own_scheduler: Class of the checkpoint's own scheduler, which SCHEDULER may name too: INFO does.
+        own_per_step: Its `Evaluations.per_step`.
+        own_more: Its `Evaluations.more`.
         schedulers: What else SCHEDULER may name.
         max_steps: Most steps.
         max_guidance_scale: Largest guidance.
@@ -43,6 +45,8 @@ class RequestRules:
     size_multiple: int
     max_size: int
     own_scheduler: str
+    own_per_step: int = 1
+    own_more: int = 0
     schedulers: tuple[str, ...] = tuple(SCHEDULERS)
     max_steps: int = 200
     max_guidance_scale: float = 50.0

@@ -16,7 +16,7 @@ import torch
 import checkpoints
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
-from swiftdiffusion.python_backends.engine.schedulers import SchedulerError, schedulers_for
+from swiftdiffusion.python_backends.engine.schedulers import Sampler, SchedulerError, evaluations_of, schedulers_for
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint, CheckpointError
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
 from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
@@ -116,6 +116,13 @@ def assert_equal_to_pipeline(checkpoint: Checkpoint, name: str | None = None) ->
         assert torch.equal(found.nan_to_num(), ours(checkpoint, steps, guidance, name).nan_to_num())
 
 
+def evaluations(checkpoint: Checkpoint, steps: int, name: str | None = None) -> int:
+    """Of the UNet, in a whole run."""
+    shape, of_sdxl = (1, 4, SIDE, SIDE), checkpoint.family == "sdxl"
+    sampler = Sampler(checkpoint.scheduler_config, name, steps=steps, seed=0, shape=shape, of_sdxl=of_sdxl)
+    return len(sampler.timesteps)
+
+
 def repeats(checkpoint: Checkpoint) -> bool:
     """Whether diffusers' pipeline can run a checkpoint's scheduler at all, and twice alike."""
     try:
@@ -136,6 +143,8 @@ def test_an_own_scheduler_is_run_as_the_pipeline_runs_it_or_refused_where_that_c
         assert not repeats(checkpoint)
     else:
         assert_equal_to_pipeline(checkpoint)
+        found = evaluations_of(checkpoint.scheduler_config)
+        assert [found.of(steps) for steps in (7, 30)] == [evaluations(checkpoint, steps) for steps in (7, 30)]
 
 
 @pytest.mark.skipif(find_spec("torchsde") is not None, reason="torchsde is installed")
@@ -166,6 +175,8 @@ def test_a_scheduler_of_the_contract_is_what_diffusers_makes_of_the_own_one(dire
     checkpoint = with_scheduler(directory, "PNDMScheduler", skip_prk_steps=True, **SDXL)
     assert name in schedulers_for(checkpoint.scheduler_config, checkpoint.family == "sdxl")
     assert_equal_to_pipeline(checkpoint, name)
+    for steps in (1, 2, 7):
+        assert SCHEDULERS[name].evaluations.of(steps) == evaluations(checkpoint, steps, name)
 
 
 @pytest.mark.parametrize(

@@ -197,5 +197,12 @@ def test_the_syntax_of_prompts_is_one_of_two() -> None:
             parse(**fields)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "evaluations"), [({}, 11), ({"SCHEDULER": "heun"}, 19), ({"SCHEDULER": "lcm"}, 10)]
+)
+def test_what_a_run_will_evaluate_is_known_before_it_begins(scheduler: dict[str, str], evaluations: int) -> None:
+    assert parse(replace(RULES, own_more=1), PROMPT="x", STEPS=10, **scheduler).evaluations == evaluations
+
+
 def test_the_checkpoints_own_scheduler_may_be_named_as_info_names_it() -> None:
     assert parse(PROMPT="a cat", SCHEDULER="PNDMScheduler").scheduler is None
