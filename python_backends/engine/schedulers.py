@@ -123,11 +123,10 @@ def schedulers_for(own_config: Mapping[str, Any], of_sdxl: bool) -> tuple[str, .
     return tuple(name for name in SCHEDULERS if _refusal(own_config, name, of_sdxl) is None)
 
 
-def evaluations_of(own_config: Mapping[str, Any], name: str | None = None) -> Evaluations:
-    """What a scheduler has of the UNet's in a run, found by making timesteps; fewer where a run is very short."""
-    counts = []
+def evaluations_of(own_config: Mapping[str, Any]) -> Evaluations:
+    """Those of a checkpoint's own scheduler, once that is known to be served; of very short runs there may be fewer."""
+    scheduler, counts = _make(own_config, None), []
     for steps in COUNTED_STEPS:
-        scheduler = _make(own_config, name)
         scheduler.set_timesteps(steps, device="cpu")
         counts.append(len(scheduler.timesteps))
     per_step = counts[1] - counts[0]
