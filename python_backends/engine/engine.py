@@ -41,7 +41,7 @@ WAITING_POLL_S = 0.003
 LENT_S, LENT_STEPS = 0.5, 3.0
 """Another shard that has sent no rows for so long, and for so many times what they took, has to ask again."""
 
-PROBED_AFTER_S = 20.0
+PROBED_AFTER_S = 3.0
 """What steps took so long ago is no reason to refuse a run."""
 
 
