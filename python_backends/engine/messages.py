@@ -7,7 +7,7 @@ may lack and ask for. Tensors travel beside the message.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,6 +19,7 @@ from ..common.sentences import misread
 from ..lora.files.lora_set import LoraSet
 from ..request.completed import CompletedRequest, ControlNetUse, Priority
 from ..request.encoding import Encoding
+from ..request.json_text import adapter
 
 T = TypeVar("T")
 
@@ -261,13 +262,10 @@ def message_from_json(text: str) -> Message:
 
 def answer_from_json(kind: type[T], text: str) -> T:
     """An answer of one kind."""
-    return _answers(kind).validate_json(text)
+    return adapter(kind).validate_json(text)
 
 
 @cache
 def _messages() -> TypeAdapter[Message]:
     strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     return TypeAdapter(Annotated[Message, Field(discriminator="op")], config=strict)
-
-
-_answers: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

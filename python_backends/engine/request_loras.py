@@ -143,11 +143,7 @@ class RequestLoras:
 
         And with no others: what the prompt was encoded with may have gone before step 0.
         """
-        of_text = [run for run in ready if run.adapts_text]
-        if set_of(of_text) == self._text_set:
-            embeddings, self._encoding = None, None
-        else:
-            embeddings = self._embeddings_with(of_text)
+        embeddings = self._embeddings_with([run for run in ready if run.adapts_text])
         for run in ready:
             if run.patched_at_step is None and (self._encoding is None or not run.adapts_text):
                 run.patched_at_step = step
@@ -155,8 +151,11 @@ class RequestLoras:
         return embeddings
 
     def _embeddings_with(self, of_text: list[LoraRun]) -> Embeddings | None:
-        """The prompt's, encoded with these; None while that is being done."""
+        """The prompt's, encoded with these; None if it is already, and while that is being done."""
         wanted = set_of(of_text)
+        if wanted == self._text_set:
+            self._encoding = None
+            return None
         if self._encoding is None or self._encoding[0] != wanted:
             self._encoding = wanted, self._services.encode(of_text)
         if not self._encoding[1].done():

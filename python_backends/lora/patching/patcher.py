@@ -78,7 +78,8 @@ class Patcher:
             }
         )
         self._components = frozenset(parts)
-        self._stacks = list(dict.fromkeys(stack for stack, _ in self.places.values()))
+        self._modules = list(self.places.values())  # by their numbers
+        self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
 
     def warm_up(self) -> None:
         """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
@@ -200,8 +201,7 @@ class Patcher:
     def _touch(self, modules: Iterable[int]) -> None:
         for stack in self._stacks:
             stack.touched.clear()
-        places = list(self.places.values())
-        for stack, position in map(places.__getitem__, modules):
+        for stack, position in map(self._modules.__getitem__, modules):
             stack.touched.add(position)
 
 
