@@ -59,12 +59,12 @@ class Admission:
         Raises:
             OverloadedError: If no shard would have it done in time, or all lines are full.
         """
-        now, work = self._clock(), work_of(request)
+        now, work = self._clock(), work_of(request, self._rules.distilled)
         before = self._before.expected()
         others = before + self._after.expected()
         limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
         if refused := self._refusals.of(work, limit):
-            raise _overloaded(refused, limit, others, said)
+            raise _overloaded(refused, others, limit, said)
         try:
             quotes = best_first(self._shards.quotes(work))
         except ModelDownError:
@@ -94,7 +94,7 @@ class Admission:
         retry = min(math.inf if refusal.retry_after_s is None else refusal.retry_after_s for refusal in refusals)
         refused = Refused(work, limit, alone, forecast, retry)
         self._refusals.note(refused, min(retry, holds_s))
-        raise _overloaded(refused, limit, others, said)
+        raise _overloaded(refused, others, limit, said)
 
     def give_back(self, request: CompletedRequest) -> None:
         """Gives up the place of a request that does not come."""
@@ -103,18 +103,21 @@ class Admission:
                 self._shards.cancel(request.claim.shard, [request.claim.id])
 
     def _limit(self, request: CompletedRequest, now: float, others: float, alone: float) -> tuple[float, str]:
-        """Seconds in which denoising has to end, infinite without a limit, and what says so.
+        """Seconds in which denoising has to end, negative where others take longer, and what says so.
 
         Args:
             request: Whose they are.
             now: Unix time in seconds.
             others: Seconds of the stages before and after.
             alone: Seconds of denoising without others; infinite if that is not known.
+
+        Returns:
+            Infinity and nothing without a limit.
         """
         if request.deadline is not None:
-            return max(0.0, request.deadline - now - others), "TIMEOUT_MS"
+            return request.deadline - now - others, "TIMEOUT_MS"
         if self._rules.slo_ms:
-            return max(0.0, self._rules.slo_ms / 1000 - others), "the server's limit"
+            return self._rules.slo_ms / 1000 - others, "the server's limit"
         if self._rules.slo_factor:
             return self._rules.slo_factor * (others + alone) - others, "the server's limit"
         return math.inf, ""
@@ -127,14 +130,14 @@ def best_first(quotes: Iterable[tuple[Quoted, str]]) -> list[tuple[Quoted, str]]
     return sorted(alike, key=lambda quote: quote[0].in_line) + ordered[len(alike) :]
 
 
-def work_of(request: CompletedRequest) -> Work:
-    """What a request asks of a shard."""
-    rows = 2 if request.guidance_scale > 1 else 1
-    return Work(rows, request.height * request.width, request.evaluations or request.steps, request.priority)
+def work_of(request: CompletedRequest, distilled: bool = False) -> Work:
+    """What a request asks of a shard; of a guidance-distilled UNet never more than one half."""
+    halves = 2 if request.guidance_scale > 1 and not distilled else 1
+    return Work.of(request, halves, request.evaluations or request.steps)
 
 
-def _overloaded(refused: Refused, limit: float, others: float, said: str) -> OverloadedError:
-    forecast_ms, limit_ms = 1000 * (refused.forecast_s + others), 1000 * (limit + others)
+def _overloaded(refused: Refused, others: float, limit: float, said: str) -> OverloadedError:
+    forecast_ms, limit_ms = 1000 * (refused.forecast_s + others), 1000 * max(0.0, limit + others)
     again = "it would never be: ask for fewer steps or pixels"
     if refused.retry_after_s < math.inf:
         again = f"retry_after_ms {math.ceil(1000 * refused.retry_after_s)}"

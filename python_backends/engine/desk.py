@@ -78,12 +78,18 @@ class Desk:
             new.expires = now + hold_s
             self._insert(new, outlook.overtakes)
             return Claimed(new.run, outlook.end - now)
+        if not self.is_possible(work, limit):
+            return Claimed(None, outlook.end - now)
         alone = self._alone(new)
         if SAFETY * alone >= limit:
-            return Claimed(None, outlook.end - now)
+            return Claimed(None, outlook.end - now, max(self._leave(now)) - now + RESOLUTION_S)
         if not admitted:
             self._crowd.note(now, alone, limit / alone)
         return Claimed(None, outlook.end - now, self._retry_after(new, outlook, now, limit))
+
+    def is_possible(self, work: Work, limit_s: float) -> bool:
+        """Whether a run would be in time if it were alone, and nothing made the shard slower than it usually is."""
+        return SAFETY * work.steps * self._times.at_best(work.of_a_step, work.control_work) < limit_s
 
     @property
     def in_line(self) -> int:
@@ -109,7 +115,8 @@ class Desk:
         now = self._now()
         for each in self._line:
             if each.run == claim_id:
-                each.run, each.work, each.steps, each.expires = run, work.of_a_step, work.steps, math.inf
+                each.run, each.steps, each.expires = run, work.steps, math.inf
+                each.work, each.control_work = work.of_a_step, work.control_work
                 return
         new = self._queued(run, work)
         if restarted:
@@ -132,7 +139,8 @@ class Desk:
         for each in sharing:
             each.started = True
         self._stepping = [each.run for each in sharing]
-        self._boundary = now + self._times.expected(sum(each.work for each in sharing))
+        work, control_work = sum(each.work for each in sharing), sum(each.control_work for each in sharing)
+        self._boundary = now + self._times.expected(work, control_work)
         return self._stepping
 
     def stepped(self, runs: Iterable[str]) -> None:
@@ -144,7 +152,8 @@ class Desk:
 
     @staticmethod
     def _queued(run: str, work: Work, due: float = math.inf) -> Queued:
-        return Queued(run, work.of_a_step, work.steps, due, PRIORITIES.index(work.priority))
+        rank = PRIORITIES.index(work.priority)
+        return Queued(run, work.of_a_step, work.control_work, work.steps, due, rank)
 
     def _now(self) -> float:
         """The time; claims that have expired by then are gone."""
@@ -161,6 +170,11 @@ class Desk:
 
     def _ends(self, line: Sequence[Queued], at: float) -> dict[str, float]:
         return dict(ends(line, at, self._places, self._times))
+
+    def _leave(self, now: float) -> list[float]:
+        """When everybody in line is done, the first first; this moment, if nobody is."""
+        at, line = self._at_boundary(now)
+        return [at] * (len(self._line) - len(line)) + [*self._ends(line, at).values()] or [now]
 
     def _ahead(self, line: Sequence[Queued], at: float, until: float) -> tuple[float, list[Queued]]:
         *_, (at, left, _) = run_ahead(line, at, self._places, self._times, until)
@@ -190,7 +204,7 @@ class Desk:
         return sharing
 
     def _alone(self, new: Queued) -> float:
-        return new.steps * self._times.expected(new.work)
+        return new.steps * self._times.expected(new.work, new.control_work)
 
     def _admits(self, new: Queued, outlook: Outlook, now: float, limit: float) -> bool:
         """Whether a run would be in time, and may wait if it has to."""
@@ -201,12 +215,12 @@ class Desk:
 
     def _retry_after(self, new: Queued, outlook: Outlook, now: float, limit: float) -> float:
         """Seconds until a claim that is refused now, and could be met alone, should be accepted."""
-        at, line = self._at_boundary(now)
-        leave = [at] * (len(self._line) - len(line)) + [*self._ends(line, at).values()]
+        leave = self._leave(now)
         soonest = outlook.end - now - limit / SAFETY  # who comes while it would wait anyway is done no later
         if len(leave) >= self._longest:
             soonest = max(soonest, leave[len(leave) - self._longest] - now)
         soonest = max(0.0, soonest) + RESOLUTION_S
+        at, line = self._at_boundary(now)
         at, line = self._ahead(line, at, until=now + soonest)
 
         def accepted(wait: float) -> bool:
@@ -220,5 +234,5 @@ class Desk:
 
         if limit == math.inf or accepted(soonest):
             return soonest
-        part = max(0.0, max([at, *leave]) - now - soonest) / RETRY_PARTS
+        part = max(0.0, max(at, *leave) - now - soonest) / RETRY_PARTS
         return soonest + part * bisect_left(range(RETRY_PARTS), True, 1, key=lambda n: accepted(soonest + n * part))

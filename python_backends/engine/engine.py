@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .desk import Desk
-    from .evaluator import Evaluated, Evaluator
+    from .evaluator import Evaluated, Evaluator, StepTook
     from .messages import Claim, Claimed, Work
     from .peers import Peers
     from .run import Denoising
@@ -42,7 +42,7 @@ LENT_S, LENT_STEPS = 0.5, 3.0
 """Another shard that has sent no rows for so long, and for so many times what they took, has to ask again."""
 
 PROBED_AFTER_S = 3.0
-"""What steps took so long ago is no reason to refuse a run."""
+"""What steps took so long ago is no reason to refuse a run that would usually be in time."""
 
 
 class Engine:
@@ -110,23 +110,30 @@ class Engine:
     def claim(self, asked: Claim) -> Claimed:
         """A place for such a run, if it would be done in time.
 
-        An empty shard gives one without a promise to a run that would be late without helpers, whom others may claim,
-        and where it has measured nothing for a while: who is refused for ever measures nothing.
+        An empty shard gives one without a promise to a run that would be late without helpers, whom others may claim;
+        and to one that would be late now and would not be usually, once it has measured nothing for a while: while all
+        are refused it would measure nothing.
         """
-        work, limit_s = asked.work, asked.limit_s
+        work, limit_s, probed_in_s = asked.work, asked.limit_s, 0.0
         with self._mutex:
-            helped = self._helped(work, asked.helpers) if asked.helpers and not self._desk.in_line else None
-            if limit_s is not None and not self._desk.in_line and SAFETY * self._desk.quote(work) > limit_s:
+            idle = not self._desk.in_line
+            helped = self._helped(work, asked.helpers) if asked.helpers and idle else None
+            if limit_s is not None and idle and SAFETY * self._desk.quote(work) > limit_s:
+                probed_in_s = self._stepped_at + PROBED_AFTER_S - time.monotonic()
                 has_help = helped is not None and SAFETY * helped <= limit_s
-                if has_help or time.monotonic() - self._stepped_at > PROBED_AFTER_S:
+                if has_help or (probed_in_s <= 0 and self._desk.is_possible(work, limit_s)):
                     limit_s = None
             answer = self._desk.claim(work, limit_s, asked.hold_s)
-        return answer if answer.id is None or helped is None else replace(answer, forecast_s=helped)
+        if answer.id is None:
+            again_s = answer.retry_after_s
+            return answer if again_s is None else replace(answer, retry_after_s=max(again_s, probed_in_s))
+        return answer if helped is None else replace(answer, forecast_s=helped)
 
     def _helped(self, work: Work, helpers: int) -> float:
         """Seconds of a run that is alone and has its rows spread over other shards too."""
-        rows = -(-work.rows // min(work.rows, 1 + helpers))
-        return work.steps * self._times.expected(rows * work.pixels)
+        shards = min(work.rows, 1 + helpers)
+        rows, control_work = -(-work.rows // shards), work.control_work // shards
+        return work.steps * self._times.expected(rows * work.pixels, control_work)
 
     def lend(self, home: str, seconds: float = LENT_S) -> bool:
         """Whether this shard evaluates for another one, for so long: if it has nothing to do."""
@@ -147,7 +154,7 @@ class Engine:
             try:
                 self._evaluator.begin_step()
                 evaluated = self._evaluator(call)
-                self._learn(self._evaluator.end_step(call.work))
+                self._learn(self._evaluator.end_step(call.work, call.control_work))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 answer.set_exception(error)
             else:
@@ -212,8 +219,8 @@ class Engine:
         started = time.monotonic()
         self._batch_sizes.observe(len(batch))
 
-        def announce(work: int) -> None:
-            self._boundary = started + self._times.expected(work)
+        def announce(work: int, control_work: int) -> None:
+            self._boundary = started + self._times.expected(work, control_work)
 
         ended = self._step(batch, announce)
         self._stepped_at = time.monotonic()
@@ -224,12 +231,12 @@ class Engine:
         for run in batch:
             self._publish(run)
 
-    def _learn(self, ended: Iterable[tuple[int, float]]) -> None:
+    def _learn(self, ended: Iterable[StepTook]) -> None:
         """What steps took, and evaluations for others: a shard that seems slow might get nothing else to learn from."""
         with self._mutex:
-            for work, seconds in ended:
-                if work > 0:
-                    self._times.note(work, seconds)
+            for took in ended:
+                if took.work > 0:
+                    self._times.note(*took)
 
     def _enter(self, run: Denoising, again: bool) -> None:
         self._runs[run.request.run_id] = run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import ChainMap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -55,6 +55,14 @@ class Evaluated:
     beside: Sequence[bool]
     failures: Mapping[int, RequestError]
     stale: Sequence[Sequence[int]]
+
+
+class StepTook(NamedTuple):
+    """What a step took, as `StepTimes` notes it."""
+
+    work: int
+    seconds: float
+    control_work: int = 0
 
 
 class Evaluator:
@@ -172,12 +180,13 @@ class Evaluator:
         """Before a step."""
         self._begun = _now(self._unet.on_gpu)
 
-    def end_step(self, work: int) -> list[tuple[int, float]]:
-        """After a step: work and seconds of those that have ended.
+    def end_step(self, work: int, control_work: int) -> list[StepTook]:
+        """After a step: those that have ended.
 
         A GPU always has a step to go on with: what is waited for here is the end of the one before.
         """
-        last, self._last_step = self._last_step, _Measured(work, 0, self._begun, _now(self._unet.on_gpu))
+        this = _Measured(work, 0, self._begun, _now(self._unet.on_gpu), control_work)
+        last, self._last_step = self._last_step, this
         if not self._unet.on_gpu:
             last = self._last_step
         if last is None:
@@ -185,7 +194,7 @@ class Evaluator:
         if isinstance(last.end, torch.cuda.Event):
             last.end.synchronize()
         seconds = last.seconds()
-        return [] if seconds is None else [(last.work, seconds)]
+        return [] if seconds is None else [StepTook(last.work, seconds, last.control_work)]
 
     def _learn(self) -> None:
         """Takes up what evaluations took that have ended: a GPU is still at the last one."""
@@ -199,12 +208,13 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _Measured:
-    """An evaluation: its work, ranks × cells beside the weights, and moments of begin and end."""
+    """An evaluation or a step: its work, ranks × cells beside the weights, begin and end, and ControlNets' work."""
 
     work: int
     ranks: int
     begin: float | torch.cuda.Event
     end: float | torch.cuda.Event
+    control_work: int = 0
 
     def seconds(self) -> float | None:
         """What it took; None while it has not ended."""

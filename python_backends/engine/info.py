@@ -29,7 +29,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
         **({"lora_path": dict(report.lora_path)} if report.lora_path else {}),
         **({"lora_defaults": request.lora_defaults} if request.lora_defaults else {}),
         "controlnets": [
-            {"name": use.name, "scale": use.scale, "calls": denoising.calls_of(use)}
+            {"name": use.name, "scale": use.scale, "calls": use.rows(len(denoising.halves), denoising.steps)}
             | ({"stale_calls": report.stale[position]} if use.stale else {})
             for position, use in enumerate(request.controlnets)
         ],

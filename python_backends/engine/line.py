@@ -8,7 +8,8 @@ whoever comes later makes no promise late, and nobody is passed by. Needs no tor
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Queued:
     Attributes:
         run: Its id; a claim's until a run is submitted under it.
         work: Of a step, as `StepTimes` counts it.
+        control_work: The same of ControlNets.
         steps: Left.
         due: Promised, in seconds of the clock; infinite without a promise.
         rank: Who has a higher one overtakes.
@@ -41,6 +43,7 @@ class Queued:
 
     run: str
     work: int
+    control_work: int
     steps: int
     due: float = math.inf
     rank: int = 0
@@ -55,7 +58,7 @@ class Queued:
 
     def copy(self) -> Queued:
         """One to be run ahead; several times as fast as `dataclasses.replace`."""
-        return Queued(self.run, self.work, self.steps, self.due, self.rank, self.started, self.overtaken, self.expires)
+        return Queued(*_values(self))
 
     def gives_way(self, other: Queued) -> bool:
         """Whether somebody new may overtake it."""
@@ -89,6 +92,9 @@ class Queued:
         return min(kept, lost)
 
 
+_values = attrgetter(*(each.name for each in fields(Queued)))
+
+
 class Stretch(NamedTuple):
     """Steps that the first of a line share.
 
@@ -113,20 +119,22 @@ def next_stretch(line: Sequence[Queued], now: float, places: int, times: StepTim
         times: What steps take.
     """
     expected = times.expected
-    work, runs, steps, budget, step_s = 0, 0, math.inf, math.inf, 0.0
+    work, control_work, runs, steps, budget, step_s = 0, 0, 0, math.inf, math.inf, 0.0
     for each in line[:places]:
-        longer_s = expected(work + each.work)
+        longer_s = expected(work + each.work, control_work + each.control_work)
         if SAFETY * longer_s > budget:
             break
-        work, runs, step_s = work + each.work, runs + 1, longer_s
+        work, control_work = work + each.work, control_work + each.control_work
+        runs, step_s = runs + 1, longer_s
         if each.steps < steps:
             steps = each.steps
         if each.due - now < each.steps * budget:
-            budget = min(budget, each.budget(now, expected(each.work)))
+            budget = min(budget, each.budget(now, expected(each.work, each.control_work)))
     if runs < min(places, len(line)):
         longer_s *= SAFETY
         tight = [each for each in line[:runs] if each.due - now < each.steps * longer_s]
-        objections = [each.objects(now, step_s, longer_s, expected(each.work)) for each in tight]
+        alone = [expected(each.work, each.control_work) for each in tight]
+        objections = [each.objects(now, step_s, longer_s, alone_s) for each, alone_s in zip(tight, alone, strict=True)]
         steps = min(steps, max([1, *objections]))
     return Stretch(runs, step_s, int(max(0, steps)))
 

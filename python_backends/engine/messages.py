@@ -33,17 +33,30 @@ class Work:
         pixels: Height × width.
         steps: Steps left.
         priority: Who goes before whom.
+        control_rows: Rows that ControlNets evaluate, in all steps together.
     """
 
     rows: int
     pixels: int
     steps: int
     priority: Priority = "normal"
+    control_rows: int = 0
+
+    @classmethod
+    def of(cls, request: CompletedRequest, halves: int, steps: int) -> Work:
+        """What a request asks that evaluates the UNet so often, for one half or for both."""
+        control_rows = sum(use.rows(halves, steps) for use in request.controlnets)
+        return cls(halves, request.height * request.width, steps, request.priority, control_rows)
 
     @property
     def of_a_step(self) -> int:
         """As `StepTimes` counts it."""
         return self.rows * self.pixels
+
+    @property
+    def control_work(self) -> int:
+        """That of ControlNets, of a step on average."""
+        return round(self.control_rows * self.pixels / self.steps)
 
 
 @dataclass(frozen=True)

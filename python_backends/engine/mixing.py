@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..lora.files.lora_set import NO_LORAS, LoraSet
-from .step_times import StepTimes
+from .step_times import WorkTimes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ class LoraCosts:
     """Seconds that evaluations, swaps and factors beside the weights take."""
 
     def __init__(self) -> None:
-        self.plain = StepTimes(falls=FALLS)
+        self.plain = WorkTimes(falls=FALLS)
         self._swaps: dict[bool, float] = {}
         self._of_a_rank: float | None = None
 

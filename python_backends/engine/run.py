@@ -145,7 +145,7 @@ class Denoising:
         self.waiting = False
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
-        self.work = Work(len(self.halves), request.height * request.width, self.steps, request.priority)
+        self.work = Work.of(request, len(self.halves), self.steps)
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
     def set_embeddings(self, embeddings: Embeddings) -> None:
@@ -164,11 +164,6 @@ class Denoising:
         self.waiting = not may_step
         if embeddings is not None:
             self.set_embeddings(embeddings)
-
-    def calls_of(self, use: ControlNetUse) -> int:
-        """How often a whole run evaluates a ControlNet: once per half that uses it, in every step that does."""
-        halves = len(self.halves) if not use.guess_mode else 1
-        return halves * sum(use.is_active(step, self.steps) for step in range(self.steps))
 
     def controls(self, half: int) -> tuple[ControlNetUse, ...]:
         """The ControlNets that a half of the current step uses; the unconditional half none that is in guess mode."""

@@ -12,21 +12,28 @@ single steps are noise."""
 STALE_STEPS = 25
 """What no step has measured for so long follows the pace of those that do, and takes no longer than more work does."""
 
+USUAL_WEIGHT = 0.02
+"""Of the latest step in what steps usually take: a burst that slows a machine down for a while changes little."""
 
-class StepTimes:
-    """Seconds of a step by its work: rows × pixels, all rows of all requests that share it.
+LEAST_LONGER = 1 / 64
+"""Of a step with ControlNets, that counts as theirs at least: means grow by factors."""
+
+
+class WorkTimes:
+    """Seconds by work: rows × pixels, all rows of all requests that share a step.
 
     What was never measured lies on the line through its neighbours; beyond them too, as long as that is between no
     growth at all and growth with the work.
     """
 
-    def __init__(self, falls: float = WEIGHT) -> None:
+    def __init__(self, weight: float = WEIGHT, falls: float | None = None) -> None:
         """Knows nothing.
 
         Args:
-            falls: Weight of a step that was faster than the mean.
+            weight: Of the latest step.
+            falls: The same of one that was faster than the mean, if that differs.
         """
-        self._falls = falls
+        self._weight, self._falls = weight, weight if falls is None else falls
         self._works: list[int] = []
         self._means: dict[int, float] = {}
         self._noted: dict[int, int] = {}
@@ -34,10 +41,10 @@ class StepTimes:
         self._measured_at: dict[int, float] = {}
         self._asked: dict[int, float] = {}  # since the last step: a line is run ahead with few works, many times
 
-    def guess(self, work: int, seconds: float) -> None:
-        """A step of so much work should take so long: it was measured, but not as a step."""
+    def guess(self, work: int, seconds: float, steps: int = 0) -> None:
+        """A step of so much work should take so long: it was measured, but not as a step, and weighs like so many."""
         self.note(work, seconds)
-        self._measured_at[work], self._noted[work] = -math.inf, 0
+        self._measured_at[work], self._noted[work] = -math.inf, steps
 
     def note(self, work: int, seconds: float) -> None:
         """A step of so much work took so long."""
@@ -48,9 +55,9 @@ class StepTimes:
         mean = self._means.get(work, 0.0)
         if noted > 1:
             seconds = min(seconds, OUTLIER * mean)
-        weight = self._falls if seconds < mean else WEIGHT
+        weight = self._falls if seconds < mean else self._weight
         self._means[work] = mean + max(weight, 1 / noted) * (seconds - mean)
-        self._noted[work] = min(noted, round(1 / WEIGHT))
+        self._noted[work] = min(noted, round(1 / self._weight))
         self._steps += 1
         self._measured_at[work] = self._steps
         for other in self._works if before else ():
@@ -87,3 +94,43 @@ class StepTimes:
         slope = (self._means[high] - self._means[low]) / (high - low)
         line = self._means[low] + slope * (work - low)
         return line if low < work < high else sorted((constant, line, proportional))[1]
+
+
+class StepTimes:
+    """Seconds of a step: of its UNet evaluations by their work, and how much longer it takes beside ControlNets.
+
+    The latter by their own work: rows × pixels of all that they evaluate. A step with ControlNets teaches nothing about
+    those without.
+    """
+
+    def __init__(self) -> None:
+        self._unet, self._usual, self._longer = WorkTimes(), WorkTimes(USUAL_WEIGHT), WorkTimes()
+
+    def guess(self, work: int, seconds: float) -> None:
+        """A step of so much work should take so long: it was measured, but not as a step."""
+        self._unet.guess(work, seconds)
+        self._usual.guess(work, seconds, round(1 / USUAL_WEIGHT))
+
+    def note(self, work: int, seconds: float, control_work: int = 0) -> None:
+        """A step took so long.
+
+        Args:
+            work: Of the UNet.
+            seconds: What it took.
+            control_work: Of ControlNets.
+        """
+        if control_work:
+            longer = seconds - self._unet.expected(work)
+            self._longer.note(control_work, max(longer, LEAST_LONGER * seconds))
+        else:
+            self._unet.note(work, seconds)
+            self._usual.note(work, seconds)
+
+    def expected(self, work: int, control_work: int = 0) -> float:
+        """Seconds that such a step should take now; 0 while nothing is known."""
+        seconds = self._unet.expected(work)
+        return seconds + self._longer.expected(control_work) if control_work else seconds
+
+    def at_best(self, work: int, control_work: int = 0) -> float:
+        """The same when nothing makes this machine slower than it usually is."""
+        return self.expected(work, control_work) - max(0.0, self._unet.expected(work) - self._usual.expected(work))

@@ -12,11 +12,11 @@ from .placement import place
 from .unet_calls import unet_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
 
-    from .evaluator import Evaluated, Evaluator
+    from .evaluator import Evaluated, Evaluator, StepTook
     from .peers import Peers
     from .run import Denoising
     from .unet_calls import UNetCall
@@ -39,23 +39,23 @@ class Stepping:
         """
         self._name, self._evaluator, self._peers = name, evaluator, peers
 
-    def __call__(self, batch: list[Denoising], announce: Callable[[int], None]) -> list[tuple[int, float]]:
+    def __call__(self, batch: list[Denoising], announce: Callable[[int, int], None]) -> list[StepTook]:
         """Advances every run by one step; one whose evaluation or sampler fails gets its `failure`.
 
         Args:
             batch: The runs.
-            announce: Told of the work that the step means for this shard, before it begins.
+            announce: Told of the work that the step means for this shard, before it begins, and of the ControlNets'.
 
         Returns:
-            Work, rows × pixels, and seconds of the steps that have ended by now.
+            Of the steps that have ended by now.
         """
         self._evaluator.begin_step()
         inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
         peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
         own, *others = place(list(inputs), 1 + len(peers))
         own_calls = unet_calls(own, inputs)
-        work = sum(call.work for call in own_calls)
-        announce(work)
+        here = list(own_calls)
+        announce(*_work(here))
         sent = [
             (peer.name, call, self._peers.submit(peer, call))
             for peer, rows in zip(peers, others, strict=True)
@@ -67,7 +67,7 @@ class Stepping:
         for name, call, answer in sent:
             result = answer.result()
             if result is None:  # it has runs of its own by now, or is down
-                work += call.work
+                here.append(call)
                 _distribute(call, self._name, self._evaluate(call), predictions)
             else:
                 _distribute(call, name, result, predictions)
@@ -75,13 +75,18 @@ class Stepping:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
         for runs in advancing.groups(run for run in inputs if run.failure is None):
             _guarded(runs, partial(advancing.advance, runs, predictions))
-        return self._evaluator.end_step(work)
+        return self._evaluator.end_step(*_work(here))
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:
             return self._evaluator(call)
         except Exception as error:  # noqa: BLE001  one call's failure must not be that of the others
             return as_request_error(error, "evaluation")
+
+
+def _work(calls: Sequence[UNetCall]) -> tuple[int, int]:
+    """Of the UNet and of ControlNets."""
+    return sum(call.work for call in calls), sum(call.control_work for call in calls)
 
 
 def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, predictions: Predictions) -> None:

@@ -41,6 +41,11 @@ class UNetCall:
         """As `StepTimes` counts it."""
         return len(self.loras) * self.pixels
 
+    @property
+    def control_work(self) -> int:
+        """The same of ControlNets."""
+        return sum(map(len, self.controls)) * self.pixels
+
     def of(self, rows: Sequence[int]) -> UNetCall:
         """Some of its rows."""
         if len(rows) == len(self.loras):

@@ -102,6 +102,10 @@ class ControlNetUse:
         """
         return self.scales_pictures or self.scale_at(step, steps) != 0
 
+    def rows(self, halves: int, steps: int) -> int:
+        """Rows that it evaluates in so many steps of a request of one or two halves."""
+        return (1 if self.guess_mode else halves) * sum(self.is_active(step, steps) for step in range(steps))
+
     def scale_at(self, step: int, steps: int) -> float:
         """Its scale in a step of so many: 0 outside its window."""
         return 0.0 if step / steps < self.start or (step + 1) / steps > self.end else self.scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -14,13 +14,13 @@ import torch
 from swiftdiffusion.python_backends.common.errors import RequestError
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.engine import Engine
-from swiftdiffusion.python_backends.engine.evaluator import Evaluated
+from swiftdiffusion.python_backends.engine.evaluator import Evaluated, StepTook
 from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, RunState, Work
 from swiftdiffusion.python_backends.engine.peers import Peers
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
-from swiftdiffusion.python_backends.request.completed import CompletedRequest, PlaceClaim
+from swiftdiffusion.python_backends.request.completed import CompletedRequest, ControlNetUse, PlaceClaim
 
 CONFIG = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
 EMBEDDINGS = torch.stack([torch.zeros(3, 8), torch.ones(3, 8)]), None
@@ -37,11 +37,15 @@ def make_run(
     width: int = SIDE,
     scheduler: str = "euler",
     claim_id: str | None = None,
+    controlnets: int = 0,
 ) -> Denoising:
     """A run of a tiny picture, at step 0."""
     claim = None if claim_id is None else PlaceClaim("shard", claim_id, 0.0, 0.0)
     seed = sum(run_id.encode())
-    request = CompletedRequest(run_id, "", None, seed, steps, guidance, SIDE, width, scheduler, claim=claim)
+    uses = (ControlNetUse("edges", ("0" * 64,), 1.0, 0.0, 1.0, guess_mode=False),) * controlnets
+    request = CompletedRequest(
+        run_id, "", None, seed, steps, guidance, SIDE, width, scheduler, claim=claim, controlnets=uses
+    )
     return Denoising(request, CONFIG, LatentGeometry(4, 1), EMBEDDINGS)
 
 
@@ -58,6 +62,11 @@ def alone(run: Denoising) -> torch.Tensor:
         given = {run: run.model_input()}
         run.advance({half: predicted(unet_calls([(run, half)], given)[0]) for half in run.halves})
     return run.latents
+
+
+def equal(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> bool:
+    """Latents, to the bit."""
+    return all(torch.equal(*each) for each in zip(found, expected, strict=True))
 
 
 class Network:
@@ -97,12 +106,12 @@ class Network:
     def begin_step(self) -> None:
         """Nothing to do."""
 
-    def end_step(self, work: int) -> list[tuple[int, float]]:
+    def end_step(self, work: int, control_work: int) -> list[StepTook]:
         """As an evaluator's."""
         error, self.failing_step = self.failing_step, None
         if error is not None:
             raise error
-        return [(work, self.seconds)]
+        return [StepTook(work, self.seconds, control_work)]
 
     def begin(self) -> None:
         """Waits until a call has begun."""

@@ -20,15 +20,18 @@ class Pace:
 
     each: int = 0
     of_a_row: int = 1
+    of_a_control_row: int = 1
 
-    def __call__(self, work: int) -> float:
-        return float(self.each + self.of_a_row * work)
+    def __call__(self, work: int, control_work: int = 0) -> float:
+        return float(self.each + self.of_a_row * work + self.of_a_control_row * control_work)
 
     def learnt(self) -> StepTimes:
-        """After steps of every work."""
+        """After steps of every work, and with ControlNets of every work."""
         times = StepTimes()
         for work in range(1, 64):
             times.note(work, self(work))
+        for control_work in range(1, 64):
+            times.note(1, self(1, control_work), control_work)
         return times
 
 
@@ -45,7 +48,7 @@ class SteppedShard:
 
     def __init__(
         self,
-        seconds: Callable[[int], float],
+        seconds: Callable[[int, int], float],
         times: StepTimes,
         places: int = 4,
         longest: int = 64,
@@ -54,7 +57,7 @@ class SteppedShard:
         """Has no run.
 
         Args:
-            seconds: Of a step by its work.
+            seconds: Of a step by its work, and that of ControlNets.
             times: What the desk expects.
             places: Most runs in a step.
             longest: Of the line.
@@ -66,7 +69,7 @@ class SteppedShard:
         self.ended: dict[str, float] = {}
         self.due: dict[str, float] = {}
         self.seconds, self._times, self._learns = seconds, times, learns
-        self.works: dict[str, int] = {}
+        self.works: dict[str, Work] = {}
         self._left: dict[str, int] = {}
         self._step: tuple[list[str], float, float] | None = None
         self._names = (f"run {number}" for number in count())
@@ -84,7 +87,7 @@ class SteppedShard:
         """A run enters; its name."""
         run = next(self._names)
         self.desk.enter(run, work, claim)
-        self.works[run], self._left[run] = work.of_a_step, work.steps
+        self.works[run], self._left[run] = work, work.steps
         return run
 
     def pass_time(self, seconds: float) -> None:
@@ -102,6 +105,10 @@ class SteppedShard:
         while self._left:
             self.pass_time(1000.0)
 
+    def _work(self, runs: list[str]) -> tuple[int, int]:
+        works = [self.works[run] for run in runs]
+        return sum(work.of_a_step for work in works), sum(work.control_work for work in works)
+
     def _begin(self, until: float) -> bool:
         """Begins a step, as soon as somebody can take one."""
         while not (runs := self.desk.batch(self._left.keys())):
@@ -110,13 +117,14 @@ class SteppedShard:
             self.now = min(until, self.now + RESOLUTION_S)  # for who has claimed and not submitted yet
         for run in runs:
             self.begun.setdefault(run, self.now)
-        self._step = runs, self.now, self.now + self.seconds(sum(self.works[run] for run in runs))
+        self._step = runs, self.now, self.now + self.seconds(*self._work(runs))
         return True
 
     def _end(self, runs: list[str], began: float, ended: float) -> None:
         self.now, self._step = ended, None
         if self._learns:
-            self._times.note(sum(self.works[run] for run in runs), ended - began)
+            work, control_work = self._work(runs)
+            self._times.note(work, ended - began, control_work)
         self.desk.stepped(runs)
         for run in runs:
             self._left[run] -= 1

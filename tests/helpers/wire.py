@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.error
 import urllib.request
@@ -109,11 +110,18 @@ def metrics(server: Any) -> dict[str, float]:
     return {name: float(value) for name, _, value in pairs}
 
 
-def stub_of(server: TritonServer, model: str) -> int:
-    """Process id of a Python model of a server."""
+def stubs_of(server: TritonServer) -> dict[str, int]:
+    """Python models of a server that have a process, and its id."""
     listing = subprocess.check_output(["ps", "-e", "-ww", "-o", "pid=,ppid=,args="], text=True)
-    for line in listing.splitlines():
-        pid, parent, arguments = line.split(maxsplit=2)
-        if int(parent) == server.pid and f"/{model}/1/model.py" in arguments:
-            return int(pid)
-    raise AssertionError(f"no process of {model}")
+    processes = [line.split(maxsplit=2) for line in listing.splitlines()]
+    found = [
+        (re.search(r"/([^/\s]+)/1/model\.py", args), int(pid))
+        for pid, ppid, args in processes
+        if int(ppid) == server.pid
+    ]
+    return {model[1]: pid for model, pid in found if model}
+
+
+def stub_of(server: TritonServer, model: str) -> int:
+    """Process id of a Python model of a server, which has to have one."""
+    return stubs_of(server)[model]

@@ -18,12 +18,12 @@ from tritonclient.utils import InferenceServerException
 import lora_files
 from demo_requests import wait_until_running
 from file_server import file_server, wait_for
-from shard_roles import roles
+from shard_roles import roles, shards_of
 from stages import Stages
 from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Progress
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import generate, metrics, stub_of
+from wire import generate, metrics, stub_of, stubs_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -35,6 +35,18 @@ one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 FIELDS: dict[str, Any] = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0}
 REQUEST = GenerationRequest("a cat", seed=2, steps=200, guidance_scale=5.0)
 LORAS = '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'
+
+
+@pytest.fixture(autouse=True)
+def _shards_are_there(tiny: TinyServer) -> None:
+    """A test before this one may have killed one of them."""
+
+    def are_there() -> bool:
+        processes = stubs_of(tiny.running)
+        return all(shard in processes and server.is_model_ready(shard) for shard in shards_of(tiny))
+
+    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as server:
+        wait_for(are_there, seconds=60.0)
 
 
 def kill(tiny: TinyServer, model: str, how: signal.Signals = signal.SIGKILL) -> int:

@@ -10,6 +10,7 @@ from stepped_shard import TEN, Pace, SteppedShard, accepted, refused, shard
 from swiftdiffusion.python_backends.engine.claims import CLAIM_S
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.messages import Work
+from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.request.completed import Priority
 
 # Without promises.
@@ -53,6 +54,21 @@ def test_what_would_be_late_even_alone_is_refused_for_good() -> None:
     assert (refusal.forecast_s, refusal.retry_after_s) == (20.0, None)
 
 
+def test_what_would_be_in_time_at_the_usual_pace_may_try_again_when_the_line_is_empty() -> None:
+    pace, times = Pace(), StepTimes()
+    for work in (2, 4):
+        times.guess(work, pace(work))
+    line = SteppedShard(lambda *work: 2 * pace(*work), times, learns=True)
+    line.submit(TEN)
+    line.submit(TEN)
+    line.pass_time(50.0)  # ten steps of eight seconds, not of four
+    refusal = refused(line.come(TEN, limit_s=30.0))
+    assert refusal.retry_after_s == pytest.approx(32.0, rel=0.15)
+    assert refused(line.come(TEN, limit_s=19.0)).retry_after_s is None
+    line.empty()
+    accepted(line.come(TEN, limit_s=50.0))
+
+
 def test_who_would_make_a_promise_late_waits() -> None:
     line = shard(places=4)
     accepted(line.come(TEN, limit_s=23.0))
@@ -74,7 +90,7 @@ def test_who_leaves_a_promise_its_time_shares() -> None:
 
 def test_a_promise_that_cannot_be_kept_any_more_keeps_nobody_out() -> None:
     pace = Pace()
-    line = SteppedShard(lambda work: 3 * pace(work), pace.learnt())
+    line = SteppedShard(lambda *work: 3 * pace(*work), pace.learnt())
     accepted(line.come(TEN, limit_s=23.0))
     line.submit(TEN)
     line.pass_time(13.0)  # two steps of six seconds, and eight more to come

@@ -36,12 +36,20 @@ class Coming:
     def limit_s(self, line: SteppedShard) -> float | None:
         if self.patience is None:
             return None
-        return float(math.ceil(self.patience * self.work.steps * line.seconds(self.work.of_a_step)))
+        step_s = line.seconds(self.work.of_a_step, self.work.control_work)
+        return float(math.ceil(self.patience * self.work.steps * step_s))
 
 
-paces = st.builds(Pace, st.integers(0, 8), st.integers(1, 4))
+def with_controlnets(work: Work, controlnets: int) -> Work:
+    """In all of its steps, for all of its rows."""
+    return replace(work, control_rows=controlnets * work.rows * work.steps)
+
+
+paces = st.builds(Pace, st.integers(0, 8), st.integers(1, 4), st.integers(1, 4))
 ROWS, PIXELS, STEPS = st.integers(1, 2), st.integers(1, 3), st.integers(1, 12)
-works = st.builds(Work, ROWS, PIXELS, STEPS, st.sampled_from(PRIORITIES))
+works = st.builds(
+    with_controlnets, st.builds(Work, ROWS, PIXELS, STEPS, st.sampled_from(PRIORITIES)), st.integers(0, 2)
+)
 works_of_equals = st.builds(Work, ROWS, PIXELS, STEPS)
 patience = st.none() | st.floats(1.1, 4.0)
 again = st.integers(0, 7).map(lambda number: number == 7)
@@ -112,9 +120,9 @@ class CountedTimes(StepTimes):
 
     asked = 0
 
-    def expected(self, work: int) -> float:
+    def expected(self, work: int, control_work: int = 0) -> float:
         self.asked += 1
-        return super().expected(work)
+        return super().expected(work, control_work)
 
 
 @pytest.mark.parametrize("limit_s", [None, 10_000.0])

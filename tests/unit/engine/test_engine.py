@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from lone_shard import PIXELS, SIDE, TEN, Lender, LoneShard, alone, make_run, predicted, until
+from lone_shard import SIDE, TEN, Lender, LoneShard, alone, equal, make_run, predicted, until
 from model_process import logged, observed
 
 from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
-
-
-@pytest.fixture
-def shards() -> Iterator[Callable[..., LoneShard]]:
-    with ExitStack() as open_:
-
-        def start(*args: Any, **options: Any) -> LoneShard:
-            made = LoneShard(*args, **options)
-            open_.callback(made.engine.close)
-            return made
-
-        yield start
-
-
-@pytest.fixture
-def shard(shards: Callable[..., LoneShard]) -> LoneShard:
-    return shards()
 
 
 def call_from_elsewhere() -> UNetCall:
@@ -41,10 +20,6 @@ def call_from_elsewhere() -> UNetCall:
     run = make_run("elsewhere")
     (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
     return replace(call, rows=())
-
-
-def equal(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> bool:
-    return all(torch.equal(*each) for each in zip(found, expected, strict=True))
 
 
 # Runs.
@@ -211,73 +186,3 @@ def test_a_lone_run_has_half_of_its_rows_evaluated_elsewhere(shards: Callable[..
         shard.submit(last)
         assert equal(shard.done(last), [alone(make_run("b"))])
     assert last.report.shards == {"shard"}
-
-
-class Lenders(Lender):
-    """Several shards that have lent themselves."""
-
-    def __init__(self, shards: list[LoneShard]) -> None:
-        self._lenders = [Lender(shard) for shard in shards]
-
-    def __len__(self) -> int:
-        return len(self._lenders)
-
-    def lent(self, most: int) -> list[Lender]:
-        return self._lenders[:most]
-
-    def submit(self, peer: Lender, call: UNetCall) -> Any:
-        return peer.submit(peer, call)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 3), st.sampled_from([1.0, 5.0]), st.integers(1, 4), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
-def test_a_quote_with_help_is_what_steps_of_the_fullest_shard_take(
-    helpers: int, guidance: float, steps: int, one_row_s: float, two_rows_s: float
-) -> None:
-    with ExitStack() as open_:
-        lenders = [LoneShard(f"lender {number}") for number in range(helpers)]
-        shard, run = LoneShard(peers=Lenders(lenders)), make_run("a", steps, guidance=guidance)
-        for each in (shard, *lenders):
-            open_.callback(each.engine.close)
-        seconds = {PIXELS: one_row_s, 2 * PIXELS: two_rows_s}
-        for of_a_step, expected_s in seconds.items():
-            shard.times.note(of_a_step, expected_s)
-        quote = shard.engine.quote(run.work)
-        shard.submit(run)
-        shard.done(run)
-    works = [[call.work for call in each.network.calls] for each in (shard, *lenders) if each.network.calls]
-    assert quote.alone_s == pytest.approx(sum(seconds[max(step)] for step in zip(*works, strict=True)))
-
-
-# Claims.
-
-
-def test_a_place_that_is_claimed_is_kept_and_taken_up(shard: LoneShard) -> None:
-    shard.learn()
-    claimed = shard.claim(limit_s=25.0)
-    assert claimed.id is not None
-    assert claimed.forecast_s == 20.0
-    later, run = make_run("later", 10), make_run("a", 10, claim_id=claimed.id)
-    shard.submit(later)
-    until(lambda: shard.engine.quote(TEN).seconds == 60.0)  # it is in line, where the thread looks again and again
-    time.sleep(0.02)
-    shard.submit(run)
-    assert equal(shard.done(run, later), [alone(make_run("a", 10)), alone(make_run("later", 10))])
-    assert {each for each, _ in shard.network.calls[0].rows} == {run}
-
-
-def test_a_claim_can_be_given_back(shard: LoneShard) -> None:
-    shard.learn()
-    claimed = shard.claim(limit_s=None)
-    assert not shard.engine.quote(TEN).idle
-    shard.engine.forget([cast("str", claimed.id)])
-    until(lambda: shard.engine.quote(TEN).idle)
-
-
-def test_an_idle_shard_takes_who_would_be_in_time_with_the_help_of_others(shard: LoneShard) -> None:
-    shard.learn()
-    refused = shard.claim(limit_s=12.0)
-    assert (refused.id, refused.forecast_s, refused.retry_after_s) == (None, 20.0, None)
-    accepted = shard.claim(limit_s=12.0, helpers=1)
-    assert (accepted.id is not None, accepted.forecast_s) == (True, 10.0)
-    assert shard.claim(limit_s=12.0, helpers=1).id is None  # it is not idle any more

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.engine.step_times import StepTimes, WorkTimes
 
 
 def times_of(*noted: tuple[int, float]) -> StepTimes:
@@ -52,7 +52,7 @@ def test_a_new_pace_is_learnt_within_some_steps() -> None:
 
 
 def test_a_faster_step_may_weigh_more() -> None:
-    times = StepTimes(falls=0.5)
+    times = WorkTimes(falls=0.5)
     for seconds in [4.0] * 20 + [2.0, 2.0, 2.0]:
         times.note(2, seconds)
     assert times.expected(2) == 2.25
@@ -83,6 +83,42 @@ def test_less_work_that_was_measured_long_ago_takes_no_longer_than_more() -> Non
     """Else a shard whose first steps were slow would look slow to all, and get none from which to learn better."""
     assert times_of((2, 9.0), *[(4, 2.0)] * 40).expected(2) == pytest.approx(2.0)
     assert times_of(*[(4, 2.0)] * 40, (2, 9.0)).expected(2) == 9.0
+
+
+def test_steps_with_controlnets_teach_nothing_about_those_without() -> None:
+    times = times_of((2, 1.0), (4, 2.0))
+    for _ in range(40):
+        times.note(2, 4.0, control_work=2)
+    assert [times.expected(work) for work in (2, 4)] == [1.0, 2.0]
+    assert times.expected(2, 2) == pytest.approx(4.0)
+    assert times.expected(4, 2) == pytest.approx(5.0)
+    assert times.expected(2, 1) == pytest.approx(2.5)
+
+
+def test_controlnets_that_cost_nothing_at_first_may_cost_something_later() -> None:
+    times = times_of((2, 1.0))
+    times.note(2, 0.9, control_work=2)
+    assert times.expected(2, 2) == pytest.approx(1.0, rel=0.02)
+    for _ in range(30):
+        times.note(2, 3.0, control_work=2)
+    assert times.expected(2, 2) == pytest.approx(3.0, rel=0.02)
+
+
+def test_a_spell_of_slower_steps_hardly_changes_what_they_take_at_best() -> None:
+    times = StepTimes()
+    times.guess(2, 1.0)
+    for _ in range(10):
+        times.note(2, 1.6)
+    assert times.expected(2) == pytest.approx(1.6)
+    assert 1.0 < times.at_best(2) < 1.15
+    times.note(2, 2.6, control_work=2)
+    assert times.at_best(2, 2) == pytest.approx(times.at_best(2) + 1.0)
+    for _ in range(200):
+        times.note(2, 1.6)
+    assert times.at_best(2) == pytest.approx(1.6, rel=0.02)
+    for _ in range(20):
+        times.note(2, 0.8)
+    assert times.at_best(2) == times.expected(2) == pytest.approx(0.8, rel=0.02)
 
 
 noted = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 10)), min_size=1, max_size=12)
