@@ -60,6 +60,12 @@ def generate(
     ] = DEFAULT_URL,
     model: Annotated[str | None, typer.Option(help="Entry model; default: sdxl or sd15, as the server has.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one picture may take.")] = None,
+    timeout_ms: Annotated[
+        int | None, typer.Option(min=1, help="The same for the server, which refuses at once what would take longer.")
+    ] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="low, normal or high: who goes first where requests wait.")
+    ] = None,
 ) -> None:
     """Make a picture of each prompt; several go on one captioned sheet."""
     if out.suffix.lower() not in Image.registered_extensions():
@@ -83,6 +89,8 @@ def generate(
         lora_patch_step=lora_patch_step,
         controlnets=tuple(entry for entry, _ in controls),
         control_images=tuple(path for _, path in controls),
+        timeout_ms=timeout_ms,
+        priority=priority,
     )
     requests = _requests(base, _all_prompts(prompts, prompt_file), count, seed)
 

@@ -120,7 +120,7 @@ class ServingOptions:
             own_scheduler=own["_class_name"],
             own_per_step=evaluations.per_step,
             own_more=evaluations.more,
-            distilled=checkpoint.guidance_embedding_width is not None,
+            halves=2 if checkpoint.guidance_embedding_width is None else 1,
             schedulers=schedulers,
             lora_bound=self.lora_bound,
             max_clip_skip=checkpoint.max_clip_skip,

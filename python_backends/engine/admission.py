@@ -59,7 +59,7 @@ class Admission:
         Raises:
             OverloadedError: If no shard would have it done in time, or all lines are full.
         """
-        now, work = self._clock(), work_of(request, self._rules.distilled)
+        now, work = self._clock(), work_of(request, self._rules.halves)
         before = self._before.expected()
         others = before + self._after.expected()
         limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
@@ -130,10 +130,9 @@ def best_first(quotes: Iterable[tuple[Quoted, str]]) -> list[tuple[Quoted, str]]
     return sorted(alike, key=lambda quote: quote[0].in_line) + ordered[len(alike) :]
 
 
-def work_of(request: CompletedRequest, distilled: bool = False) -> Work:
-    """What a request asks of a shard; of a guidance-distilled UNet never more than one half."""
-    halves = 2 if request.guidance_scale > 1 and not distilled else 1
-    return Work.of(request, halves, request.evaluations or request.steps)
+def work_of(request: CompletedRequest, halves: int = 2) -> Work:
+    """What a request asks of a shard, whose UNet evaluates so many halves in a step with guidance."""
+    return Work.of(request, halves if request.guidance_scale > 1 else 1, request.evaluations or request.steps)
 
 
 def _overloaded(refused: Refused, others: float, limit: float, said: str) -> OverloadedError:

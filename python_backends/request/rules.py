@@ -21,7 +21,7 @@ class RequestRules:
         own_scheduler: Class of the checkpoint's own scheduler, which SCHEDULER may name too: INFO does.
         own_per_step: Its `Evaluations.per_step`.
         own_more: Its `Evaluations.more`.
-        distilled: Whether guidance is an input of the UNet, which then is evaluated once, not once for either half.
+        halves: What guidance has the UNet evaluate in a step: both its halves, or 1 where the UNet is distilled for it.
         schedulers: What else SCHEDULER may name.
         max_steps: Most steps.
         max_guidance_scale: Largest guidance.
@@ -48,7 +48,7 @@ class RequestRules:
     own_scheduler: str
     own_per_step: int = 1
     own_more: int = 0
-    distilled: bool = False
+    halves: int = 2
     schedulers: tuple[str, ...] = tuple(SCHEDULERS)
     max_steps: int = 200
     max_guidance_scale: float = 50.0

@@ -189,4 +189,4 @@ def test_a_refusal_quotes_the_limit_that_was_given(
 def test_a_guidance_distilled_unet_evaluates_one_half() -> None:
     request = Kind(Work(2, 2, 10, control_rows=20)).request(0.0)
     assert work_of(request) == Work(2, 2, 10, control_rows=20)
-    assert work_of(request, distilled=True) == Work(1, 2, 10, control_rows=10)
+    assert work_of(request, halves=1) == Work(1, 2, 10, control_rows=10)
