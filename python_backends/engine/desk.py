@@ -61,7 +61,9 @@ class Desk:
         self._stepping: list[str] = []
         self._boundary = 0.0
 
-    def claim(self, work: Work, limit_s: float | None = None, hold_s: float = CLAIM_S) -> Claimed:
+    def claim(
+        self, work: Work, limit_s: float | None = None, hold_s: float = CLAIM_S, best_s: float = math.inf
+    ) -> Claimed:
         """A place for a run that is about to be submitted.
 
         Args:
@@ -69,6 +71,7 @@ class Desk:
             limit_s: Seconds from now in which its last step has to end: whoever claims takes off what comes before and
                 after the steps.
             hold_s: How long the place is kept.
+            best_s: What such a run takes at best with the help of others.
         """
         now, limit = self._now(), math.inf if limit_s is None else limit_s
         new = self._queued(token_hex(8), work, now + limit)
@@ -78,7 +81,7 @@ class Desk:
             new.expires = now + hold_s
             self._insert(new, outlook.overtakes)
             return Claimed(new.run, outlook.end - now)
-        if not self.is_possible(work, limit):
+        if SAFETY * min(best_s, self.at_best(work)) >= limit:
             return Claimed(None, outlook.end - now)
         alone = self._alone(new)
         if SAFETY * alone >= limit:
@@ -87,9 +90,9 @@ class Desk:
             self._crowd.note(now, alone, limit / alone)
         return Claimed(None, outlook.end - now, self._retry_after(new, outlook, now, limit))
 
-    def is_possible(self, work: Work, limit_s: float) -> bool:
-        """Whether a run would be in time if it were alone, and nothing made the shard slower than it usually is."""
-        return SAFETY * work.steps * self._times.at_best(work.of_a_step, work.control_work) < limit_s
+    def at_best(self, work: Work) -> float:
+        """Seconds that a run would take if it were alone, and nothing made the shard slower than it usually is."""
+        return work.steps * self._times.at_best(work.of_a_step, work.control_work)
 
     @property
     def in_line(self) -> int:

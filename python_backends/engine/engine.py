@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -18,8 +17,8 @@ import torch
 
 from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
-from .line import SAFETY
-from .messages import Polled, Quoted
+from .messages import Polled
+from .places import Places
 from .published import Published, state_of
 from .stepping import Stepping
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from .desk import Desk
     from .evaluator import Evaluated, Evaluator, StepTook
-    from .messages import Claim, Claimed, Work
+    from .messages import Claim, Claimed, Quoted, Work
     from .peers import Peers
     from .run import Denoising
     from .step_times import StepTimes
@@ -40,9 +39,6 @@ WAITING_POLL_S = 0.003
 
 LENT_S, LENT_STEPS = 0.5, 3.0
 """Another shard that has sent no rows for so long, and for so many times what they took, has to ask again."""
-
-PROBED_AFTER_S = 3.0
-"""What steps took so long ago is no reason to refuse a run that would usually be in time."""
 
 
 class Engine:
@@ -72,7 +68,7 @@ class Engine:
         self._batch_sizes = Histogram(
             "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
         )
-        self._peer_count = len(peers)
+        self._places = Places(desk, times, len(peers))
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._mutex = threading.Lock()  # of the desk
         self._runs: dict[str, Denoising] = {}
@@ -105,35 +101,12 @@ class Engine:
     def quote(self, work: Work) -> Quoted:
         """When such a run would be done."""
         with self._mutex:
-            return Quoted(self._desk.quote(work), self._helped(work, self._peer_count), self._desk.in_line)
+            return self._places.quote(work)
 
     def claim(self, asked: Claim) -> Claimed:
-        """A place for such a run, if it would be done in time.
-
-        An empty shard gives one without a promise to a run that would be late without helpers, whom others may claim;
-        and to one that would be late now and would not be usually, once it has measured nothing for a while: while all
-        are refused it would measure nothing.
-        """
-        work, limit_s, probed_in_s = asked.work, asked.limit_s, 0.0
+        """A place for such a run, if it would be done in time."""
         with self._mutex:
-            idle = not self._desk.in_line
-            helped = self._helped(work, asked.helpers) if asked.helpers and idle else None
-            if limit_s is not None and idle and SAFETY * self._desk.quote(work) > limit_s:
-                probed_in_s = self._stepped_at + PROBED_AFTER_S - time.monotonic()
-                has_help = helped is not None and SAFETY * helped <= limit_s
-                if has_help or (probed_in_s <= 0 and self._desk.is_possible(work, limit_s)):
-                    limit_s = None
-            answer = self._desk.claim(work, limit_s, asked.hold_s)
-        if answer.id is None:
-            again_s = answer.retry_after_s
-            return answer if again_s is None else replace(answer, retry_after_s=max(again_s, probed_in_s))
-        return answer if helped is None else replace(answer, forecast_s=helped)
-
-    def _helped(self, work: Work, helpers: int) -> float:
-        """Seconds of a run that is alone and has its rows spread over other shards too."""
-        shards = min(work.rows, 1 + helpers)
-        rows, control_work = -(-work.rows // shards), work.control_work // shards
-        return work.steps * self._times.expected(rows * work.pixels, control_work)
+            return self._places.claim(asked, time.monotonic() - self._stepped_at)
 
     def lend(self, home: str, seconds: float = LENT_S) -> bool:
         """Whether this shard evaluates for another one, for so long: if it has nothing to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lone_shard import PIXELS, TEN, Lender, LoneShard, alone, equal, make_run, until
 
-from swiftdiffusion.python_backends.engine import engine
-from swiftdiffusion.python_backends.engine.engine import PROBED_AFTER_S
+from swiftdiffusion.python_backends.engine import places
+from swiftdiffusion.python_backends.engine.places import PROBED_AFTER_S
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall
 
 
@@ -86,6 +87,18 @@ def test_steps_with_controlnets_change_no_forecast_of_runs_without(shard: LoneSh
     assert shard.engine.quote(replace(TEN, control_rows=10)).seconds == pytest.approx(40.0)  # in half of its steps
 
 
+def test_who_would_be_in_time_with_help_may_try_again_when_the_line_is_empty(
+    shards: Callable[..., LoneShard],
+) -> None:
+    shard = shards(peers=Lender(shards("lender")))
+    shard.learn()
+    assert shard.claim(limit_s=None).id is not None
+    refused = shard.claim(limit_s=12.0)
+    assert refused.id is None
+    assert refused.retry_after_s == pytest.approx(20.0, abs=0.01)
+    assert shard.claim(limit_s=11.0).retry_after_s is None
+
+
 def test_an_idle_shard_measures_again_where_it_would_usually_be_fast_enough(
     shard: LoneShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +110,7 @@ def test_an_idle_shard_measures_again_where_it_would_usually_be_fast_enough(
     assert refused.id is None
     assert refused.retry_after_s is not None
     assert 0.5 * PROBED_AFTER_S < refused.retry_after_s <= PROBED_AFTER_S
-    monkeypatch.setattr(engine, "PROBED_AFTER_S", 0.0)
+    monkeypatch.setattr(places, "PROBED_AFTER_S", 0.0)
     never = shard.claim(limit_s=20.0)
     assert (never.id, never.retry_after_s) == (None, None)
     assert shard.claim(limit_s=30.0).id is not None
