@@ -75,7 +75,6 @@ class Admission:
         limit_s = None if limit == math.inf else limit
         hold = max(CLAIM_S, HELD_TIMES * before)
         helpers = sum(quoted.idle for quoted, _ in quotes) - 1
-        busy_s = max((quoted.seconds - quoted.alone_s for quoted, _ in quotes if not quoted.idle), default=0.0)
         refusals: list[Claimed] = []
         holds_s = math.inf
         for quoted, shard in quotes:
@@ -88,7 +87,8 @@ class Admission:
                 continue
             if claimed.id is not None:
                 return replace(request, claim=PlaceClaim(shard, claimed.id, before + claimed.forecast_s, now))
-            if quoted.idle and claimed.retry_after_s is not None:  # it lacks the help of the others
+            if quoted.idle and claimed.retry_after_s is not None:  # it lacks the help of those that are not
+                busy_s = max(each.seconds for each, _ in quotes) - claimed.forecast_s
                 claimed = replace(claimed, retry_after_s=max(busy_s, claimed.retry_after_s))
             refusals.append(claimed)
         if not refusals:

@@ -52,9 +52,9 @@ class Places:
         idle = not self._desk.in_line
         helped = self._helped(work, asked.helpers) if asked.helpers and idle else None
         if limit_s is not None and idle and SAFETY * self._desk.quote(work) > limit_s:
-            probed_in_s = PROBED_AFTER_S - measured_s
-            has_help = helped is not None and SAFETY * helped <= limit_s
             usually = SAFETY * self._desk.at_best(_share(work, asked.helpers)) < limit_s
+            probed_in_s = PROBED_AFTER_S - measured_s if usually else 0.0
+            has_help = helped is not None and SAFETY * helped <= limit_s
             if has_help or (usually and probed_in_s <= 0):
                 limit_s = None
         best_s = self._desk.at_best(_share(work, self._others))

@@ -13,6 +13,7 @@ from swiftdiffusion.python_backends.common.errors import OverloadedError
 from swiftdiffusion.python_backends.engine.admission import Admission
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quoted, Work
+from swiftdiffusion.python_backends.engine.places import Places
 from swiftdiffusion.python_backends.engine.refusals import SAME_S
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.request.completed import PRIORITIES, CompletedRequest, ControlNetUse, Priority
@@ -79,13 +80,17 @@ class Lines:
         asked: How often.
     """
 
-    def __init__(self, shards: int = 2, places: int = 2, longest: int = 64, **rules: Any) -> None:
+    def __init__(
+        self, shards: int = 2, places: int = 2, longest: int = 64, helping: bool = False, **rules: Any
+    ) -> None:
         times = StepTimes()
         for work in WORKS:
             times.note(work, pace(work))
             times.note(1, pace(1, work), work)
         self.shards = {f"shard {number}": SteppedShard(pace, times, places, longest) for number in range(shards)}
-        self.asked = 0
+        others = shards - 1 if helping else 0
+        self.places = {name: Places(shard.desk, times, others) for name, shard in self.shards.items()}
+        self.asked, self.helping = 0, helping
         self.admission = Admission(
             cast("Any", self), RequestRules(1, 1.0, 1, 1, 1, 1, "", **rules), "", lambda: self.now
         )
@@ -123,11 +128,12 @@ class Lines:
 
     def quotes(self, work: Work) -> list[tuple[Quoted, str]]:
         self.asked += 1
-        alone = work.steps * pace(work.of_a_step, work.control_work)
-        return [
-            (Quoted(shard.desk.quote(work), alone, shard.desk.in_line), name) for name, shard in self.shards.items()
-        ]
+        return [(places.quote(work), name) for name, places in self.places.items()]
 
     def claim(self, name: str, message: Claim) -> Claimed:
         self.asked += 1
-        return self.shards[name].come(message.work, message.limit_s)
+        asked = message if self.helping else replace(message, helpers=0)
+        answer = self.places[name].claim(asked, measured_s=0.0)
+        if answer.id is not None:
+            self.shards[name].submit(message.work, answer.id)
+        return answer

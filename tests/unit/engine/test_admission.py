@@ -186,6 +186,17 @@ def test_a_refusal_quotes_the_limit_that_was_given(
     assert f"TIMEOUT_MS allows {1000 * limit_s:.0f} ms; it would never be" in lines.crowd(hopeless)
 
 
+def test_who_needs_the_help_of_a_busy_shard_may_try_again_when_it_is_idle() -> None:
+    lines, kind = Lines(helping=True), Kind(patience=0.8)
+    lines.shards["shard 0"].submit(TEN)
+    said = SAID.search(lines.come(kind) or "")
+    assert said
+    lines.pass_time(int(said[2]) / 1000 - 0.2)
+    assert lines.come(kind)
+    lines.pass_time(0.2)
+    assert lines.come(kind) is None
+
+
 def test_a_guidance_distilled_unet_evaluates_one_half() -> None:
     request = Kind(Work(2, 2, 10, control_rows=20)).request(0.0)
     assert work_of(request) == Work(2, 2, 10, control_rows=20)

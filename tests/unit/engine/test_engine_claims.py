@@ -92,6 +92,7 @@ def test_who_would_be_in_time_with_help_may_try_again_when_the_line_is_empty(
 ) -> None:
     shard = shards(peers=Lender(shards("lender")))
     shard.learn()
+    assert shard.claim(limit_s=12.0).retry_after_s == pytest.approx(0.0, abs=0.01)
     assert shard.claim(limit_s=None).id is not None
     refused = shard.claim(limit_s=12.0)
     assert refused.id is None
