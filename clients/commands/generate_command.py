@@ -61,7 +61,8 @@ def generate(
     model: Annotated[str | None, typer.Option(help="Entry model; default: sdxl or sd15, as the server has.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one picture may take.")] = None,
     timeout_ms: Annotated[
-        int | None, typer.Option(min=1, help="The same for the server, which refuses at once what would take longer.")
+        int | None,
+        typer.Option(min=1, help="When the server gives up on a picture; what would take longer it refuses."),
     ] = None,
     priority: Annotated[
         str | None, typer.Option(help="low, normal or high: who goes first where requests wait.")

@@ -52,6 +52,11 @@ class StageTime:
         share = math.exp(-max(0.0, time.time() - known.at) / FORGOTTEN_S)
         return known.least + share * (known.mean + known.deviation - known.least)
 
+    def least(self) -> float:
+        """Seconds of the fastest; 0 if unknown."""
+        known = self._read()
+        return 0.0 if known is None else known.least
+
     def _read(self) -> _Known | None:
         try:
             return _Known(*json.loads(self._path.read_text("ascii")))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 HELD_TIMES = 4.0
 """What a place is kept for, in times of what prompts take to be encoded."""
 
+RELOADED_S = 10.0
+"""A shard that is down is there again after so long, or longer."""
+
 ALIKE = 1.3
 """Forecasts of like shards differ by so much: each learns from its own steps."""
 
@@ -59,9 +62,10 @@ class Admission:
         Raises:
             OverloadedError: If no shard would have it done in time, or all lines are full.
         """
-        now, work = self._clock(), work_of(request, self._rules.halves)
+        now, work = self._clock(), Work.of(request)
         before = self._before.expected()
         others = before + self._after.expected()
+        spare = others - self._before.least() - self._after.least()
         limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
         if refused := self._refusals.of(work, limit):
             raise _overloaded(refused, others, limit, said)
@@ -75,6 +79,7 @@ class Admission:
         limit_s = None if limit == math.inf else limit
         hold = max(CLAIM_S, HELD_TIMES * before)
         helpers = sum(quoted.idle for quoted, _ in quotes) - 1
+        loosest_s = None if limit_s is None else limit_s + spare
         refusals: list[Claimed] = []
         holds_s = math.inf
         for quoted, shard in quotes:
@@ -82,14 +87,13 @@ class Admission:
                 holds_s = min(holds_s, quoted.seconds - limit / SAFETY)
                 continue
             try:
-                claimed = self._shards.claim(shard, Claim(work, limit_s, hold, helpers if quoted.idle else 0))
+                helped_in_s = self._helped_in_s(quotes, shard, work.rows - 1)
+                asked = Claim(work, limit_s, loosest_s, hold, helpers if quoted.idle else 0, helped_in_s)
+                claimed = self._shards.claim(shard, asked)
             except ModelDownError:
                 continue
             if claimed.id is not None:
                 return replace(request, claim=PlaceClaim(shard, claimed.id, before + claimed.forecast_s, now))
-            if quoted.idle and claimed.retry_after_s is not None:  # it lacks the help of those that are not
-                busy_s = max(each.seconds for each, _ in quotes) - claimed.forecast_s
-                claimed = replace(claimed, retry_after_s=max(busy_s, claimed.retry_after_s))
             refusals.append(claimed)
         if not refusals:
             return request
@@ -104,6 +108,12 @@ class Admission:
         if request.claim is not None:
             with suppress(RequestError):
                 self._shards.cancel(request.claim.shard, [request.claim.id])
+
+    def _helped_in_s(self, quotes: Iterable[tuple[Quoted, str]], shard: str, helpers: int) -> float:
+        """Seconds until so many others have nothing to do; those that do not answer are being loaded again."""
+        answering = {name: quoted.empty_in_s for quoted, name in quotes}
+        others = sorted(answering.get(name, RELOADED_S) for name in self._shards.names if name != shard)
+        return others[min(helpers, len(others)) - 1] if helpers and others else 0.0
 
     def _limit(self, request: CompletedRequest, now: float, others: float, alone: float) -> tuple[float, str]:
         """Seconds in which denoising has to end, negative where others take longer, and what says so.
@@ -131,11 +141,6 @@ def best_first(quotes: Iterable[tuple[Quoted, str]]) -> list[tuple[Quoted, str]]
     ordered = sorted(quotes, key=lambda quote: quote[0].seconds)
     alike = [quote for quote in ordered if quote[0].seconds <= ALIKE * ordered[0][0].seconds]
     return sorted(alike, key=lambda quote: quote[0].in_line) + ordered[len(alike) :]
-
-
-def work_of(request: CompletedRequest, halves: int = 2) -> Work:
-    """What a request asks of a shard, whose UNet evaluates so many halves in a step with guidance."""
-    return Work.of(request, halves if request.guidance_scale > 1 else 1, request.evaluations or request.steps)
 
 
 def _overloaded(refused: Refused, others: float, limit: float, said: str) -> OverloadedError:

@@ -61,9 +61,7 @@ class Desk:
         self._stepping: list[str] = []
         self._boundary = 0.0
 
-    def claim(
-        self, work: Work, limit_s: float | None = None, hold_s: float = CLAIM_S, best_s: float = math.inf
-    ) -> Claimed:
+    def claim(self, work: Work, limit_s: float | None = None, hold_s: float = CLAIM_S) -> Claimed:
         """A place for a run that is about to be submitted.
 
         Args:
@@ -71,7 +69,6 @@ class Desk:
             limit_s: Seconds from now in which its last step has to end: whoever claims takes off what comes before and
                 after the steps.
             hold_s: How long the place is kept.
-            best_s: What such a run takes at best with the help of others.
         """
         now, limit = self._now(), math.inf if limit_s is None else limit_s
         new = self._queued(token_hex(8), work, now + limit)
@@ -81,18 +78,26 @@ class Desk:
             new.expires = now + hold_s
             self._insert(new, outlook.overtakes)
             return Claimed(new.run, outlook.end - now)
-        if SAFETY * min(best_s, self.at_best(work)) >= limit:
+        alone = self.alone(work)
+        if SAFETY * alone > limit:
             return Claimed(None, outlook.end - now)
-        alone = self._alone(new)
-        if SAFETY * alone >= limit:
-            return Claimed(None, outlook.end - now, max(self._leave(now)) - now + RESOLUTION_S)
         if not admitted:
             self._crowd.note(now, alone, limit / alone)
         return Claimed(None, outlook.end - now, self._retry_after(new, outlook, now, limit))
 
+    def alone(self, work: Work) -> float:
+        """Seconds that a run would take if nobody else were in line."""
+        return work.steps * self._times.expected(work.of_a_step, work.control_work)
+
     def at_best(self, work: Work) -> float:
-        """Seconds that a run would take if it were alone, and nothing made the shard slower than it usually is."""
+        """The same when nothing makes the shard slower than it usually is."""
         return work.steps * self._times.at_best(work.of_a_step, work.control_work)
+
+    @property
+    def empty_in_s(self) -> float:
+        """Seconds until nobody is in line, if nobody comes."""
+        now = self._now()
+        return max(self._leave(now)) - now
 
     @property
     def in_line(self) -> int:
@@ -175,7 +180,7 @@ class Desk:
         return dict(ends(line, at, self._places, self._times))
 
     def _leave(self, now: float) -> list[float]:
-        """When everybody in line is done, the first first; this moment, if nobody is."""
+        """When everybody is done who is in line, the first first; this moment if the line is empty."""
         at, line = self._at_boundary(now)
         return [at] * (len(self._line) - len(line)) + [*self._ends(line, at).values()] or [now]
 
@@ -206,14 +211,11 @@ class Desk:
             sharing = sharing[:-1]
         return sharing
 
-    def _alone(self, new: Queued) -> float:
-        return new.steps * self._times.expected(new.work, new.control_work)
-
     def _admits(self, new: Queued, outlook: Outlook, now: float, limit: float) -> bool:
         """Whether a run would be in time, and may wait if it has to."""
-        alone = self._alone(new)
         if SAFETY * (outlook.end - now) > limit:
             return False
+        alone = new.steps * self._times.expected(new.work, new.control_work)
         return outlook.begins or not alone or not self._crowd.forbids_waiting(now, limit / alone)
 
     def _retry_after(self, new: Queued, outlook: Outlook, now: float, limit: float) -> float:

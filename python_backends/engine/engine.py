@@ -68,7 +68,7 @@ class Engine:
         self._batch_sizes = Histogram(
             "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
         )
-        self._places = Places(desk, times, len(peers))
+        self._places = Places(desk, len(peers))
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._mutex = threading.Lock()  # of the desk
         self._runs: dict[str, Denoising] = {}

@@ -22,8 +22,8 @@ from ..common.errors import (
 )
 from ..request.completed import CompletedRequest
 from ..request.encoding import Encoding
-from .admission import best_first, work_of
-from .messages import RunState, Submit
+from .admission import best_first
+from .messages import RunState, Submit, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -190,7 +190,7 @@ class Front:
                 shard = claim.shard
                 self._before.note(max(0.0, time.time() - claim.at))
             else:
-                shard = best_first(self._shards.quotes(work_of(request)))[0][1]
+                shard = best_first(self._shards.quotes(Work.of(request)))[0][1]
         except ModelDownError as error:
             if time.monotonic() - run.joined > ALL_DOWN_S:
                 run.failure = error

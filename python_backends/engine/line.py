@@ -8,8 +8,7 @@ whoever comes later makes no promise late, and nobody is passed by. Needs no tor
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -58,7 +57,17 @@ class Queued:
 
     def copy(self) -> Queued:
         """One to be run ahead; several times as fast as `dataclasses.replace`."""
-        return Queued(*_values(self))
+        return Queued(
+            self.run,
+            self.work,
+            self.control_work,
+            self.steps,
+            self.due,
+            self.rank,
+            self.started,
+            self.overtaken,
+            self.expires,
+        )
 
     def gives_way(self, other: Queued) -> bool:
         """Whether somebody new may overtake it."""
@@ -90,9 +99,6 @@ class Queued:
         kept = math.ceil(lacking / (longer_s - step_s)) if longer_s > step_s else math.inf
         lost = math.floor(spare / (step_s - alone_s)) + 1 if step_s > alone_s else math.inf
         return min(kept, lost)
-
-
-_values = attrgetter(*(each.name for each in fields(Queued)))
 
 
 class Stretch(NamedTuple):

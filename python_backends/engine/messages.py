@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,23 +29,27 @@ class Work:
     """What a run asks of a shard.
 
     Attributes:
-        rows: Rows of the UNet's batch in each of its steps: 2 with guidance, else 1.
+        rows: Rows of the UNet's batch in each of its steps: 2 for both halves of guidance, else 1.
         pixels: Height × width.
         steps: Steps left.
         priority: Who goes before whom.
-        control_rows: Rows that ControlNets evaluate, in all steps together.
+        control_rows: Rows that ControlNets evaluate in all steps together, for each half.
     """
 
     rows: int
     pixels: int
     steps: int
     priority: Priority = "normal"
-    control_rows: int = 0
+    control_rows: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, request: CompletedRequest, halves: int, steps: int) -> Work:
-        """What a request asks that evaluates the UNet so often, for one half or for both."""
-        control_rows = sum(use.rows(halves, steps) for use in request.controlnets)
+    def of(cls, request: CompletedRequest) -> Work:
+        """What a request asks."""
+        steps = request.evaluations or request.steps
+        halves = request.halves or (2 if request.guidance_scale > 1 else 1)
+        always = sum(use.rows(1, steps) for use in request.controlnets if not use.guess_mode)
+        conditional = sum(use.rows(1, steps) for use in request.controlnets)
+        control_rows = (always, conditional)[-halves:] if conditional else ()
         return cls(halves, request.height * request.width, steps, request.priority, control_rows)
 
     @property
@@ -56,7 +60,13 @@ class Work:
     @property
     def control_work(self) -> int:
         """That of ControlNets, of a step on average."""
-        return round(self.control_rows * self.pixels / self.steps)
+        return round(sum(self.control_rows) * self.pixels / max(1, self.steps))
+
+    def shared(self, helpers: int) -> Work:
+        """What is left for the fullest shard where so many others evaluate halves of it."""
+        if helpers == 0 or self.rows == 1:
+            return self
+        return replace(self, rows=1, control_rows=self.control_rows and (max(self.control_rows),))
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,18 @@ class Claim:
     Attributes:
         work: The run's.
         limit_s: Seconds in which its denoising has to end; None without a limit.
+        loosest_s: The same if the other stages took no longer than they do at best.
         hold_s: For how long the place is kept.
         helpers: How many other shards have nothing to do.
+        helped_in_s: Seconds until as many have as would shorten its steps.
     """
 
     work: Work
     limit_s: float | None
+    loosest_s: float | None
     hold_s: float
     helpers: int
+    helped_in_s: float
     op: Literal["claim"] = "claim"
 
 
@@ -205,11 +219,13 @@ class Quoted:
         seconds: From now.
         alone_s: If it had the shard for itself, and the help of others where there are any.
         in_line: Rows × pixels of all that are in line.
+        empty_in_s: Seconds until nobody is, if nobody comes.
     """
 
     seconds: float
     alone_s: float
     in_line: int
+    empty_in_s: float
 
     @property
     def idle(self) -> bool:
@@ -219,14 +235,14 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A place in line, with a promise if there was a limit; or why there is none.
+    """A place in line; or why there is none.
 
     Attributes:
         id: To submit the run under, while the place is held. None for who is refused: it would be late, or would wait
             where others are refused, or the line is full.
         forecast_s: Seconds until the run should be done, or would be.
-        retry_after_s: Seconds until the same claim should be accepted if nobody else comes; None for never, since even
-            alone it would be late.
+        retry_after_s: Seconds until the same claim should be accepted if nobody else comes; None for never: it would be
+            late alone, with help, and at the usual pace.
     """
 
     id: str | None

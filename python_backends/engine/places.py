@@ -14,62 +14,72 @@ from .messages import Quoted
 if TYPE_CHECKING:
     from .desk import Desk
     from .messages import Claim, Claimed, Work
-    from .step_times import StepTimes
 
 PROBED_AFTER_S = 3.0
 """What steps took so long ago is no reason to refuse a run that would usually be in time."""
+
+DOUBTED_AFTER_S, DOUBT = 60.0, 4.0
+"""What steps usually took so long ago may be so many times of what they would take."""
+
+CALM_S = 1.0
+"""When to try again where the other stages take too long."""
 
 
 class Places:
     """Places in the line of a shard that has others beside it."""
 
-    def __init__(self, desk: Desk, times: StepTimes, others: int) -> None:
+    def __init__(self, desk: Desk, others: int) -> None:
         """Has said nothing yet.
 
         Args:
             desk: The line.
-            times: What steps take.
             others: Shards beside this one.
         """
-        self._desk, self._times, self._others = desk, times, others
+        self._desk, self._others = desk, others
 
     def quote(self, work: Work) -> Quoted:
         """When such a run would be done."""
-        return Quoted(self._desk.quote(work), self._helped(work, self._others), self._desk.in_line)
+        alone_s = self._desk.alone(work.shared(self._others))
+        return Quoted(self._desk.quote(work), alone_s, self._desk.in_line, self._desk.empty_in_s)
 
     def claim(self, asked: Claim, measured_s: float) -> Claimed:
         """A place for such a run, if it would be done in time.
 
-        An empty shard gives one without a promise to a run that would be late without helpers, whom others may claim;
-        and to one that would be late now and would not be usually, once it has measured nothing for a while: while all
-        are refused it would measure nothing.
+        While nobody is in line it is given without a promise to who would be in time with the help of others; and, if
+        there was no step for a while, to who would be at the usual pace: as long as all are refused none is measured.
 
         Args:
             asked: The run.
             measured_s: Seconds since the last step.
         """
-        work, limit_s, probed_in_s = asked.work, asked.limit_s, 0.0
-        idle = not self._desk.in_line
-        helped = self._helped(work, asked.helpers) if asked.helpers and idle else None
-        if limit_s is not None and idle and SAFETY * self._desk.quote(work) > limit_s:
-            usually = SAFETY * self._desk.at_best(_share(work, asked.helpers)) < limit_s
-            probed_in_s = PROBED_AFTER_S - measured_s if usually else 0.0
-            has_help = helped is not None and SAFETY * helped <= limit_s
-            if has_help or (usually and probed_in_s <= 0):
+        helped, limit_s, idle = asked.work.shared(asked.helpers), asked.limit_s, not self._desk.in_line
+        if limit_s is not None and idle and SAFETY * self._desk.alone(asked.work) > limit_s:
+            in_time_with_help = SAFETY * self._desk.alone(helped) <= limit_s
+            if in_time_with_help or self._is_worth_a_try(helped, limit_s, measured_s):
                 limit_s = None
-        best_s = self._desk.at_best(_share(work, self._others))
-        answer = self._desk.claim(work, limit_s, asked.hold_s, best_s)
-        if answer.id is None and answer.retry_after_s is not None:
-            answer = replace(answer, retry_after_s=max(answer.retry_after_s, probed_in_s))
-        return answer if helped is None else replace(answer, forecast_s=helped)
+        answer = self._desk.claim(asked.work, limit_s, asked.hold_s)
+        if answer.id is None and answer.retry_after_s is None:
+            answer = replace(answer, retry_after_s=self._again(asked, helped, measured_s if idle else 0.0))
+        return replace(answer, forecast_s=self._desk.alone(helped)) if idle else answer
 
-    def _helped(self, work: Work, helpers: int) -> float:
-        """Seconds of a run that is alone and has its rows spread over other shards too."""
-        share = _share(work, helpers)
-        return work.steps * self._times.expected(share.of_a_step, share.control_work)
+    def _is_worth_a_try(self, helped: Work, limit_s: float, measured_s: float) -> bool:
+        at_best_s = self._desk.at_best(helped)
+        if measured_s > DOUBTED_AFTER_S and at_best_s <= DOUBT * limit_s:
+            return True
+        return measured_s > PROBED_AFTER_S and SAFETY * at_best_s <= limit_s
 
-
-def _share(work: Work, helpers: int) -> Work:
-    """What is left of a run's work for the fullest of the shards that share it."""
-    shards = min(work.rows, 1 + helpers)
-    return replace(work, rows=-(-work.rows // shards), control_rows=-(-work.control_rows // shards))
+    def _again(self, asked: Claim, helped: Work, measured_s: float) -> float | None:
+        """Seconds until somebody should be in time who would be late even alone; None for never."""
+        desk, limit_s, with_all = self._desk, asked.loosest_s, asked.work.shared(self._others)
+        if limit_s is None or SAFETY * desk.at_best(with_all) > limit_s:
+            return None
+        if SAFETY * desk.alone(helped) <= limit_s:
+            return max(desk.empty_in_s, CALM_S)
+        probed_in_s = desk.empty_in_s + max(0.0, PROBED_AFTER_S - measured_s)
+        helped_in_s = max(desk.empty_in_s, asked.helped_in_s)
+        ways = [max(probed_in_s, helped_in_s)]
+        if SAFETY * desk.alone(with_all) <= limit_s:
+            ways.append(helped_in_s)
+        if SAFETY * desk.at_best(helped) <= limit_s:
+            ways.append(probed_in_s)
+        return min(ways)

@@ -45,7 +45,7 @@ class Refused:
             work.rows >= self.work.rows
             and work.pixels >= self.work.pixels
             and work.steps >= self.work.steps
-            and work.control_rows >= self.work.control_rows
+            and sum(work.control_rows) >= sum(self.work.control_rows)
             and PRIORITIES.index(work.priority) <= PRIORITIES.index(self.work.priority)
             and limit_s <= self.limit_s + SAME_S
         )

@@ -145,7 +145,7 @@ class Denoising:
         self.waiting = False
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
-        self.work = Work.of(request, len(self.halves), self.steps)
+        self.work = Work.of(replace(request, evaluations=self.steps, halves=len(self.halves)))
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
     def set_embeddings(self, embeddings: Embeddings) -> None:

@@ -12,11 +12,15 @@ single steps are noise."""
 STALE_STEPS = 25
 """What no step has measured for so long follows the pace of those that do, and takes no longer than more work does."""
 
-USUAL_WEIGHT = 0.02
-"""Of the latest step in what steps usually take: a burst that slows a machine down for a while changes little."""
+USUAL_FALLS, USUAL_S = 0.1, 60.0
+"""Of what steps usually take: the weight of a faster one, and for how many seconds they have to be slower until that is
+usual. A burst that slows a machine down changes little."""
 
 LEAST_LONGER = 1 / 64
 """Of a step with ControlNets, that counts as theirs at least: means grow by factors."""
+
+SURELY_LESS = 0.75
+"""A step with ControlNets that takes less than so much of what its UNet should tells of that."""
 
 
 class WorkTimes:
@@ -26,22 +30,22 @@ class WorkTimes:
     growth at all and growth with the work.
     """
 
-    def __init__(self, weight: float = WEIGHT, falls: float | None = None) -> None:
+    def __init__(self, falls: float = WEIGHT, settles_s: float = 0.0) -> None:
         """Knows nothing.
 
         Args:
-            weight: Of the latest step.
-            falls: The same of one that was faster than the mean, if that differs.
+            falls: Weight of a step that was faster than the mean.
+            settles_s: Seconds of slower steps until their pace is the mean; 0: each has `WEIGHT`.
         """
-        self._weight, self._falls = weight, weight if falls is None else falls
+        self._falls, self._settles_s = falls, settles_s
         self._works: list[int] = []
         self._means: dict[int, float] = {}
-        self._noted: dict[int, int] = {}
+        self._noted: dict[int, float] = {}
         self._steps = 0
         self._measured_at: dict[int, float] = {}
         self._asked: dict[int, float] = {}  # since the last step: a line is run ahead with few works, many times
 
-    def guess(self, work: int, seconds: float, steps: int = 0) -> None:
+    def guess(self, work: int, seconds: float, steps: float = 0) -> None:
         """A step of so much work should take so long: it was measured, but not as a step, and weighs like so many."""
         self.note(work, seconds)
         self._measured_at[work], self._noted[work] = -math.inf, steps
@@ -55,9 +59,10 @@ class WorkTimes:
         mean = self._means.get(work, 0.0)
         if noted > 1:
             seconds = min(seconds, OUTLIER * mean)
-        weight = self._falls if seconds < mean else self._weight
+        rises = min(1.0, seconds / self._settles_s) if self._settles_s else WEIGHT
+        weight = self._falls if seconds < mean else rises
         self._means[work] = mean + max(weight, 1 / noted) * (seconds - mean)
-        self._noted[work] = min(noted, round(1 / self._weight))
+        self._noted[work] = noted
         self._steps += 1
         self._measured_at[work] = self._steps
         for other in self._works if before else ():
@@ -66,6 +71,10 @@ class WorkTimes:
                 if other < work:
                     self._means[other] = min(self._means[other], self._means[work])
         self._asked.clear()
+
+    def __contains__(self, work: int) -> bool:
+        """Whether steps of so much work are known."""
+        return work in self._means
 
     def _is_stale(self, work: int) -> bool:
         return self._steps - self._measured_at[work] > STALE_STEPS
@@ -99,17 +108,17 @@ class WorkTimes:
 class StepTimes:
     """Seconds of a step: of its UNet evaluations by their work, and how much longer it takes beside ControlNets.
 
-    The latter by their own work: rows × pixels of all that they evaluate. A step with ControlNets teaches nothing about
-    those without.
+    The latter by their own work: rows × pixels of all that they evaluate. Both as they are now and as they usually are.
     """
 
     def __init__(self) -> None:
-        self._unet, self._usual, self._longer = WorkTimes(), WorkTimes(USUAL_WEIGHT), WorkTimes()
+        self._unet, self._usual_unet = WorkTimes(), WorkTimes(USUAL_FALLS, USUAL_S)
+        self._longer, self._usual_longer = WorkTimes(), WorkTimes(USUAL_FALLS, USUAL_S)
 
     def guess(self, work: int, seconds: float) -> None:
         """A step of so much work should take so long: it was measured, but not as a step."""
         self._unet.guess(work, seconds)
-        self._usual.guess(work, seconds, round(1 / USUAL_WEIGHT))
+        self._usual_unet.guess(work, seconds, math.inf)
 
     def note(self, work: int, seconds: float, control_work: int = 0) -> None:
         """A step took so long.
@@ -119,12 +128,12 @@ class StepTimes:
             seconds: What it took.
             control_work: Of ControlNets.
         """
+        alone = self._unet.expected(work)
+        if not control_work or seconds < SURELY_LESS * alone:
+            _note(self._unet, self._usual_unet, work, seconds)
         if control_work:
-            longer = seconds - self._unet.expected(work)
-            self._longer.note(control_work, max(longer, LEAST_LONGER * seconds))
-        else:
-            self._unet.note(work, seconds)
-            self._usual.note(work, seconds)
+            longer = max(seconds - self._unet.expected(work), LEAST_LONGER * seconds)
+            _note(self._longer, self._usual_longer, control_work, longer)
 
     def expected(self, work: int, control_work: int = 0) -> float:
         """Seconds that such a step should take now; 0 while nothing is known."""
@@ -133,4 +142,15 @@ class StepTimes:
 
     def at_best(self, work: int, control_work: int = 0) -> float:
         """The same when nothing makes this machine slower than it usually is."""
-        return self.expected(work, control_work) - max(0.0, self._unet.expected(work) - self._usual.expected(work))
+        seconds = min(self._unet.expected(work), self._usual_unet.expected(work))
+        if control_work:
+            seconds += min(self._longer.expected(control_work), self._usual_longer.expected(control_work))
+        return seconds
+
+
+def _note(now: WorkTimes, usual: WorkTimes, work: int, seconds: float) -> None:
+    """The first step of some work may set up, or come in a burst: usual is no more than what was expected of it."""
+    if work not in usual:
+        usual.guess(work, min(seconds, now.expected(work) or seconds), math.inf)
+    now.note(work, seconds)
+    usual.note(work, seconds)

@@ -12,7 +12,7 @@ from .placement import place
 from .unet_calls import unet_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -44,7 +44,8 @@ class Stepping:
 
         Args:
             batch: The runs.
-            announce: Told of the work that the step means for this shard, before it begins, and of the ControlNets'.
+            announce: Told before it begins of the work that the step means for this shard, and of ControlNets' for the
+                shard that has most of it: who has sent rows waits for those too.
 
         Returns:
             Of the steps that have ended by now.
@@ -54,20 +55,18 @@ class Stepping:
         peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
         own, *others = place(list(inputs), 1 + len(peers))
         own_calls = unet_calls(own, inputs)
-        here = list(own_calls)
-        announce(*_work(here))
-        sent = [
-            (peer.name, call, self._peers.submit(peer, call))
-            for peer, rows in zip(peers, others, strict=True)
-            for call in unet_calls(rows, inputs)
-        ]
+        theirs = [(peer, unet_calls(rows, inputs)) for peer, rows in zip(peers, others, strict=True)]
+        elsewhere = max((_control_work(calls) for _, calls in theirs), default=0)
+        work, control_work = sum(call.work for call in own_calls), _control_work(own_calls)
+        announce(work, max(control_work, elsewhere))
+        sent = [(peer.name, call, self._peers.submit(peer, call)) for peer, calls in theirs for call in calls]
         predictions: Predictions = {run: {} for run in inputs}
         for call in own_calls:
             _distribute(call, self._name, self._evaluate(call), predictions)
         for name, call, answer in sent:
             result = answer.result()
             if result is None:  # it has runs of its own by now, or is down
-                here.append(call)
+                work, control_work = work + call.work, control_work + call.control_work
                 _distribute(call, self._name, self._evaluate(call), predictions)
             else:
                 _distribute(call, name, result, predictions)
@@ -75,7 +74,7 @@ class Stepping:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
         for runs in advancing.groups(run for run in inputs if run.failure is None):
             _guarded(runs, partial(advancing.advance, runs, predictions))
-        return self._evaluator.end_step(*_work(here))
+        return self._evaluator.end_step(work, max(control_work, elsewhere))
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:
@@ -84,9 +83,8 @@ class Stepping:
             return as_request_error(error, "evaluation")
 
 
-def _work(calls: Sequence[UNetCall]) -> tuple[int, int]:
-    """Of the UNet and of ControlNets."""
-    return sum(call.work for call in calls), sum(call.control_work for call in calls)
+def _control_work(calls: Iterable[UNetCall]) -> int:
+    return sum(call.control_work for call in calls)
 
 
 def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, predictions: Predictions) -> None:

@@ -159,6 +159,7 @@ class CompletedRequest:
         priority: Who overtakes whom in line, within bounds.
         claim: Its place there, if it has one.
         evaluations: Of the UNet, in all; None: one in each step.
+        halves: That it evaluates in each; None: both with guidance, else one.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -183,6 +184,7 @@ class CompletedRequest:
     priority: Priority = "normal"
     claim: PlaceClaim | None = None
     evaluations: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    halves: Annotated[int, Field(ge=1, le=2)] | None = None
 
     def to_json(self) -> str:
         """The request as JSON."""

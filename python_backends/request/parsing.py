@@ -86,6 +86,7 @@ def parse_request(
         max_chunks=_chunks(fields, rules, prompt, negative_prompt),
         priority=_priority(fields),
         evaluations=evaluations.of(steps),
+        halves=rules.halves if guidance_scale > 1 else 1,
     )
 
 

@@ -46,7 +46,7 @@ class Kind:
     def is_as_hard_as(self, other: Kind) -> bool:
         return (
             self.work.of_a_step >= other.work.of_a_step
-            and self.work.control_work >= other.work.control_work
+            and sum(self.work.control_rows) >= sum(other.work.control_rows)
             and self.work.steps >= other.work.steps
             and PRIORITIES.index(self.priority) <= PRIORITIES.index(other.priority)
             and self.limit_s <= other.limit_s + SAME_S
@@ -68,7 +68,7 @@ class Kind:
             width=self.work.pixels,
             scheduler=None,
             deadline=None if self.patience is None else now + self.limit_s,
-            controlnets=(EDGES,) * (self.work.control_rows // (self.work.rows * self.work.steps)),
+            controlnets=(EDGES,) * (sum(self.work.control_rows) // (self.work.rows * self.work.steps)),
             priority=self.priority,
         )
 
@@ -89,7 +89,7 @@ class Lines:
             times.note(1, pace(1, work), work)
         self.shards = {f"shard {number}": SteppedShard(pace, times, places, longest) for number in range(shards)}
         others = shards - 1 if helping else 0
-        self.places = {name: Places(shard.desk, times, others) for name, shard in self.shards.items()}
+        self.places = {name: Places(shard.desk, others) for name, shard in self.shards.items()}
         self.asked, self.helping = 0, helping
         self.admission = Admission(
             cast("Any", self), RequestRules(1, 1.0, 1, 1, 1, 1, "", **rules), "", lambda: self.now
@@ -102,6 +102,10 @@ class Lines:
     @property
     def desks(self) -> list[Desk]:
         return [shard.desk for shard in self.shards.values()]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.shards)
 
     def pass_time(self, seconds: float) -> None:
         for shard in self.shards.values():

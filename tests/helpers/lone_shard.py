@@ -38,11 +38,12 @@ def make_run(
     scheduler: str = "euler",
     claim_id: str | None = None,
     controlnets: int = 0,
+    guess_mode: bool = False,
 ) -> Denoising:
     """A run of a tiny picture, at step 0."""
     claim = None if claim_id is None else PlaceClaim("shard", claim_id, 0.0, 0.0)
     seed = sum(run_id.encode())
-    uses = (ControlNetUse("edges", ("0" * 64,), 1.0, 0.0, 1.0, guess_mode=False),) * controlnets
+    uses = (ControlNetUse("edges", ("0" * 64,), 1.0, 0.0, 1.0, guess_mode),) * controlnets
     request = CompletedRequest(
         run_id, "", None, seed, steps, guidance, SIDE, width, scheduler, claim=claim, controlnets=uses
     )
@@ -185,7 +186,7 @@ class LoneShard:
 
     def claim(self, limit_s: float | None, helpers: int = 0) -> Claimed:
         """For a run of `TEN`."""
-        return self.engine.claim(Claim(TEN, limit_s, 5.0, helpers))
+        return self.engine.claim(Claim(TEN, limit_s, limit_s, 5.0, helpers, 0.0))
 
     def learn(self) -> None:
         """A step takes a second for every row."""

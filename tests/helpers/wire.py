@@ -124,4 +124,6 @@ def stubs_of(server: TritonServer) -> dict[str, int]:
 
 def stub_of(server: TritonServer, model: str) -> int:
     """Process id of a Python model of a server, which has to have one."""
-    return stubs_of(server)[model]
+    found = stubs_of(server)
+    assert model in found, f"no process of {model}"
+    return found[model]

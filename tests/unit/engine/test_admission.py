@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk_lines import TEN, Kind, Lines
+from desk_lines import TEN, Kind, Lines, pace
 
 from swiftdiffusion.python_backends.backend.stage_times import AFTER, BEFORE, StageTime
 from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
-from swiftdiffusion.python_backends.engine.admission import best_first, work_of
+from swiftdiffusion.python_backends.engine.admission import RELOADED_S, best_first
 from swiftdiffusion.python_backends.engine.messages import Quoted, Work
+from swiftdiffusion.python_backends.engine.places import CALM_S
 from swiftdiffusion.python_backends.engine.refusals import REMEMBERED_S, SAME_S
 from swiftdiffusion.python_backends.request.completed import PRIORITIES
 
@@ -31,9 +32,19 @@ def _nothing_known_of_other_stages(tmp_path_factory: pytest.TempPathFactory) -> 
         yield directory
 
 
+@pytest.fixture
+def crowd_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and pictures take seconds just now, after they took 40 and 20 ms."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    for stage, seconds in ((BEFORE, 0.04), (AFTER, 0.02)):
+        time = StageTime(stage, "")
+        for each in [seconds, *[100 * seconds] * 10]:
+            time.note(each)
+
+
 KINDS = [
     Kind(work, patience, priority)
-    for work in (TEN, Work(2, 2, 4), Work(1, 3, 1), Work(2, 1, 8), Work(2, 1, 8, control_rows=16))
+    for work in (TEN, Work(2, 2, 4), Work(1, 3, 1), Work(2, 1, 8), Work(2, 1, 8, control_rows=(8, 8)))
     for patience in (None, 1.5, 2.0, 2.5)
     for priority in PRIORITIES
 ]
@@ -169,35 +180,45 @@ def test_a_clock_that_is_set_back_ends_all_memory() -> None:
 
 def test_of_shards_that_hardly_differ_the_one_with_least_in_line_is_asked_first() -> None:
     said = {"slow": (4.0, 0), "long": (2.0, 300), "short": (2.5, 200), "shorter": (2.4, 100), "slower": (3.0, 0)}
-    quotes = [(Quoted(seconds, 1.0, in_line), name) for name, (seconds, in_line) in said.items()]
+    quotes = [(Quoted(seconds, 1.0, in_line, seconds), name) for name, (seconds, in_line) in said.items()]
     assert [name for _, name in best_first(quotes)] == ["shorter", "short", "long", "slower", "slow"]
 
 
-@pytest.mark.parametrize("limit_s", [0.001, 0.03, 0.5])
-def test_a_refusal_quotes_the_limit_that_was_given(
-    limit_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limit_ms", [1, 30, 500])
+@pytest.mark.parametrize("said", ["TIMEOUT_MS", "the server's limit"])
+def test_a_refusal_quotes_the_limit_that_was_given(limit_ms: int, said: str, crowd_elsewhere: None) -> None:
     """Also where prompts and pictures take longer than that."""
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-    lines = Lines()
-    for stage, seconds in ((BEFORE, 0.04), (AFTER, 0.02)):
-        StageTime(stage, "").note(seconds)
-    hopeless = Kind(patience=limit_s / Kind(patience=1.0).limit_s)
-    assert f"TIMEOUT_MS allows {1000 * limit_s:.0f} ms; it would never be" in lines.crowd(hopeless)
+    if said == "TIMEOUT_MS":
+        lines, hopeless = Lines(), Kind(patience=limit_ms / 1000 / Kind(patience=1.0).limit_s)
+    else:
+        lines, hopeless = Lines(slo_ms=limit_ms), Kind(patience=None)
+    assert f"{said} allows {limit_ms} ms; it would never be" in lines.crowd(hopeless)
 
 
-def test_who_needs_the_help_of_a_busy_shard_may_try_again_when_it_is_idle() -> None:
-    lines, kind = Lines(helping=True), Kind(patience=0.8)
-    lines.shards["shard 0"].submit(TEN)
+def test_a_crowd_in_other_stages_is_no_reason_to_say_never(crowd_elsewhere: None) -> None:
+    """At best they take 60 ms, now seconds."""
+    alone_s = Kind(patience=1.0).limit_s
+    assert f"retry_after_ms {1000 * CALM_S:.0f}" in (Lines().come(Kind(patience=1.5)) or "")
+    assert "it would never be" in (Lines().come(Kind(patience=1.12 + 0.06 / alone_s)) or "")
+
+
+def test_who_needs_the_help_of_a_busy_shard_may_try_again_when_the_first_is_idle() -> None:
+    lines, kind = Lines(shards=3, helping=True), Kind(patience=0.8)
+    for shard, steps in (("shard 0", 10), ("shard 1", 90)):
+        lines.shards[shard].submit(replace(TEN, steps=steps))
     said = SAID.search(lines.come(kind) or "")
     assert said
-    lines.pass_time(int(said[2]) / 1000 - 0.2)
+    assert int(said[2]) == pytest.approx(1000 * 10 * pace(4), abs=1)
+    lines.pass_time(int(said[2]) / 1000 - 0.1)
     assert lines.come(kind)
-    lines.pass_time(0.2)
+    lines.pass_time(0.1)
     assert lines.come(kind) is None
 
 
-def test_a_guidance_distilled_unet_evaluates_one_half() -> None:
-    request = Kind(Work(2, 2, 10, control_rows=20)).request(0.0)
-    assert work_of(request) == Work(2, 2, 10, control_rows=20)
-    assert work_of(request, halves=1) == Work(1, 2, 10, control_rows=10)
+def test_a_shard_that_is_down_helps_when_it_is_there_again() -> None:
+    lines, kind = Lines(helping=True), Kind(patience=0.8)
+    down = lines.places.pop("shard 0")
+    assert f"retry_after_ms {1000 * RELOADED_S:.0f}" in (lines.come(kind) or "")
+    lines.places["shard 0"] = down
+    lines.pass_time(REMEMBERED_S)
+    assert lines.come(kind) is None

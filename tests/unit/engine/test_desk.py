@@ -10,7 +10,6 @@ from stepped_shard import TEN, Pace, SteppedShard, accepted, refused, shard
 from swiftdiffusion.python_backends.engine.claims import CLAIM_S
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.messages import Work
-from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.request.completed import Priority
 
 # Without promises.
@@ -54,21 +53,6 @@ def test_what_would_be_late_even_alone_is_refused_for_good() -> None:
     assert (refusal.forecast_s, refusal.retry_after_s) == (20.0, None)
 
 
-def test_what_would_be_in_time_at_the_usual_pace_may_try_again_when_the_line_is_empty() -> None:
-    pace, times = Pace(), StepTimes()
-    for work in (2, 4):
-        times.guess(work, pace(work))
-    line = SteppedShard(lambda *work: 2 * pace(*work), times, learns=True)
-    line.submit(TEN)
-    line.submit(TEN)
-    line.pass_time(50.0)  # ten steps of eight seconds, not of four
-    refusal = refused(line.come(TEN, limit_s=30.0))
-    assert refusal.retry_after_s == pytest.approx(32.0, rel=0.15)
-    assert refused(line.come(TEN, limit_s=19.0)).retry_after_s is None
-    line.empty()
-    accepted(line.come(TEN, limit_s=50.0))
-
-
 def test_who_would_make_a_promise_late_waits() -> None:
     line = shard(places=4)
     accepted(line.come(TEN, limit_s=23.0))
@@ -106,6 +90,14 @@ def test_a_place_that_is_claimed_is_not_taken_by_a_later_run() -> None:
     line.submit(TEN, claim.id)
     line.empty()
     assert line.ended["run 1"] <= 25
+
+
+def test_a_claim_becomes_what_its_run_is() -> None:
+    desk = Desk(4, Pace().learnt())
+    desk.enter("a", replace(TEN, rows=1, control_rows=(10,)), accepted(desk.claim(TEN)).id)
+    assert desk.empty_in_s == 20.0
+    desk.leave("a")
+    assert desk.empty_in_s == 0.0
 
 
 def test_a_claim_expires() -> None:

@@ -17,7 +17,7 @@ from swiftdiffusion.python_backends.engine.step_times import StepTimes
 
 HOUR_S = 3600.0
 ALIKE = (Work(2, 1, 20),)
-MIXED = (Work(2, 1, 20), Work(2, 2, 20), Work(1, 1, 4), Work(2, 1, 50), Work(2, 1, 20, control_rows=40))
+MIXED = (Work(2, 1, 20), Work(2, 2, 20), Work(1, 1, 4), Work(2, 1, 50), Work(2, 1, 20, control_rows=(20, 20)))
 
 
 def on_a_cpu(work: int, control_work: int = 0) -> float:

@@ -42,7 +42,7 @@ class Coming:
 
 def with_controlnets(work: Work, controlnets: int) -> Work:
     """In all of its steps, for all of its rows."""
-    return replace(work, control_rows=controlnets * work.rows * work.steps)
+    return replace(work, control_rows=(controlnets * work.steps,) * work.rows)
 
 
 paces = st.builds(Pace, st.integers(0, 8), st.integers(1, 4), st.integers(1, 4))

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from lone_shard import SIDE, TEN, Lender, LoneShard, alone, equal, make_run, predicted, until
+from lone_shard import PIXELS, SIDE, TEN, Lender, LoneShard, alone, equal, make_run, predicted, until
 from model_process import logged, observed
 
 from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
 
 
-def call_from_elsewhere() -> UNetCall:
+def call_from_elsewhere(controlnets: int = 0) -> UNetCall:
     """Of a run of another shard, which keeps it to itself."""
-    run = make_run("elsewhere")
+    run = make_run("elsewhere", controlnets=controlnets)
     (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
     return replace(call, rows=())
 
@@ -86,13 +86,16 @@ def test_a_run_that_is_given_up_leaves_its_place_and_the_others_go_on(shard: Lon
 
 def test_who_polls_is_told_when_to_look_again(shard: LoneShard) -> None:
     shard.learn()
-    run = make_run("a")
-    with shard.network.held:
-        shard.submit(run)
-        shard.network.begin()
-        polled, _ = shard.engine.poll(["a"])
-    assert 0 < polled.boundary_s <= 2.0
-    shard.done(run)
+    shard.times.note(2 * PIXELS, 9.0, 2 * PIXELS)
+    for run, step_s in ((make_run("a"), 2.0), (make_run("b", controlnets=1), 9.0)):
+        shard.network.calls.clear()
+        shard.network.seconds = step_s
+        with shard.network.held:
+            shard.submit(run)
+            shard.network.begin()
+            polled, _ = shard.engine.poll([run.request.run_id])
+        assert step_s - 1.0 < polled.boundary_s <= step_s
+        shard.done(run)
 
 
 # Failures.
@@ -157,6 +160,10 @@ def test_evaluations_for_others_teach_what_steps_take(shard: LoneShard) -> None:
     shard.network.seconds = 3.0
     shard.engine.evaluate("other", call_from_elsewhere())
     until(lambda: shard.engine.quote(TEN).seconds == pytest.approx(30.0))
+    shard.network.seconds = 5.0
+    shard.engine.evaluate("other", call_from_elsewhere(controlnets=1))
+    until(lambda: shard.engine.quote(replace(TEN, control_rows=(10, 10))).seconds == pytest.approx(50.0))
+    assert shard.engine.quote(TEN).seconds == pytest.approx(30.0)
 
 
 def test_an_evaluation_that_fails_is_the_other_shards_to_tell(shard: LoneShard) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from lone_shard import PIXELS, TEN, Lender, LoneShard, alone, equal, make_run, until
 
 from swiftdiffusion.python_backends.engine import places
-from swiftdiffusion.python_backends.engine.places import PROBED_AFTER_S
+from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall
 
 
@@ -34,24 +35,38 @@ class Lenders(Lender):
         return peer.submit(peer, call)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 3), st.sampled_from([1.0, 5.0]), st.integers(1, 4), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 3),
+    st.sampled_from([1.0, 5.0]),
+    st.integers(1, 4),
+    st.integers(0, 2),
+    st.booleans(),
+    st.tuples(*[st.floats(0.5, 2.0)] * 3),
+)
 def test_a_quote_with_help_is_what_steps_of_the_fullest_shard_take(
-    helpers: int, guidance: float, steps: int, one_row_s: float, two_rows_s: float
+    helpers: int, guidance: float, steps: int, controlnets: int, guess_mode: bool, seconds: tuple[float, float, float]
 ) -> None:
     with ExitStack() as open_:
         lenders = [LoneShard(f"lender {number}") for number in range(helpers)]
-        shard, run = LoneShard(peers=Lenders(lenders)), make_run("a", steps, guidance=guidance)
+        shard = LoneShard(peers=Lenders(lenders))
+        run = make_run("a", steps, guidance=guidance, controlnets=controlnets, guess_mode=guess_mode)
         for each in (shard, *lenders):
             open_.callback(each.engine.close)
-        seconds = {PIXELS: one_row_s, 2 * PIXELS: two_rows_s}
-        for of_a_step, expected_s in seconds.items():
-            shard.times.note(of_a_step, expected_s)
+        learnt, one_row_s = StepTimes(), seconds[0]
+        for times in (shard.times, learnt):
+            times.note(PIXELS, one_row_s)
+            times.note(2 * PIXELS, seconds[1])
+            times.note(PIXELS, one_row_s + seconds[2], PIXELS)
         quote = shard.engine.quote(run.work)
         shard.submit(run)
         shard.done(run)
-    works = [[call.work for call in each.network.calls] for each in (shard, *lenders) if each.network.calls]
-    assert quote.alone_s == pytest.approx(sum(seconds[max(step)] for step in zip(*works, strict=True)))
+    calls = [each.network.calls for each in (shard, *lenders) if each.network.calls]
+    took = [
+        learnt.expected(max(call.work for call in step), max(call.control_work for call in step))
+        for step in zip(*calls, strict=True)
+    ]
+    assert quote.alone_s == pytest.approx(sum(took))
 
 
 def test_a_place_that_is_claimed_is_kept_and_taken_up(shard: LoneShard) -> None:
@@ -83,38 +98,25 @@ def test_steps_with_controlnets_change_no_forecast_of_runs_without(shard: LoneSh
     shard.submit(run)
     shard.done(run)
     assert shard.engine.quote(TEN).seconds == 20.0
-    assert shard.engine.quote(replace(TEN, control_rows=20)).seconds == pytest.approx(60.0)
-    assert shard.engine.quote(replace(TEN, control_rows=10)).seconds == pytest.approx(40.0)  # in half of its steps
+    assert shard.engine.quote(replace(TEN, control_rows=(10, 10))).seconds == pytest.approx(60.0)
+    assert shard.engine.quote(replace(TEN, control_rows=(5, 5))).seconds == pytest.approx(40.0)  # in half of its steps
 
 
-def test_who_would_be_in_time_with_help_may_try_again_when_the_line_is_empty(
-    shards: Callable[..., LoneShard],
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_nor_do_those_that_wait_for_controlnets_of_rows_elsewhere(
+    shards: Callable[..., LoneShard], guess_mode: bool
 ) -> None:
-    shard = shards(peers=Lender(shards("lender")))
-    shard.learn()
-    assert shard.claim(limit_s=12.0).retry_after_s == pytest.approx(0.0, abs=0.01)
-    assert shard.claim(limit_s=None).id is not None
-    refused = shard.claim(limit_s=12.0)
-    assert refused.id is None
-    assert refused.retry_after_s == pytest.approx(20.0, abs=0.01)
-    assert shard.claim(limit_s=11.0).retry_after_s is None
-
-
-def test_an_idle_shard_measures_again_where_it_would_usually_be_fast_enough(
-    shard: LoneShard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Something else had its cores."""
-    shard.times.guess(2 * PIXELS, 2.0)
-    for _ in range(4):
-        shard.times.note(2 * PIXELS, 4.0)
-    refused = shard.claim(limit_s=30.0)
-    assert refused.id is None
-    assert refused.retry_after_s is not None
-    assert 0.5 * PROBED_AFTER_S < refused.retry_after_s <= PROBED_AFTER_S
-    monkeypatch.setattr(places, "PROBED_AFTER_S", 0.0)
-    never = shard.claim(limit_s=20.0)
-    assert (never.id, never.retry_after_s) == (None, None)
-    assert shard.claim(limit_s=30.0).id is not None
+    lender = shards("lender")
+    shard = shards(peers=Lender(lender))
+    for each in (shard, lender):
+        each.learn()
+        each.network.seconds = 6.0
+    run = make_run("a", controlnets=1, guess_mode=guess_mode)
+    shard.submit(run)
+    shard.done(run)
+    for each in (shard, lender):
+        assert each.times.expected(PIXELS) == 1.0
+    assert shard.times.expected(PIXELS, PIXELS) == pytest.approx(6.0)
 
 
 def test_an_idle_shard_takes_who_would_be_in_time_with_the_help_of_others(shard: LoneShard) -> None:
@@ -124,3 +126,15 @@ def test_an_idle_shard_takes_who_would_be_in_time_with_the_help_of_others(shard:
     accepted = shard.claim(limit_s=12.0, helpers=1)
     assert (accepted.id is not None, accepted.forecast_s) == (True, 10.0)
     assert shard.claim(limit_s=12.0, helpers=1).id is None  # it is not idle any more
+
+
+def test_a_shard_that_has_not_stepped_for_long_takes_who_would_usually_be_in_time(
+    shard: LoneShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard.times.guess(2 * PIXELS, 2.0)
+    for _ in range(4):
+        shard.times.note(2 * PIXELS, 4.0)
+    monkeypatch.setattr(places, "PROBED_AFTER_S", math.inf)
+    assert shard.claim(limit_s=30.0).id is None
+    monkeypatch.setattr(places, "PROBED_AFTER_S", 0.0)
+    assert shard.claim(limit_s=30.0).id is not None
