@@ -60,6 +60,19 @@ def test_command_makes_a_sheet_of_several(tmp_path: Path, generate: Callable[...
     assert Image.open(out).width > 3 * 128
 
 
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [(("--timeout-ms", "1"), "TIMEOUT_MS allows 1 ms; it would never be"), (("--priority", "urgent"), "PRIORITY")],
+)
+def test_command_asks_for_a_time_and_a_priority(
+    option: tuple[str, str], complaint: str, generate: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    process = generate(PROMPT, "--steps", str(LONG), *option)
+    _answer, messages = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert complaint in messages
+
+
 def test_ctrl_c_cancels_on_the_server(url: str, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
     process = generate(PROMPT, "--steps", str(LONG))
     wait_until_running(url, "denoiser_stream" if url.startswith("grpc") else "denoiser")

@@ -88,13 +88,13 @@ REQUESTS = st.builds(
     claim=st.none() | st.builds(PlaceClaim, TEXTS, TEXTS, NUMBERS, NUMBERS),
 )
 ENCODINGS = st.builds(Encoding, st.none() | KEYS, KEYS, NUMBERS, st.booleans())
-WORKS = st.builds(Work, COUNTS, COUNTS, COUNTS, st.sampled_from(PRIORITIES))
+WORKS = st.builds(Work, COUNTS, COUNTS, COUNTS, st.sampled_from(PRIORITIES), few(COUNTS))
 MESSAGES: dict[type, st.SearchStrategy[Message]] = {
     Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS, st.booleans()),
     Poll: st.builds(Poll, few(TEXTS)),
     Cancel: st.builds(Cancel, few(TEXTS)),
     Quote: st.builds(Quote, WORKS),
-    Claim: st.builds(Claim, WORKS, st.none() | NUMBERS, NUMBERS, COUNTS),
+    Claim: st.builds(Claim, WORKS, st.none() | NUMBERS, st.none() | NUMBERS, NUMBERS, COUNTS, NUMBERS),
     Borrow: st.builds(Borrow, TEXTS),
     Evaluate: st.builds(Evaluate, TEXTS, few(SETS), SETS, few(few(CONTROLNETS))),
 }
@@ -109,7 +109,7 @@ STATES = st.builds(
 ANSWERS = [
     st.builds(Submitted, st.none() | REPORTS, st.booleans()),
     st.builds(Polled, st.dictionaries(TEXTS, st.none() | STATES, max_size=3), NUMBERS, NUMBERS),
-    st.builds(Quoted, NUMBERS, NUMBERS, COUNTS),
+    st.builds(Quoted, NUMBERS, NUMBERS, COUNTS, NUMBERS),
     st.builds(Claimed, st.none() | TEXTS, NUMBERS, st.none() | NUMBERS),
     st.builds(Lent, st.booleans()),
     st.builds(
