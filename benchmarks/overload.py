@@ -99,7 +99,8 @@ async def measure(
     for of_rate in measured.values():
         goodputs = [each["goodput"] for each in of_rate]
         median = next(each for each in of_rate if each["goodput"] == statistics.median_low(goodputs))
-        found.append({**median, "goodput_of_rounds": goodputs})
+        attained = [each["attainment_of_admitted"] for each in of_rate]
+        found.append({**median, "goodput_of_rounds": goodputs, "attainment_of_admitted_of_rounds": attained})
     best = max(each["goodput"] for each in found) or 1.0
     for each in found:
         each["goodput_over_best"] = each["goodput"] / best

@@ -65,7 +65,6 @@ class Admission:
         now, work = self._clock(), Work.of(request)
         before = self._before.expected()
         others = before + self._after.expected()
-        spare = others - self._before.least() - self._after.least()
         limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
         if refused := self._refusals.of(work, limit):
             raise _overloaded(refused, others, limit, said)
@@ -79,15 +78,16 @@ class Admission:
         limit_s = None if limit == math.inf else limit
         hold = max(CLAIM_S, HELD_TIMES * before)
         helpers = sum(quoted.idle for quoted, _ in quotes) - 1
-        loosest_s = None if limit_s is None else limit_s + spare
+        least = self._before.least() + self._after.least()
+        loosest_s = None if limit_s is None else max(limit_s, self._limit(request, now, least, alone)[0])
         refusals: list[Claimed] = []
         holds_s = math.inf
         for quoted, shard in quotes:
-            if refusals and quoted.seconds > limit:
+            if refusals and not quoted.idle and quoted.seconds > limit:
                 holds_s = min(holds_s, quoted.seconds - limit / SAFETY)
                 continue
             try:
-                helped_in_s = self._helped_in_s(quotes, shard, work.rows - 1)
+                helped_in_s = self._helped_in_s(quotes, shard) if work.rows > 1 else 0.0
                 asked = Claim(work, limit_s, loosest_s, hold, helpers if quoted.idle else 0, helped_in_s)
                 claimed = self._shards.claim(shard, asked)
             except ModelDownError:
@@ -109,11 +109,11 @@ class Admission:
             with suppress(RequestError):
                 self._shards.cancel(request.claim.shard, [request.claim.id])
 
-    def _helped_in_s(self, quotes: Iterable[tuple[Quoted, str]], shard: str, helpers: int) -> float:
-        """Seconds until so many others have nothing to do; those that do not answer are being loaded again."""
+    def _helped_in_s(self, quotes: Iterable[tuple[Quoted, str]], shard: str) -> float:
+        """Seconds until another has nothing to do; those that do not answer are being loaded again."""
         answering = {name: quoted.empty_in_s for quoted, name in quotes}
-        others = sorted(answering.get(name, RELOADED_S) for name in self._shards.names if name != shard)
-        return others[min(helpers, len(others)) - 1] if helpers and others else 0.0
+        others = (answering.get(name, RELOADED_S) for name in self._shards.names if name != shard)
+        return min(others, default=0.0)
 
     def _limit(self, request: CompletedRequest, now: float, others: float, alone: float) -> tuple[float, str]:
         """Seconds in which denoising has to end, negative where others take longer, and what says so.
@@ -150,7 +150,7 @@ def _overloaded(refused: Refused, others: float, limit: float, said: str) -> Ove
         again = f"retry_after_ms {math.ceil(1000 * refused.retry_after_s)}"
     if limit == math.inf:
         return OverloadedError(f"all lines are full: the request would be done in {forecast_ms:.0f} ms; {again}")
-    close = "" if forecast_ms > limit_ms else ", which is too close to be sure of"
+    close = "" if refused.forecast_s > limit else ", which is too close to be sure of"
     return OverloadedError(
         f"the request would be done in {forecast_ms:.0f} ms; {said} allows {limit_ms:.0f} ms{close}; {again}"
     )

@@ -69,6 +69,9 @@ class Desk:
             limit_s: Seconds from now in which its last step has to end: whoever claims takes off what comes before and
                 after the steps.
             hold_s: How long the place is kept.
+
+        Returns:
+            Without a time to try again for who would be late even alone: `Places` knows more.
         """
         now, limit = self._now(), math.inf if limit_s is None else limit_s
         new = self._queued(token_hex(8), work, now + limit)

@@ -75,7 +75,7 @@ class Engine:
         self._published = Published()
         self._active: set[str] = set()
         self._lent: tuple[str, float] | None = None
-        self._boundary, self._step_s, self._stepped_at = 0.0, 0.0, time.monotonic()
+        self._boundary, self._step_s, self._measured_at = 0.0, 0.0, time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -106,7 +106,7 @@ class Engine:
     def claim(self, asked: Claim) -> Claimed:
         """A place for such a run, if it would be done in time."""
         with self._mutex:
-            return self._places.claim(asked, time.monotonic() - self._stepped_at)
+            return self._places.claim(asked, time.monotonic() - self._measured_at)
 
     def lend(self, home: str, seconds: float = LENT_S) -> bool:
         """Whether this shard evaluates for another one, for so long: if it has nothing to do."""
@@ -196,8 +196,7 @@ class Engine:
             self._boundary = started + self._times.expected(work, control_work)
 
         ended = self._step(batch, announce)
-        self._stepped_at = time.monotonic()
-        self._step_s = self._stepped_at - started
+        self._step_s = time.monotonic() - started
         self._learn(ended)
         with self._mutex:
             self._desk.stepped(run.request.run_id for run in batch)
@@ -210,6 +209,7 @@ class Engine:
             for took in ended:
                 if took.work > 0:
                     self._times.note(*took)
+                    self._measured_at = time.monotonic()
 
     def _enter(self, run: Denoising, again: bool) -> None:
         self._runs[run.request.run_id] = run

@@ -33,7 +33,7 @@ class Work:
         pixels: Height × width.
         steps: Steps left.
         priority: Who goes before whom.
-        control_rows: Rows that ControlNets evaluate in all steps together, for each half.
+        control_rows: Rows that ControlNets evaluate in all steps together, for each half, the conditional one last.
     """
 
     rows: int
@@ -120,8 +120,8 @@ class Claim:
         limit_s: Seconds in which its denoising has to end; None without a limit.
         loosest_s: The same if the other stages took no longer than they do at best.
         hold_s: For how long the place is kept.
-        helpers: How many other shards have nothing to do.
-        helped_in_s: Seconds until as many have as would shorten its steps.
+        helpers: How many other shards have nothing to do; 0 if this one has.
+        helped_in_s: Seconds until another has nothing to do.
     """
 
     work: Work

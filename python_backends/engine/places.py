@@ -46,11 +46,11 @@ class Places:
         """A place for such a run, if it would be done in time.
 
         While nobody is in line it is given without a promise to who would be in time with the help of others; and, if
-        there was no step for a while, to who would be at the usual pace: as long as all are refused none is measured.
+        nothing was measured for a while, to who would be at the usual pace: as long as all are refused nothing is.
 
         Args:
             asked: The run.
-            measured_s: Seconds since the last step.
+            measured_s: Seconds since the last step, or evaluation for another shard.
         """
         helped, limit_s, idle = asked.work.shared(asked.helpers), asked.limit_s, not self._desk.in_line
         if limit_s is not None and idle and SAFETY * self._desk.alone(asked.work) > limit_s:
@@ -60,26 +60,31 @@ class Places:
         answer = self._desk.claim(asked.work, limit_s, asked.hold_s)
         if answer.id is None and answer.retry_after_s is None:
             answer = replace(answer, retry_after_s=self._again(asked, helped, measured_s if idle else 0.0))
-        return replace(answer, forecast_s=self._desk.alone(helped)) if idle else answer
+        return replace(answer, forecast_s=self._desk.alone(helped)) if idle and helped != asked.work else answer
 
     def _is_worth_a_try(self, helped: Work, limit_s: float, measured_s: float) -> bool:
         at_best_s = self._desk.at_best(helped)
-        if measured_s > DOUBTED_AFTER_S and at_best_s <= DOUBT * limit_s:
+        if measured_s >= DOUBTED_AFTER_S and at_best_s <= DOUBT * limit_s:
             return True
-        return measured_s > PROBED_AFTER_S and SAFETY * at_best_s <= limit_s
+        return measured_s >= PROBED_AFTER_S and SAFETY * at_best_s <= limit_s
 
     def _again(self, asked: Claim, helped: Work, measured_s: float) -> float | None:
         """Seconds until somebody should be in time who would be late even alone; None for never."""
-        desk, limit_s, with_all = self._desk, asked.loosest_s, asked.work.shared(self._others)
-        if limit_s is None or SAFETY * desk.at_best(with_all) > limit_s:
+        desk, limit_s, loosest_s = self._desk, asked.limit_s, asked.loosest_s
+        with_all = asked.work.shared(self._others)
+        if limit_s is None or loosest_s is None or SAFETY * desk.at_best(with_all) > loosest_s:
             return None
-        if SAFETY * desk.alone(helped) <= limit_s:
-            return max(desk.empty_in_s, CALM_S)
-        probed_in_s = desk.empty_in_s + max(0.0, PROBED_AFTER_S - measured_s)
-        helped_in_s = max(desk.empty_in_s, asked.helped_in_s)
-        ways = [max(probed_in_s, helped_in_s)]
-        if SAFETY * desk.alone(with_all) <= limit_s:
-            ways.append(helped_in_s)
-        if SAFETY * desk.at_best(helped) <= limit_s:
-            ways.append(probed_in_s)
-        return min(ways)
+        empty_in_s = desk.empty_in_s
+        helped_in_s = max(empty_in_s, asked.helped_in_s)
+        probed_in_s = empty_in_s + max(0.0, PROBED_AFTER_S - measured_s)
+        ways = (
+            (desk.alone(helped), empty_in_s),
+            (desk.alone(with_all), helped_in_s),
+            (desk.at_best(helped), probed_in_s),
+            (desk.at_best(with_all), max(helped_in_s, probed_in_s)),
+        )
+        return min(
+            after_s if SAFETY * takes_s <= limit_s else max(after_s, CALM_S)
+            for takes_s, after_s in ways
+            if SAFETY * takes_s <= loosest_s
+        )

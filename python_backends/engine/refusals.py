@@ -46,6 +46,7 @@ class Refused:
             and work.pixels >= self.work.pixels
             and work.steps >= self.work.steps
             and sum(work.control_rows) >= sum(self.work.control_rows)
+            and max(work.control_rows, default=0) >= max(self.work.control_rows, default=0)
             and PRIORITIES.index(work.priority) <= PRIORITIES.index(self.work.priority)
             and limit_s <= self.limit_s + SAME_S
         )

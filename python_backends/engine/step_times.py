@@ -151,6 +151,7 @@ class StepTimes:
 def _note(now: WorkTimes, usual: WorkTimes, work: int, seconds: float) -> None:
     """The first step of some work may set up, or come in a burst: usual is no more than what was expected of it."""
     if work not in usual:
-        usual.guess(work, min(seconds, now.expected(work) or seconds), math.inf)
+        expected = [each for each in (now.expected(work), usual.expected(work)) if each]
+        usual.guess(work, min([seconds, *expected]), math.inf)
     now.note(work, seconds)
     usual.note(work, seconds)

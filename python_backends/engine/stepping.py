@@ -44,8 +44,8 @@ class Stepping:
 
         Args:
             batch: The runs.
-            announce: Told before it begins of the work that the step means for this shard, and of ControlNets' for the
-                shard that has most of it: who has sent rows waits for those too.
+            announce: Told before it begins of the UNet's work and of ControlNets', of who has most: who has
+                sent rows waits for them.
 
         Returns:
             Of the steps that have ended by now.
@@ -56,9 +56,8 @@ class Stepping:
         own, *others = place(list(inputs), 1 + len(peers))
         own_calls = unet_calls(own, inputs)
         theirs = [(peer, unet_calls(rows, inputs)) for peer, rows in zip(peers, others, strict=True)]
-        elsewhere = max((_control_work(calls) for _, calls in theirs), default=0)
-        work, control_work = sum(call.work for call in own_calls), _control_work(own_calls)
-        announce(work, max(control_work, elsewhere))
+        loads = [_load(own_calls), *(_load(calls) for _, calls in theirs)]
+        announce(*map(max, zip(*loads, strict=True)))
         sent = [(peer.name, call, self._peers.submit(peer, call)) for peer, calls in theirs for call in calls]
         predictions: Predictions = {run: {} for run in inputs}
         for call in own_calls:
@@ -66,7 +65,8 @@ class Stepping:
         for name, call, answer in sent:
             result = answer.result()
             if result is None:  # it has runs of its own by now, or is down
-                work, control_work = work + call.work, control_work + call.control_work
+                own_calls.append(call)
+                loads[0] = _load(own_calls)
                 _distribute(call, self._name, self._evaluate(call), predictions)
             else:
                 _distribute(call, name, result, predictions)
@@ -74,7 +74,7 @@ class Stepping:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
         for runs in advancing.groups(run for run in inputs if run.failure is None):
             _guarded(runs, partial(advancing.advance, runs, predictions))
-        return self._evaluator.end_step(work, max(control_work, elsewhere))
+        return self._evaluator.end_step(*map(max, zip(*loads, strict=True)))
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:
@@ -83,8 +83,9 @@ class Stepping:
             return as_request_error(error, "evaluation")
 
 
-def _control_work(calls: Iterable[UNetCall]) -> int:
-    return sum(call.control_work for call in calls)
+def _load(calls: Iterable[UNetCall]) -> tuple[int, int]:
+    """Work of the UNet and of ControlNets."""
+    return sum(call.work for call in calls), sum(call.control_work for call in calls)
 
 
 def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, predictions: Predictions) -> None:

@@ -88,10 +88,16 @@ def test_who_meets_a_slow_shard_at_work_is_told_when_it_will_be_measured() -> No
     assert answer.retry_after_s == pytest.approx(2 * ALONE_S + PROBED_AFTER_S)
 
 
+def test_who_would_be_late_for_two_reasons_does_not_come_back_at_once() -> None:
+    """It would be measured right now, while other stages take too long."""
+    answer = refused(Shard(disturbed=True).ask(1.04 * ALONE_S, loosest_s=1.3 * ALONE_S, measured_s=10.0))
+    assert answer.retry_after_s == CALM_S
+
+
 def test_even_what_is_usual_is_doubted_some_day() -> None:
     """A server whose neighbours have gone must not refuse for ever what it could do by now."""
     shard, doubtful = Shard(), ALONE_S / DOUBT
-    assert refused(shard.ask(doubtful, measured_s=DOUBTED_AFTER_S)).retry_after_s is None
+    assert refused(shard.ask(doubtful, measured_s=DOUBTED_AFTER_S - 1.0)).retry_after_s is None
     assert refused(shard.ask(0.9 * doubtful, measured_s=2 * DOUBTED_AFTER_S)).retry_after_s is None
     accepted(shard.ask(doubtful, measured_s=2 * DOUBTED_AFTER_S))
 

@@ -148,6 +148,18 @@ def test_the_first_step_of_some_work_does_not_say_what_is_usual() -> None:
     assert times.at_best(8) == pytest.approx(0.8, rel=0.2)
 
 
+def test_nor_does_it_in_a_slow_spell() -> None:
+    times = StepTimes()
+    for work in (1, 2, 4, 8):
+        times.guess(work, work / 8)
+    for _ in range(10):
+        times.note(4, 1.0)
+    before = [times.at_best(work) for work in (3, 6, 8)]
+    times.note(6, 1.5)
+    times.note(3, 0.75)
+    assert [times.at_best(work) for work in (3, 6, 8)] == pytest.approx(before, rel=0.1)
+
+
 noted = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 10)), min_size=1, max_size=12)
 
 
