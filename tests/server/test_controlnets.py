@@ -219,10 +219,13 @@ def test_on_another_server(tiny: TinyServer, oracle: Oracle, uses: tuple[Use, ..
 @pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 @pytest.mark.parametrize("name", ["edges", "canny"])
 def test_stale_residuals_are_those_of_the_step_before(tiny: TinyServer, oracle: Oracle, name: str) -> None:
-    """Of two steps, the second takes what the first had; a window of one step has nothing to take."""
+    """Of two steps, the second takes what the first had; a window of one step has nothing to take.
+
+    Nor has a half that goes to another shard, and maybe back.
+    """
     fresh, stale = (request(tiny, Use(name, 0.5, stale=stale), STEPS=8) for stale in (False, True))
     assert stale.distance(fresh) > 0.01
-    assert stale.info["controlnets"][0]["stale_calls"] == 2 * 7
+    assert 2 * 7 - 2 <= stale.info["controlnets"][0]["stale_calls"] <= 2 * 7
     assert "stale_calls" not in fresh.info["controlnets"][0]
     once = [request(tiny, Use(name, end=0.125, stale=stale), STEPS=8) for stale in (False, True)]
     assert once[0].distance(once[1]) < 0.01
