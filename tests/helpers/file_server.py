@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ class FileServer:
     def __init__(self) -> None:
         self.paths: dict[str, Behaviour] = {}
         self.gets: dict[str, int] = {}
+        self.folder = f"/{secrets.token_hex(4)}"  # a later server may get this one's port, and caches know files by URL
         self.stop = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -62,7 +64,7 @@ class FileServer:
         return self.url(path)
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}{path}"
+        return f"http://127.0.0.1:{self._server.server_address[1]}{self.folder}{path}"
 
     def count(self, path: str) -> None:
         with self._lock:
@@ -96,8 +98,9 @@ def _handler(server: FileServer) -> Callable[..., BaseHTTPRequestHandler]:
 
 
 def _answer(request: BaseHTTPRequestHandler, server: FileServer) -> None:
-    server.count(request.path)
-    how = server.paths.get(request.path)
+    path = request.path.removeprefix(server.folder)
+    server.count(path)
+    how = server.paths.get(path)
     if how is None:
         request.send_error(404)
         return
