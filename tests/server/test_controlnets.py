@@ -226,6 +226,8 @@ def test_stale_residuals_are_those_of_the_step_before(tiny: TinyServer, oracle: 
     fresh, stale = (request(tiny, Use(name, 0.5, stale=stale), STEPS=8) for stale in (False, True))
     assert stale.distance(fresh) > 0.01
     assert 2 * 7 - 2 <= stale.info["controlnets"][0]["stale_calls"] <= 2 * 7
+    one_half = request(tiny, Use(name, 0.5, stale=True), STEPS=8, GUIDANCE_SCALE=1.0)
+    assert one_half.info["controlnets"][0]["stale_calls"] == 7
     assert "stale_calls" not in fresh.info["controlnets"][0]
     once = [request(tiny, Use(name, end=0.125, stale=stale), STEPS=8) for stale in (False, True)]
     assert once[0].distance(once[1]) < 0.01

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
@@ -50,10 +49,10 @@ def publish(tiny: TinyServer, files: FileServer, name: str, **how: Any) -> str:
 
 
 def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "far", delay_s=1.0)
+    name = publish(tiny, remote, "far", delay_s=2.0)
     waiting = generate_with(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
     assert (waiting["patched_at_step"], waiting["source"]) == (2, "remote")
-    assert waiting["load_ms"] > 1000 and waiting["waited_ms"] > 0
+    assert waiting["load_ms"] > 1000 and waiting["waited_ms"] > 500
     again = generate_with(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
     assert (again["patched_at_step"], again["waited_ms"]) == (0, 0.0)
     assert remote.gets[f"/{name}.safetensors"] == 1
@@ -62,7 +61,8 @@ def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, r
 def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinyServer, remote: FileServer) -> None:
     gate = threading.Event()
     name = publish(tiny, remote, "farther", gate=gate)
-    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=150, steps=150, seed=7)
+    one_row = {"guidance_scale": 1.0}  # of two, the last bits depend on whether they are evaluated together
+    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=150, steps=150, seed=7, **one_row)
     with Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
         events = client.stream(asked)
         assert isinstance(next(events), Progress)
@@ -72,7 +72,7 @@ def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinySe
         step = result.info.loras[0].patched_at_step
         assert 0 < step < 149
         replayed = client.generate(replace(asked, lora_bound=None, lora_patch_step=step))
-    assert np.abs(result.pixels.astype(float) - replayed.pixels).mean() < 0.01  # a row may go to another shard
+    assert (result.pixels == replayed.pixels).all()
 
 
 def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> None:
