@@ -78,8 +78,10 @@ class Admission:
         limit_s = None if limit == math.inf else limit
         hold = max(CLAIM_S, HELD_TIMES * before)
         helpers = sum(quoted.idle for quoted, _ in quotes) - 1
-        least = self._before.least() + self._after.least()
-        loosest_s = None if limit_s is None else max(limit_s, self._limit(request, now, least, alone)[0])
+        loosest_s = None
+        if limit_s is not None:
+            least = self._before.least() + self._after.least()
+            loosest_s = max(limit_s, self._limit(request, now, least, alone)[0])
         refusals: list[Claimed] = []
         holds_s = math.inf
         for quoted, shard in quotes:
