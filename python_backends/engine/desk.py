@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..request.completed import PRIORITIES
 from .claims import CLAIM_S, Crowd
 from .joining import Joining
-from .line import SAFETY, Queued, begun, ends, next_stretch, run_ahead, spares
+from .line import ROUNDING_S, SAFETY, Queued, begun, ends, next_stretch, run_ahead, spares
 from .messages import Claimed
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Desk:
 
     def _admits(self, new: Queued, outlook: Outlook, now: float, limit: float) -> bool:
         """Whether a run would be in time, and may wait if it has to."""
-        if SAFETY * (outlook.end - now) > limit:
+        if SAFETY * (outlook.end - now) > limit + ROUNDING_S:
             return False
         alone = new.steps * self._times.expected(new.work, new.control_work)
         return outlook.begins or not alone or not self._crowd.forbids_waiting(now, limit / alone)

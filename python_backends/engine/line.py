@@ -20,6 +20,9 @@ SAFETY = 1.125
 """Times a forecast is what a promise has to leave room for. Where single steps vary by ±20 % and a quarter longer ones
 come in spells of a hundred, 95 of 100 runs are in time under every load, without it 86."""
 
+ROUNDING_S = 1e-6
+"""By which sums of seconds of the clock may be wrong, and more."""
+
 OVERTAKEN_AT_MOST = 2
 """Times, in all."""
 

@@ -9,6 +9,7 @@ from stepped_shard import TEN, Pace, SteppedShard, accepted, refused, shard
 
 from swiftdiffusion.python_backends.engine.claims import CLAIM_S
 from swiftdiffusion.python_backends.engine.desk import Desk
+from swiftdiffusion.python_backends.engine.line import SAFETY
 from swiftdiffusion.python_backends.engine.messages import Work
 from swiftdiffusion.python_backends.request.completed import Priority
 
@@ -51,6 +52,14 @@ def test_a_run_without_a_limit_is_accepted_until_the_line_is_full() -> None:
 def test_what_would_be_late_even_alone_is_refused_for_good() -> None:
     refusal = refused(shard().come(TEN, limit_s=19.0))
     assert (refusal.forecast_s, refusal.retry_after_s) == (20.0, None)
+
+
+def test_a_limit_that_is_just_enough_is_enough_at_any_time() -> None:
+    line = shard()
+    for _ in range(100):
+        line.pass_time(24.001)
+        accepted(line.come(TEN, limit_s=SAFETY * 20.0))
+        line.empty()
 
 
 def test_who_would_make_a_promise_late_waits() -> None:
