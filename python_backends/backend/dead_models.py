@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "unknown model", "no available versions", "is not ready")
+SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "health mutex", "unknown model", "no available versions", "is not ready")
 """In the errors of a model whose process died, was stopped or was unloaded. A Python exception in a model that lives on
 and the refusals of a server that is shutting down have none of them: reloading would not help."""
 

@@ -5,11 +5,13 @@ May import all rooms, but no model: it stands beside them. Needs no torch.
 
 from .errors import ModelLoadError, ServerDiedError
 from .options import ServerOptions
+from .supervision import Supervisor
 from .triton_server import TritonServer
 
 __all__ = [
     "ModelLoadError",
     "ServerDiedError",
     "ServerOptions",
+    "Supervisor",
     "TritonServer",
 ]

@@ -1,5 +1,6 @@
 """What can go wrong between `start` and `stop`, one exception per cause."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,17 @@ class StartupTimeoutError(LauncherError):
 
 
 class ServerDiedError(LauncherError):
-    """The server process ended although nobody asked it to."""
+    """The server process ended although nobody asked it to.
+
+    Attributes:
+        status: its exit status, negative for a signal.
+    """
+
+    def __init__(self, status: int, log: str) -> None:
+        """Says so, with the last lines of its log."""
+        cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        super().__init__(f"tritonserver ended by itself ({cause}); last of its log:\n{log}")
+        self.status = status
 
 
 @dataclass(frozen=True)

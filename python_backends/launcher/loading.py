@@ -5,20 +5,19 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import ModelFailure, ModelLoadError
 from .log import error_messages, loaded_models
 
 
-def repository_index(http_url: str, log_file: Path) -> list[dict[str, Any]] | None:
+def repository_index(http_url: str, read_log: Callable[[], str]) -> list[dict[str, Any]] | None:
     """State of every model as the server tells it: dictionaries of name, state and reason.
 
     Args:
         http_url: the server's HTTP API.
-        log_file: its log, which is asked instead if the model control API is restricted.
+        read_log: reads its log, which is asked instead if the model control API is restricted.
 
     Returns:
         None while the server is not listening yet.
@@ -29,19 +28,19 @@ def repository_index(http_url: str, log_file: Path) -> list[dict[str, Any]] | No
         with opener.open(request, timeout=5) as response:
             return json.load(response)
     except urllib.error.HTTPError:
-        models = loaded_models(log_file.read_text(errors="replace"))
+        models = loaded_models(read_log())
         return [{"name": model, "state": state} for model, state in models.items()]
     except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException):
         return None
 
 
-def check_loaded(models: Sequence[str], index: Sequence[dict[str, Any]], log_file: Path) -> None:
+def check_loaded(models: Sequence[str], index: Sequence[dict[str, Any]], log: str) -> None:
     """Does nothing if every model is ready.
 
     Args:
         models: names of the models that should be.
         index: what `repository_index` gave.
-        log_file: holds the reasons that the index leaves out.
+        log: holds the reasons that the index leaves out.
 
     Raises:
         ModelLoadError: some are not.
@@ -50,7 +49,7 @@ def check_loaded(models: Sequence[str], index: Sequence[dict[str, Any]], log_fil
     reasons |= dict.fromkeys(set(models) - {entry["name"] for entry in index}, "")
     if not reasons:
         return
-    messages = error_messages(log_file.read_text(errors="replace"))
+    messages = error_messages(log)
     reasons = {name: reason or _reason(name, messages) for name, reason in reasons.items()}
     dependents = {name for name, reason in reasons.items() if f"ensemble '{name}' depends on" in reason}
     if len(dependents) == len(reasons):

@@ -52,6 +52,13 @@ def error_messages(log: str) -> list[str]:
     return messages
 
 
+def read_log(path: Path, start: int = 0) -> str:
+    """A log from a byte on; all of it if it was emptied since and is shorter."""
+    with path.open("rb") as log:
+        log.seek(start if start <= path.stat().st_size else 0)
+        return log.read().decode(errors="replace")
+
+
 def tail(path: Path, lines: int) -> str:
     """The last lines of a log, without tables and without the help that follows a refused option."""
     log = path.read_text(errors="replace").partition("\nUsage: tritonserver")[0]

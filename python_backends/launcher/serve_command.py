@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from .errors import LauncherError, ModelLoadError
 from .log import LogFollower, model_event
 from .options import ServerOptions, models_of
+from .supervision import Supervisor
 from .triton_server import TritonServer
 
 _PRIVATE_LOG_BYTES = 16 << 20  # a streamed log needs no more of itself on disk
@@ -77,7 +78,10 @@ def serve(
         list[str] | None, typer.Argument(metavar="[-- TRITONSERVER OPTIONS]", help="Passed to tritonserver.")
     ] = None,
 ) -> None:
-    """Serve a model repository until SIGINT or SIGTERM; Ctrl-C twice ends it at once."""
+    """Serve a model repository until SIGINT or SIGTERM; Ctrl-C twice ends it at once.
+
+    A tritonserver that ends by itself is started again on the same ports, unless it does so three times in a minute.
+    """
     options = ServerOptions(
         cuda_memory_pool_mib=cuda_memory_pool_mib,
         pinned_memory_pool_mib=pinned_memory_pool_mib,
@@ -106,14 +110,15 @@ def serve(
 def _run(server: TritonServer, console: Console, streamed: bool) -> None:
     try:
         server.start()
-        _wait_ready(server, console)
+        supervisor = Supervisor(server, lambda text: console.print(_escaped(text), highlight=False, soft_wrap=True))
+        supervisor.wait_ready(lambda: _wait_ready(server, console))
         follower: LogFollower | None = None
         try:
             addresses = f"HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}"
             console.print(f"ready: {addresses}  pid {server.pid}", highlight=False, soft_wrap=True)
             follower = _follow(server) if streamed else None
             while True:
-                server.check_alive()
+                supervisor.check()
                 threading.Event().wait(0.2)
         finally:
             if streamed:
@@ -196,5 +201,5 @@ def _echo(line: str) -> None:
     typer.echo(line, file=sys.stderr)
 
 
-def _escaped(error: Exception) -> str:
-    return str(error).replace("[", "\\[")
+def _escaped(message: object) -> str:
+    return str(message).replace("[", "\\[")

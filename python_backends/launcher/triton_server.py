@@ -8,10 +8,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
+from .address import ServerAddress
 from .binary import ServerBinary, find_server_binary
 from .directories import (
     RUNTIME_VARIABLE,
@@ -22,7 +22,7 @@ from .directories import (
 )
 from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
 from .loading import check_loaded, repository_index
-from .log import tail
+from .log import read_log, tail
 from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports, listens
 from .processes import kill_group, signal_group, terminate_with_parent
@@ -33,22 +33,6 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 # The shell's pid becomes the server's by exec: so the prefix can hold a pid that is known before the server exists.
 _EXEC = 'exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
-
-
-@dataclass(frozen=True)
-class ServerAddress:
-    """Where a server listens."""
-
-    host: str
-    http_port: int
-    grpc_port: int
-    metrics_port: int
-
-    @property
-    def reachable_host(self) -> str:
-        """A host that a client on this machine can use, in the form URLs want."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"[{host}]" if ":" in host else host
 
 
 class TritonServer:
@@ -94,6 +78,8 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
         self._runtime: Path | None = None
+        self._command: list[str] = []
+        self._log_start = 0
 
     @property
     def address(self) -> ServerAddress:
@@ -156,15 +142,24 @@ class TritonServer:
         remove_stale_host_caches()
         self._directory = make_private_directory()
         try:
-            arguments = [str(binary.path), *self._arguments(binary, self._directory)]
+            self._command = [str(binary.path), *self._arguments(binary, self._directory)]
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             self._runtime = make_runtime_directory(self._directory)
-            environment = binary.environment(inherited) | {RUNTIME_VARIABLE: str(self._runtime)}
-            self._process = self._spawn(arguments, environment)
+            self._environment = binary.environment(inherited) | {RUNTIME_VARIABLE: str(self._runtime)}
+            self._process = self._spawn()
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
         logger.info("started %s (%s), pid %d", binary.path, binary.source, self._process.pid)
+
+    def start_again(self) -> None:
+        """Starts it anew after it ended by itself, on the same ports and with the same log, and returns at once."""
+        self._remove_remains()
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime)
+            self._runtime.mkdir(mode=0o700)
+        self._log_start = self.log_path.stat().st_size
+        self._process = self._spawn()
 
     def wait_ready(self) -> None:
         """Waits until the server and every model of the repository are ready.
@@ -178,9 +173,9 @@ class TritonServer:
         while True:
             self.check_alive()
             listening = listens(self.pid, self.address.http_port)  # else another server may answer there
-            index = repository_index(self.http_url, self.log_path) if listening else None
+            index = repository_index(self.http_url, self._read_log) if listening else None
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
-                check_loaded(models_of(self.repository), index, self.log_path)
+                check_loaded(models_of(self.repository), index, self._read_log())
                 return
             if time.monotonic() > deadline:
                 raise StartupTimeoutError(
@@ -197,8 +192,7 @@ class TritonServer:
         """
         status = self.returncode
         if status is not None:
-            cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            raise ServerDiedError(f"tritonserver ended by itself ({cause}); last of its log:\n{tail(self.log_path, 8)}")
+            raise ServerDiedError(status, tail(self.log_path, 8))
 
     def stop(self) -> None:
         """Ends the server: requests in flight may finish, then everything of it is removed. May be called again."""
@@ -213,11 +207,7 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             logger.warning("the server did not end within its time; killing it")
         finally:
-            kill_group(process.pid)
-            process.wait()
-            remove_regions(region_prefix(process.pid))
-            if self._runtime is not None:
-                remove_host_cache(self._runtime)
+            self._remove_remains()
             shutil.rmtree(directory, ignore_errors=True)
             self._directory = None
 
@@ -237,6 +227,19 @@ class TritonServer:
         if self._process is None:
             raise LauncherError("the server was not started")
         return self._process
+
+    def _remove_remains(self) -> None:
+        """Of the process: its stubs, and what it had in shared memory."""
+        process = self._running()
+        kill_group(process.pid)
+        process.wait()
+        remove_regions(region_prefix(process.pid))
+        if self._runtime is not None:
+            remove_host_cache(self._runtime)
+
+    def _read_log(self) -> str:
+        """Since the last start."""
+        return read_log(self.log_path, self._log_start)
 
     def _check_repository(self) -> None:
         if not self.repository.is_dir():
@@ -266,13 +269,13 @@ class TritonServer:
             arguments.append(f"--backend-directory={backends}")
         return arguments + self.options.arguments(binary)
 
-    def _spawn(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         script = _EXEC.format(prefix=region_prefix("$$"))
         in_main_thread = threading.current_thread() is threading.main_thread()
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                ["/bin/sh", "-c", script, "sh", *arguments],
-                env=environment,
+                ["/bin/sh", "-c", script, "sh", *self._command],
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

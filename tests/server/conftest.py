@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import checkpoints
 import lora_files
 from lora_kinds import eight_kinds
+from supervised import Supervised
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
@@ -26,14 +27,26 @@ if TYPE_CHECKING:
     from lora_files import MadeLora
 
 ROOT = Path(__file__).resolve().parents[2]
+SUPERVISED = Supervised()
 AT_ONCE = ServerOptions(stop_timeout_seconds=1.0)
 """At the end of the session nothing is in flight, and what is left of the processes is killed."""
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has put those of one parameter together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that end processes of a server come last: what they break, if they do, is nobody else's failure."""
+    """Tests that end processes of a server come last: what they break, if they do, is nobody else's failure.
+
+    They run again if tritonserver ended meanwhile: it does when a process dies with one of the locks that they share.
+    """
     items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
+    for item in items:
+        if item.get_closest_marker("kills"):
+            item.add_marker(pytest.mark.flaky(reruns=2, condition=SUPERVISED.ended_meanwhile))
+
+
+def pytest_runtest_setup() -> None:
+    """Servers that have ended are there again."""
+    SUPERVISED.begin_test()
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +185,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ti
         running.start()
         stop.callback(running.stop)
         for each in (elsewhere, running):
-            each.wait_ready()
+            stop.enter_context(SUPERVISED.keep(each))
         yield {name: TinyServer(running, elsewhere, name, directory / name) for name in made}
 
 

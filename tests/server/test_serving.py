@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from swiftdiffusion.python_backends.launcher import ModelLoadError, ServerDiedError, ServerOptions, TritonServer
@@ -90,12 +91,12 @@ def serve() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
 
 def ready_pid(process: "subprocess.Popen[str]") -> int:
-    """Id of the server's process, once the command says that it is ready."""
+    """Id of the server's process, once the command says that it is ready, or ready again."""
     assert process.stderr is not None
     for line in process.stderr:
-        match = re.match(r"ready: .* pid (\d+)", line)
+        match = re.match(r"ready(: HTTP \S+ .*| again:) +pid (\d+)", line)
         if match:
-            return int(match[1])
+            return int(match[2])
     raise AssertionError(f"not ready: exit status {process.wait()}")
 
 
@@ -105,6 +106,17 @@ def rest_of_messages(process: "subprocess.Popen[str]") -> str:
     messages = process.stderr.read()
     process.wait(60)
     return messages
+
+
+def http_url(process: "subprocess.Popen[str]") -> str:
+    """What it was told to listen on."""
+    arguments = list(process.args)  # type: ignore[arg-type]
+    return f"http://127.0.0.1:{arguments[arguments.index('--http-port') + 1]}"
+
+
+def is_ready(url: str, model: str) -> bool:
+    with urllib.request.urlopen(f"{url}/v2/models/{model}/ready") as answer:
+        return answer.status == 200
 
 
 def regions(pid: int) -> list[Path]:
@@ -226,15 +238,46 @@ def test_sigterm_stops_everything(fine: Path, serve: Callable[..., "subprocess.P
     assert_nothing_left(pid)
 
 
-def test_command_ends_when_the_server_dies(fine: Path, serve: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_a_server_that_ends_is_started_again_on_its_ports(
+    fine: Path, serve: Callable[..., "subprocess.Popen[str]"]
+) -> None:
     process = serve(fine)
-    pid = ready_pid(process)
-    os.kill(stub_of(pid), signal.SIGSTOP)
-    os.kill(pid, signal.SIGKILL)
+    url, pids = http_url(process), [ready_pid(process)]
+    for _ in range(2):
+        assert is_ready(url, "calm")
+        os.kill(stub_of(pids[-1]), signal.SIGSTOP)
+        os.kill(pids[-1], signal.SIGKILL)
+        pids.append(ready_pid(process))
+        assert_nothing_left(pids[-2])
+    os.kill(pids[-1], signal.SIGABRT)
     messages = rest_of_messages(process)
     assert process.returncode == 1
-    assert "ended by itself (signal SIGKILL)" in messages
-    assert_nothing_left(pid)
+    assert "it ended 3 times in 60 s and is not started again" in messages
+    assert "error: tritonserver ended by itself (signal SIGABRT)" in messages
+    for pid in pids:
+        assert_nothing_left(pid)
+
+
+def test_a_server_that_is_killed_while_it_loads_is_started_again(
+    tmp_path: Path, serve: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    add_model(tmp_path / "slow", "slow", "import time; time.sleep(3)")
+    process = serve(tmp_path / "slow")
+    wait_for(lambda: len(children := psutil.Process(process.pid).children()) == 1 and bool(children[0].children()))
+    (server,) = psutil.Process(process.pid).children()
+    server.kill()
+    assert ready_pid(process) != server.pid
+    assert is_ready(http_url(process), "slow")
+
+
+def test_an_option_that_the_server_refuses_ends_the_command(
+    fine: Path, serve: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    process = serve(fine, "--", "--no-such-option=1")
+    _out, messages = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "started again" not in messages
+    assert "no-such-option" in messages
 
 
 def test_server_ends_with_a_killed_launcher(fine: Path, serve: Callable[..., "subprocess.Popen[str]"]) -> None:
