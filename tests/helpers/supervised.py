@@ -1,4 +1,4 @@
-"""Servers that are started again when they end, as `swiftdiffusion serve` does, under tests that end their processes."""
+"""Servers that are started again when they end, as by `swiftdiffusion serve`, under tests that end processes."""
 
 from __future__ import annotations
 
