@@ -1,5 +1,6 @@
 """What happened to LoRAs during a measurement, from the server's Prometheus metrics."""
 
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 
 METRICS_PORT = 8002
 _TIMEOUT_SECONDS = 5.0
+_TOLD_WITHIN_SECONDS = 0.5  # models tell the server of what happened at intervals
 _PREFIX = "swiftdiffusion_lora_"
 
 _Samples = Mapping[tuple[str, str], float]  # by name without prefix, and the value of the only label, or ""
@@ -67,11 +69,12 @@ def metrics_url_of(url: str) -> str:
 
 
 def read_lora_metrics(metrics_url: str) -> LoraMetrics:
-    """The counters of LoRAs; none of them if the server has no such metrics.
+    """The counters of LoRAs, with all that has happened by now; none of them if the server has no such metrics.
 
     Raises:
         OSError: nobody answers there, or not with metrics.
     """
+    time.sleep(_TOLD_WITHIN_SECONDS)
     with urllib.request.urlopen(metrics_url, timeout=_TIMEOUT_SECONDS) as answer:
         text = answer.read().decode(errors="replace")
     try:

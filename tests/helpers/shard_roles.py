@@ -8,9 +8,9 @@ from typing import Any
 import tritonclient.grpc as grpc
 
 from swiftdiffusion.clients.perf.statistics import read_statistics
-from wire import metrics
+from wire import latest_metrics
 
-LOOK_S = 0.2
+LOOK_S = 0.3
 MESSAGES = 3
 """Of a step or two; a shard without a run is asked at most for a quote, whether it lends itself, and its claim."""
 
@@ -23,8 +23,8 @@ def shards_of(server: Any) -> list[str]:
 
 
 def sent_to(server: Any) -> dict[str, float]:
-    """Shard → bytes of rows that others had it evaluate, so far."""
-    counted = metrics(server)
+    """Shard → bytes of rows that others had it evaluate, as far as the server knows."""
+    counted = latest_metrics(server)
     name = "swiftdiffusion_transferred_bytes_total"
     return {each: counted.get(f'{name}{{direction="to",model="{each}"}}', 0.0) for each in shards_of(server)}
 

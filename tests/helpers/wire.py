@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -102,8 +103,18 @@ def generate_with(server: Any, loras: Loras, **fields: Any) -> Picture:
     return generate(server, server.model, LORAS=json.dumps(entries), **given)
 
 
+METRICS_WITHIN_S = 0.5
+"""Models tell the server of what happened within so long."""
+
+
 def metrics(server: Any) -> dict[str, float]:
-    """The models' own metrics of a server, by name and labels."""
+    """The models' own metrics of a server, by name and labels, with all that has happened by now."""
+    time.sleep(METRICS_WITHIN_S)
+    return latest_metrics(server)
+
+
+def latest_metrics(server: Any) -> dict[str, float]:
+    """What it knows at this moment, up to `METRICS_WITHIN_S` old."""
     with urllib.request.urlopen(server.metrics_url) as answer:
         lines = answer.read().decode().splitlines()
     pairs = [line.rpartition(" ") for line in lines if line.startswith("swiftdiffusion_")]

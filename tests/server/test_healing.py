@@ -23,7 +23,7 @@ from stages import Stages
 from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Progress
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import generate, metrics, stub_of, stubs_of
+from wire import generate, latest_metrics, stub_of, stubs_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -68,8 +68,8 @@ def load_again(tiny: TinyServer, model: str) -> None:
 
 
 def steps_taken(tiny: TinyServer) -> float:
-    """Of all batches."""
-    return metrics(tiny).get("swiftdiffusion_denoiser_batch_size_count", 0.0)
+    """Of all batches, as far as the server knows."""
+    return latest_metrics(tiny).get("swiftdiffusion_denoiser_batch_size_count", 0.0)
 
 
 @three_shards

@@ -73,7 +73,7 @@ def test_a_run_that_is_helped_for_all_its_life(tiny: TinyServer) -> None:
 
 def test_a_helper_that_gets_a_run_of_its_own_helps_no_more_until_it_is_done(tiny: TinyServer) -> None:
     home, *helpers = shards_of(tiny)
-    helped = Run(tiny, home, SEED=1, STEPS=MANY)
+    helped = Run(tiny, home, SEED=1, STEPS=MANY, HEIGHT=2 * SIDE, WIDTH=2 * SIDE)
     others = {shard: Run(tiny, shard, SEED=2, GUIDANCE_SCALE=1.0) for shard in helpers}
     with ThreadPoolExecutor(1) as threads:
         before = lent_rows(tiny)

@@ -164,7 +164,17 @@ def test_what_happened_is_in_the_metrics(store: StoreServer, lora: tuple[Path, P
     assert grew('swiftdiffusion_lora_load_seconds_count{source="host"}') >= 2
     assert store.metrics()['swiftdiffusion_lora_cache_max_bytes{cache="host"}'] == 2**25
     assert store.metrics()['swiftdiffusion_lora_cache_bytes{cache="host"}'] > 0
-    assert any(re.match(r"swiftdiffusion_lora_load_seconds_bucket\{.*le=\"\+Inf\"", name) for name in store.metrics())
+    assert load_buckets(store)[-1] == store.metrics()['swiftdiffusion_lora_load_seconds_count{source="host"}']
+    assert load_buckets(store) == sorted(load_buckets(store))
+
+
+def load_buckets(store: StoreServer) -> list[float]:
+    """How many LoRAs of the host cache took up to each bound, the lowest first."""
+    pattern = re.compile(r'swiftdiffusion_lora_load_seconds_bucket\{le="(\S+)",source="host"\}')
+    found = ((pattern.fullmatch(name), value) for name, value in store.metrics().items())
+    counts = {float(match[1]): value for match, value in found if match}
+    assert len(counts) == 12
+    return [counts[bound] for bound in sorted(counts)]
 
 
 def test_many_loads_at_a_time(store: StoreServer, lora: tuple[Path, Path]) -> None:
