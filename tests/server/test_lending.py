@@ -13,16 +13,17 @@ from file_server import wait_for
 from lora_oracle import Oracle
 from shard_roles import shards_of
 from stages import Stages
-from wire import PROMPT, generate, metrics
+from wire import PROMPT, generate, latest_metrics, metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import TinyServer
 
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 STEPS, MANY, SIDE = 60, 200, 64
 FIELDS: dict[str, Any] = {"PROMPT": PROMPT, "GUIDANCE_SCALE": 5.0, "STEPS": STEPS, "HEIGHT": SIDE, "WIDTH": SIDE}
-ROW_BYTES = 4 * 4 * (SIDE // 4) ** 2
-"""Of a noise prediction."""
+LARGE = 2 * SIDE
 
 FORGOTTEN_S = 0.6
 """After so long without rows a shard is lent to nobody."""
@@ -50,11 +51,11 @@ class Run:
         return self._stages.denoise(self._stages.encode(self._home, **self._fields))
 
 
-def lent_rows(tiny: TinyServer) -> dict[str, int]:
-    """Shard → rows that it evaluated for others, so far."""
-    counted, name = metrics(tiny), "swiftdiffusion_transferred_bytes_total"
+def lent_rows(tiny: TinyServer, read: Callable[[Any], dict[str, float]] = metrics, side: int = SIDE) -> dict[str, int]:
+    """Shard → rows that it evaluated for others, so far, if all were of one size."""
+    counted, name, row_bytes = read(tiny), "swiftdiffusion_transferred_bytes_total", 4 * 4 * (side // 4) ** 2
     nbytes = {shard: counted.get(f'{name}{{direction="from",model="{shard}"}}', 0.0) for shard in shards_of(tiny)}
-    return {shard: int(each) // ROW_BYTES for shard, each in nbytes.items()}
+    return {shard: int(each) // row_bytes for shard, each in nbytes.items()}
 
 
 def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
@@ -73,16 +74,20 @@ def test_a_run_that_is_helped_for_all_its_life(tiny: TinyServer) -> None:
 
 def test_a_helper_that_gets_a_run_of_its_own_helps_no_more_until_it_is_done(tiny: TinyServer) -> None:
     home, *helpers = shards_of(tiny)
-    helped = Run(tiny, home, SEED=1, STEPS=MANY, HEIGHT=2 * SIDE, WIDTH=2 * SIDE)
+    helped = Run(tiny, home, SEED=1, STEPS=MANY, HEIGHT=LARGE, WIDTH=LARGE)
     others = {shard: Run(tiny, shard, SEED=2, GUIDANCE_SCALE=1.0) for shard in helpers}
+
+    def lent() -> dict[str, int]:
+        return lent_rows(tiny, latest_metrics, LARGE)
+
     with ThreadPoolExecutor(1) as threads:
-        before = lent_rows(tiny)
+        before = lent_rows(tiny, side=LARGE)
         first = threads.submit(helped.again)
-        wait_for(lambda: any(rows > 5 for rows in since(before, lent_rows(tiny)).values()))
-        at_first = lent_rows(tiny)
+        wait_for(lambda: any(rows > 5 for rows in since(before, lent()).values()))
+        at_first = lent()
         helper = max(helpers, key=lambda shard: at_first[shard] - before[shard])
         info = others[helper].again()
-        meanwhile = since(at_first, lent_rows(tiny))
+        meanwhile = since(at_first, lent())
         assert not first.done()
         assert {home, helper} <= set(first.result()["shards"])
     assert info["shards"] == [helper]
