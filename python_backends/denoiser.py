@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .backend.metrics import Histogram
+from .backend import metrics
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_bytes, input_text, text_tensor
 from .backend.stage_times import BEFORE, StageTime
@@ -47,7 +47,7 @@ class TritonPythonModel:
             StageTime(BEFORE, settings.parameters["pipeline"]),
             every_step=self._decoupled,
         )
-        self._forecasts = Histogram(
+        self._forecasts = metrics.Histogram(
             "swiftdiffusion_forecast_ratio", "Time to final latents ÷ its forecast at admission", RATIO_BUCKETS
         )
 
@@ -63,6 +63,10 @@ class TritonPythonModel:
                 run.failure = run.failure or as_request_error(error, "denoising")
         responses = [self._respond(*each) for each in zip(requests, texts, runs, strict=True)]
         return None if self._decoupled else responses
+
+    def finalize(self) -> None:
+        """Tells the last of the metrics."""
+        metrics.close()
 
     def _take_up(self, request: Any, text: bytes) -> FrontRun | RequestError:
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from .backend.metrics import LORA_REFUSALS, Counter
+from .backend import metrics
 from .backend.model_calls import load_loras
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, text_tensor
@@ -53,7 +53,7 @@ class TritonPythonModel:
         shards = Shards(settings.parameters["unet_shards"].split(","))
         self._admission = Admission(shards, self._rules, settings.parameters["pipeline"])
         self._catalogue = Catalogue(settings.path("loras"))
-        self._refusals = Counter(*LORA_REFUSALS)
+        self._refusals = metrics.Counter(*metrics.LORA_REFUSALS)
         self._registry = RequestRegistry()
         self._lora_store = settings.parameters["lora_store"]
         known = json.loads(settings.parameters["controlnets"])
@@ -64,6 +64,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """REQUEST and TICKETS for each good request, an error for each other."""
         return answer_each(requests, self._complete, "reading the request")
+
+    def finalize(self) -> None:
+        """Tells the last of the metrics."""
+        metrics.close()
 
     def _complete(self, request: Any) -> Any:
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from ..common.errors import ModelDownError
 from ..common.filesystem import as_text
 from ..common.runtime_directory import runtime_directory
+from . import metrics
 from .responses import error_response
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Reloadable(ABC):
         """Calls `close`, if it was loaded."""
         if self._failure is None:
             self.close()
+        metrics.close()
 
     def close(self) -> None:  # noqa: B027  most have nothing to close
         """What `finalize` is for other models; nothing, unless there is something to close."""
