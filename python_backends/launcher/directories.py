@@ -37,7 +37,7 @@ def make_private_directory() -> Path:
 def make_runtime_directory(private: Path) -> Path:
     """Where the backends of a server keep files for each other, inside the server's private directory."""
     runtime = private / "runtime"
-    runtime.mkdir(mode=0o700)
+    runtime.mkdir(mode=0o700, exist_ok=True)
     return runtime
 
 

@@ -53,15 +53,18 @@ def error_messages(log: str) -> list[str]:
 
 
 def read_log(path: Path, start: int = 0) -> str:
-    """A log from a byte on; all of it if it was emptied since and is shorter."""
-    with path.open("rb") as log:
-        log.seek(start if start <= path.stat().st_size else 0)
-        return log.read().decode(errors="replace")
+    """A log from a byte on; all of it if it is shorter by now, nothing if it is gone."""
+    try:
+        with path.open("rb") as log:
+            log.seek(start if start <= path.stat().st_size else 0)
+            return log.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
-def tail(path: Path, lines: int) -> str:
+def tail(log: str, lines: int) -> str:
     """The last lines of a log, without tables and without the help that follows a refused option."""
-    log = path.read_text(errors="replace").partition("\nUsage: tritonserver")[0]
+    log = log.partition("\nUsage: tritonserver")[0]
     kept = [line for line in log.splitlines() if line and line[0] not in "+|"]
     return "\n".join(kept[-lines:])
 

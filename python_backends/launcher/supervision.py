@@ -11,17 +11,25 @@ from .errors import ServerDiedError
 from .triton_server import TritonServer
 
 MOST_ENDS, WITHIN_S = 3, 60.0
-"""A server that ends so often in so many seconds is not started again."""
+"""A server that ends so often in so many seconds of serving is not started again; loading does not count as serving."""
 
 FIRST_PAUSE_S = 1.0
 """Before the first start; doubled before the next ones."""
 
 
 class Supervisor:
-    """Keeps one server running, on the ports that it has."""
+    """Keeps one server running, on the ports that it has.
+
+    Attributes:
+        ends: all that there were.
+    """
 
     def __init__(
-        self, server: TritonServer, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        server: TritonServer,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Watches nothing by itself: `check` has to be called.
 
@@ -29,9 +37,12 @@ class Supervisor:
             server: one that was started.
             say: told in sentences of what happens.
             clock: seconds.
+            pause: waits for so many.
         """
-        self._server, self._say, self._clock = server, say, clock
-        self._ends: list[float] = []
+        self.ends: list[ServerDiedError] = []
+        self._server, self._say, self._clock, self._pause = server, say, clock, pause
+        self._served_s: list[float] = []  # before each end
+        self._ready_at: float | None = None
 
     def wait_ready(self, wait: Callable[[], None]) -> None:
         """Waits for the first start.
@@ -48,10 +59,11 @@ class Supervisor:
         except ServerDiedError as error:
             if error.status >= 0:
                 raise
-            self._start_again(error)
+            self._start_again(error, wait)
+        self._ready_at = self._clock()
 
-    def check(self) -> bool:
-        """If the server has ended starts it again, and waits until it is ready; whether it had.
+    def check(self) -> None:
+        """If the server has ended starts it again, and waits until it is ready.
 
         Raises:
             ServerDiedError: it ended for the third time in a minute.
@@ -60,25 +72,32 @@ class Supervisor:
         try:
             self._server.check_alive()
         except ServerDiedError as error:
-            self._start_again(error)
-            return True
-        return False
+            self._start_again(error, self._server.wait_ready)
 
-    def _start_again(self, ended: ServerDiedError) -> None:
-        while True:
-            now = self._clock()
-            self._ends = [*(end for end in self._ends if now - end < WITHIN_S), now]
-            if len(self._ends) >= MOST_ENDS:
-                self._say(f"it ended {MOST_ENDS} times in {WITHIN_S:.0f} s and is not started again")
-                raise ended
-            pause = FIRST_PAUSE_S * 2 ** (len(self._ends) - 1)
-            self._say(f"{ended}\nit is started again in {pause:.0f} s")
-            time.sleep(pause)
+    def _start_again(self, ended: ServerDiedError | None, wait: Callable[[], None]) -> None:
+        while ended is not None:
+            pause_s = self._note(ended)
+            self._say(f"{ended}\nit is started again in {pause_s:.0f} s")
+            self._server.remove_remains()
+            self._pause(pause_s)
             self._server.start_again()
             try:
-                self._server.wait_ready()
+                wait()
+                ended = None
             except ServerDiedError as error:
                 ended = error
-            else:
-                self._say(f"ready again: pid {self._server.pid}")
-                return
+        self._ready_at = self._clock()
+        self._say(f"ready again: pid {self._server.pid}")
+
+    def _note(self, ended: ServerDiedError) -> float:
+        """Counts an end; seconds until the server should be started again."""
+        served_s = self._served_s[-1] if self._served_s else 0.0
+        if self._ready_at is not None:
+            served_s += self._clock() - self._ready_at
+        self.ends.append(ended)
+        self._ready_at = None
+        self._served_s = [*(each for each in self._served_s if served_s - each < WITHIN_S), served_s]
+        if len(self._served_s) >= MOST_ENDS:
+            self._say(f"it ended {MOST_ENDS} times in {WITHIN_S:.0f} s and is not started again")
+            raise ended
+        return FIRST_PAUSE_S * 2 ** (len(self._served_s) - 1)

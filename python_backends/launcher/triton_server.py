@@ -154,12 +154,24 @@ class TritonServer:
 
     def start_again(self) -> None:
         """Starts it anew after it ended by itself, on the same ports and with the same log, and returns at once."""
-        self._remove_remains()
-        if self._runtime is not None:
-            shutil.rmtree(self._runtime)
-            self._runtime.mkdir(mode=0o700)
-        self._log_start = self.log_path.stat().st_size
+        self.remove_remains()
         self._process = self._spawn()
+
+    def remove_remains(self) -> None:
+        """Removes what is left of a process that has ended: its stubs, and what it had in memory and files.
+
+        Raises:
+            LauncherError: there is none: it was not started, or is stopped.
+        """
+        process = self._running()
+        if self._directory is None or self._runtime is None:
+            raise LauncherError("the server is stopped")
+        kill_group(process.pid)
+        process.wait()
+        remove_regions(region_prefix(process.pid))
+        remove_host_cache(self._runtime)
+        shutil.rmtree(self._runtime, ignore_errors=True)
+        make_runtime_directory(self._directory)
 
     def wait_ready(self) -> None:
         """Waits until the server and every model of the repository are ready.
@@ -180,7 +192,7 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise StartupTimeoutError(
                     f"the server was not ready after {self.options.startup_timeout_seconds:.0f} s; last of its log:\n"
-                    + tail(self.log_path, 5)
+                    + tail(self._read_log(), 5)
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -192,7 +204,7 @@ class TritonServer:
         """
         status = self.returncode
         if status is not None:
-            raise ServerDiedError(status, tail(self.log_path, 8))
+            raise ServerDiedError(status, tail(self._read_log(), 8))
 
     def stop(self) -> None:
         """Ends the server: requests in flight may finish, then everything of it is removed. May be called again."""
@@ -207,7 +219,7 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             logger.warning("the server did not end within its time; killing it")
         finally:
-            self._remove_remains()
+            self.remove_remains()
             shutil.rmtree(directory, ignore_errors=True)
             self._directory = None
 
@@ -227,15 +239,6 @@ class TritonServer:
         if self._process is None:
             raise LauncherError("the server was not started")
         return self._process
-
-    def _remove_remains(self) -> None:
-        """Of the process: its stubs, and what it had in shared memory."""
-        process = self._running()
-        kill_group(process.pid)
-        process.wait()
-        remove_regions(region_prefix(process.pid))
-        if self._runtime is not None:
-            remove_host_cache(self._runtime)
 
     def _read_log(self) -> str:
         """Since the last start."""
@@ -271,6 +274,7 @@ class TritonServer:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         script = _EXEC.format(prefix=region_prefix("$$"))
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         in_main_thread = threading.current_thread() is threading.main_thread()
         with self.log_path.open("ab") as log:
             return subprocess.Popen(

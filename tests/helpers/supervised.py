@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from swiftdiffusion.python_backends.launcher import Supervisor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from swiftdiffusion.python_backends.launcher import TritonServer
+    from swiftdiffusion.python_backends.launcher import ServerDiedError, TritonServer
 
 LOOK_EVERY_S = 0.2
 
@@ -23,7 +24,7 @@ class Supervised:
         """Has none yet."""
         self._supervisors: list[Supervisor] = []
         self._mutex = threading.Lock()
-        self._ends = 0
+        self._known: list[ServerDiedError] = []
 
     @contextmanager
     def keep(self, server: TritonServer) -> Iterator[None]:
@@ -35,7 +36,8 @@ class Supervised:
 
         def watch() -> None:
             while not stop.wait(LOOK_EVERY_S):
-                self._check(supervisor)
+                with self._mutex:
+                    supervisor.check()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -47,17 +49,15 @@ class Supervised:
             self._supervisors.remove(supervisor)
 
     def begin_test(self) -> None:
-        """All run now, and none has ended since."""
-        for supervisor in self._supervisors:
-            self._check(supervisor)
-        self._ends = 0
+        """All run now."""
+        self._known = self._ends()
 
-    def ended_meanwhile(self) -> bool:
-        """Whether one has ended since."""
-        for supervisor in self._supervisors:
-            self._check(supervisor)
-        return self._ends > 0
+    def aborted(self) -> bool:
+        """Whether one has ended since, as Triton does when a process dies with a lock that they share."""
+        return any(end.status == -signal.SIGABRT for end in self._ends() if end not in self._known)
 
-    def _check(self, supervisor: Supervisor) -> None:
+    def _ends(self) -> list[ServerDiedError]:
         with self._mutex:
-            self._ends += supervisor.check()
+            for supervisor in self._supervisors:
+                supervisor.check()
+            return [end for supervisor in self._supervisors for end in supervisor.ends]

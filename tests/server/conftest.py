@@ -36,17 +36,22 @@ AT_ONCE = ServerOptions(stop_timeout_seconds=1.0)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that end processes of a server come last: what they break, if they do, is nobody else's failure.
 
-    They run again if tritonserver ended meanwhile: it does when a process dies with one of the locks that they share.
+    They run again if they failed and tritonserver aborted meanwhile.
     """
     items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
     for item in items:
-        if item.get_closest_marker("kills"):
-            item.add_marker(pytest.mark.flaky(reruns=2, condition=SUPERVISED.ended_meanwhile))
+        if item.get_closest_marker("kills") and not item.config.option.usepdb:
+            item.add_marker(pytest.mark.flaky(reruns=2, condition=SUPERVISED.aborted))
 
 
 def pytest_runtest_setup() -> None:
     """Servers that have ended are there again."""
     SUPERVISED.begin_test()
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Only tests that end processes may end a server."""
+    assert item.get_closest_marker("kills") or not SUPERVISED.aborted(), "tritonserver aborted"
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ def test_error_messages_are_unescaped_and_tables_left_out(tmp_path: Path) -> Non
     assert message.endswith("ValueError: no\n\nAt:\n  model.py(3): initialize\n")
     log = tmp_path / "log"
     log.write_text(LOG)
-    assert tail(log, 2).count("boom") == 2
+    assert tail(log.read_text(), 2).count("boom") == 2
 
 
 def test_follower_passes_on_every_line_over_truncations(tmp_path: Path) -> None:
