@@ -3,9 +3,8 @@
 A family belongs to the server: models and instances, each a process, that name the same family and labels count on the
 same value. Values outlive their models.
 
-What happens is added up here, and a thread tells the server at most every `TOLD_EVERY_S`. To be told, the server takes
-a lock that it shares with the process; if that is killed meanwhile, the server ends (Triton 2.51). Hence sums and no
-single events, and histograms that are made of counters, which Prometheus reads alike.
+What happens is kept here, and a thread tells the server at most every `TOLD_EVERY_S`: of counters their growth. To be
+told, the server takes a lock that it shares with the process; if that is killed meanwhile, the server ends (Triton 2.51).
 
 What the server refuses can crash it (for a known family with another kind or a bad label), and so do two threads of one
 process that use metrics at once. So operations take turns, what it would refuse is a ValueError here already, and a
@@ -19,8 +18,7 @@ import math
 import re
 import threading
 from abc import ABC, abstractmethod
-from bisect import bisect_left
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import triton_python_backend_utils as pb_utils
@@ -102,7 +100,7 @@ class Counter(_Metric[float]):
         self._note(labels, lambda before: (before or 0.0) + amount)
 
     def _tell(self, labels: _Labels, news: float) -> None:
-        self._family.increment(labels, news)
+        self._family.of(labels).increment(news)
 
 
 class Gauge(_Metric[float]):
@@ -130,7 +128,7 @@ class Histogram(_Metric[list[float]]):
     """How values are distributed, for each combination of labels."""
 
     def __init__(self, name: str, description: str, buckets: Sequence[float] = SECONDS) -> None:
-        """Opens the families `NAME_bucket`, `NAME_sum` and `NAME_count`.
+        """Opens the family; needs Triton 2.51 or newer.
 
         Args:
             name: `swiftdiffusion_…_seconds`, `…_steps`, `…_size` or `…_ratio`.
@@ -140,9 +138,7 @@ class Histogram(_Metric[list[float]]):
         if not buckets or any(low >= high for low, high in pairwise(buckets)):
             raise ValueError(f"the buckets of {name} do not ascend: {buckets}")
         super().__init__(name, name.endswith(HISTOGRAM_ENDINGS))
-        self._buckets = tuple(buckets)
-        self._bounds = (*(f"{bound:g}" for bound in buckets), "+Inf")
-        self._families = [_Family(f"{name}_{part}", description, "COUNTER") for part in ("bucket", "sum", "count")]
+        self._family = _Family(name, description, "HISTOGRAM", buckets=list(buckets))
 
     def observe(self, value: float, **labels: str) -> None:
         """Counts a value, zero or more, for these labels."""
@@ -151,23 +147,19 @@ class Histogram(_Metric[list[float]]):
         self._note(labels, lambda before: [*(before or ()), value])
 
     def _tell(self, labels: _Labels, news: list[float]) -> None:
-        bucket, total, count = self._families
-        bins = [0.0] * len(self._bounds)
+        metric = self._family.of(labels)
         for value in news:
-            bins[bisect_left(self._buckets, value)] += 1.0
-        for bound, up_to in zip(self._bounds, accumulate(bins), strict=True):
-            bucket.increment((*labels, ("le", bound)), up_to)
-        total.increment(labels, math.fsum(news))
-        count.increment(labels, len(news))
+            metric.observe(value)
 
 
 class _Family:
     """A family of the server's registry."""
 
-    def __init__(self, name: str, description: str, kind: str) -> None:
+    def __init__(self, name: str, description: str, kind: str, **options: Any) -> None:
         if not NAME.fullmatch(name):
             raise ValueError(f"the metric {name!r} is not named {NAME.pattern}")
         self._metrics: dict[_Labels, Any] = {}
+        self._options = options
         self._family: Any = None
         families = pb_utils.MetricFamily
 
@@ -178,13 +170,8 @@ class _Family:
 
     def of(self, labels: _Labels) -> Any:
         if labels not in self._metrics:
-            self._metrics[labels] = self._family.Metric(labels=dict(labels))
+            self._metrics[labels] = self._family.Metric(labels=dict(labels), **self._options)
         return self._metrics[labels]
-
-    def increment(self, labels: _Labels, amount: float) -> None:
-        """By nothing, too: that it exists is worth knowing."""
-        if amount or labels not in self._metrics:
-            self.of(labels).increment(amount)
 
 
 class _Teller:

@@ -35,7 +35,8 @@ def test_counts_of_many_threads_come_to_their_sum() -> None:
     for thread in threads:
         thread.join()
     metrics.close()
-    assert told["swiftdiffusion_made_total"] == {"a": 8000.0}
+    assert sum(told["swiftdiffusion_made_total"]["a"]) == 8000
+    assert len(told["swiftdiffusion_made_total"]["a"]) < 100
 
 
 @pytest.mark.usefixtures("teller")
@@ -43,25 +44,23 @@ def test_the_server_is_told_without_being_asked() -> None:
     gauge = metrics.Gauge("swiftdiffusion_cache_bytes", "Bytes")
     for value in (3.0, 0.0):
         gauge.set(value)
-        wait_for(lambda: told["swiftdiffusion_cache_bytes"].get("") == value)  # noqa: B023
+        wait_for(lambda: told["swiftdiffusion_cache_bytes"][""][-1:] == [value])  # noqa: B023
 
 
 @pytest.mark.usefixtures("teller")
-def test_a_histogram_is_counted_up_to_each_bound() -> None:
+def test_a_histogram_has_every_value() -> None:
     histogram = metrics.Histogram("swiftdiffusion_batch_size", "Requests", (1, 2, 4))
     for value in (1, 2, 2, 3, 9):
         histogram.observe(value)
     metrics.close()
-    assert told["swiftdiffusion_batch_size_bucket"] == {"1": 1.0, "2": 3.0, "4": 4.0, "+Inf": 5.0}
-    assert told["swiftdiffusion_batch_size_sum"] == {"": 17.0}
-    assert told["swiftdiffusion_batch_size_count"] == {"": 5.0}
+    assert told["swiftdiffusion_batch_size"] == {"": [1, 2, 2, 3, 9]}
 
 
 @pytest.mark.usefixtures("teller")
 def test_what_exists_is_known_before_it_grows() -> None:
     metrics.Counter("swiftdiffusion_made_total", "Made").add(0.0)
     metrics.close()
-    assert told["swiftdiffusion_made_total"] == {"": 0.0}
+    assert told["swiftdiffusion_made_total"] == {"": [0.0]}
 
 
 @pytest.mark.usefixtures("teller")
