@@ -3,8 +3,8 @@
 A family belongs to the server: models and instances, each a process, that name the same family and labels count on the
 same value. Values outlive their models.
 
-What happens is kept here, and a thread tells the server at most every `TOLD_EVERY_S`: of counters their growth. To be
-told, the server takes a lock that it shares with the process; if that is killed meanwhile, the server ends (Triton 2.51).
+What happens is kept here, and a thread tells the server at most every `TOLD_EVERY_S`: of counters, their growth. To be
+told, the server takes a lock that it shares with the process; if that is killed then, the server ends (Triton 2.51).
 
 What the server refuses can crash it (for a known family with another kind or a bad label), and so do two threads of one
 process that use metrics at once. So operations take turns, what it would refuse is a ValueError here already, and a

@@ -170,7 +170,7 @@ def test_what_happened_is_in_the_metrics(store: StoreServer, lora: tuple[Path, P
 
 def load_buckets(store: StoreServer) -> list[float]:
     """How many LoRAs of the host cache took up to each bound, the lowest first."""
-    pattern = re.compile(r'swiftdiffusion_lora_load_seconds_bucket\{le="(\S+)",source="host"\}')
+    pattern = re.compile(r'swiftdiffusion_lora_load_seconds_bucket\{source="host",le="(\S+)"\}')
     found = ((pattern.fullmatch(name), value) for name, value in store.metrics().items())
     counts = {float(match[1]): value for match, value in found if match}
     assert len(counts) == 12
