@@ -78,7 +78,7 @@ def test_a_killed_peer_is_reloaded(tiny: TinyServer) -> None:
     expected = generate(tiny, tiny.model, **fields)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)
-        home, (peer,) = roles(tiny)
+        home, (peer,) = roles(tiny, helpers=1)
         kill(tiny, peer)
         assert not victim.done()
         assert victim.result().distance(expected) <= 1.0
