@@ -60,7 +60,8 @@ class Supervisor:
             if error.status >= 0:
                 raise
             self._start_again(error, wait)
-        self._ready_at = self._clock()
+        else:
+            self._ready_at = self._clock()
 
     def check(self) -> None:
         """If the server has ended starts it again, and waits until it is ready.

@@ -153,25 +153,24 @@ class TritonServer:
         logger.info("started %s (%s), pid %d", binary.path, binary.source, self._process.pid)
 
     def start_again(self) -> None:
-        """Starts it anew after it ended by itself, on the same ports and with the same log, and returns at once."""
-        self.remove_remains()
+        """Starts it anew where it ended by itself, on the same ports and with the same log, and returns at once.
+
+        After `remove_remains`.
+        """
+        if self._directory is None:
+            raise LauncherError("the server is stopped")
+        self._runtime = make_runtime_directory(self._directory)
         self._process = self._spawn()
 
     def remove_remains(self) -> None:
-        """Removes what is left of a process that has ended: its stubs, and what it had in memory and files.
-
-        Raises:
-            LauncherError: there is none: it was not started, or is stopped.
-        """
+        """Ends what is left of the server's processes, and removes what they had in memory and files."""
         process = self._running()
-        if self._directory is None or self._runtime is None:
-            raise LauncherError("the server is stopped")
         kill_group(process.pid)
         process.wait()
         remove_regions(region_prefix(process.pid))
-        remove_host_cache(self._runtime)
-        shutil.rmtree(self._runtime, ignore_errors=True)
-        make_runtime_directory(self._directory)
+        if self._runtime is not None:
+            remove_host_cache(self._runtime)
+            shutil.rmtree(self._runtime, ignore_errors=True)
 
     def wait_ready(self) -> None:
         """Waits until the server and every model of the repository are ready.
