@@ -7,10 +7,25 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from unittest import mock
 
 told: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 """Family → its first label, or "" → what its metric was told."""
+
+
+@contextmanager
+def own_metrics() -> Iterator[None]:
+    """Metrics that are made within are nobody else's; at the end all is told."""
+    from swiftdiffusion.python_backends.backend import metrics
+
+    with mock.patch.object(metrics, "_teller", metrics._Teller()):
+        told.clear()
+        yield
+        metrics.close()
+
 
 logged: list[str] = []
 """Errors."""

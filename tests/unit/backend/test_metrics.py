@@ -6,19 +6,17 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from model_process import told
+from model_process import own_metrics, told
 
 from file_server import wait_for
 from swiftdiffusion.python_backends.backend import metrics
 
 
 @pytest.fixture
-def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def teller() -> Iterator[None]:
     """One of this test alone."""
-    monkeypatch.setattr(metrics, "_teller", metrics._Teller())
-    told.clear()
-    yield
-    metrics.close()
+    with own_metrics():
+        yield
 
 
 @pytest.mark.usefixtures("teller")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lone_shard import PIXELS, SIDE, TEN, Lender, LoneShard, alone, equal, make_run, predicted, until
-from model_process import logged
+from model_process import logged, own_metrics, told
 
 from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
@@ -38,7 +38,7 @@ def test_a_run_comes_to_what_its_sampler_does_alone(shard: LoneShard, scheduler:
     assert torch.equal(latents, alone(again))
 
 
-def test_runs_of_all_kinds_share_steps_and_each_comes_to_the_same(shard: LoneShard) -> None:
+def test_runs_of_all_kinds_share_steps_and_each_comes_to_the_same(shards: Callable[..., LoneShard]) -> None:
     kinds: list[dict[str, Any]] = [
         {"steps": 6},
         {"steps": 3, "guidance": 1.0},
@@ -46,9 +46,13 @@ def test_runs_of_all_kinds_share_steps_and_each_comes_to_the_same(shard: LoneSha
         {"steps": 4, "scheduler": "lcm"},
     ]
     runs, again = ([make_run(str(number), **kind) for number, kind in enumerate(kinds)] for _ in range(2))
-    shard.submit_together(*runs)
-    assert equal(shard.done(*runs), map(alone, again))
+    with own_metrics():
+        shard = shards()
+        shard.submit_together(*runs)
+        assert equal(shard.done(*runs), map(alone, again))
     assert [run.report.largest_batch for run in runs] == [4, 4, 4, 4]
+    sizes = told["swiftdiffusion_denoiser_batch_size"][""]
+    assert (max(sizes), sum(sizes)) == (4, 6 + 3 + 5 + 4)
 
 
 def test_no_more_share_a_step_than_there_are_places(shards: Callable[..., LoneShard]) -> None:

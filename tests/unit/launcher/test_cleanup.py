@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from file_server import wait_for
 from swiftdiffusion.python_backends.launcher.directories import (
     RUNTIME_VARIABLE,
     make_private_directory,
@@ -209,10 +209,3 @@ def test_group_is_killed_with_its_stopped_members() -> None:
     leader.wait()
     assert group_members(leader.pid) == []
     kill_group(leader.pid)  # nobody left: nothing happens
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
