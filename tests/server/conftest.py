@@ -20,6 +20,7 @@ from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from throwaway import broken_repository, fine_repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,6 +53,18 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Only tests that end processes may end a server."""
     assert item.get_closest_marker("kills") or not SUPERVISED.aborted(), "tritonserver aborted"
+
+
+@pytest.fixture
+def fine(tmp_path: Path) -> Path:
+    """A repository of one small model."""
+    return fine_repository(tmp_path / "fine")
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A repository of which a model fails to load."""
+    return broken_repository(tmp_path / "broken")
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,7 @@ import pytest
 from file_server import wait_for
 from swiftdiffusion.python_backends.launcher.ports import free_ports
 from swiftdiffusion.python_backends.launcher.processes import group_members
-from throwaway import add_model, assert_nothing_left, broken_repository, fine_repository, regions, stub_of
-
-
-@pytest.fixture
-def fine(tmp_path: Path) -> Path:
-    return fine_repository(tmp_path / "fine")
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    return broken_repository(tmp_path / "broken")
+from throwaway import add_model, assert_nothing_left, regions, stub_of
 
 
 @pytest.fixture
