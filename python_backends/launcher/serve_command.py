@@ -80,7 +80,7 @@ def serve(
 ) -> None:
     """Serve a model repository until SIGINT or SIGTERM; Ctrl-C twice ends it at once.
 
-    A tritonserver that ends by itself is started again on the same ports, unless it does so three times in a minute.
+    A tritonserver that ends by itself is started again on its ports, but not the third time in a minute of serving.
     """
     options = ServerOptions(
         cuda_memory_pool_mib=cuda_memory_pool_mib,

@@ -99,6 +99,6 @@ class Supervisor:
         self._ready_at = None
         self._served_s = [*(each for each in self._served_s if served_s - each < WITHIN_S), served_s]
         if len(self._served_s) >= MOST_ENDS:
-            self._say(f"it ended {MOST_ENDS} times in {WITHIN_S:.0f} s and is not started again")
+            self._say(f"it ended {MOST_ENDS} times in {WITHIN_S:.0f} s of serving and is not started again")
             raise ended
         return FIRST_PAUSE_S * 2 ** (len(self._served_s) - 1)

@@ -83,7 +83,7 @@ def test_the_third_end_in_a_minute_is_the_last() -> None:
     with pytest.raises(ServerDiedError, match="SIGABRT"):
         check()
     assert (server.starts, server.pauses) == (3, [1.0, 2.0])
-    assert "3 times in 60 s" in server.said[-1]
+    assert "3 times in 60 s of serving" in server.said[-1]
 
 
 def test_who_ends_in_every_load_is_given_up_however_long_it_loads() -> None:
