@@ -1,36 +1,30 @@
 """Whether the models of a starting server were loaded, and why not."""
 
-import http.client
-import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import ModelFailure, ModelLoadError
 from .log import error_messages, loaded_models
+from .repository_api import RepositoryApi, RepositoryApiError, ServerUnreachableError
 
 
-def repository_index(http_url: str, read_log: Callable[[], str]) -> list[dict[str, Any]] | None:
+def repository_index(api: RepositoryApi, read_log: Callable[[], str]) -> list[dict[str, Any]] | None:
     """State of every model as the server tells it: dictionaries of name, state and reason.
 
     Args:
-        http_url: the server's HTTP API.
+        api: the server's.
         read_log: reads its log, which is asked instead if the model control API is restricted.
 
     Returns:
         None while the server is not listening yet.
     """
-    request = urllib.request.Request(f"{http_url}/v2/repository/index", data=b"", method="POST")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=5) as response:
-            return json.load(response)
-    except urllib.error.HTTPError:
+        return api.index()
+    except RepositoryApiError:
         models = loaded_models(read_log())
         return [{"name": model, "state": state} for model, state in models.items()]
-    except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException):
+    except ServerUnreachableError:
         return None
 
 

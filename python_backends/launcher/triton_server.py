@@ -26,6 +26,7 @@ from .log import read_log, tail
 from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports, listens
 from .processes import kill_group, signal_group, terminate_with_parent
+from .repository_api import RepositoryApi
 from .shared_memory import region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,11 @@ class TritonServer:
     def http_url(self) -> str:
         """URL of the HTTP API."""
         return f"http://{self.address.reachable_host}:{self.address.http_port}"
+
+    @property
+    def api(self) -> RepositoryApi:
+        """The server's model repository API."""
+        return RepositoryApi(self.http_url)
 
     @property
     def grpc_url(self) -> str:
@@ -184,7 +190,7 @@ class TritonServer:
         while True:
             self.check_alive()
             listening = listens(self.pid, self.address.http_port)  # else another server may answer there
-            index = repository_index(self.http_url, self._read_log) if listening else None
+            index = repository_index(self.api, self._read_log) if listening else None
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
                 check_loaded(models_of(self.repository), index, self._read_log())
                 return
