@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .backend.model import Model
 from .backend.responses import answer_each
 from .backend.settings import input_arrays
 from .request.cancellation import RequestRegistry
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel:
+class TritonPythonModel(Model):
     """Takes requests off their denoiser at its next step, or when they get a place in it."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Opens the server's registry."""
         self._registry = RequestRegistry()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """CANCELLED for each request."""
         return answer_each(requests, self._cancel, "cancelling")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
+from .backend.model import Model
 from .backend.responses import answer_each
 from .backend.settings import input_arrays, text_tensor
 from .common.errors import InvalidRequestError
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel:
+class TritonPythonModel(Model):
     """Keeps each picture in shared memory under its hash, where `controlnet_NAME` finds it."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Opens the pictures of this server."""
         self._images = ControlImages()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """KEY of every IMAGE [1, H, W, 3]."""
         return answer_each(requests, self._keep, "keeping a picture")
 

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
-from .backend.reloadable import Reloadable
+from .backend.model import Model
 from .backend.responses import answer_all
 from .backend.settings import ModelSettings, input_texts, text_tensor
 from .backend.tensors import joined_inputs, output_tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel(Reloadable):
+class TritonPythonModel(Model):
     """One ControlNet on one device; Triton batches the calls of all shards, requests and pipelines."""
 
     def load(self, args: Mapping[str, str]) -> None:

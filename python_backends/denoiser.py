@@ -14,10 +14,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .backend import metrics
+from .backend.model import Model
+from .backend.model_calls import down
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_bytes, input_text, text_tensor
 from .backend.stage_times import BEFORE, StageTime
 from .common.errors import RequestError, to_report
+from .common.pulse import is_up
 from .controlnets.images import ControlImages
 from .engine.front import Front, FrontRun, cancelled, final_info
 from .engine.shards import Shards
@@ -30,14 +33,15 @@ if TYPE_CHECKING:
 RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 
-class TritonPythonModel:
+class TritonPythonModel(Model):
     """Hands requests on, and says how far they are."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Reads the names of the shards from the parameters."""
         settings = ModelSettings.from_triton(args)
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(dict(settings.config))
         self._channels = int(settings.parameters["latent_channels"])
+        self._vae_decoder = settings.parameters["vae_decoder"]
         self._front = Front(
             Shards(settings.parameters["unet_shards"].split(",")),
             settings.parameters["text_encoder"],
@@ -51,7 +55,7 @@ class TritonPythonModel:
             "swiftdiffusion_forecast_ratio", "Time to final latents ÷ its forecast at admission", RATIO_BUCKETS
         )
 
-    def execute(self, requests: list[Any]) -> list[Any] | None:
+    def respond(self, requests: list[Any]) -> list[Any] | None:
         """A response for every request that has ended; decoupled, for every step that was taken since the last call."""
         texts = [input_bytes(request, "REQUEST") for request in requests]
         runs = [self._take_up(request, text) for request, text in zip(requests, texts, strict=True)]
@@ -61,12 +65,9 @@ class TritonPythonModel:
         except Exception as error:  # noqa: BLE001  a client must not get a traceback
             for run in taken:
                 run.failure = run.failure or as_request_error(error, "denoising")
+        self._can_decode = is_up(self._vae_decoder)
         responses = [self._respond(*each) for each in zip(requests, texts, runs, strict=True)]
         return None if self._decoupled else responses
-
-    def finalize(self) -> None:
-        """Tells the last of the metrics."""
-        metrics.close()
 
     def _take_up(self, request: Any, text: bytes) -> FrontRun | RequestError:
         try:
@@ -78,13 +79,16 @@ class TritonPythonModel:
         """The request's response, or None; what has not ended is rescheduled."""
         if isinstance(run, RequestError):
             return self._send(request, self._stopped(run), ended=True)
+        if (self._decoupled or run.failure is None) and not self._can_decode:  # whatever it were sent would be lost
+            if run.waits():
+                return self._put_off(request)
+            run.failure = run.failure or down(self._vae_decoder)
         if self._decoupled:
             for step in range(run.told + 1, min(run.state.step, run.state.of - 1) + 1):
                 self._send(request, self._progress({"step": step, "of": run.state.of}), ended=False)
                 run.told = step
         if run.failure is None and run.latents is None:
-            request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
-            return None
+            return self._put_off(request)
         failure = cancelled(run) if self._front.end(text) else run.failure
         if failure is None:
             info = final_info(run)
@@ -92,6 +96,11 @@ class TritonPythonModel:
                 self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"])
             return self._send(request, _response(run.latents, False, info), ended=True)
         return self._send(request, self._stopped(failure), ended=True)
+
+    @staticmethod
+    def _put_off(request: Any) -> None:
+        """The server hands it over again."""
+        request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
 
     def _send(self, request: Any, response: Any, ended: bool) -> Any:
         if self._decoupled:

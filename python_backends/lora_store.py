@@ -12,7 +12,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from .backend.metrics import LORA_REFUSALS, Counter, Gauge, Histogram
-from .backend.reloadable import Reloadable
+from .backend.model import Model
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .common.errors import RequestError
@@ -54,7 +54,7 @@ SHARED_MEMORY_FRACTION = 0.8
 """Most of the shared memory's free space that LoRAs may take: tensors between models are there too."""
 
 
-class TritonPythonModel(Reloadable):
+class TritonPythonModel(Model):
     """Resolves names in the catalogue and starts loads; never waits for one."""
 
     def load(self, args: Mapping[str, str]) -> None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from .backend import metrics
-from .backend.model_calls import load_loras
+from .backend.model import Model
+from .backend.model_calls import down, load_loras
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, text_tensor
 from .common.errors import UnknownLoraError
+from .common.pulse import is_up
 from .controlnets.images import ControlImages
 from .engine.admission import Admission
 from .engine.shards import Shards
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-class TritonPythonModel:
+class TritonPythonModel(Model):
     """Parses, checks and completes requests; what follows can then batch, since every request looks alike."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Reads the rules from the model's parameters."""
         settings = ModelSettings.from_triton(args)
         types: dict[str, Callable[[str], Any]] = {
@@ -55,19 +57,15 @@ class TritonPythonModel:
         self._catalogue = Catalogue(settings.path("loras"))
         self._refusals = metrics.Counter(*metrics.LORA_REFUSALS)
         self._registry = RequestRegistry()
-        self._lora_store = settings.parameters["lora_store"]
+        self._text_encoder, self._lora_store = settings.parameters["text_encoder"], settings.parameters["lora_store"]
         known = json.loads(settings.parameters["controlnets"])
         self._controlnets = {name: KnownControlNet(**values) for name, values in known.items()}
         self._images = ControlImages()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """REQUEST and TICKETS for each good request, an error for each other."""
         return answer_each(requests, self._complete, "reading the request")
-
-    def finalize(self) -> None:
-        """Tells the last of the metrics."""
-        metrics.close()
 
     def _complete(self, request: Any) -> Any:
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
@@ -77,6 +75,8 @@ class TritonPythonModel:
         except UnknownLoraError:
             self._refusals.add(reason="unknown")
             raise
+        if not is_up(self._text_encoder):
+            raise down(self._text_encoder)
         if parsed.request_id is not None:
             # Before anything that takes time: it may be cancelled from now on.
             self._registry.accept(parsed.request_id, parsed.run_id)

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
-from .backend.reloadable import Reloadable
+from .backend.model import Model
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .common.errors import LoraUnavailableError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel(Reloadable):
+class TritonPythonModel(Model):
     """Encodes the texts of all requests of a batch at once, with those of their LoRAs that are at hand."""
 
     def load(self, args: Mapping[str, str]) -> None:

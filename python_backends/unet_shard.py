@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
-from .backend.reloadable import Reloadable
+from .backend.model import Model
 from .backend.responses import answer_each, as_request_error
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel(Reloadable):
+class TritonPythonModel(Model):
     """One UNet on one device, and the engine that runs requests on it; `respond` carries messages and holds none."""
 
     def load(self, args: Mapping[str, str]) -> None:
@@ -84,6 +84,7 @@ class TritonPythonModel(Reloadable):
             Desk(int(parameters["places"]), times, longest=int(parameters["longest_line"])),
             times,
             adapters.count,
+            self.pulse,
         )
 
     def respond(self, requests: list[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
+from .backend.model import Model
 from .backend.responses import answer_all, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.stage_times import AFTER, StageTime
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class TritonPythonModel:
+class TritonPythonModel(Model):
     """Decodes the latents of a batch (Triton only batches equal shapes) in one call."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def load(self, args: Mapping[str, str]) -> None:
         """Loads the autoencoder and decodes once at the default size."""
         settings = ModelSettings.from_triton(args)
         compute = ComputeSettings.from_settings(settings)
@@ -41,7 +42,7 @@ class TritonPythonModel:
         decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
         self._cores = IdleCores(self._vae) if compute.device.type == "cpu" else None
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def respond(self, requests: list[Any]) -> list[Any]:
         """IMAGE and INFO for final latents, INFO for progress, an error for a stream that ends without a picture."""
         return answer_all(requests, self._decode, "decoding")
 

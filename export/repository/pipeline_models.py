@@ -111,6 +111,7 @@ class PipelineModels:
         }
         names = {
             "controlnets": json.dumps(known, sort_keys=True),
+            "text_encoder": self._text_encoder,
             "lora_store": f"{self._prefix}lora_store",
             "unet_shards": ",".join(self._shards),
             "pipeline": self._prefix,
@@ -147,6 +148,7 @@ class PipelineModels:
             "unet_shards": ",".join(self._shards),
             "text_encoder": self._text_encoder,
             "lora_store": f"{self._prefix}lora_store",
+            "vae_decoder": f"{self._prefix}vae_decoder",
             "pipeline": self._prefix,
             "latent_channels": str(self._checkpoint.latent_channels),
         }

@@ -1,13 +1,10 @@
-"""How a model whose process has died is told from one that lives."""
+"""How a model whose process has died is told from one that lives. Needs no torch."""
 
 from __future__ import annotations
 
 SIGNS_OF_A_DEAD_PROCESS = ("not healthy", "health mutex", "unknown model", "no available versions", "is not ready")
 """In the errors of a model whose process died, was stopped or was unloaded. A Python exception in a model that lives on
-and the refusals of a server that is shutting down have none of them: reloading would not help."""
-
-RETRY_AFTER_S = 2.0
-"""A model that does not load is not tried again for so long: the callers of one step queue up for it."""
+and the refusals of a server that is shutting down have none of them."""
 
 
 def is_dead(message: str) -> bool:

@@ -52,7 +52,7 @@ class OverloadedError(RequestError):
 
 
 class ModelDownError(RequestError):
-    """An inner model that gives no answer even after it was reloaded; the message has its name."""
+    """An inner model whose process is down, and is being loaded again; the message has its name."""
 
     code = "UNAVAILABLE"
 
@@ -83,6 +83,10 @@ class ControlNetUnavailableError(RequestError):
     """A ControlNet that gives no answer, or not in time; the message has its name."""
 
     code = "UNAVAILABLE"
+
+
+class ControlNetDownError(ControlNetUnavailableError):
+    """A ControlNet whose process is down, and is being loaded again: the step can be taken when it is there."""
 
 
 class UnexpectedError(RequestError):

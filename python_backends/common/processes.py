@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process, and it is more than what its parent has not taken note of: a zombie."""
+@dataclass(frozen=True)
+class ProcessState:
+    """What the kernel says of a process.
+
+    Attributes:
+        letter: `R`, `S`, `D`, `T` …; see proc(5).
+        parent: Id of its parent.
+        started: When it began, in clock ticks since boot: tells it from a later one of the same id.
+    """
+
+    letter: str
+    parent: int
+    started: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is more than what its parent has not taken note of: a zombie."""
+        return self.letter not in "ZX"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal such as SIGSTOP holds it."""
+        return self.letter == "T"
+
+
+def process_state(pid: int) -> ProcessState | None:
+    """The state of a process, None if there is none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
+        return None
+    return ProcessState(fields[0], int(fields[1]), int(fields[19]))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    state = process_state(pid)
+    return state is not None and state.is_alive

@@ -6,10 +6,16 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ..backend.model_calls import call_model
+from ..backend.model_calls import ask_model
 from ..backend.settings import response_texts, text_tensor
 from ..backend.tensors import output_tensor, response_view
-from ..common.errors import ControlNetUnavailableError, RequestError, row_failures
+from ..common.errors import (
+    ControlNetDownError,
+    ControlNetUnavailableError,
+    ModelDownError,
+    RequestError,
+    row_failures,
+)
 from ..request.completed import use_to_json
 from .answers import Answer, late
 
@@ -55,7 +61,9 @@ class LocalControlNet:
         inputs = [output_tensor(name, tensor) for name, tensor in tensors.items()]
         inputs.append(text_tensor("CONTROL", *map(use_to_json, uses)))
         try:
-            response = call_model(f"controlnet_{self._name}", inputs, ["RESIDUALS", "FAILURES"])
+            response = ask_model(f"controlnet_{self._name}", inputs, ["RESIDUALS", "FAILURES"])
+        except ModelDownError as error:
+            raise ControlNetDownError(f'CONTROLNETS names "{self._name}": {error}') from error
         except RequestError as error:
             raise ControlNetUnavailableError(f'CONTROLNETS names "{self._name}": {error}') from error
         residuals = response_view(response, "RESIDUALS")

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from tritonclient.utils import InferenceServerException
 
-from ..common.errors import ControlNetUnavailableError, ImageUnavailableError, RequestError
+from ..backend.dead_models import is_dead
+from ..common.errors import ControlNetDownError, ControlNetUnavailableError, ImageUnavailableError, RequestError
 from .answers import Answer, late
 from .remote_model import RemoteModel
 
@@ -63,7 +64,9 @@ class RemoteControlNet:
             raise late(self._name, self._model.server) from None
         except InferenceServerException as error:
             place = f'CONTROLNETS names "{self._name}" on {self._model.server}'
-            raise ControlNetUnavailableError(f"{place}: {error.message()}") from error
+            gone = is_dead(error.message() or "") or "UNAVAILABLE" in str(error.status())
+            kind = ControlNetDownError if gone else ControlNetUnavailableError
+            raise kind(f"{place}: {error.message()}") from error
 
     async def _answer(self, tensors: Mapping[str, np.ndarray], uses: Sequence[ControlNetUse]) -> Answer:
         """The answer, after sending what pictures were lacking; a picture that cannot be sent is its rows' failure."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backend.metrics import Counter, Histogram
-from ..backend.model_calls import encode_prompts, load_loras
+from ..backend.model_calls import encode_prompts, load_loras, patiently
 from ..common.errors import EmbeddingsUnavailableError, LoraUnavailableError
 from ..lora.loading.outcomes import Outcomes
 from ..lora.loading.tickets import Ticket, tickets_from_json, tickets_of, tickets_to_json
@@ -110,7 +110,7 @@ class _Calls:
         request = replace(self._request, loras=tuple(replace(lora.use, patch_step=None) for lora in loras))
         tickets = tickets_to_json([Ticket(lora.use.name, result=lora.loaded) for lora in loras])
         for _ in range(ENCODINGS):
-            encoding = encode_prompts(self._services.text_encoder, request, tickets)
+            encoding = patiently(lambda: encode_prompts(self._services.text_encoder, request, tickets))
             if encoding.loras != set_of(loras):
                 names = ", ".join(lora.use.name for lora in loras)
                 raise LoraUnavailableError(f"LORAS: the text encoder could not read {names}")
@@ -120,4 +120,5 @@ class _Calls:
 
     def _load_again(self, position: int) -> Ticket:
         alone = replace(self._request, loras=self._request.loras[position : position + 1])
-        return tickets_from_json(load_loras(self._services.lora_store, alone), self._services.outcomes)[0]
+        tickets = patiently(lambda: load_loras(self._services.lora_store, alone))
+        return tickets_from_json(tickets, self._services.outcomes)[0]

@@ -6,8 +6,10 @@ every step; no call between models is held.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -17,6 +19,7 @@ import torch
 
 from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
+from ..common.pulse import ENGINE
 from .messages import Polled
 from .places import Places
 from .published import Published, state_of
@@ -25,6 +28,7 @@ from .stepping import Stepping
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ..common.pulse import Pulse
     from .desk import Desk
     from .evaluator import Evaluated, Evaluator, StepTook
     from .messages import Claim, Claimed, Quoted, Work
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 WAITING_POLL_S = 0.003
 """Pause between looks for LoRAs where every run waits for one."""
+
+FIRST_S, HANGS_S, HANGS_STEPS = 600.0, 60.0, 20.0
+"""An engine hangs that takes longer: for a step of a kind that was never measured, which may set up; for others, where
+LoRAs may, beside so many times what they take."""
 
 LENT_S, LENT_STEPS = 0.5, 3.0
 """Another shard that has sent no rows for so long, and for so many times what they took, has to ask again."""
@@ -52,6 +60,7 @@ class Engine:
         desk: Desk,
         times: StepTimes,
         count: Callable[[Denoising], None],
+        pulse: Pulse,
     ) -> None:
         """Starts the thread.
 
@@ -62,7 +71,9 @@ class Engine:
             desk: An empty line.
             times: The desk's.
             count: Told of every run that has ended.
+            pulse: Of this process.
         """
+        self._pulse = pulse
         self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
         self._batch_sizes = Histogram(
@@ -77,7 +88,7 @@ class Engine:
         self._lent: tuple[str, float] | None = None
         self._boundary, self._step_s, self._measured_at = 0.0, 0.0, time.monotonic()
         self._closing = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
 
     # Messages, from the thread of the model's `execute`.
@@ -126,6 +137,7 @@ class Engine:
         def job() -> None:
             try:
                 self._evaluator.begin_step()
+                self._pulse.until(self._hangs_after_s(call.work, call.control_work), ENGINE)
                 evaluated = self._evaluator(call)
                 self._learn(self._evaluator.end_step(call.work, call.control_work))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
@@ -146,32 +158,44 @@ class Engine:
 
     # The thread.
 
+    def _live(self) -> None:
+        """A process whose engine has ended is of no use: without one, it is loaded again."""
+        try:
+            self._loop()
+        except BaseException:  # noqa: BLE001  whatever it is, there is no engine any more
+            traceback.print_exc()
+            os._exit(os.EX_SOFTWARE)
+
     @torch.no_grad()
     def _loop(self) -> None:
         self._evaluator.enter_thread()
         batch: list[Denoising] = []
         while not self._closing:
-            self._take_messages(wait=not batch)
-            batch = self._at_boundary()
-            try:
-                if batch:
-                    self._advance(batch)
-            except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
-                failure = as_request_error(error, "denoising")
-                for run in batch:
-                    if run.request.run_id in self._runs:
-                        run.failure = run.failure or failure
-                        self._publish(run)
+            jobs = self._messages(wait=not batch)
+            with self._pulse.within(FIRST_S, ENGINE):
+                for job in jobs:
+                    job()
+                batch = self._at_boundary()
+                try:
+                    if batch:
+                        self._advance(batch)
+                except Exception as error:  # noqa: BLE001  the thread goes on, with other runs
+                    failure = as_request_error(error, "denoising")
+                    for run in batch:
+                        if run.request.run_id in self._runs:
+                            run.failure = run.failure or failure
+                            self._publish(run)
 
-    def _take_messages(self, wait: bool) -> None:
-        """Does what came in meanwhile; with nothing to do waits for it, with LoRAs on their way for a moment."""
+    def _messages(self, wait: bool) -> list[Callable[[], None]]:
+        """What came in meanwhile; with nothing to do waits for it, with LoRAs on their way for a moment."""
+        jobs: list[Callable[[], None]] = []
         try:
             if wait:
-                self._inbox.get(timeout=WAITING_POLL_S if self._runs else None)()
+                jobs.append(self._inbox.get(timeout=WAITING_POLL_S if self._runs else None))
             while True:
-                self._inbox.get_nowait()()
+                jobs.append(self._inbox.get_nowait())
         except Empty:
-            return
+            return jobs
 
     def _at_boundary(self) -> list[Denoising]:
         """LoRAs go on, and who has nobody any more leaves; the runs that take the next step."""
@@ -194,14 +218,21 @@ class Engine:
 
         def announce(work: int, control_work: int) -> None:
             self._boundary = started + self._times.expected(work, control_work)
+            self._pulse.until(self._hangs_after_s(work, control_work), ENGINE)
 
+        before = {run.request.run_id: run.step for run in batch}
         ended = self._step(batch, announce)
         self._step_s = time.monotonic() - started
         self._learn(ended)
         with self._mutex:
-            self._desk.stepped(run.request.run_id for run in batch)
+            self._desk.stepped(run.request.run_id for run in batch if run.step > before[run.request.run_id])
         for run in batch:
             self._publish(run)
+
+    def _hangs_after_s(self, work: int, control_work: int) -> float:
+        if not self._times.knows(work, control_work):
+            return FIRST_S
+        return HANGS_S + HANGS_STEPS * self._times.expected(work, control_work)
 
     def _learn(self, ended: Iterable[StepTook]) -> None:
         """What steps took, and evaluations for others: a shard that seems slow might get nothing else to learn from."""

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..backend.model_calls import encode_prompts, load_loras
+from ..backend.model_calls import down, encode_prompts, load_loras
 from ..common.errors import (
     EmbeddingsUnavailableError,
     ModelDownError,
@@ -20,6 +20,7 @@ from ..common.errors import (
     RequestTimeoutError,
     from_report,
 )
+from ..common.pulse import is_up
 from ..request.completed import CompletedRequest
 from ..request.encoding import Encoding
 from .admission import best_first
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 MAX_STARTS = 3
 """A run whose shard dies more often ends its request: it may be what kills them."""
 
-ALL_DOWN_S = 120.0
-"""Longest that a request waits for a shard that can take it."""
+DOWN_S = 120.0
+"""Longest that a request waits for models that are down."""
 
 MIN_PAUSE_S, FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005, 0.025
 """Between two looks at the shards; for the longest of them a new request may lie here."""
@@ -65,6 +66,7 @@ class FrontRun:
         latents: [1, C, h, w] float32, once it is done.
         failure: Why it ends without a picture, once it does.
         joined: When it came, in seconds of the monotonic clock.
+        waits_since: Since when something that it needs next is down, likewise; None while nothing is.
         held: What is given up at its end.
     """
 
@@ -76,12 +78,20 @@ class FrontRun:
     latents: np.ndarray | None = None
     failure: RequestError | None = None
     joined: float = field(default_factory=time.monotonic)
+    waits_since: float | None = None
     held: ExitStack = field(default_factory=ExitStack)
 
     @property
     def request(self) -> CompletedRequest:
         """The request."""
         return self.message.request
+
+    def waits(self) -> bool:
+        """Whether it may wait on for something that is down; if not, it ends."""
+        now = time.monotonic()
+        if self.waits_since is None:
+            self.waits_since = now
+        return now - self.waits_since < DOWN_S
 
     @property
     def place(self) -> str:
@@ -183,30 +193,24 @@ class Front:
         return None
 
     def _start(self, run: FrontRun) -> None:
-        """Has the shard that would be done first run it; while none can, it waits."""
+        """Has the shard that would be done first run it; while what that takes is down, it waits."""
         request, claim = run.request, run.request.claim
         try:
-            if claim is not None and run.starts == 0 and claim.shard in self._shards.up:
+            if claim is not None and run.starts == 0 and is_up(claim.shard):
                 shard = claim.shard
                 self._before.note(max(0.0, time.time() - claim.at))
             else:
                 shard = best_first(self._shards.quotes(Work.of(request)))[0][1]
-        except ModelDownError as error:
-            if time.monotonic() - run.joined > ALL_DOWN_S:
-                run.failure = error
-            return
-        try:
             if run.starts:
                 run.message = replace(run.message, again=True)
                 if request.loras:  # who had the tickets may have taken what they bring
                     run.message = replace(run.message, tickets=load_loras(self._lora_store, request))
-            run.starts += 1
             self._submit(run, shard)
-        except RequestError as error:
-            if shard in self._shards.up:
+        except ModelDownError as error:
+            if not run.waits():
                 run.failure = error
-            else:
-                self._lose(run, error)
+        except RequestError as error:
+            run.failure = error
 
     def _submit(self, run: FrontRun, shard: str) -> None:
         answer = self._shards.submit(shard, run.message)
@@ -220,7 +224,8 @@ class Front:
         elif answer.missing:
             run.failure = EmbeddingsUnavailableError("PROMPT: its embeddings went before they were used; try again")
         else:
-            run.shard = shard
+            run.shard, run.waits_since = shard, None
+            run.starts += 1
 
     def _look(self, shard: str, runs: dict[str, FrontRun]) -> float:
         """Asks a shard after its runs; seconds until it is worth asking again."""
@@ -233,7 +238,7 @@ class Front:
         for run_id, run in runs.items():
             state = polled.runs.get(run_id)
             if state is None:
-                self._lose(run, ModelDownError(f"{shard} was down"))
+                self._lose(run, down(shard))
                 continue
             run.state, run.latents = state, latents.get(run_id)
             if state.error is not None:

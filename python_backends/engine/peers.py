@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..backend.metrics import TRANSFERRED, Counter
 from ..backend.responses import as_request_error
 from ..backend.tensors import output_tensor, response_tensor
-from ..common.errors import ModelDownError, RequestError, from_report
+from ..common.errors import ModelDownError, from_report
 from .evaluator import Evaluated
 from .messages import Borrow, Evaluate, Evaluation, Lent
-from .shards import ask, revive
+from .shards import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +96,7 @@ class Peers:
         try:
             evaluated = self._asked(peer.name, call)
         except Exception as error:  # noqa: BLE001  this shard evaluates the rows itself
-            self._threads.submit(self._give_up, peer.name, error)
+            self._give_up(peer.name, error)
             evaluated = None
         if evaluated is None:
             peer.lent_at = None
@@ -117,9 +116,6 @@ class Peers:
 
     @staticmethod
     def _give_up(name: str, error: Exception) -> None:
-        """Has a shard that is down loaded again; it may stay down."""
+        """Logs what is more than that it is down."""
         if not isinstance(error, ModelDownError):
             as_request_error(error, name)
-            return
-        with suppress(RequestError):
-            revive(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ...kernels.step_coefficients import StepCoefficients
+    from ..common.errors import ControlNetDownError
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
 
@@ -27,6 +29,9 @@ CPU = torch.device("cpu")
 NO_ENCODING = Encoding(None, "", 0.0, False)
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """Rows of a request's conditioning: the two halves of classifier-free guidance."""
+
+DOWN_S, AGAIN_S = 30.0, 0.25
+"""A run waits for a ControlNet that is down for so long at most, and looks so often whether it is there again."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Denoising:
         sampler: Its latents, and how they go on.
         report: What INFO will tell of the run.
         loras: Which of its LoRAs are on.
-        waiting: Whether its next step waits for a LoRA.
+        waiting: Whether its next step waits for a LoRA, or for a ControlNet that is down.
         failure: Why it ends without a picture, once it does.
         work: What all of it costs.
         scheduler: Its name of the contract, or the class of the checkpoint's own.
@@ -143,6 +148,8 @@ class Denoising:
         self.loras = RequestLoras((), (), None) if loras is None else loras
         self.loras.check_patch_steps(self.steps)
         self.waiting = False
+        self._down_since: float | None = None
+        self._again_at = 0.0
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
         self.work = Work.of(replace(request, evaluations=self.steps, halves=len(self.halves)))
@@ -161,7 +168,7 @@ class Denoising:
             RequestError: If one cannot be loaded.
         """
         may_step, embeddings = self.loras.advance(self.step, self.steps)
-        self.waiting = not may_step
+        self.waiting = not may_step or time.monotonic() < self._again_at
         if embeddings is not None:
             self.set_embeddings(embeddings)
 
@@ -172,6 +179,15 @@ class Denoising:
             for position, use in enumerate(self.request.controlnets)
             if use.is_active(self.step, self.steps) and (half == CONDITIONAL or not use.guess_mode)
         )
+
+    def put_off(self, error: ControlNetDownError) -> None:
+        """Its step was in vain, since a ControlNet is down: it is taken again, unless that has lasted too long."""
+        now = time.monotonic()
+        if self._down_since is None:
+            self._down_since = now
+        if now - self._down_since > DOWN_S:
+            self.failure = error
+        self._again_at = now + AGAIN_S
 
     def note_stale(self, uses: Sequence[ControlNetUse], positions: Sequence[int]) -> None:
         """Notes those of a row's ControlNets whose residuals were the previous step's."""
@@ -233,7 +249,12 @@ class Denoising:
             guided = unconditional + self.request.guidance_scale * (prediction - unconditional)
             prediction = rescaled(guided, prediction, self.request.guidance_rescale)
         self.sampler.advance(self.step, prediction)
+        self.stepped()
+
+    def stepped(self) -> None:
+        """The next step."""
         self.step += 1
+        self._down_since = None
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:

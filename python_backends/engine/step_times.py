@@ -135,6 +135,10 @@ class StepTimes:
             longer = max(seconds - self._unet.expected(work), LEAST_LONGER * seconds)
             _note(self._longer, self._usual_longer, control_work, longer)
 
+    def knows(self, work: int, control_work: int = 0) -> bool:
+        """Whether such steps were measured."""
+        return work in self._unet and (not control_work or control_work in self._longer)
+
     def expected(self, work: int, control_work: int = 0) -> float:
         """Seconds that such a step should take now; 0 while nothing is known."""
         seconds = self._unet.expected(work)

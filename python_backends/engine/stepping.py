@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ..backend.responses import as_request_error
-from ..common.errors import RequestError
+from ..common.errors import ControlNetDownError, RequestError
 from . import advancing
 from .placement import place
 from .unet_calls import unet_calls
@@ -72,7 +72,8 @@ class Stepping:
                 _distribute(call, name, result, predictions)
         for run in inputs:
             run.report.largest_batch = max(run.report.largest_batch, len(batch))
-        for runs in advancing.groups(run for run in inputs if run.failure is None):
+        whole = [run for run, halves in predictions.items() if run.failure is None and len(halves) == len(run.halves)]
+        for runs in advancing.groups(whole):
             _guarded(runs, partial(advancing.advance, runs, predictions))
         return self._evaluator.end_step(*map(max, zip(*loads, strict=True)))
 
@@ -94,8 +95,10 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
         run.report.shards.add(shard)
         if isinstance(result, RequestError):
             run.failure = result
-        elif row in result.failures:
-            run.failure = result.failures[row]
+        elif isinstance(failure := result.failures.get(row), ControlNetDownError):
+            run.put_off(failure)
+        elif failure is not None:
+            run.failure = failure
         else:
             predictions[run][half] = result.prediction[row : row + 1]
             run.loras.note_patch(run.step, result.patch_ms[row])

@@ -7,6 +7,7 @@ from .errors import ModelLoadError, ServerDiedError
 from .options import ServerOptions
 from .supervision import Supervisor
 from .triton_server import TritonServer
+from .watcher import Watcher
 
 __all__ = [
     "ModelLoadError",
@@ -14,4 +15,5 @@ __all__ = [
     "ServerOptions",
     "Supervisor",
     "TritonServer",
+    "Watcher",
 ]

@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from .log import LogFollower, model_event
 from .options import ServerOptions, models_of
 from .supervision import Supervisor
 from .triton_server import TritonServer
+from .watcher import LOOK_EVERY_S, Watcher
 
 _PRIVATE_LOG_BYTES = 16 << 20  # a streamed log needs no more of itself on disk
 _NETWORK, _MEMORY, _LIMITS = "Network", "Memory", "Limits"
@@ -110,8 +111,13 @@ def serve(
 def _run(server: TritonServer, console: Console, streamed: bool) -> None:
     try:
         server.start()
-        supervisor = Supervisor(server, lambda text: console.print(_escaped(text), highlight=False, soft_wrap=True))
-        supervisor.wait_ready(lambda: _wait_ready(server, console))
+
+        def say(text: str) -> None:
+            console.print(_escaped(text), highlight=False, soft_wrap=True)
+
+        watcher = Watcher(server, say, server.options.startup_timeout_seconds)
+        supervisor = Supervisor(server, watcher, say)
+        supervisor.wait_ready(lambda look: _wait_ready(server, console, look))
         follower: LogFollower | None = None
         try:
             addresses = f"HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}"
@@ -119,7 +125,7 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
             follower = _follow(server) if streamed else None
             while True:
                 supervisor.check()
-                threading.Event().wait(0.2)
+                threading.Event().wait(LOOK_EVERY_S)
         finally:
             if streamed:
                 (follower or _follow(server)).close()  # a signal may come before there is one
@@ -139,7 +145,7 @@ def _follow(server: TritonServer) -> LogFollower:
     return LogFollower(server.log_path, _echo, _PRIVATE_LOG_BYTES)
 
 
-def _wait_ready(server: TritonServer, console: Console) -> None:
+def _wait_ready(server: TritonServer, console: Console, look: Callable[[], object]) -> None:
     """Shows a bar over the models on a terminal, a line per model elsewhere."""
     total = len(models_of(server.repository))
     columns = (
@@ -168,7 +174,7 @@ def _wait_ready(server: TritonServer, console: Console) -> None:
 
         follower = LogFollower(server.log_path, show)
         try:
-            server.wait_ready()
+            server.wait_ready(look)
         finally:
             follower.close()
 

@@ -1,4 +1,4 @@
-"""A server that ends by itself is started again.
+"""A server that ends by itself is started again; models of it that die are loaded again.
 
 Triton's Python backend has locks in memory that it shares with every model's process. If one dies while it holds such
 a lock, the next to take it ends the server (seen with 2.51), and nothing in a model's code can prevent that.
@@ -7,8 +7,9 @@ a lock, the next to take it ends the server (seen with 2.51), and nothing in a m
 import time
 from collections.abc import Callable
 
-from .errors import ServerDiedError
+from .errors import ModelLoadError, ServerDiedError
 from .triton_server import TritonServer
+from .watcher import Watcher
 
 MOST_ENDS, WITHIN_S = 3, 60.0
 """A server that ends so often in so many seconds of serving is not started again; loading does not count as serving."""
@@ -18,7 +19,7 @@ FIRST_PAUSE_S = 1.0
 
 
 class Supervisor:
-    """Keeps one server running, on the ports that it has.
+    """Keeps one server running, on the ports that it has, and its models.
 
     Attributes:
         ends: all that there were.
@@ -27,6 +28,7 @@ class Supervisor:
     def __init__(
         self,
         server: TritonServer,
+        watcher: Watcher,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
@@ -35,27 +37,28 @@ class Supervisor:
 
         Args:
             server: one that was started.
+            watcher: who heals its models.
             say: told in sentences of what happens.
             clock: seconds.
             pause: waits for so many.
         """
         self.ends: list[ServerDiedError] = []
-        self._server, self._say, self._clock, self._pause = server, say, clock, pause
+        self._server, self._watcher, self._say, self._clock, self._pause = server, watcher, say, clock, pause
         self._served_s: list[float] = []  # before each end
         self._ready_at: float | None = None
 
-    def wait_ready(self, wait: Callable[[], None]) -> None:
+    def wait_ready(self, wait: Callable[[Callable[[], object]], None]) -> None:
         """Waits for the first start.
 
         Args:
-            wait: the server's `wait_ready`, or what shows it.
+            wait: the server's `wait_ready`, or what shows it; given what is to be done meanwhile.
 
         Raises:
             ServerDiedError: it ended with an exit status, as it does for options that it refuses; or as `check`.
             LauncherError: as `check`.
         """
         try:
-            wait()
+            wait(self._watcher.look)
         except ServerDiedError as error:
             if error.status >= 0:
                 raise
@@ -64,7 +67,7 @@ class Supervisor:
             self._ready_at = self._clock()
 
     def check(self) -> None:
-        """If the server has ended starts it again, and waits until it is ready.
+        """If the server has ended starts it again, and waits until it is ready; else looks after its models.
 
         Raises:
             ServerDiedError: it ended for the third time in a minute.
@@ -74,19 +77,24 @@ class Supervisor:
             self._server.check_alive()
         except ServerDiedError as error:
             self._start_again(error, self._server.wait_ready)
+        self._watcher.look()
 
-    def _start_again(self, ended: ServerDiedError | None, wait: Callable[[], None]) -> None:
+    def _start_again(self, ended: ServerDiedError | None, wait: Callable[[Callable[[], object]], None]) -> None:
         while ended is not None:
             pause_s = self._note(ended)
             self._say(f"{ended}\nit is started again in {pause_s:.0f} s")
             self._server.remove_remains()
             self._pause(pause_s)
             self._server.start_again()
+            self._watcher.status.restarts += 1
             try:
-                wait()
+                wait(self._watcher.look)
                 ended = None
             except ServerDiedError as error:
                 ended = error
+            except ModelLoadError as error:  # they were there before: the others serve meanwhile
+                self._say(str(error))
+                ended = None
         self._ready_at = self._clock()
         self._say(f"ready again: pid {self._server.pid}")
 

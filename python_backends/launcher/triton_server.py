@@ -7,9 +7,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..backend.dead_models import is_dead
 from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
 from .address import ServerAddress
 from .binary import ServerBinary, find_server_binary
@@ -20,7 +21,7 @@ from .directories import (
     plain_path,
     remove_stale_directories,
 )
-from .errors import InvalidRepositoryError, LauncherError, ServerDiedError, StartupTimeoutError
+from .errors import InvalidRepositoryError, LauncherError, ModelLoadError, ServerDiedError, StartupTimeoutError
 from .loading import check_loaded, repository_index
 from .log import read_log, tail
 from .options import ServerOptions, models_of
@@ -110,6 +111,13 @@ class TritonServer:
         return f"http://{self.address.reachable_host}:{self.address.metrics_port}/metrics"
 
     @property
+    def runtime(self) -> Path:
+        """The runtime directory of its models, anew after each start."""
+        if self._runtime is None:
+            raise LauncherError("the server was not started")
+        return self._runtime
+
+    @property
     def started(self) -> bool:
         """Whether there is something to stop: between `start` and `stop`."""
         return self._directory is not None and self._process is not None
@@ -178,8 +186,11 @@ class TritonServer:
             remove_host_cache(self._runtime)
             shutil.rmtree(self._runtime, ignore_errors=True)
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, look: Callable[[], object] | None = None) -> None:
         """Waits until the server and every model of the repository are ready.
+
+        Args:
+            look: a watcher's: a model whose process dies while it loads is no failure then.
 
         Raises:
             ModelLoadError: models failed; the message has each one's name and its own error.
@@ -192,8 +203,14 @@ class TritonServer:
             listening = listens(self.pid, self.address.http_port)  # else another server may answer there
             index = repository_index(self.api, self._read_log) if listening else None
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
-                check_loaded(models_of(self.repository), index, self._read_log())
-                return
+                try:
+                    check_loaded(models_of(self.repository), index, self._read_log())
+                    return
+                except ModelLoadError as error:
+                    if look is None or not any(is_dead(failure.reason) for failure in error.failures):
+                        raise
+            if look is not None:
+                look()
             if time.monotonic() > deadline:
                 raise StartupTimeoutError(
                     f"the server was not ready after {self.options.startup_timeout_seconds:.0f} s; last of its log:\n"

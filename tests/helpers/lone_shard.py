@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import model_process  # noqa: F401  before what imports the server's module
 import torch
 
 from swiftdiffusion.python_backends.common.errors import RequestError
+from swiftdiffusion.python_backends.common.pulse import Pulse
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.engine import Engine
 from swiftdiffusion.python_backends.engine.evaluator import Evaluated, StepTook
@@ -137,6 +140,7 @@ class LoneShard:
             Desk(places, self.times, clock=lambda: 0.0),
             self.times,
             self.counted.append,
+            Pulse(name, f"{id(self)}", Path(tempfile.mkdtemp())),
         )
 
     def submit(self, *runs: Denoising) -> None:

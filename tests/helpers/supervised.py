@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from swiftdiffusion.python_backends.launcher import Supervisor
+from swiftdiffusion.python_backends.launcher import Supervisor, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Supervised:
     @contextmanager
     def keep(self, server: TritonServer) -> Iterator[None]:
         """Waits until a server that was started is ready, and keeps it running."""
-        supervisor = Supervisor(server, print)
+        supervisor = Supervisor(server, Watcher(server, print), print)
         supervisor.wait_ready(server.wait_ready)
         self._supervisors.append(supervisor)
         stop = threading.Event()

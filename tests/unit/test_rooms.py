@@ -21,7 +21,7 @@ LIGHT = (
     "request.parsing",
     "shared_memory.host_cache",
     "backend.model_calls",
-    "backend.reloadable",
+    "backend.model",
     "controlnets.answers",
     "controlnets.images",
     "engine.info",

@@ -9,6 +9,7 @@ import pytest
 
 from swiftdiffusion.python_backends.launcher.errors import LauncherError, ServerDiedError, StartupTimeoutError
 from swiftdiffusion.python_backends.launcher.supervision import Supervisor
+from swiftdiffusion.python_backends.launcher.watch_status import WatchStatus
 
 
 class ScriptedServer:
@@ -21,9 +22,10 @@ class ScriptedServer:
         self._loads: Iterator[tuple[float, LauncherError | None]] = iter(loads)
         self._ended: ServerDiedError | None = None
         self.pid = 1
+        self.looks, self.status = 0, WatchStatus()
 
     def supervisor(self) -> Supervisor:
-        return Supervisor(self, self.said.append, lambda: self.now, self.pauses.append)  # type: ignore[arg-type]
+        return Supervisor(self, self, self.said.append, lambda: self.now, self.pauses.append)  # type: ignore[arg-type]
 
     def end(self, after: float, number: signal.Signals = signal.SIGABRT) -> None:
         self.now += after
@@ -39,7 +41,10 @@ class ScriptedServer:
     def start_again(self) -> None:
         self._ended, self.starts = None, self.starts + 1
 
-    def wait_ready(self) -> None:
+    def look(self) -> None:
+        self.looks += 1
+
+    def wait_ready(self, look: Callable[[], object]) -> None:
         seconds, error = next(self._loads, (0.0, None))
         self.now += seconds
         if error is not None:

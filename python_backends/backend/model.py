@@ -1,0 +1,54 @@
+"""What all models are: a process with a pulse, which whoever calls it looks at first. Needs no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from ..common.pulse import Pulse
+from . import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXECUTE_S = 600.0
+"""Longest that a model takes for the requests of one `execute`: a picture of the largest size on a slow processor."""
+
+
+class Model(ABC):
+    """Base of a backend's `TritonPythonModel`.
+
+    Attributes:
+        pulse: Of this process.
+    """
+
+    pulse: Pulse
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Calls `load`; what that raises fails the load."""
+        instance = f"{args['model_instance_name']}-{args['model_instance_device_id']}"
+        self.pulse = Pulse(args["model_name"], instance)
+        self.load(args)
+        self.pulse.ready()
+
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """Calls `respond`."""
+        with self.pulse.within(EXECUTE_S):
+            return self.respond(requests)
+
+    def finalize(self) -> None:
+        """Calls `close`."""
+        self.pulse.close()
+        self.close()
+        metrics.close()
+
+    def close(self) -> None:  # noqa: B027  most have nothing to close
+        """What `finalize` is for other models; nothing, unless there is something to close."""
+
+    @abstractmethod
+    def load(self, args: Mapping[str, str]) -> None:
+        """What `initialize` is for other models."""
+
+    @abstractmethod
+    def respond(self, requests: list[Any]) -> list[Any] | None:
+        """What `execute` is for other models."""

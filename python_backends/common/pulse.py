@@ -1,0 +1,146 @@
+"""What every process of a server tells of itself: whether it is ready, and until when what it does should be done.
+
+A record of a few bytes in the runtime directory, mapped into its process: writing costs no system call, and whoever
+wants to know reads the file. Times are of the monotonic clock, which all processes of a machine share. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .processes import process_state
+from .runtime_directory import runtime_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ROOM = "processes"
+"""Of the runtime directory: a directory for each model, with a record for each of its processes."""
+
+EXECUTE, ENGINE = 0, 1
+"""What a process does at once: its model's `execute`, and the thread of a shard's engine."""
+
+_IDENTITY = struct.Struct("=qqq")  # process id, when it began, whether it is ready
+_DOING = struct.Struct("=dd")  # until when it should be done, 0 while there is nothing to do; when something was, last
+_SIZE = _IDENTITY.size + 2 * _DOING.size
+
+
+class Pulse:
+    """This process's record.
+
+    Args:
+        model: Whose process it is.
+        instance: Tells it from others of the model.
+        runtime: The runtime directory; None takes that of this process's server.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+
+    def __init__(self, model: str, instance: str, runtime: Path | None = None) -> None:
+        directory = (runtime or runtime_directory()) / ROOM / model
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / instance
+        fresh = self._path.with_name(f".{instance}")
+        state = process_state(os.getpid())
+        self._identity = (os.getpid(), state.started if state else 0)
+        fresh.write_bytes(_IDENTITY.pack(*self._identity, 0) + 2 * _DOING.pack(0.0, time.monotonic()))
+        with fresh.open("r+b") as file:
+            self._record = mmap.mmap(file.fileno(), _SIZE)
+        fresh.replace(self._path)
+
+    def ready(self) -> None:
+        """From now on it can be called."""
+        _IDENTITY.pack_into(self._record, 0, *self._identity, 1)
+
+    def beat(self) -> None:
+        """Says that it lives, where it has nothing else to say."""
+        self._write(EXECUTE, 0.0)
+
+    @contextmanager
+    def within(self, seconds: float, doing: int = EXECUTE) -> Iterator[None]:
+        """While it does something that should take no longer; if it does, it hangs."""
+        self.until(seconds, doing)
+        try:
+            yield
+        finally:
+            self._write(doing, 0.0)
+
+    def until(self, seconds: float, doing: int = EXECUTE) -> None:
+        """What it does should take so long from now on."""
+        self._write(doing, time.monotonic() + seconds)
+
+    def close(self) -> None:
+        """It ends: nobody is to wait for it."""
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, doing: int, until: float) -> None:
+        _DOING.pack_into(self._record, _IDENTITY.size + doing * _DOING.size, until, time.monotonic())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A process as its record and the kernel show it.
+
+    Attributes:
+        model: Whose process it is.
+        pid: Its id.
+        is_up: Whether it can be called: it is ready, lives and is not stopped.
+        overdue_s: Seconds by which it exceeds what it does, 0 if it does not.
+        idle_s: Seconds for which it has had nothing to do.
+    """
+
+    model: str
+    pid: int
+    is_up: bool
+    overdue_s: float
+    idle_s: float
+
+
+def seen(model: str, runtime: Path | None = None) -> list[Seen]:
+    """The processes of a model, dead ones too."""
+    try:
+        paths = [path for path in ((runtime or runtime_directory()) / ROOM / model).iterdir() if path.name[0] != "."]
+    except FileNotFoundError:
+        return []
+    return [each for path in paths if (each := _look(model, path)) is not None]
+
+
+def seen_models(runtime: Path) -> list[str]:
+    """The models that have records."""
+    try:
+        return sorted(path.name for path in (runtime / ROOM).iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def is_up(model: str) -> bool:
+    """Whether a model of this process's server can be called: it has processes, and all of them are up."""
+    processes = seen(model)
+    return bool(processes) and all(process.is_up for process in processes)
+
+
+def _look(model: str, path: Path) -> Seen | None:
+    try:
+        record = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    now = time.monotonic()
+    pid, started, ready = _IDENTITY.unpack_from(record)
+    doing = [_DOING.unpack_from(record, _IDENTITY.size + number * _DOING.size) for number in (EXECUTE, ENGINE)]
+    state = process_state(pid)
+    lives = state is not None and state.is_alive and state.started == started
+    return Seen(
+        model,
+        pid,
+        is_up=bool(ready) and lives and state is not None and not state.is_stopped,
+        overdue_s=max(0.0, *(now - until if until else 0.0 for until, _ in doing)) if lives else 0.0,
+        idle_s=0.0 if any(until for until, _ in doing) else now - max(last for _, last in doing),
+    )

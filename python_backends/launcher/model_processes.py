@@ -1,0 +1,62 @@
+"""The processes that a server's models have, seen from outside."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ..common.processes import process_state
+from .processes import PROC
+
+_STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True)
+class ModelProcess:
+    """A Python backend's process that lives.
+
+    Attributes:
+        pid: its id.
+        model: whose it is.
+        is_stopped: whether a signal holds it.
+    """
+
+    pid: int
+    model: str
+    is_stopped: bool
+
+
+def model_processes(server: int) -> list[ModelProcess]:
+    """Those of a server that live; dead ones, which Triton leaves behind as zombies, are not among them.
+
+    Args:
+        server: tritonserver's process id.
+    """
+    found = []
+    for pid in _children(server):
+        state, model = process_state(pid), _model_of(pid)
+        if model is not None and state is not None and state.is_alive:
+            found.append(ModelProcess(pid, model, state.is_stopped))
+    return found
+
+
+def _children(parent: int) -> list[int]:
+    """By the kernel's own list, where it keeps one."""
+    try:
+        lists = [path.read_text("ascii") for path in (PROC / str(parent) / "task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError):
+        lists = []
+    if lists:
+        return [int(pid) for text in lists for pid in text.split()]
+    return [pid for pid in psutil.pids() if (state := process_state(pid)) is not None and state.parent == parent]
+
+
+def _model_of(pid: int) -> str | None:
+    """The model whose stub a process is: its first argument is `…/MODEL/VERSION/model.py`."""
+    try:
+        arguments = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if len(arguments) < 2 or _STUB.encode() not in arguments[0]:
+        return None
+    return Path(arguments[1].decode("utf-8", "surrogateescape")).parent.parent.name

@@ -1,0 +1,58 @@
+"""What a watcher tells others: which models are down and why, what was loaded again, how often the server started."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+WATCH_FILE = "watch.json"
+"""In the runtime directory."""
+
+
+@dataclass(frozen=True)
+class Down:
+    """A model that is down.
+
+    Attributes:
+        reason: why, in the server's words where it has any.
+        since: since when, in Unix time.
+        tries: loads of it that failed since.
+    """
+
+    reason: str
+    since: float
+    tries: int
+
+
+@dataclass
+class WatchStatus:
+    """All that a watcher tells.
+
+    Attributes:
+        pid: the watcher's process.
+        down: the models that are.
+        heals: how often each model was loaded again.
+        restarts: how often the server was started again.
+    """
+
+    pid: int = field(default_factory=os.getpid)
+    down: dict[str, Down] = field(default_factory=dict)
+    heals: dict[str, int] = field(default_factory=dict)
+    restarts: int = 0
+
+    def write(self, runtime: Path) -> None:
+        """Puts it where `read` finds it."""
+        path = runtime / WATCH_FILE
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self)), "utf-8")
+        fresh.replace(path)
+
+    @classmethod
+    def read(cls, runtime: Path) -> "WatchStatus | None":
+        """What the last watcher of a server told; None if there was none."""
+        try:
+            told: Mapping = json.loads((runtime / WATCH_FILE).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls(**{**told, "down": {model: Down(**down) for model, down in told["down"].items()}})

@@ -1,0 +1,237 @@
+"""The one who heals a server: whatever process of its models dies or hangs, the model is loaded again from outside.
+
+Triton 2.51 never restarts a Python backend's process, and goes on to call its model ready. A load that fails within a
+model's own call of `pb_utils.load_model` would end the server; over the repository API it is an answer.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..backend.dead_models import is_dead
+from ..common.processes import process_state
+from ..common.pulse import Pulse, seen, seen_models
+from .errors import LauncherError
+from .model_processes import model_processes
+from .repository_api import RepositoryApi, RepositoryApiError, ServerUnreachableError
+from .watch_status import Down, WatchStatus
+
+STOPPED_S = 1.0
+"""A process that a signal has stopped for so long is killed; so is one that has been overdue for so long."""
+
+INDEX_EVERY_S = 1.0
+SILENT_S = 60.0
+"""A server that answers nothing for so long hangs."""
+
+UNLOAD_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""After a load that failed; doubled after each further one."""
+
+LOOK_EVERY_S = 0.2
+LONGEST_LOOK_S = 1.0
+"""Whoever looks may have slept longer: nothing is known of that time."""
+
+DIED = "its process died"
+
+
+class WatchedServer(Protocol):
+    """What is watched."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver."""
+
+    @property
+    def api(self) -> RepositoryApi:
+        """Its model repository API."""
+
+    @property
+    def runtime(self) -> Path:
+        """Its models' runtime directory."""
+
+
+@dataclass
+class _Heal:
+    """A model that is being loaded again, or will be."""
+
+    reason: str
+    began: float
+    since: float = field(default_factory=time.time)
+    thread: threading.Thread | None = None
+    tries: int = 0
+    again_at: float = 0.0
+
+    @property
+    def is_on_its_way(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+
+class Watcher:
+    """Watches one server, also when it is started again, whenever it is told to `look`.
+
+    Attributes:
+        status: what it tells others.
+    """
+
+    def __init__(
+        self,
+        server: WatchedServer,
+        say: Callable[[str], None],
+        load_timeout_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            server: one that was started.
+            say: told in sentences of what happens.
+            load_timeout_s: how long loading a model may take.
+            clock: seconds.
+        """
+        self.status = WatchStatus()
+        self._known: set[str] = set()
+        self._server, self._say, self._load_timeout_s, self._clock = server, say, load_timeout_s, clock
+        self._begin()
+
+    def _begin(self) -> None:
+        """Of a server that was just started."""
+        self._pid = self._server.pid
+        self._pulse = Pulse("watcher", str(os.getpid()), self._server.runtime / "watch")
+        self._heals: dict[str, _Heal] = {}
+        self._expected: dict[str, int] = {}
+        self._lacking: set[str] = set()
+        self._suspected_s: dict[int, float] = {}
+        self._looked_at = self._answered_at = self._clock()
+        self._index_at = self._looked_at - INDEX_EVERY_S
+
+    def look(self) -> None:
+        """Kills what hangs, and begins to load again what has died. To be called a few times a second."""
+        if self._server.pid != self._pid:
+            self._begin()
+        now = self._clock()
+        passed, self._looked_at = min(now - self._looked_at, LONGEST_LOOK_S), now
+        processes = model_processes(self._pid)
+        stopped = {process.pid: process.model for process in processes if process.is_stopped}
+        if (server := process_state(self._pid)) is not None and server.is_stopped:
+            stopped[self._pid] = "tritonserver"
+        self._kill_hanging(stopped, {process.pid: process.model for process in processes}, passed)
+        living = Counter(process.model for process in processes)
+        lacks = any(living[model] < count for model, count in self._expected.items())
+        if lacks or self._heals or now - self._index_at >= INDEX_EVERY_S:
+            self._index_at = now
+            self._compare(living, now)
+        self._pulse.beat()
+        self.status.down = {model: Down(heal.reason, heal.since, heal.tries) for model, heal in self._heals.items()}
+        self.status.write(self._server.runtime)
+
+    def _kill_hanging(self, stopped: dict[int, str], living: dict[int, str], passed: float) -> None:
+        """Those that are stopped or overdue in look after look."""
+        runtime = self._server.runtime
+        overdue = {
+            process.pid: model
+            for model in seen_models(runtime)
+            for process in seen(model, runtime)
+            if process.overdue_s and process.pid in living
+        }
+        self._suspected_s = {pid: self._suspected_s.get(pid, -passed) + passed for pid in {**stopped, **overdue}}
+        for pid, seconds in self._suspected_s.items():
+            if seconds >= STOPPED_S:
+                what = f"{stopped[pid]} is stopped" if pid in stopped else f"{overdue[pid]} hangs"
+                self._say(f"{what} (pid {pid}): it is killed")
+                _kill(pid)
+
+    def _compare(self, living: Counter[str], now: float) -> None:
+        """What the server says of its models with the processes that there are."""
+        try:
+            index = self._server.api.index()
+        except ServerUnreachableError:
+            if now - self._answered_at > SILENT_S and self._expected:
+                self._say(f"tritonserver has answered nothing for {SILENT_S:.0f} s: it is killed")
+                _kill(self._pid)
+            return
+        self._answered_at = now
+        lacking: set[str] = set()
+        for entry in index:
+            model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
+            if (heal := self._heals.get(model)) is not None and heal.is_on_its_way:
+                continue
+            if state == "READY":
+                self._known.add(model)
+                self._expected[model] = self._expected.get(model) or self._instances(model)
+                if living[model] >= self._expected[model]:
+                    self._is_up(model)
+                    continue
+                lacking.add(model)
+                if model in self._lacking:  # twice: it may have been loaded or unloaded between two questions
+                    self._heal(model, DIED, now)
+                continue
+            self._expected.pop(model, None)
+            if state == "UNAVAILABLE" and (heal is not None or self._should_be_there(model, reason)):
+                self._heal(model, reason, now)
+        self._lacking = lacking
+
+    def _should_be_there(self, model: str, reason: str) -> bool:
+        """Not if it was unloaded on purpose, or never loaded for a reason of its own."""
+        return reason != "unloaded" and (model in self._known or is_dead(reason))
+
+    def _instances(self, model: str) -> int:
+        """Processes that a model should have."""
+        with suppress(LauncherError):
+            return instances(self._server.api.config(model))
+        return 0
+
+    def _is_up(self, model: str) -> None:
+        heal = self._heals.pop(model, None)
+        if heal is not None:
+            self.status.heals[model] = self.status.heals.get(model, 0) + 1
+            self._say(f"{model} is loaded again, after {self._clock() - heal.began:.1f} s")
+
+    def _heal(self, model: str, reason: str, now: float) -> None:
+        """Begins to load a model again, if it is time to."""
+        heal = self._heals.get(model)
+        if heal is None:
+            if is_composed(reason) and self._heals:  # it comes back with those that it is composed of
+                return
+            heal = self._heals[model] = _Heal(reason, now)
+            self._say(f"{model} is down and is loaded again: {reason}")
+        if now < heal.again_at:
+            return
+        heal.thread = threading.Thread(target=self._load_again, args=(model, heal), name=f"heal-{model}", daemon=True)
+        heal.thread.start()
+
+    def _load_again(self, model: str, heal: _Heal) -> None:
+        api = self._server.api
+        try:
+            with suppress(RepositoryApiError):  # it may be unloaded already
+                api.unload(model, UNLOAD_S)
+            api.load(model, self._load_timeout_s)
+        except LauncherError as error:
+            heal.tries, heal.reason = heal.tries + 1, str(error)
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (heal.tries - 1))
+            heal.again_at = self._clock() + pause_s
+            self._say(f"{model} does not load, and is tried again in {pause_s:.0f} s: {error}")
+
+
+def instances(config: dict[str, Any]) -> int:
+    """Processes of a Python backend's model, by its completed configuration; 0 for other models."""
+    if config.get("backend") != "python":
+        return 0
+    groups = config.get("instance_group", ())
+    return sum(group.get("count", 1) * max(1, len(group.get("gpus", ()))) for group in groups)
+
+
+def is_composed(reason: str) -> bool:
+    """Whether a model is down because of those that it is composed of."""
+    return "depends on" in reason
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
