@@ -20,14 +20,14 @@ from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_bytes, input_text, text_tensor
 from .backend.stage_times import BEFORE, StageTime
 from .common.errors import RequestError, to_report
-from .common.pulse import is_up
+from .common.pulse import ups
 from .controlnets.images import ControlImages
 from .engine.front import Front, FrontRun, cancelled, final_info
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
@@ -60,14 +60,22 @@ class TritonPythonModel(Model):
         texts = [input_bytes(request, "REQUEST") for request in requests]
         runs = [self._take_up(request, text) for request, text in zip(requests, texts, strict=True)]
         taken = [run for run in runs if isinstance(run, FrontRun)]
+        self._end_undecodable(taken)
         try:
             self._front.advance(taken)
         except Exception as error:  # noqa: BLE001  a client must not get a traceback
             for run in taken:
                 run.failure = run.failure or as_request_error(error, "denoising")
-        self._can_decode = is_up(self._vae_decoder)
         responses = [self._respond(*each) for each in zip(requests, texts, runs, strict=True)]
         return None if self._decoupled else responses
+
+    def _end_undecodable(self, runs: Iterable[FrontRun]) -> None:
+        """Ends those whose decoder has died: Triton binds an ensemble's request to the models that there are then."""
+        decoders = ups(self._vae_decoder)
+        for run in runs:
+            run.decoders = run.decoders or decoders
+            if not decoders or run.decoders != decoders:
+                run.failure = run.failure or down(self._vae_decoder)
 
     def _take_up(self, request: Any, text: bytes) -> FrontRun | RequestError:
         try:
@@ -79,16 +87,13 @@ class TritonPythonModel(Model):
         """The request's response, or None; what has not ended is rescheduled."""
         if isinstance(run, RequestError):
             return self._send(request, self._stopped(run), ended=True)
-        if (self._decoupled or run.failure is None) and not self._can_decode:  # whatever it were sent would be lost
-            if run.waits():
-                return self._put_off(request)
-            run.failure = run.failure or down(self._vae_decoder)
         if self._decoupled:
             for step in range(run.told + 1, min(run.state.step, run.state.of - 1) + 1):
                 self._send(request, self._progress({"step": step, "of": run.state.of}), ended=False)
                 run.told = step
         if run.failure is None and run.latents is None:
-            return self._put_off(request)
+            request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+            return None
         failure = cancelled(run) if self._front.end(text) else run.failure
         if failure is None:
             info = final_info(run)
@@ -96,11 +101,6 @@ class TritonPythonModel(Model):
                 self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"])
             return self._send(request, _response(run.latents, False, info), ended=True)
         return self._send(request, self._stopped(failure), ended=True)
-
-    @staticmethod
-    def _put_off(request: Any) -> None:
-        """The server hands it over again."""
-        request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
 
     def _send(self, request: Any, response: Any, ended: bool) -> Any:
         if self._decoupled:

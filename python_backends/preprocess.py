@@ -57,7 +57,8 @@ class TritonPythonModel(Model):
         self._catalogue = Catalogue(settings.path("loras"))
         self._refusals = metrics.Counter(*metrics.LORA_REFUSALS)
         self._registry = RequestRegistry()
-        self._text_encoder, self._lora_store = settings.parameters["text_encoder"], settings.parameters["lora_store"]
+        self._lora_store = settings.parameters["lora_store"]
+        self._needed = [settings.parameters[name] for name in ("text_encoder", "vae_decoder")]
         known = json.loads(settings.parameters["controlnets"])
         self._controlnets = {name: KnownControlNet(**values) for name, values in known.items()}
         self._images = ControlImages()
@@ -75,8 +76,8 @@ class TritonPythonModel(Model):
         except UnknownLoraError:
             self._refusals.add(reason="unknown")
             raise
-        if not is_up(self._text_encoder):
-            raise down(self._text_encoder)
+        if missing := [model for model in self._needed if not is_up(model)]:
+            raise down(*missing)
         if parsed.request_id is not None:
             # Before anything that takes time: it may be cancelled from now on.
             self._registry.accept(parsed.request_id, parsed.run_id)

@@ -112,6 +112,7 @@ class PipelineModels:
         names = {
             "controlnets": json.dumps(known, sort_keys=True),
             "text_encoder": self._text_encoder,
+            "vae_decoder": f"{self._prefix}vae_decoder",
             "lora_store": f"{self._prefix}lora_store",
             "unet_shards": ",".join(self._shards),
             "pipeline": self._prefix,

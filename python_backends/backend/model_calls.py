@@ -7,6 +7,7 @@ callers look before they call.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..request.completed import CompletedRequest
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
 """Longest that who needs a model that is down waits for it."""
@@ -49,7 +51,10 @@ def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     response = request.exec()
     if response.has_error():
         message = response.error().message()
-        raise down(name) if is_dead(message) else ModelFailedError(f"{name} failed: {message}")
+        if not is_dead(message):
+            raise ModelFailedError(f"{name} failed: {message}")
+        logger.warning("%s is down: %s", name, message)
+        raise down(name)
     return response
 
 

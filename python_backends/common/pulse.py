@@ -27,7 +27,10 @@ ROOM = "processes"
 EXECUTE, ENGINE = 0, 1
 """What a process does at once: its model's `execute`, and the thread of a shard's engine."""
 
-_IDENTITY = struct.Struct("=qqq")  # process id, when it began, whether it is ready
+SETTLED_S = 0.5
+"""After it is ready; by then its server calls it, and not the one before it."""
+
+_IDENTITY = struct.Struct("=qqd")  # process id, when it began, when it was ready, 0 before
 _DOING = struct.Struct("=dd")  # until when it should be done, 0 while there is nothing to do; when something was, last
 _SIZE = _IDENTITY.size + 2 * _DOING.size
 
@@ -51,14 +54,14 @@ class Pulse:
         fresh = self._path.with_name(f".{instance}")
         state = process_state(os.getpid())
         self._identity = (os.getpid(), state.started if state else 0)
-        fresh.write_bytes(_IDENTITY.pack(*self._identity, 0) + 2 * _DOING.pack(0.0, time.monotonic()))
+        fresh.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 2 * _DOING.pack(0.0, time.monotonic()))
         with fresh.open("r+b") as file:
             self._record = mmap.mmap(file.fileno(), _SIZE)
         fresh.replace(self._path)
 
     def ready(self) -> None:
         """From now on it can be called."""
-        _IDENTITY.pack_into(self._record, 0, *self._identity, 1)
+        _IDENTITY.pack_into(self._record, 0, *self._identity, time.monotonic())
 
     def beat(self) -> None:
         """Says that it lives, where it has nothing else to say."""
@@ -123,8 +126,13 @@ def seen_models(runtime: Path) -> list[str]:
 
 def is_up(model: str) -> bool:
     """Whether a model of this process's server can be called: it has processes, and all of them are up."""
+    return bool(ups(model))
+
+
+def ups(model: str) -> frozenset[int]:
+    """Ids of the processes of a model that can be called; none, if one of them is not up."""
     processes = seen(model)
-    return bool(processes) and all(process.is_up for process in processes)
+    return frozenset(each.pid for each in processes if all(other.is_up for other in processes))
 
 
 def _look(model: str, path: Path) -> Seen | None:
@@ -133,14 +141,14 @@ def _look(model: str, path: Path) -> Seen | None:
     except FileNotFoundError:
         return None
     now = time.monotonic()
-    pid, started, ready = _IDENTITY.unpack_from(record)
+    pid, started, ready_at = _IDENTITY.unpack_from(record)
     doing = [_DOING.unpack_from(record, _IDENTITY.size + number * _DOING.size) for number in (EXECUTE, ENGINE)]
     state = process_state(pid)
     lives = state is not None and state.is_alive and state.started == started
     return Seen(
         model,
         pid,
-        is_up=bool(ready) and lives and state is not None and not state.is_stopped,
+        is_up=0 < ready_at < now - SETTLED_S and lives and state is not None and not state.is_stopped,
         overdue_s=max(0.0, *(now - until if until else 0.0 for until, _ in doing)) if lives else 0.0,
         idle_s=0.0 if any(until for until, _ in doing) else now - max(last for _, last in doing),
     )

@@ -67,6 +67,7 @@ class FrontRun:
         failure: Why it ends without a picture, once it does.
         joined: When it came, in seconds of the monotonic clock.
         waits_since: Since when something that it needs next is down, likewise; None while nothing is.
+        decoders: Processes of the decoder that it is bound to.
         held: What is given up at its end.
     """
 
@@ -79,6 +80,7 @@ class FrontRun:
     failure: RequestError | None = None
     joined: float = field(default_factory=time.monotonic)
     waits_since: float | None = None
+    decoders: frozenset[int] = frozenset()
     held: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -159,7 +161,7 @@ class Front:
 
         Looks at the shards when there should be something to tell, and waits for that time here.
         """
-        going = [run for run in runs if run.failure is None]
+        going = [run for run in runs if run.failure is None and run.latents is None]
         for run in going:
             run.failure = self._stopped(run)
             if run.failure is None and run.shard is None:

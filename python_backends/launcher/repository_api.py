@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -53,12 +54,18 @@ class RepositoryApi:
         return True
 
     def load(self, model: str, timeout_s: float) -> None:
-        """Loads a model, and those that are composed of it; returns when they are ready."""
+        """Loads a model that is not loaded, and those that are composed of it; returns when they are ready."""
         self._ask(f"/v2/repository/models/{quote(model)}/load", {}, timeout_s)
 
-    def unload(self, model: str, timeout_s: float) -> None:
-        """Unloads a model, and not those that it is composed of."""
-        self._ask(f"/v2/repository/models/{quote(model)}/unload", {}, timeout_s)
+    def replace(self, model: str, timeout_s: float) -> None:
+        """Loads a model anew that the server takes for loaded; it has no gap, nor have those composed of it.
+
+        The server ignores the loading of such a model unless its configuration differs: a parameter says when.
+        """
+        config = self.config(model)
+        config.setdefault("parameters", {})["reloaded_at"] = {"string_value": str(time.time())}
+        body = {"parameters": {"config": json.dumps(config)}}
+        self._ask(f"/v2/repository/models/{quote(model)}/load", body, timeout_s)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_S) -> Any:
         """The answer's JSON; a POST if there is a body.

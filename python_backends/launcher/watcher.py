@@ -20,7 +20,7 @@ from ..common.processes import process_state
 from ..common.pulse import Pulse, seen, seen_models
 from .errors import LauncherError
 from .model_processes import model_processes
-from .repository_api import RepositoryApi, RepositoryApiError, ServerUnreachableError
+from .repository_api import RepositoryApi, ServerUnreachableError
 from .watch_status import Down, WatchStatus
 
 STOPPED_S = 1.0
@@ -30,7 +30,6 @@ INDEX_EVERY_S = 1.0
 SILENT_S = 60.0
 """A server that answers nothing for so long hangs."""
 
-UNLOAD_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """After a load that failed; doubled after each further one."""
 
@@ -170,11 +169,11 @@ class Watcher:
                     continue
                 lacking.add(model)
                 if model in self._lacking:  # twice: it may have been loaded or unloaded between two questions
-                    self._heal(model, DIED, now)
+                    self._heal(model, DIED, now, self._server.api.replace)
                 continue
             self._expected.pop(model, None)
             if state == "UNAVAILABLE" and (heal is not None or self._should_be_there(model, reason)):
-                self._heal(model, reason, now)
+                self._heal(model, reason, now, self._server.api.load)
         self._lacking = lacking
 
     def _should_be_there(self, model: str, reason: str) -> bool:
@@ -193,7 +192,7 @@ class Watcher:
             self.status.heals[model] = self.status.heals.get(model, 0) + 1
             self._say(f"{model} is loaded again, after {self._clock() - heal.began:.1f} s")
 
-    def _heal(self, model: str, reason: str, now: float) -> None:
+    def _heal(self, model: str, reason: str, now: float, load: Callable[[str, float], None]) -> None:
         """Begins to load a model again, if it is time to."""
         heal = self._heals.get(model)
         if heal is None:
@@ -203,15 +202,14 @@ class Watcher:
             self._say(f"{model} is down and is loaded again: {reason}")
         if now < heal.again_at:
             return
-        heal.thread = threading.Thread(target=self._load_again, args=(model, heal), name=f"heal-{model}", daemon=True)
+        heal.thread = threading.Thread(
+            target=self._load_again, args=(model, heal, load), name=f"heal-{model}", daemon=True
+        )
         heal.thread.start()
 
-    def _load_again(self, model: str, heal: _Heal) -> None:
-        api = self._server.api
+    def _load_again(self, model: str, heal: _Heal, load: Callable[[str, float], None]) -> None:
         try:
-            with suppress(RepositoryApiError):  # it may be unloaded already
-                api.unload(model, UNLOAD_S)
-            api.load(model, self._load_timeout_s)
+            load(model, self._load_timeout_s)
         except LauncherError as error:
             heal.tries, heal.reason = heal.tries + 1, str(error)
             pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (heal.tries - 1))
