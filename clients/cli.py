@@ -14,7 +14,10 @@ from ..export.tensorrt.build_command import build_engines
 from ..export.tensorrt.plan_command import plan_models
 from ..export.tensorrt.verify_command import verify_engines
 from ..python_backends.launcher.doctor_command import doctor
+from ..python_backends.launcher.drain_command import drain_command
+from ..python_backends.launcher.probe_command import probe
 from ..python_backends.launcher.serve_command import serve
+from ..python_backends.launcher.watch_command import watch
 from .commands.generate_command import generate
 from .load.lora_variants import lora_variants
 from .load.replay_command import replay_trace
@@ -38,6 +41,9 @@ app = typer.Typer(
 )
 
 app.command()(serve)
+app.command()(watch)
+app.command()(probe)
+app.command("drain")(drain_command)
 app.command()(generate)
 app.command()(perf)
 app.command(context_settings={"obj": catalogue_names})(lora_mix)

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from .backend.model import Model
 from .backend.responses import answer_each
 from .backend.settings import input_arrays
+from .common.pulse import DOOR
 from .request.cancellation import RequestRegistry
 from .request.parsing import parse_request_id
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 class TritonPythonModel(Model):
     """Takes requests off their denoiser at its next step, or when they get a place in it."""
+
+    doing = DOOR
 
     def load(self, args: Mapping[str, str]) -> None:
         """Opens the server's registry."""

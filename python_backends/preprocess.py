@@ -16,8 +16,9 @@ from .backend.model import Model
 from .backend.model_calls import down, load_loras
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, text_tensor
-from .common.errors import UnknownLoraError
-from .common.pulse import is_up
+from .common.draining import is_draining
+from .common.errors import DrainingError, UnknownLoraError
+from .common.pulse import DOOR, is_up
 from .controlnets.images import ControlImages
 from .engine.admission import Admission
 from .engine.shards import Shards
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 class TritonPythonModel(Model):
     """Parses, checks and completes requests; what follows can then batch, since every request looks alike."""
+
+    doing = DOOR
 
     def load(self, args: Mapping[str, str]) -> None:
         """Reads the rules from the model's parameters."""
@@ -69,6 +72,8 @@ class TritonPythonModel(Model):
         return answer_each(requests, self._complete, "reading the request")
 
     def _complete(self, request: Any) -> Any:
+        if is_draining():
+            raise DrainingError("the server is about to stop and takes no new requests; retry elsewhere")
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
         refuse_unread(json.loads(request.parameters()), self._input_names, self._rules.ignored_parameters)
         try:

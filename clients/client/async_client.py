@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, ServerUnreachable, SwiftDiffusionError
-from .request import GenerationRequest, cancel_tensors
+from .request import GenerationRequest, Tensor, cancel_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
+from .retries import RETRIABLE, Retries
 from .transport import Answer, Transport, open_transport
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,16 @@ class AsyncClient:
         url: `grpc://HOST:8001` or `http://HOST:8000`; `grpcs` and `https` for TLS.
         model: the entry model; None takes whichever of `sdxl` and `sd15` the server has.
         timeout: seconds that a picture may take; None waits as long as the server works on it.
+        retries: how often a request is sent again, with the same seed, that met a part of the server which died
+            (`ServerRestarting`), or no server at all (`ServerUnreachable`).
     """
 
-    def __init__(self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None, retries: int = 0
+    ) -> None:
         self.url = url
         self.timeout = timeout
+        self.retries = retries
         self._model = model
         self._transport: Transport | None = None
 
@@ -76,13 +82,17 @@ class AsyncClient:
             SwiftDiffusionError: one of its subclasses, with the server's sentence.
             ValueError: the request cannot be sent, such as control images of different sizes.
         """
-        request = request.with_request_id()
+        request = self._complete(request)
         tensors = request.tensors()
-        model = await self.model()
         start = time.monotonic()
         async with self._cancelled_on_server(request), asyncio.timeout(self.timeout):
-            outputs = await self._open().infer(model, tensors)
-        return parse_result(outputs, request, time.monotonic() - start)
+            retries = Retries(self.retries)
+            while True:
+                try:
+                    outputs = await self._open().infer(await self.model(), tensors)
+                    return parse_result(outputs, request, time.monotonic() - start)
+                except RETRIABLE as error:
+                    await retries.pause(error)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Progress | GenerationResult, None]:
         """Progress after each step, then the picture. gRPC only.
@@ -93,24 +103,27 @@ class AsyncClient:
             StreamingUnsupported: the URL is HTTP.
             SwiftDiffusionError: as `generate`.
         """
-        request = request.with_request_id()
+        request = self._complete(request)
         tensors = request.tensors()
-        transport = self._open()
-        model = f"{await self.model()}_stream"
         start = time.monotonic()
-        last: Answer = {}
-        async with self._cancelled_on_server(request), aclosing(transport.stream(model, tensors)) as answers:
-            while True:
-                left = None if self.timeout is None else self.timeout - (time.monotonic() - start)
+        deadline = None if self.timeout is None else start + self.timeout
+        retries = Retries(self.retries)
+        told = 0
+        last: Answer | None = None
+        async with self._cancelled_on_server(request):
+            while last is None:
                 try:
-                    async with asyncio.timeout(left):  # wait_for of Python 3.11 may swallow a task's cancellation
-                        answer = await anext(answers)
-                except StopAsyncIteration:
-                    break
-                if answer["IMAGE"] is not None:
-                    last = answer
-                elif (progress := parse_progress(answer)) is not None:
-                    yield progress
+                    async with aclosing(self._answers(tensors, deadline)) as answers:
+                        async for answer in answers:
+                            if answer["IMAGE"] is not None:
+                                last = answer
+                            elif (progress := parse_progress(answer)) is not None and progress.step > told:
+                                told = progress.step
+                                yield progress
+                    last = last or {}
+                except RETRIABLE as error:
+                    async with asyncio.timeout(_left(deadline)):
+                        await retries.pause(error)
         yield parse_result(last, request, time.monotonic() - start)
 
     async def cancel(self, request_id: str) -> bool:
@@ -196,6 +209,24 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _complete(self, request: GenerationRequest) -> GenerationRequest:
+        """Whatever is sent again is the same request."""
+        request = request.with_request_id()
+        return request.with_seed() if self.retries else request
+
+    async def _answers(self, tensors: list[Tensor], deadline: float | None) -> AsyncGenerator[Answer, None]:
+        """Those of one stream; TimeoutError at the deadline, in seconds of the monotonic clock."""
+        async with asyncio.timeout(_left(deadline)):
+            model = f"{await self.model()}_stream"
+        async with aclosing(self._open().stream(model, tensors)) as answers:
+            while True:
+                try:
+                    async with asyncio.timeout(_left(deadline)):  # wait_for may swallow a task's cancellation
+                        answer = await anext(answers)
+                except StopAsyncIteration:
+                    return
+                yield answer
+
     def _open(self) -> Transport:
         if self._transport is None:
             self._transport = open_transport(self.url)
@@ -228,3 +259,7 @@ class AsyncClient:
                 await asyncio.sleep(_POLL_SECONDS / 5)
         except (TimeoutError, SwiftDiffusionError) as error:
             logger.warning("request %s could not be cancelled on the server: %s", request.request_id, error)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()

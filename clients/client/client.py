@@ -26,10 +26,13 @@ class Client:
         url: `grpc://HOST:8001` or `http://HOST:8000`; `grpcs` and `https` for TLS.
         model: the entry model; None takes whichever of `sdxl` and `sd15` the server has.
         timeout: seconds that a picture may take; None waits as long as the server works on it.
+        retries: as `AsyncClient`'s.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None) -> None:
-        self._client = AsyncClient(url, model, timeout)
+    def __init__(
+        self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None, retries: int = 0
+    ) -> None:
+        self._client = AsyncClient(url, model, timeout, retries)
 
     @property
     def url(self) -> str:

@@ -2,6 +2,12 @@
 
 import re
 
+_RESTARTING = re.compile(
+    "; retry in a few seconds|; retry elsewhere|is not healthy|health mutex|has no available versions|is not ready"
+    "|[Ss]tream removed|[Ss]erver is stopping|stopped accepting"
+)
+"""The server's own sentences, and Triton's about a process that has died or a model that is being loaded."""
+
 _LORA = re.compile(r'\bLORAS(?: names "|: )')
 _CANCELLED = re.compile(r'REQUEST_ID ".*" was cancelled', re.DOTALL)
 _UNREACHABLE = ("failed to connect", "DNS resolution failed", "Socket closed", "Connection reset", "recvmsg:")
@@ -25,6 +31,13 @@ class ServerUnavailable(SwiftDiffusionError):  # noqa: N818
 
 class ServerUnreachable(ServerUnavailable):
     """Nobody answers at the URL."""
+
+
+class ServerRestarting(ServerUnavailable):
+    """A part of the server that the request needs has died and is being loaded again, or the server is draining.
+
+    Nothing was done; the same request can be sent again in a few seconds.
+    """
 
 
 class LoraUnavailable(ServerUnavailable):
@@ -90,6 +103,8 @@ def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffus
     """
     if status is None:
         status = next((code for sentence, code in _BY_SENTENCE if sentence.search(message)), "")
+    if _RESTARTING.search(message):
+        return ServerRestarting(message)
     code = status.removeprefix("StatusCode.")
     kind = _BY_STATUS.get(code, ServerFailure)
     if kind is ServerUnavailable and message.startswith(_UNREACHABLE):

@@ -1,6 +1,7 @@
 """What can be asked of the server, and the tensors it travels in (the wire contract's input side)."""
 
 import json
+import random
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -114,6 +115,10 @@ class GenerationRequest:
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
         return self if self.request_id is not None else replace(self, request_id=uuid.uuid4().hex)
+
+    def with_seed(self) -> "GenerationRequest":
+        """This request, with a seed of its own if it has none."""
+        return self if self.seed is not None else replace(self, seed=random.getrandbits(32))
 
     def tensors(self) -> list[Tensor]:
         """The inputs of the wire contract that are set.

@@ -64,6 +64,9 @@ def generate(
         int | None,
         typer.Option(min=1, help="When the server gives up on a picture; what would take longer it refuses."),
     ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Send a picture's request again, where a part of the server died under it.")
+    ] = 0,
     priority: Annotated[
         str | None, typer.Option(help="low, normal or high: who goes first where requests wait.")
     ] = None,
@@ -96,7 +99,7 @@ def generate(
     requests = _requests(base, _all_prompts(prompts, prompt_file), count, seed)
 
     async def run() -> list[GenerationResult]:
-        async with AsyncClient(url, model, timeout) as client:
+        async with AsyncClient(url, model, timeout, retries) as client:
             return await _generate_all(client, requests, concurrency, console)
 
     try:

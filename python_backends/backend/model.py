@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from ..common.pulse import Pulse
+from ..common.pulse import EXECUTE, Pulse
 from . import metrics
 
 if TYPE_CHECKING:
@@ -20,9 +20,11 @@ class Model(ABC):
 
     Attributes:
         pulse: Of this process.
+        doing: What its `execute` is.
     """
 
     pulse: Pulse
+    doing = EXECUTE
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Calls `load`; what that raises fails the load."""
@@ -33,7 +35,7 @@ class Model(ABC):
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Calls `respond`."""
-        with self.pulse.within(EXECUTE_S):
+        with self.pulse.within(EXECUTE_S, self.doing):
             return self.respond(requests)
 
     def finalize(self) -> None:

@@ -51,6 +51,12 @@ class OverloadedError(RequestError):
     code = "UNAVAILABLE"
 
 
+class DrainingError(RequestError):
+    """The server is about to stop and takes no new requests."""
+
+    code = "UNAVAILABLE"
+
+
 class ModelDownError(RequestError):
     """An inner model whose process is down, and is being loaded again; the message has its name."""
 

@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 ROOM = "processes"
 """Of the runtime directory: a directory for each model, with a record for each of its processes."""
 
-EXECUTE, ENGINE = 0, 1
-"""What a process does at once: its model's `execute`, and the thread of a shard's engine."""
+EXECUTE, ENGINE, DOOR = range(3)
+"""What a process does at once: its model's `execute`, and the thread of a shard's engine; or the `execute` of a model
+that clients' requests come to, accepted or not."""
 
 SETTLED_S = 0.5
 """After it is ready; by then its server calls it, and not the one before it."""
 
 _IDENTITY = struct.Struct("=qqd")  # process id, when it began, when it was ready, 0 before
 _DOING = struct.Struct("=dd")  # until when it should be done, 0 while there is nothing to do; when something was, last
-_SIZE = _IDENTITY.size + 2 * _DOING.size
+_SIZE = _IDENTITY.size + 3 * _DOING.size
 
 
 class Pulse:
@@ -54,7 +55,7 @@ class Pulse:
         fresh = self._path.with_name(f".{instance}")
         state = process_state(os.getpid())
         self._identity = (os.getpid(), state.started if state else 0)
-        fresh.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 2 * _DOING.pack(0.0, time.monotonic()))
+        fresh.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 3 * _DOING.pack(0.0, time.monotonic()))
         with fresh.open("r+b") as file:
             self._record = mmap.mmap(file.fileno(), _SIZE)
         fresh.replace(self._path)
@@ -97,7 +98,7 @@ class Seen:
         pid: Its id.
         is_up: Whether it can be called: it is ready, lives and is not stopped.
         overdue_s: Seconds by which it exceeds what it does, 0 if it does not.
-        idle_s: Seconds for which it has had nothing to do.
+        idle_s: Seconds for which it has had nothing to do of what was accepted.
     """
 
     model: str
@@ -142,7 +143,7 @@ def _look(model: str, path: Path) -> Seen | None:
         return None
     now = time.monotonic()
     pid, started, ready_at = _IDENTITY.unpack_from(record)
-    doing = [_DOING.unpack_from(record, _IDENTITY.size + number * _DOING.size) for number in (EXECUTE, ENGINE)]
+    doing = [_DOING.unpack_from(record, _IDENTITY.size + number * _DOING.size) for number in (EXECUTE, ENGINE, DOOR)]
     state = process_state(pid)
     lives = state is not None and state.is_alive and state.started == started
     return Seen(
@@ -150,5 +151,5 @@ def _look(model: str, path: Path) -> Seen | None:
         pid,
         is_up=0 < ready_at < now - SETTLED_S and lives and state is not None and not state.is_stopped,
         overdue_s=max(0.0, *(now - until if until else 0.0 for until, _ in doing)) if lives else 0.0,
-        idle_s=0.0 if any(until for until, _ in doing) else now - max(last for _, last in doing),
+        idle_s=0.0 if any(until for until, _ in doing[:DOOR]) else now - max(last for _, last in doing[:DOOR]),
     )

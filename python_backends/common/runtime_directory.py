@@ -11,6 +11,17 @@ VARIABLE = "SWIFTDIFFUSION_RUNTIME_DIRECTORY"
 """Environment variable with the directory; `swiftdiffusion serve` sets it and removes the directory at the end."""
 
 
+def default_runtime_directory(server: int, temporary: str | None = None) -> Path:
+    """The directory of a server that was started without the launcher.
+
+    Args:
+        server: tritonserver's process id.
+        temporary: Its directory for temporary files; None: as this process's.
+    """
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return Path(temporary or tempfile.gettempdir()) / f"swiftdiffusion-{os.getuid()}-{namespace}-{server}"
+
+
 def runtime_directory() -> Path:
     """The directory, made if need be.
 
@@ -20,11 +31,7 @@ def runtime_directory() -> Path:
         PermissionError: If that name exists and is not a directory of this user alone.
     """
     given = os.environ.get(VARIABLE)
-    if given:
-        directory = Path(given)
-    else:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        directory = Path(tempfile.gettempdir()) / f"swiftdiffusion-{os.getuid()}-{namespace}-{os.getppid()}"
+    directory = Path(given) if given else default_runtime_directory(os.getppid())
     directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:

@@ -16,6 +16,9 @@ from .processes import any_has_variable, command_line, pid_namespace
 
 logger = logging.getLogger(__name__)
 
+PORT_FILE = "http-port"
+"""In the private directory: where its server listens."""
+
 _NAME = re.compile(r"swiftdiffusion_\d+_(?P<pid>\d+)_\w+")
 
 
@@ -39,6 +42,17 @@ def make_runtime_directory(private: Path) -> Path:
     runtime = private / "runtime"
     runtime.mkdir(mode=0o700, exist_ok=True)
     return runtime
+
+
+def private_directories() -> list[Path]:
+    """Those of launchers that live, of this user."""
+    found = Path(tempfile.gettempdir()).glob(f"swiftdiffusion_{pid_namespace()}_*")
+    return [path for path in found if is_private(path) and is_own(path, stat.S_ISDIR)]
+
+
+def is_private(path: Path) -> bool:
+    """Whether a directory has the name of one that a launcher made."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def plain_path(path: Path, private: Path) -> Path:

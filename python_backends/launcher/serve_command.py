@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from .draining import drain
 from .errors import LauncherError, ModelLoadError
 from .log import LogFollower, model_event
 from .options import ServerOptions, models_of
@@ -69,6 +70,9 @@ def serve(
     startup_timeout: Annotated[
         float, typer.Option(min=1, rich_help_panel=_LIMITS, help="Seconds that loading may take.")
     ] = _DEFAULTS.startup_timeout_seconds,
+    grace: Annotated[
+        float, typer.Option(min=0, rich_help_panel=_LIMITS, help="Seconds for running requests after SIGTERM.")
+    ] = 25.0,
     stop_timeout: Annotated[
         float, typer.Option(min=1, rich_help_panel=_LIMITS, help="Seconds for requests in flight when stopping.")
     ] = _DEFAULTS.stop_timeout_seconds,
@@ -79,9 +83,10 @@ def serve(
         list[str] | None, typer.Argument(metavar="[-- TRITONSERVER OPTIONS]", help="Passed to tritonserver.")
     ] = None,
 ) -> None:
-    """Serve a model repository until SIGINT or SIGTERM; Ctrl-C twice ends it at once.
+    """Serve a model repository until SIGINT or SIGTERM.
 
-    A tritonserver that ends by itself is started again on its ports, but not the third time in a minute of serving.
+    After SIGTERM new requests are refused, those that run end first. Models whose processes die or hang are loaded
+    again; a tritonserver that ends by itself is started again on its ports, but not the third time in a minute.
     """
     options = ServerOptions(
         cuda_memory_pool_mib=cuda_memory_pool_mib,
@@ -100,7 +105,7 @@ def serve(
     console = Console(stderr=True)
     with _stop_signals():
         try:
-            _run(server, console, streamed=log_file is None)
+            _run(server, console, log_file is None, grace)
         except KeyboardInterrupt:
             console.print("stopped")
         except (LauncherError, OSError) as error:
@@ -108,7 +113,7 @@ def serve(
             raise typer.Exit(1) from error
 
 
-def _run(server: TritonServer, console: Console, streamed: bool) -> None:
+def _run(server: TritonServer, console: Console, streamed: bool, grace_s: float) -> None:
     try:
         server.start()
 
@@ -123,9 +128,14 @@ def _run(server: TritonServer, console: Console, streamed: bool) -> None:
             addresses = f"HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}"
             console.print(f"ready: {addresses}  pid {server.pid}", highlight=False, soft_wrap=True)
             follower = _follow(server) if streamed else None
-            while True:
-                supervisor.check()
-                threading.Event().wait(LOOK_EVERY_S)
+            try:
+                while True:
+                    supervisor.check()
+                    threading.Event().wait(LOOK_EVERY_S)
+            except _Terminated:
+                console.print(f"draining: new requests are refused, running ones have {grace_s:g} s")
+                if not drain(server.runtime, grace_s, supervisor.check):
+                    console.print("requests are given up")
         finally:
             if streamed:
                 (follower or _follow(server)).close()  # a signal may come before there is one
@@ -179,12 +189,19 @@ def _wait_ready(server: TritonServer, console: Console, look: Callable[[], objec
             follower.close()
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does."""
+    """SIGTERM, for the first time, and SIGHUP end the command as Ctrl-C does."""
+    terminated = False
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        first, terminated = number == signal.SIGTERM and not terminated, True
+        raise _Terminated if first else KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is under nohup

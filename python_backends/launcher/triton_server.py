@@ -15,6 +15,7 @@ from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_
 from .address import ServerAddress
 from .binary import ServerBinary, find_server_binary
 from .directories import (
+    PORT_FILE,
     RUNTIME_VARIABLE,
     make_private_directory,
     make_runtime_directory,
@@ -118,6 +119,13 @@ class TritonServer:
         return self._runtime
 
     @property
+    def home(self) -> Path:
+        """The private directory, which outlives its restarts."""
+        if self._directory is None:
+            raise LauncherError("the server was not started")
+        return self._directory
+
+    @property
     def started(self) -> bool:
         """Whether there is something to stop: between `start` and `stop`."""
         return self._directory is not None and self._process is not None
@@ -159,6 +167,7 @@ class TritonServer:
             self._command = [str(binary.path), *self._arguments(binary, self._directory)]
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             self._runtime = make_runtime_directory(self._directory)
+            (self._directory / PORT_FILE).write_text(str(self.address.http_port), "ascii")
             self._environment = binary.environment(inherited) | {RUNTIME_VARIABLE: str(self._runtime)}
             self._process = self._spawn()
         except BaseException:

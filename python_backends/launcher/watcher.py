@@ -21,6 +21,7 @@ from ..common.pulse import Pulse, seen, seen_models
 from .errors import LauncherError
 from .model_processes import model_processes
 from .repository_api import RepositoryApi, ServerUnreachableError
+from .running import WATCHER
 from .watch_status import Down, WatchStatus
 
 STOPPED_S = 1.0
@@ -54,6 +55,10 @@ class WatchedServer(Protocol):
     @property
     def runtime(self) -> Path:
         """Its models' runtime directory."""
+
+    @property
+    def home(self) -> Path:
+        """Directory for who watches it."""
 
 
 @dataclass
@@ -102,7 +107,7 @@ class Watcher:
     def _begin(self) -> None:
         """Of a server that was just started."""
         self._pid = self._server.pid
-        self._pulse = Pulse("watcher", str(os.getpid()), self._server.runtime / "watch")
+        self._pulse = Pulse(WATCHER, str(os.getpid()), self._server.home)
         self._heals: dict[str, _Heal] = {}
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()

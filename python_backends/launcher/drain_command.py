@@ -1,0 +1,45 @@
+"""`swiftdiffusion drain`: stops a server as a rolling restart wants it."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from .draining import LOOK_EVERY_S, drain
+from .errors import LauncherError
+from .running import RunningServer, find_server
+from .watch_command import DEFAULT_URL, Url
+
+STOP_S = 60.0
+"""For what follows the last request."""
+
+
+def drain_command(
+    url: Url = DEFAULT_URL,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for the requests that run.")] = 120.0,
+) -> None:
+    """Have a server refuse new requests, wait for those that run, then stop it.
+
+    Refused requests are told to go elsewhere. Exit 1 if some had to be given up. For Kubernetes' preStop; SIGTERM to
+    `swiftdiffusion serve` does the same.
+    """
+    try:
+        server = find_server(url)
+        in_time = drain(server.runtime, grace, lambda: _still_there(server))
+        server.terminate()
+        deadline = time.monotonic() + STOP_S
+        while server.is_alive:
+            if time.monotonic() > deadline:
+                raise LauncherError(f"tritonserver (pid {server.pid}) has not ended within {STOP_S:.0f} s")
+            time.sleep(LOOK_EVERY_S)
+    except (LauncherError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if not in_time:
+        typer.echo(f"requests that had not ended within {grace:g} s were given up", err=True)
+        raise typer.Exit(1)
+
+
+def _still_there(server: RunningServer) -> None:
+    if not server.is_alive:
+        raise LauncherError("tritonserver ended meanwhile")

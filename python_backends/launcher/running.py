@@ -1,0 +1,124 @@
+"""A server of this machine that runs already, found by its URL."""
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from ..common.processes import is_alive, process_state
+from ..common.pulse import Seen, seen
+from ..common.runtime_directory import VARIABLE, default_runtime_directory
+from .directories import PORT_FILE, is_private, private_directories
+from .errors import LauncherError
+from .ports import listens
+from .processes import PROC
+from .repository_api import RepositoryApi
+
+BEATS_WITHIN_S = 15.0
+"""A watcher that has looked at nothing for so long watches nothing: it may be loading a large model's file itself."""
+
+WATCHER = "watcher"
+
+
+class ServerNotFoundError(LauncherError):
+    """No tritonserver of this machine listens at the URL."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """One of this user's, whoever started it.
+
+    Attributes:
+        pid: process id of tritonserver.
+        api: its model repository API.
+        runtime: its models' runtime directory.
+        arguments: its command line.
+    """
+
+    pid: int
+    api: RepositoryApi
+    runtime: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def home(self) -> Path:
+        """Directory for who watches it, which outlives its restarts where it is a launcher's."""
+        return self.runtime.parent if is_private(self.runtime.parent) else self.runtime
+
+    @property
+    def heals(self) -> bool:
+        """Whether models of it can be loaded again."""
+        return "--model-control-mode=explicit" in self.arguments
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs still."""
+        return is_alive(self.pid)
+
+    @property
+    def watcher(self) -> Seen | None:
+        """Who watches it; None if nobody does."""
+        return next((each for each in seen(WATCHER, self.home) if is_watching(each)), None)
+
+    @property
+    def served_by(self) -> int | None:
+        """Process of the `swiftdiffusion serve` that started it; None if it was started otherwise."""
+        watcher, state = self.watcher, process_state(self.pid)
+        return watcher.pid if watcher is not None and state is not None and state.parent == watcher.pid else None
+
+    def terminate(self) -> None:
+        """Asks who started it to stop it, else itself."""
+        os.kill(self.served_by or self.pid, signal.SIGTERM)
+
+
+def starting_serve(http_url: str) -> int | None:
+    """Process of the `swiftdiffusion serve` that is starting a server at a URL, for the first time or again."""
+    port = urlsplit(http_url).port
+    for directory in private_directories():
+        for watcher in seen(WATCHER, directory):
+            if is_watching(watcher) and (directory / PORT_FILE).read_text("ascii") == str(port):
+                return watcher.pid
+    return None
+
+
+def is_watching(watcher: Seen) -> bool:
+    """Whether a watcher lives, and has looked lately."""
+    return is_alive(watcher.pid) and watcher.idle_s < BEATS_WITHIN_S
+
+
+def find_server(http_url: str) -> RunningServer:
+    """The server that listens at a URL.
+
+    Args:
+        http_url: `http://HOST:PORT`, of this machine.
+
+    Raises:
+        ServerNotFoundError: there is none, or none of this user's.
+    """
+    port = urlsplit(http_url).port
+    if port is None:
+        raise ServerNotFoundError(f"the URL is {http_url!r}; wanted: http://HOST:PORT of Triton's HTTP API")
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "tritonserver" and listens(process.pid, port):
+            try:
+                environment = _environment(process.pid)
+                arguments = tuple(process.cmdline())
+            except (PermissionError, psutil.AccessDenied) as error:
+                raise ServerNotFoundError(
+                    f"tritonserver (pid {process.pid}), which listens at {http_url}, is another user's"
+                ) from error
+            except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+                continue
+            runtime = environment.get(VARIABLE)
+            directory = Path(runtime) if runtime else default_runtime_directory(process.pid, environment.get("TMPDIR"))
+            return RunningServer(process.pid, RepositoryApi(http_url), directory, arguments)
+    raise ServerNotFoundError(f"no tritonserver of this machine listens at {http_url}")
+
+
+def _environment(pid: int) -> Mapping[str, str]:
+    texts = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    return dict(text.decode("utf-8", "surrogateescape").split("=", 1) for text in texts if b"=" in text)
