@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
+from .backend.metrics import BusyTime
 from .backend.model import Model
 from .backend.responses import answer_all
 from .backend.settings import ModelSettings, input_texts, text_tensor
@@ -30,6 +31,7 @@ class TritonPythonModel(Model):
         settings = ModelSettings.from_triton(args)
         self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "CONTROL"]
         compute = ComputeSettings.from_settings(settings)
+        self._busy = BusyTime(settings.name)
         self._network = ControlNet(
             settings.required_path("controlnet"),
             compute.checkpoint,
@@ -48,7 +50,8 @@ class TritonPythonModel(Model):
     def _evaluate(self, requests: list[Any]) -> list[Any]:
         controls = [_controls(request) for request in requests]
         joined, rows = joined_inputs(requests, self._input_names)
-        residuals, failed = self._network(joined, [use for uses in controls for use in uses])
+        with self._busy.counted():
+            residuals, failed = self._network(joined, [use for uses in controls for use in uses])
         failures = row_reports(failed, len(residuals))
         return [
             pb_utils.InferenceResponse(

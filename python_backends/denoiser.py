@@ -8,6 +8,7 @@ model an asynchronous one returns before the reschedule flag is set, and the seq
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,18 @@ import triton_python_backend_utils as pb_utils
 from .backend import metrics
 from .backend.model import Model
 from .backend.model_calls import down
+from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_bytes, input_text, text_tensor
 from .backend.stage_times import BEFORE, StageTime
-from .common.errors import RequestError, to_report
+from .common.errors import InvalidRequestError, RequestError, to_report
 from .common.pulse import ups
 from .controlnets.images import ControlImages
-from .engine.front import Front, FrontRun, cancelled, final_info
+from .engine.front import Front, FrontRun, cancelled, ending_of, final_info
+from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry
+from .request.completed import CompletedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,13 +46,17 @@ class TritonPythonModel(Model):
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(dict(settings.config))
         self._channels = int(settings.parameters["latent_channels"])
         self._vae_decoder = settings.parameters["vae_decoder"]
+        self._pipeline = settings.parameters["pipeline"]
+        self._ends = RequestEnds()
         self._front = Front(
             Shards(settings.parameters["unet_shards"].split(",")),
             settings.parameters["text_encoder"],
             settings.parameters["lora_store"],
             RequestRegistry(),
             ControlImages(),
-            StageTime(BEFORE, settings.parameters["pipeline"]),
+            StageTime(BEFORE, self._pipeline),
+            LineGauges(self._pipeline),
+            settings.name,
             every_step=self._decoupled,
         )
         self._forecasts = metrics.Histogram(
@@ -79,9 +87,15 @@ class TritonPythonModel(Model):
 
     def _take_up(self, request: Any, text: bytes) -> FrontRun | RequestError:
         try:
-            return self._front.take_up(text, input_text(request, "ENCODING"), input_text(request, "TICKETS"))
+            run = self._front.take_up(text, input_text(request, "ENCODING"), input_text(request, "TICKETS"))
         except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
-            return as_request_error(error, "denoising")
+            failure = as_request_error(error, "denoising")
+            with suppress(InvalidRequestError):  # a client called this model by itself
+                self._ends.failed(Ending.of(CompletedRequest.from_json(text.decode("utf-8", "replace"))), failure)
+            return failure
+        if not run.starts:
+            self._ends.take(run.request.run_id)
+        return run
 
     def _respond(self, request: Any, text: bytes, run: FrontRun | RequestError) -> Any:
         """The request's response, or None; what has not ended is rescheduled."""
@@ -98,8 +112,10 @@ class TritonPythonModel(Model):
         if failure is None:
             info = final_info(run)
             if info.get("forecast_ms"):
-                self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"])
+                self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
+            self._ends.hand_on(run.request.run_id)
             return self._send(request, _response(run.latents, False, info), ended=True)
+        self._ends.failed(ending_of(run), failure)
         return self._send(request, self._stopped(failure), ended=True)
 
     def _send(self, request: Any, response: Any, ended: bool) -> Any:

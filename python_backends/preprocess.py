@@ -6,7 +6,8 @@ Its LoRAs begin to load here, before its prompt is encoded.
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields
+import time
+from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
@@ -14,10 +15,11 @@ import triton_python_backend_utils as pb_utils
 from .backend import metrics
 from .backend.model import Model
 from .backend.model_calls import down, load_loras
+from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, text_tensor
 from .common.draining import is_draining
-from .common.errors import DrainingError, UnknownLoraError
+from .common.errors import DrainingError, RequestError, UnknownLoraError
 from .common.pulse import DOOR, is_up
 from .controlnets.images import ControlImages
 from .engine.admission import Admission
@@ -25,6 +27,7 @@ from .engine.shards import Shards
 from .lora.loading.catalogue import Catalogue
 from .lora.loading.tickets import raise_failure
 from .request.cancellation import RequestRegistry
+from .request.completed import Arrival
 from .request.controlnets import KnownControlNet
 from .request.parameters import refuse_unread
 from .request.parsing import parse_request
@@ -56,7 +59,22 @@ class TritonPythonModel(Model):
             }
         )
         shards = Shards(settings.parameters["unet_shards"].split(","))
-        self._admission = Admission(shards, self._rules, settings.parameters["pipeline"])
+        self._pipeline = settings.parameters["pipeline"]
+        offered = metrics.Counter(
+            "swiftdiffusion_offered_seconds_total", "Time for which requests alone would keep a pipeline busy"
+        )
+        offered.add(0.0, pipeline=self._pipeline)
+        self._admission = Admission(
+            shards, self._rules, self._pipeline, offered=lambda seconds: offered.add(seconds, pipeline=self._pipeline)
+        )
+        self._refused = metrics.Counter(
+            "swiftdiffusion_requests_refused_total", "Requests that ended before anything was computed, by reason"
+        )
+        for reason in ("late", "full", "draining"):
+            self._refused.add(0.0, pipeline=self._pipeline, reason=reason)
+        self._ends = RequestEnds()
+        self._ends.expect(self._pipeline)
+        self._ends.look_for_lost()
         self._catalogue = Catalogue(settings.path("loras"))
         self._refusals = metrics.Counter(*metrics.LORA_REFUSALS)
         self._registry = RequestRegistry()
@@ -69,9 +87,11 @@ class TritonPythonModel(Model):
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """REQUEST and TICKETS for each good request, an error for each other."""
-        return answer_each(requests, self._complete, "reading the request")
+        return answer_each(requests, self._complete, "reading the request", self._refuse)
 
     def _complete(self, request: Any) -> Any:
+        came = time.time()
+        self._ending = Ending("-", None, self._pipeline, came)
         if is_draining():
             raise DrainingError("the server is about to stop and takes no new requests; retry elsewhere")
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
@@ -81,6 +101,8 @@ class TritonPythonModel(Model):
         except UnknownLoraError:
             self._refusals.add(reason="unknown")
             raise
+        parsed = replace(parsed, arrival=Arrival(self._pipeline, came))
+        self._ending = Ending.of(parsed) or self._ending
         if missing := [model for model in self._needed if not is_up(model)]:
             raise down(*missing)
         if parsed.request_id is not None:
@@ -95,4 +117,10 @@ class TritonPythonModel(Model):
             if parsed.request_id is not None:
                 self._registry.leave(parsed.request_id, parsed.run_id)
             raise
+        parsed = replace(parsed, arrival=Arrival(self._pipeline, came, time.time() - came))
+        self._ends.accept(Ending.of(parsed) or self._ending)
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])
+
+    def _refuse(self, _request: Any, error: RequestError) -> None:
+        self._refused.add(pipeline=self._pipeline, reason=error.reason)
+        self._ends.refused(self._ending, error)

@@ -9,7 +9,9 @@ import triton_python_backend_utils as pb_utils
 
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
+from .backend.metrics import BusyTime
 from .backend.model import Model
+from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import as_request_error, error_response
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .common.errors import LoraUnavailableError
@@ -38,29 +40,41 @@ class TritonPythonModel(Model):
         catalogue = Catalogue(settings.path("loras"))
         self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
         self._kept = KeptEmbeddings()
+        self._ends, self._busy = RequestEnds(), BusyTime(settings.name)
         self._outcomes = Outcomes(host_cache_directory())
         keep_freed_memory()
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """ENCODING: keys of the embeddings of negative prompt and prompt, and how they were made."""
         by_set: dict[LoraSet, dict[int, tuple[Text | None, Text]]] = {}
+        known: dict[int, CompletedRequest] = {}
         responses: list[Any] = [None] * len(requests)
         for number, request in enumerate(requests):
             try:
-                completed = CompletedRequest.from_json(input_text(request, "REQUEST"))
+                completed = known[number] = CompletedRequest.from_json(input_text(request, "REQUEST"))
+                self._ends.take(completed.run_id)
                 tickets = tickets_of(completed.loras, input_text(request, "TICKETS"), self._outcomes)
                 loras = text_set(completed.loras, tickets)
                 by_set.setdefault(loras, {})[number] = self._encoder.texts(completed)
             except Exception as error:  # noqa: BLE001  what one request brings must not end the others
-                responses[number] = error_response(as_request_error(error, "encoding"))
+                responses[number] = self._failed(known.get(number), error)
         for loras, pairs in by_set.items():
             try:
-                answers = self._encode(list(pairs.values()), loras)
+                with self._busy.counted():
+                    answers = self._encode(list(pairs.values()), loras)
             except Exception as error:  # noqa: BLE001  one set's failure must not be that of the others
-                answers = [error_response(as_request_error(error, "encoding")) for _ in pairs]
+                answers = [self._failed(known[number], error) for number in pairs]
             for number, answer in zip(pairs, answers, strict=True):
                 responses[number] = answer
+        for completed in known.values():
+            self._ends.hand_on(completed.run_id)
         return responses
+
+    def _failed(self, request: CompletedRequest | None, error: Exception) -> Any:
+        reason = as_request_error(error, "encoding")
+        if request is not None:
+            self._ends.failed(Ending.of(request), reason)
+        return error_response(reason)
 
     def _encode(self, pairs: list[tuple[Text | None, Text]], loras: LoraSet) -> list[Any]:
         """Responses for pairs of texts under one LoRA set."""

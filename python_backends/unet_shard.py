@@ -38,6 +38,7 @@ from .engine.messages import (
 )
 from .engine.new_runs import NewRuns
 from .engine.peers import Peers
+from .engine.shard_metrics import ShardMetrics
 from .engine.step_times import StepTimes
 from .engine.unet_calls import UNetCall
 from .lora.patching.resident import ResidentLoras
@@ -73,7 +74,8 @@ class TritonPythonModel(Model):
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
         times = StepTimes()
         loras = ResidentLoras(unet.patcher, host_cache_directory(), unet.beside)
-        evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings))
+        metrics = ShardMetrics(parameters["pipeline"], settings.name)
+        evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings), metrics)
         height, width = compute.checkpoint.default_size
         for rows, seconds in evaluator.measure(compute.checkpoint, parameters["patches"] == "1").items():
             times.guess(rows * height * width, seconds)
@@ -85,6 +87,7 @@ class TritonPythonModel(Model):
             times,
             adapters.count,
             self.pulse,
+            metrics,
         )
 
     def respond(self, requests: list[Any]) -> list[Any]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .backend import metrics
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
 from .backend.model import Model
+from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import answer_all, error_response
 from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
 from .backend.stage_times import AFTER, StageTime
 from .backend.tensors import input_tensor, output_tensor
-from .common.errors import from_report
+from .common.errors import RequestError, from_report
 from .networks.idle_cores import IdleCores
 from .networks.latent_decoding import decode_latents
 from .networks.runtimes import Runtime
@@ -35,6 +38,7 @@ class TritonPythonModel(Model):
         compute = ComputeSettings.from_settings(settings)
         self._after = StageTime(AFTER, settings.parameters["pipeline"])
         checkpoint = compute.checkpoint
+        self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name)
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
         keep_freed_memory()
         Runtime().prepare(self._vae, compute.device)
@@ -44,27 +48,45 @@ class TritonPythonModel(Model):
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """IMAGE and INFO for final latents, INFO for progress, an error for a stream that ends without a picture."""
-        return answer_all(requests, self._decode, "decoding")
+        return answer_all(requests, self._decode, "decoding", self._failed)
 
     def _decode(self, requests: list[Any]) -> list[Any]:
         start = time.perf_counter()
         final = [not input_arrays(request, ["PREVIEW"])["PREVIEW"].any() for request in requests]
+        infos = [json.loads(input_text(request, "INFO")) for request in requests]
+        endings = [_ending(info) for info in infos]
+        for ending in endings:
+            if ending is not None:
+                self._ends.take(ending.run_id)
         latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]
         rows = [len(tensor) for tensor in latents]
-        with self._cores.borrowed() if self._cores else nullcontext():  # shards wait, where theirs was the only request
+        # Shards wait, where theirs was the only request.
+        borrowed = self._cores.borrowed() if self._cores else nullcontext()
+        with self._busy.counted() if latents else nullcontext(), borrowed:
             images = iter(decode_latents(self._vae, torch.cat(latents)).split(rows) if latents else ())
         milliseconds = 1000 * (time.perf_counter() - start)
         responses = []
-        for request, last in zip(requests, final, strict=True):
+        for info, last, ending in zip(infos, final, endings, strict=True):
             image = next(images) if last else None
-            info = json.loads(input_text(request, "INFO"))
             if "error" in info:
                 responses.append(error_response(from_report(info["error"])))
                 continue
             tensors = []
             if image is not None:
                 info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
-                self._after.note(max(0.0, time.time() - info.pop("done_at")))
+                after_s = max(0.0, time.time() - info.pop("done_at"))
+                self._after.note(after_s)
                 tensors.append(output_tensor("IMAGE", image))
+                if ending is not None:
+                    self._ends.picture(replace(ending, seconds={**ending.seconds, "vae": after_s}))
             responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", json.dumps(info))]))
         return responses
+
+    def _failed(self, request: Any, error: RequestError) -> None:
+        self._ends.failed(_ending(json.loads(input_text(request, "INFO"))), error)
+
+
+def _ending(info: dict[str, Any]) -> Ending | None:
+    """Taken out of INFO, where it is for this model alone."""
+    ending = info.pop("ending", None)
+    return None if ending is None else Ending(**ending)

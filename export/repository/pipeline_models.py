@@ -115,7 +115,7 @@ class PipelineModels:
             "vae_decoder": f"{self._prefix}vae_decoder",
             "lora_store": f"{self._prefix}lora_store",
             "unet_shards": ",".join(self._shards),
-            "pipeline": self._prefix,
+            "pipeline": self._name,
         }
         parameters = {**rules, **self._catalogue, **names}
         config = python_model(f"{self._prefix}preprocess", [], [REQUEST, TICKETS], parameters, max_batch_size=1)
@@ -150,7 +150,7 @@ class PipelineModels:
             "text_encoder": self._text_encoder,
             "lora_store": f"{self._prefix}lora_store",
             "vae_decoder": f"{self._prefix}vae_decoder",
-            "pipeline": self._prefix,
+            "pipeline": self._name,
             "latent_channels": str(self._checkpoint.latent_channels),
         }
         config = python_model(
@@ -181,6 +181,7 @@ class PipelineModels:
                 "schedulers": _text(self._rules.schedulers),
                 "places": str(options.max_batch_size),
                 "longest_line": str(CANDIDATES_PER_PLACE * options.max_batch_size),
+                "pipeline": self._name,
                 "peers": ",".join(each for each in self._shards if each != name),
                 "text_encoder": self._text_encoder,
                 "lora_store": f"{self._prefix}lora_store",
@@ -202,7 +203,7 @@ class PipelineModels:
             self._progress,
             [IMAGE, INFO],
             self._options.vae_gpu,
-            pipeline=self._prefix,
+            pipeline=self._name,
             **needs.vae_decoder(self._checkpoint, self._options),
         )
 

@@ -17,14 +17,16 @@ import logging
 import math
 import re
 import threading
+import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ TRANSFERRED = (
     "Bytes of the tensors that a denoising step sends to other models and has from them",
 )
 """Counted by shards, for ControlNets and for other shards."""
+
+BUSY = ("swiftdiffusion_busy_seconds_total", "Time in which a model had something to compute")
+"""Counted by shards, ControlNets, text encoders and VAE decoders."""
 
 COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size", "_ratio")
 
@@ -101,6 +106,24 @@ class Counter(_Metric[float]):
 
     def _tell(self, labels: _Labels, news: float) -> None:
         self._family.of(labels).increment(news)
+
+
+class BusyTime:
+    """How long one model computes."""
+
+    def __init__(self, model: str) -> None:
+        """No time yet."""
+        self._model, self._seconds = model, Counter(*BUSY)
+        self._seconds.add(0.0, model=model)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """While it does."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds.add(time.perf_counter() - started, model=self._model)
 
 
 class Gauge(_Metric[float]):

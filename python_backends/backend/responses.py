@@ -14,31 +14,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def answer_each(requests: list[Any], respond: Callable[[Any], Any], what: str) -> list[Any]:
+def answer_each(
+    requests: list[Any],
+    respond: Callable[[Any], Any],
+    what: str,
+    failed: Callable[[Any, RequestError], None] | None = None,
+) -> list[Any]:
     """A response for each request by itself.
 
     Args:
         requests: Of one `execute`.
         respond: Gives the response to one, or raises.
         what: Is done to them, for the message.
+        failed: Told of each that ends with an error.
     """
-    return [answer for request in requests for answer in answer_all([request], lambda one: [respond(one[0])], what)]
+    answers = (answer_all([request], lambda one: [respond(one[0])], what, failed) for request in requests)
+    return [answer for each in answers for answer in each]
 
 
-def answer_all(requests: list[Any], respond: Callable[[list[Any]], list[Any]], what: str) -> list[Any]:
+def answer_all(
+    requests: list[Any],
+    respond: Callable[[list[Any]], list[Any]],
+    what: str,
+    failed: Callable[[Any, RequestError], None] | None = None,
+) -> list[Any]:
     """Responses to all requests at once; where that fails, to each by itself, since it may be the fault of one.
 
     Args:
         requests: Of one `execute`.
         respond: Gives their responses, or raises.
         what: Is done to them, for the message.
+        failed: Told of each that ends with an error.
     """
     try:
         return respond(requests)
     except Exception as error:  # noqa: BLE001  a client must not get a traceback
         if len(requests) == 1:
-            return [error_response(as_request_error(error, what))]
-    return [answer for request in requests for answer in answer_all([request], respond, what)]
+            reason = as_request_error(error, what)
+            if failed is not None:
+                failed(requests[0], reason)
+            return [error_response(reason)]
+    return [answer for request in requests for answer in answer_all([request], respond, what, failed)]
 
 
 def as_request_error(error: Exception, what: str) -> RequestError:

@@ -33,7 +33,7 @@ class StageTime:
             pipeline: Whose requests they are.
             directory: None for that of the server.
         """
-        self._path = (directory or runtime_directory()) / f"{pipeline}{stage}.json"
+        self._path = (directory or runtime_directory()) / f"{pipeline}-{stage}.json"
 
     def note(self, seconds: float) -> None:
         """A request took so long."""

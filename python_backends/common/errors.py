@@ -14,53 +14,65 @@ class RequestError(Exception):
 
     Attributes:
         code: Name of the code of `pb_utils.TritonError` that the client is sent.
+        outcome: What such an end is counted as.
+        reason: What it is counted as where the request is refused, before anything is computed for it.
     """
 
-    code = "INTERNAL"
+    code, outcome, reason = "INTERNAL", "failed", "failed"
 
 
 class InvalidRequestError(RequestError):
     """The client's mistake; the message names the field, what was given and what is allowed."""
 
-    code = "INVALID_ARG"
+    code, outcome, reason = "INVALID_ARG", "invalid", "invalid"
 
 
 class UnknownLoraError(InvalidRequestError):
     """A name that is not in the LoRA catalogue; the message has the nearest names."""
 
+    reason = "lora"
+
 
 class UnusableFileError(InvalidRequestError):
     """A LoRA file that no server can use, whatever its checkpoint: malformed, or of values that are none."""
+
+    reason = "lora"
 
 
 class RequestCancelledError(RequestError):
     """The model `cancel` was asked to end it."""
 
-    code = "CANCELLED"
+    code, outcome, reason = "CANCELLED", "cancelled", "cancelled"
 
 
 class RequestTimeoutError(RequestError):
     """Its TIMEOUT_MS passed."""
 
-    code = "UNAVAILABLE"
+    code, outcome, reason = "UNAVAILABLE", "late", "late"
 
 
 class OverloadedError(RequestError):
     """The request would not be done in time; the message has forecast, limit and when to try again."""
 
-    code = "UNAVAILABLE"
+    code, outcome, reason = "UNAVAILABLE", "shed", "late"
+
+
+class LinesFullError(OverloadedError):
+    """The request has no limit, but as many wait as may."""
+
+    reason = "full"
 
 
 class DrainingError(RequestError):
     """The server is about to stop and takes no new requests."""
 
-    code = "UNAVAILABLE"
+    code, outcome, reason = "UNAVAILABLE", "shed", "draining"
 
 
 class ModelDownError(RequestError):
     """An inner model whose process is down, and is being loaded again; the message has its name."""
 
-    code = "UNAVAILABLE"
+    code, reason = "UNAVAILABLE", "down"
 
 
 class ModelFailedError(RequestError):
@@ -70,13 +82,13 @@ class ModelFailedError(RequestError):
 class LoraUnavailableError(RequestError):
     """A LoRA of the catalogue that its store does not give, or not in time; the message has its name."""
 
-    code = "UNAVAILABLE"
+    code, reason = "UNAVAILABLE", "lora"
 
 
 class ImageUnavailableError(RequestError):
     """A request's picture for a ControlNet that the server does not hold, or has no room for."""
 
-    code = "UNAVAILABLE"
+    code, reason = "UNAVAILABLE", "controlnet_image"
 
 
 class EmbeddingsUnavailableError(RequestError):

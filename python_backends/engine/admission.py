@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backend.stage_times import AFTER, BEFORE, StageTime
-from ..common.errors import ModelDownError, OverloadedError, RequestError
+from ..common.errors import LinesFullError, ModelDownError, OverloadedError, RequestError
 from ..request.completed import PlaceClaim
 from .claims import CLAIM_S
 from .line import SAFETY
@@ -42,19 +42,26 @@ class Admission:
     """Claims places for the requests of one pipeline."""
 
     def __init__(
-        self, shards: Shards, rules: RequestRules, pipeline: str, clock: Callable[[], float] = time.time
+        self,
+        shards: Shards,
+        rules: RequestRules,
+        pipeline: str,
+        clock: Callable[[], float] = time.time,
+        offered: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Asks nobody yet.
 
         Args:
             shards: Where requests run.
             rules: With the repository's SLO, if it has one.
-            pipeline: Prefix of its models' names.
+            pipeline: The public model.
             clock: Unix time in seconds, as in requests' deadlines.
+            offered: Told of each request, refused or not, for how many seconds it would keep all shards busy.
         """
         self._shards, self._rules, self._clock = shards, rules, clock
         self._before, self._after = StageTime(BEFORE, pipeline), StageTime(AFTER, pipeline)
         self._refusals = Refusals(clock)
+        self._offered, self._pace_s = offered, 0.0
 
     def admit(self, request: CompletedRequest) -> CompletedRequest:
         """The request with a claim on a place; without one where no shard answers: it then waits for one.
@@ -67,11 +74,15 @@ class Admission:
         others = before + self._after.expected()
         limit, said = self._limit(request, now, others, self._refusals.alone_s(work))
         if refused := self._refusals.of(work, limit):
+            self._offered(self._pace_s * work.in_all)
             raise _overloaded(refused, others, limit, said)
         try:
             quotes = best_first(self._shards.quotes(work))
         except ModelDownError:
+            self._offered(self._pace_s * work.in_all)
             return request
+        self._pace_s = min(quoted.unhelped_s for quoted, _ in quotes) / len(self._shards.names) / work.in_all
+        self._offered(self._pace_s * work.in_all)
         alone = min(quoted.alone_s for quoted, _ in quotes)
         limit, said = self._limit(request, now, others, alone)
         quotes.sort(key=lambda quote: SAFETY * quote[0].seconds > limit)  # who refuses would count it as a crowd
@@ -95,7 +106,8 @@ class Admission:
             except ModelDownError:
                 continue
             if claimed.id is not None:
-                return replace(request, claim=PlaceClaim(shard, claimed.id, before + claimed.forecast_s, now))
+                due = None if limit_s is None else now + limit_s + others
+                return replace(request, claim=PlaceClaim(shard, claimed.id, before + claimed.forecast_s, now, due))
             refusals.append(claimed)
         if not refusals:
             return request
@@ -151,7 +163,7 @@ def _overloaded(refused: Refused, others: float, limit: float, said: str) -> Ove
     if refused.retry_after_s < math.inf:
         again = f"retry_after_ms {math.ceil(1000 * refused.retry_after_s)}"
     if limit == math.inf:
-        return OverloadedError(f"all lines are full: the request would be done in {forecast_ms:.0f} ms; {again}")
+        return LinesFullError(f"all lines are full: the request would be done in {forecast_ms:.0f} ms; {again}")
     close = "" if refused.forecast_s > limit else ", which is too close to be sure of"
     return OverloadedError(
         f"the request would be done in {forecast_ms:.0f} ms; {said} allows {limit_ms:.0f} ms{close}; {again}"

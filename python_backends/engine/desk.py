@@ -108,6 +108,12 @@ class Desk:
         self._now()
         return sum(each.work for each in self._line)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Runs and claims that have not begun, and runs that have."""
+        begun = sum(each.started for each in self._line)
+        return len(self._line) - begun, begun
+
     def quote(self, work: Work) -> float:
         """Seconds until a run that came now would be done: the line, run ahead."""
         now = self._now()

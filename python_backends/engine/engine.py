@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..backend.metrics import Histogram
 from ..backend.responses import as_request_error
 from ..common.pulse import ENGINE
 from .messages import Polled
@@ -34,12 +33,15 @@ if TYPE_CHECKING:
     from .messages import Claim, Claimed, Quoted, Work
     from .peers import Peers
     from .run import Denoising
+    from .shard_metrics import ShardMetrics
     from .step_times import StepTimes
     from .unet_calls import UNetCall
 
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 WAITING_POLL_S = 0.003
 """Pause between looks for LoRAs where every run waits for one."""
+
+CLAIMS_POLL_S = 0.25
+"""The same where nobody is in line but claims, which expire."""
 
 FIRST_S, HANGS_S, HANGS_STEPS = 600.0, 60.0, 20.0
 """An engine hangs that takes longer: for a step of a kind that was never measured, which may set up; for others, where
@@ -61,6 +63,7 @@ class Engine:
         times: StepTimes,
         count: Callable[[Denoising], None],
         pulse: Pulse,
+        metrics: ShardMetrics,
     ) -> None:
         """Starts the thread.
 
@@ -72,19 +75,19 @@ class Engine:
             times: The desk's.
             count: Told of every run that has ended.
             pulse: Of this process.
+            metrics: The shard's.
         """
         self._pulse = pulse
         self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
-        self._batch_sizes = Histogram(
-            "swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS
-        )
+        self._metrics = metrics
         self._places = Places(desk, len(peers))
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._mutex = threading.Lock()  # of the desk
         self._runs: dict[str, Denoising] = {}
         self._published = Published()
         self._active: set[str] = set()
+        self._claimed = False
         self._lent: tuple[str, float] | None = None
         self._boundary, self._step_s, self._measured_at = 0.0, 0.0, time.monotonic()
         self._closing = False
@@ -117,7 +120,10 @@ class Engine:
     def claim(self, asked: Claim) -> Claimed:
         """A place for such a run, if it would be done in time."""
         with self._mutex:
-            return self._places.claim(asked, time.monotonic() - self._measured_at)
+            claimed = self._places.claim(asked, time.monotonic() - self._measured_at)
+        if claimed.id is not None:
+            self._inbox.put(lambda: None)  # who waits is counted
+        return claimed
 
     def lend(self, home: str, seconds: float = LENT_S) -> bool:
         """Whether this shard evaluates for another one, for so long: if it has nothing to do."""
@@ -140,6 +146,7 @@ class Engine:
                 self._pulse.until(self._hangs_after_s(call.work, call.control_work), ENGINE)
                 evaluated = self._evaluator(call)
                 self._learn(self._evaluator.end_step(call.work, call.control_work))
+                self._metrics.worked(time.monotonic() - started)
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 answer.set_exception(error)
             else:
@@ -191,7 +198,8 @@ class Engine:
         jobs: list[Callable[[], None]] = []
         try:
             if wait:
-                jobs.append(self._inbox.get(timeout=WAITING_POLL_S if self._runs else None))
+                idle_s = CLAIMS_POLL_S if self._claimed else None
+                jobs.append(self._inbox.get(timeout=WAITING_POLL_S if self._runs else idle_s))
             while True:
                 jobs.append(self._inbox.get_nowait())
         except Empty:
@@ -209,12 +217,16 @@ class Engine:
                 self._publish(run)
         with self._mutex:
             batch = self._desk.batch({run_id for run_id, run in self._runs.items() if not run.waiting})
+            waiting, running = self._desk.counts
+        self._claimed = waiting + running > 0
+        self._metrics.line(waiting, running)
         return [self._runs[run_id] for run_id in batch]
 
     def _advance(self, batch: list[Denoising]) -> None:
         """One step of the batch."""
         started = time.monotonic()
-        self._batch_sizes.observe(len(batch))
+        for run in batch:
+            run.report.note_begin(started)
 
         def announce(work: int, control_work: int) -> None:
             self._boundary = started + self._times.expected(work, control_work)
@@ -223,6 +235,7 @@ class Engine:
         before = {run.request.run_id: run.step for run in batch}
         ended = self._step(batch, announce)
         self._step_s = time.monotonic() - started
+        self._metrics.stepped(len(batch), sum(len(run.halves) for run in batch), self._step_s)
         self._learn(ended)
         with self._mutex:
             self._desk.stepped(run.request.run_id for run in batch if run.step > before[run.request.run_id])

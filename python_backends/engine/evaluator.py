@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..lora.patching.resident import ResidentLoras
     from ..networks.checkpoint import Checkpoint
     from ..networks.unet import UNet
+    from .shard_metrics import ShardMetrics
     from .unet_calls import UNetCall
 
 
@@ -68,7 +69,9 @@ class StepTook(NamedTuple):
 class Evaluator:
     """Evaluates calls one by one; for one thread."""
 
-    def __init__(self, name: str, unet: UNet, loras: ResidentLoras, controlnets: ControlNetCalls) -> None:
+    def __init__(
+        self, name: str, unet: UNet, loras: ResidentLoras, controlnets: ControlNetCalls, metrics: ShardMetrics
+    ) -> None:
         """Puts the parts together.
 
         Args:
@@ -76,8 +79,10 @@ class Evaluator:
             unet: Warmed up.
             loras: Over the UNet's patcher.
             controlnets: Wherever they are.
+            metrics: The shard's.
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
+        self._metrics = metrics
         self._costs = LoraCosts()
         self._mixed, self._look_after = 0, LOOK_AFTER[0]
         self._measuring: list[_Measured] = []
@@ -158,7 +163,10 @@ class Evaluator:
         beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
         with self._controlnets.start(call.tensors, call.controls) as pending:
             encoded = self._unet.encode(call.tensors, (part.patched, part.beside))
+            halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
+            if pending.wanted:
+                self._metrics.waited(time.perf_counter() - halfway_at)
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():

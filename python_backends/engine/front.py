@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..backend.model_calls import down, encode_prompts, load_loras
+from ..backend.request_ends import Ending
 from ..common.errors import (
     EmbeddingsUnavailableError,
     ModelDownError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..controlnets.images import ControlImages
     from ..request.cancellation import RequestRegistry
     from .messages import Polled
+    from .shard_metrics import LineGauges
     from .shards import Shards
 
 MAX_STARTS = 3
@@ -112,6 +114,8 @@ class Front:
         registry: RequestRegistry,
         images: ControlImages,
         before: StageTime,
+        line: LineGauges,
+        name: str,
         every_step: bool,
     ) -> None:
         """Has none yet.
@@ -123,13 +127,17 @@ class Front:
             registry: Says who is cancelled.
             images: Of requests' ControlNets, held while they run.
             before: Of requests on their way here.
+            line: Of the pipeline.
+            name: Of the denoiser.
             every_step: Whether clients are told of each step, not of the last alone.
         """
         self._shards, self._text_encoder, self._lora_store = shards, text_encoder, lora_store
         self._registry, self._images, self._before = registry, images, before
+        self._line, self._name = line, name
         self._every_step = every_step
         self._runs: dict[bytes, FrontRun] = {}
         self._look_at = 0.0
+        self._show_homeless()
 
     def take_up(self, text: bytes, encoding: str, tickets: str) -> FrontRun:
         """The run of a request that the server hands over, the first time or again.
@@ -166,6 +174,7 @@ class Front:
             run.failure = self._stopped(run)
             if run.failure is None and run.shard is None:
                 self._start(run)
+        self._show_homeless()
         time.sleep(max(0.0, self._look_at - time.monotonic()))
         pauses = [MAX_PAUSE_S]
         for shard in self._shards.names:
@@ -180,6 +189,7 @@ class Front:
         if run is None:
             return False
         run.held.close()
+        self._show_homeless()
         if run.shard is not None and not run.state.ended:
             with suppress(RequestError):  # it died with its runs
                 self._shards.cancel(run.shard, [run.request.run_id])
@@ -234,6 +244,8 @@ class Front:
         try:
             polled, latents = self._shards.poll(shard, runs)
         except RequestError as error:
+            if isinstance(error, ModelDownError):
+                self._line.show(shard, 0)
             for run in runs.values():
                 self._lose(run, error)
             return MIN_PAUSE_S
@@ -255,6 +267,10 @@ class Front:
         steps_between = 0 if self._every_step else max(0, left - 1)
         return polled.boundary_s + steps_between * polled.step_s or polled.step_s / OVERDUE_LOOKS
 
+    def _show_homeless(self) -> None:
+        """Runs that no shard has."""
+        self._line.show(self._name, sum(run.shard is None for run in self._runs.values()))
+
     @staticmethod
     def _lose(run: FrontRun, error: RequestError) -> None:
         """A run is gone with its shard: it starts again elsewhere, unless it has gone too often."""
@@ -266,15 +282,30 @@ class Front:
 def final_info(run: FrontRun) -> dict[str, Any]:
     """INFO of a run that is done, with its time here and what it was forecast, in milliseconds.
 
-    `done_at`, in Unix time, is for `vae_decoder` alone.
+    `done_at`, in Unix time, and `ending` are for `vae_decoder` alone.
     """
     info, now = json.loads(json.dumps(run.state.info)), time.time()
     info["timings_ms"]["denoiser"] = round(1000 * (time.monotonic() - run.joined), 3)
     info["done_at"] = now
+    if ending := ending_of(run):
+        info["ending"] = asdict(ending)
     if run.request.claim is not None:
         info["forecast_ms"] = round(1000 * run.request.claim.forecast_s, 3)
         info["forecast_came_to_ms"] = round(1000 * (now - run.request.claim.at), 3)
     return info
+
+
+def ending_of(run: FrontRun) -> Ending | None:
+    """What is told of a run at its end, as far as it came."""
+    arrival, now = run.request.arrival, time.monotonic()
+    if arrival is None:
+        return None
+    here_s, waited_s = now - run.joined, run.state.waited_s
+    came_s = max(0.0, time.time() - here_s - arrival.at - arrival.prepared_s)
+    stages = {"encoding": came_s, "waiting": here_s if waited_s is None else waited_s}
+    if waited_s is not None:
+        stages["denoising"] = max(0.0, here_s - waited_s)
+    return Ending.of(run.request, **stages)
 
 
 def cancelled(run: FrontRun) -> RequestCancelledError:

@@ -62,6 +62,11 @@ class Work:
         """That of ControlNets, of a step on average."""
         return round(sum(self.control_rows) * self.pixels / max(1, self.steps))
 
+    @property
+    def in_all(self) -> int:
+        """Of all steps, ControlNets' too."""
+        return self.steps * (self.of_a_step + self.control_work)
+
     def shared(self, helpers: int) -> Work:
         """What is left for the fullest shard where so many others evaluate halves of it."""
         if helpers == 0 or self.rows == 1:
@@ -182,6 +187,7 @@ class RunState:
         shape: Of its final latents, once they are there.
         info: INFO of a run that is done.
         error: Why it ends without a picture, as `errors.to_report` says it.
+        waited_s: Seconds from its coming to its first step; None before that.
     """
 
     step: int
@@ -189,6 +195,7 @@ class RunState:
     shape: tuple[int, ...] | None = None
     info: Mapping[str, Any] | None = None
     error: Mapping[str, str] | None = None
+    waited_s: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -220,12 +227,14 @@ class Quoted:
         alone_s: If it had the shard for itself, and the help of others where there are any.
         in_line: Rows × pixels of all that are in line.
         empty_in_s: Seconds until nobody is, if nobody comes.
+        unhelped_s: If it had the shard for itself, and no help.
     """
 
     seconds: float
     alone_s: float
     in_line: int
     empty_in_s: float
+    unhelped_s: float
 
     @property
     def idle(self) -> bool:

@@ -40,7 +40,8 @@ class Places:
     def quote(self, work: Work) -> Quoted:
         """When such a run would be done."""
         alone_s = self._desk.alone(work.shared(self._others))
-        return Quoted(self._desk.quote(work), alone_s, self._desk.in_line, self._desk.empty_in_s)
+        desk = self._desk
+        return Quoted(desk.quote(work), alone_s, desk.in_line, desk.empty_in_s, desk.alone(work))
 
     def claim(self, asked: Claim, measured_s: float) -> Claimed:
         """A place for such a run, if it would be done in time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..common.errors import to_report
@@ -68,8 +69,9 @@ class Published:
 
 def state_of(run: Denoising) -> tuple[RunState, torch.Tensor | None]:
     """How far a run is, and its latents on the CPU if they are final."""
+    so_far = RunState(run.step, run.steps, waited_s=run.report.waited_s)
     if run.failure is not None:
-        return RunState(run.step, run.steps, error=to_report(run.failure)), None
+        return replace(so_far, error=to_report(run.failure)), None
     if not run.done:
-        return RunState(run.step, run.steps), None
-    return RunState(run.step, run.steps, tuple(run.latents.shape), final_info(run)), run.latents.cpu()
+        return so_far, None
+    return replace(so_far, shape=tuple(run.latents.shape), info=final_info(run)), run.latents.cpu()

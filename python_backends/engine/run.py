@@ -59,6 +59,8 @@ class RunReport:
         largest_batch: Most requests that it shared a step with, itself included.
         lora_path: `patched` (into the weights) or `beside` them → evaluations of a half with LoRAs.
         stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
+        came: When it came to its shard, in seconds of the monotonic clock.
+        waited_s: From then to its first step, in seconds; None before that.
     """
 
     encoding: Encoding
@@ -66,6 +68,13 @@ class RunReport:
     largest_batch: int = 0
     stale: Counter[int] = field(default_factory=Counter)
     lora_path: Counter[str] = field(default_factory=Counter)
+    came: float = field(default_factory=time.monotonic)
+    waited_s: float | None = None
+
+    def note_begin(self, now: float) -> None:
+        """It takes its first step, or another one."""
+        if self.waited_s is None:
+            self.waited_s = now - self.came
 
 
 class Denoising:

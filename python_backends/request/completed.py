@@ -124,6 +124,7 @@ class PlaceClaim:
         id: Of the claim.
         forecast_s: Seconds from then in which denoising should end.
         at: When it was claimed, Unix time in seconds.
+        due: When the picture should be there, Unix time in seconds; None without a limit.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -132,6 +133,24 @@ class PlaceClaim:
     id: str
     forecast_s: float
     at: float
+    due: float | None = None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When a request came, and where.
+
+    Attributes:
+        pipeline: The public model.
+        at: Unix time in seconds.
+        prepared_s: Seconds that `preprocess` took for it.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    pipeline: str
+    at: float
+    prepared_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +179,7 @@ class CompletedRequest:
         claim: Its place there, if it has one.
         evaluations: Of the UNet, in all; None: one in each step.
         halves: That it evaluates in each; None: both with guidance, else one.
+        arrival: When it came, and where; None if that was not at a server.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -185,6 +205,12 @@ class CompletedRequest:
     claim: PlaceClaim | None = None
     evaluations: Annotated[int, Field(ge=1, le=100_000)] | None = None
     halves: Annotated[int, Field(ge=1, le=2)] | None = None
+    arrival: Arrival | None = None
+
+    @property
+    def due(self) -> float | None:
+        """When its picture should be there, Unix time in seconds; None without a limit."""
+        return self.deadline if self.claim is None else self.claim.due
 
     def to_json(self) -> str:
         """The request as JSON."""

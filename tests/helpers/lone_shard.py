@@ -21,6 +21,7 @@ from swiftdiffusion.python_backends.engine.evaluator import Evaluated, StepTook
 from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, RunState, Work
 from swiftdiffusion.python_backends.engine.peers import Peers
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
+from swiftdiffusion.python_backends.engine.shard_metrics import ShardMetrics
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
 from swiftdiffusion.python_backends.request.completed import CompletedRequest, ControlNetUse, PlaceClaim
@@ -141,6 +142,7 @@ class LoneShard:
             self.times,
             self.counted.append,
             Pulse(name, f"{id(self)}", Path(tempfile.mkdtemp())),
+            ShardMetrics("tiny", name),
         )
 
     def submit(self, *runs: Denoising) -> None:

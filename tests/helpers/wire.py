@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import subprocess
 import time
@@ -16,6 +17,8 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from swiftdiffusion.python_backends.launcher import TritonServer
 
 TYPES = {
@@ -84,6 +87,36 @@ def generate(server: Any, model: str, protocol: str = "grpc", **fields: Any) -> 
         result = client.infer(model, inputs(module, fields))
     info = result.as_numpy("INFO")[0, 0]
     return Picture(result.as_numpy("IMAGE")[0], json.loads(info))
+
+
+class Stream:
+    """Responses of a streaming request, one by one."""
+
+    def __init__(self, server: Any, **fields: Any) -> None:
+        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self._client = grpc.InferenceServerClient(server.grpc_url.split("://")[-1])
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+        given = {field: value for field, value in fields.items() if value is not None}
+        self._client.async_stream_infer(f"{server.model}_stream", inputs(grpc, given), enable_empty_final_response=True)
+
+    def next(self) -> tuple[dict[str, Any] | None, Any]:
+        """INFO and IMAGE of the next response; both None after the last."""
+        result, error = self._answers.get(timeout=60)
+        if error is not None:
+            raise error
+        info = result.as_numpy("INFO")
+        return (None if info is None else json.loads(info[0, 0])), result.as_numpy("IMAGE")
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        while (response := self.next())[0] is not None:
+            yield response  # type: ignore[misc]
+            if response[1] is not None:
+                return
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._client.stop_stream()
+        self._client.close()
 
 
 def post(server: Any, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

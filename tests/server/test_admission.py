@@ -52,7 +52,7 @@ def test_the_forecast_and_what_it_came_to_are_told_and_counted(tiny: Any) -> Non
     before = metrics(tiny)
     info = generate(tiny, tiny.model, **FIELDS, STEPS=50).info
     assert 0 < info["forecast_ms"] < 5 * info["forecast_came_to_ms"]
-    count = "swiftdiffusion_forecast_ratio_count"
+    count = f'swiftdiffusion_forecast_ratio_count{{pipeline="{tiny.model}"}}'
     assert metrics(tiny)[count] == before.get(count, 0) + 1
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import queue
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import tritonclient.grpc as grpc
 
 from file_server import wait_for
-from wire import generate, inputs, metrics
+from wire import Stream, generate, metrics
 
 one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 three_shards = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
@@ -29,40 +26,10 @@ UNLIKE = {
 }
 
 
-class Stream:
-    """Responses of a streaming request, one by one."""
-
-    def __init__(self, tiny: Any, **fields: Any) -> None:
-        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        self._client = grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1])
-        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
-        given = {field: value for field, value in fields.items() if value is not None}
-        self._client.async_stream_infer(f"{tiny.model}_stream", inputs(grpc, given), enable_empty_final_response=True)
-
-    def next(self) -> tuple[dict[str, Any] | None, Any]:
-        """INFO and IMAGE of the next response; both None after the last."""
-        result, error = self._answers.get(timeout=60)
-        if error is not None:
-            raise error
-        info = result.as_numpy("INFO")
-        return (None if info is None else json.loads(info[0, 0])), result.as_numpy("IMAGE")
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        while (response := self.next())[0] is not None:
-            yield response  # type: ignore[misc]
-            if response[1] is not None:
-                return
-
-    def close(self) -> None:
-        """Ends the stream."""
-        self._client.stop_stream()
-        self._client.close()
-
-
 def steps_taken(tiny: Any) -> tuple[int, int]:
     """(steps of requests, steps of batches) so far; the first ÷ the second is the mean batch size."""
-    of_sizes = {name: int(value) for name, value in metrics(tiny).items() if "batch_size" in name}
-    return tuple(of_sizes[f"swiftdiffusion_denoiser_batch_size_{part}"] for part in ("sum", "count"))  # type: ignore[return-value]
+    told, own = metrics(tiny), f'{{pipeline="{tiny.model}"}}'
+    return tuple(int(told.get(f"swiftdiffusion_denoiser_batch_size_{part}{own}", 0)) for part in ("sum", "count"))  # type: ignore[return-value]
 
 
 @one_shard

@@ -68,8 +68,8 @@ def load_again(tiny: TinyServer, model: str) -> None:
 
 
 def steps_taken(tiny: TinyServer) -> float:
-    """Of all batches, as far as the server knows."""
-    return latest_metrics(tiny).get("swiftdiffusion_denoiser_batch_size_count", 0.0)
+    """Of the pipeline's batches, as far as the server knows."""
+    return latest_metrics(tiny).get(f'swiftdiffusion_denoiser_batch_size_count{{pipeline="{tiny.model}"}}', 0.0)
 
 
 @three_shards

@@ -180,7 +180,7 @@ def test_a_clock_that_is_set_back_ends_all_memory() -> None:
 
 def test_of_shards_that_hardly_differ_the_one_with_least_in_line_is_asked_first() -> None:
     said = {"slow": (4.0, 0), "long": (2.0, 300), "short": (2.5, 200), "shorter": (2.4, 100), "slower": (3.0, 0)}
-    quotes = [(Quoted(seconds, 1.0, in_line, seconds), name) for name, (seconds, in_line) in said.items()]
+    quotes = [(Quoted(seconds, 1.0, in_line, seconds, 1.0), name) for name, (seconds, in_line) in said.items()]
     assert [name for _, name in best_first(quotes)] == ["shorter", "short", "long", "slower", "slow"]
 
 

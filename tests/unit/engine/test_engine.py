@@ -51,7 +51,7 @@ def test_runs_of_all_kinds_share_steps_and_each_comes_to_the_same(shards: Callab
         shard.submit_together(*runs)
         assert equal(shard.done(*runs), map(alone, again))
     assert [run.report.largest_batch for run in runs] == [4, 4, 4, 4]
-    sizes = told["swiftdiffusion_denoiser_batch_size"][""]
+    sizes = told["swiftdiffusion_denoiser_batch_size"]["tiny"]
     assert (max(sizes), sum(sizes)) == (4, 6 + 3 + 5 + 4)
 
 
