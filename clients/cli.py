@@ -19,6 +19,7 @@ from ..python_backends.launcher.probe_command import probe
 from ..python_backends.launcher.serve_command import serve
 from ..python_backends.launcher.watch_command import watch
 from .commands.generate_command import generate
+from .commands.top_command import top
 from .load.lora_variants import lora_variants
 from .load.replay_command import replay_trace
 from .load.trace_command import trace
@@ -45,6 +46,7 @@ app.command()(watch)
 app.command()(probe)
 app.command("drain")(drain_command)
 app.command()(generate)
+app.command()(top)
 app.command()(perf)
 app.command(context_settings={"obj": catalogue_names})(lora_mix)
 app.command()(trace)
