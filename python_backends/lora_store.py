@@ -145,6 +145,7 @@ class LoraMetrics(StoreObserver):
         self._caches = {"host": host, "disk": disk}
         for name, cache in self._caches.items():
             self._max_bytes.set(cache.max_bytes, cache=name)
+            self._evictions.add(0.0, cache=name)
         self._show_sizes()
 
     def loaded(self, source: str, seconds: float) -> None:
