@@ -93,6 +93,7 @@ class TritonPythonModel(Model):
             with suppress(InvalidRequestError):  # a client called this model by itself
                 self._ends.failed(Ending.of(CompletedRequest.from_json(text.decode("utf-8", "replace"))), failure)
             return failure
+        run.in_hand = request
         if not run.starts:
             self._ends.take(run.request.run_id)
         return run

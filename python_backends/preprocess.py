@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from .backend import metrics
 from .backend.model import Model
-from .backend.model_calls import down, load_loras
+from .backend.model_calls import down, load_loras, traced
 from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, text_tensor
@@ -109,8 +109,9 @@ class TritonPythonModel(Model):
             # Before anything that takes time: it may be cancelled from now on.
             self._registry.accept(parsed.request_id, parsed.run_id)
         try:
-            parsed = self._admission.admit(parsed)
-            tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
+            with traced(request):
+                parsed = self._admission.admit(parsed)
+                tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
         except Exception:
             self._admission.give_back(parsed)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import triton_python_backend_utils as pb_utils
@@ -20,7 +22,7 @@ from .dead_models import is_dead
 from .settings import response_texts, text_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..request.completed import CompletedRequest
 
@@ -31,6 +33,8 @@ PATIENCE_S = 60.0
 """Longest that who needs a model that is down waits for it."""
 
 LOOK_EVERY_S = 0.05
+
+_trace: ContextVar[Any] = ContextVar("trace", default=None)
 
 
 def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
@@ -47,7 +51,10 @@ def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     """
     if not is_up(name):
         raise down(name)
-    request = pb_utils.InferenceRequest(model_name=name, requested_output_names=list(outputs), inputs=list(inputs))
+    traced = {} if (trace := _trace.get()) is None else {"trace": trace}
+    request = pb_utils.InferenceRequest(
+        model_name=name, requested_output_names=list(outputs), inputs=list(inputs), **traced
+    )
     response = request.exec()
     if response.has_error():
         message = response.error().message()
@@ -56,6 +63,16 @@ def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
         logger.warning("%s is down: %s", name, message)
         raise down(name)
     return response
+
+
+@contextmanager
+def traced(request: Any) -> Iterator[None]:
+    """Calls of this thread within are spans of a request that its model has in hand; None for no request's."""
+    token = _trace.set(None if request is None else request.trace())
+    try:
+        yield
+    finally:
+        _trace.reset(token)
 
 
 def patiently(ask: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..backend.model_calls import down, encode_prompts, load_loras
+from ..backend.model_calls import down, encode_prompts, load_loras, traced
 from ..backend.request_ends import Ending
 from ..common.errors import (
     EmbeddingsUnavailableError,
@@ -71,6 +71,7 @@ class FrontRun:
         waits_since: Since when something that it needs next is down, likewise; None while nothing is.
         decoders: Processes of the decoder that it is bound to.
         held: What is given up at its end.
+        in_hand: The server's request, until this round has ended.
     """
 
     message: Submit
@@ -84,6 +85,7 @@ class FrontRun:
     waits_since: float | None = None
     decoders: frozenset[int] = frozenset()
     held: ExitStack = field(default_factory=ExitStack)
+    in_hand: Any = None
 
     @property
     def request(self) -> CompletedRequest:
@@ -173,7 +175,8 @@ class Front:
         for run in going:
             run.failure = self._stopped(run)
             if run.failure is None and run.shard is None:
-                self._start(run)
+                with traced(run.in_hand):
+                    self._start(run)
         self._show_homeless()
         time.sleep(max(0.0, self._look_at - time.monotonic()))
         pauses = [MAX_PAUSE_S]

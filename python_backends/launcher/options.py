@@ -28,6 +28,8 @@ class ServerOptions:
         startup_timeout_seconds: how long loading may take.
         stop_timeout_seconds: how long requests in flight may take to finish when the server is stopped. Short, because
             a stopping server refuses the calls between models at once: only what needs no more of them can finish.
+        trace_endpoint: URL of an OpenTelemetry collector (OTLP over HTTP) that is sent spans; None sends none.
+        trace_rate: one request in so many is traced, and every one whose client sent a W3C trace context.
         extra_arguments: passed to tritonserver as they are.
     """
 
@@ -41,6 +43,8 @@ class ServerOptions:
     auto_complete_config: bool = False
     startup_timeout_seconds: float = 600.0
     stop_timeout_seconds: float = 10.0
+    trace_endpoint: str | None = None
+    trace_rate: int = 1
     extra_arguments: tuple[str, ...] = field(default=())
 
     def arguments(self, binary: ServerBinary) -> list[str]:
@@ -67,6 +71,15 @@ class ServerOptions:
             arguments.append("--disable-auto-complete-config")
         if not devices:
             arguments.append("--allow-gpu-metrics=false")
+        if self.trace_endpoint is not None:
+            settings = [
+                "mode=opentelemetry",
+                "level=TIMESTAMPS",
+                f"rate={self.trace_rate}",
+                f"opentelemetry,url={self.trace_endpoint}",
+                "opentelemetry,resource=service.name=swiftdiffusion",
+            ]
+            arguments += [f"--trace-config={setting}" for setting in settings]
         return arguments + self._version_dependent(binary) + list(self.extra_arguments)
 
     def _version_dependent(self, binary: ServerBinary) -> list[str]:

@@ -76,6 +76,15 @@ def serve(
     stop_timeout: Annotated[
         float, typer.Option(min=1, rich_help_panel=_LIMITS, help="Seconds for requests in flight when stopping.")
     ] = _DEFAULTS.stop_timeout_seconds,
+    trace_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", rich_help_panel=_NETWORK, help="OpenTelemetry collector, such as http://HOST:4318/v1/traces."
+        ),
+    ] = None,
+    trace_rate: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_NETWORK, help="One request in so many is traced.")
+    ] = _DEFAULTS.trace_rate,
     auto_complete_config: Annotated[
         bool, typer.Option(help="Let backends complete their config.pbtxt: starts every backend twice.")
     ] = _DEFAULTS.auto_complete_config,
@@ -99,6 +108,8 @@ def serve(
         auto_complete_config=auto_complete_config,
         startup_timeout_seconds=startup_timeout,
         stop_timeout_seconds=stop_timeout,
+        trace_endpoint=trace_endpoint,
+        trace_rate=trace_rate,
         extra_arguments=tuple(extra_arguments or ()),
     )
     server = TritonServer(repository, http_port, grpc_port, metrics_port, log_file, host=host, options=options)
