@@ -180,8 +180,8 @@ def test_top_shows_what_runs(tiny: TinyServer) -> None:
     rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in shown.splitlines()]
     by_name = {row[0]: row[1:] for row in rows if row}
     waiting, running, requests, refused, _, in_time, *_, steps = by_name["sdxl"]
-    assert (waiting, refused, in_time) == ("0", "0.00", "100.0%")
-    assert running in ("0", "1") and float(requests) > 0
+    assert (refused, in_time) == ("0.00", "100.0%")
+    assert int(waiting) + int(running) <= 2 and float(requests) > 0  # told one after the other
     assert steps.startswith("≤2: ")
     assert by_name["other"][2] == "0.00"
     assert by_name[tiny.inner("vae_decoder")][-1] == "up"
