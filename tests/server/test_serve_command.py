@@ -5,67 +5,26 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
 from file_server import wait_for
+from serve_process import COMMAND, Serving, serving
 from swiftdiffusion.python_backends.launcher.ports import free_ports
 from swiftdiffusion.python_backends.launcher.processes import group_members
 from throwaway import add_model, assert_nothing_left, regions, stub_of
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def serve() -> Iterator[Callable[..., Serving]]:
     """Starts `swiftdiffusion serve` on free ports."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(repository: Path, *arguments: str) -> subprocess.Popen[str]:
-        http, grpc, metrics = map(str, free_ports(3))
-        ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-        command = [
-            str(Path(sys.executable).with_name("swiftdiffusion")),
-            "serve",
-            "-r",
-            str(repository),
-            *ports,
-            *arguments,
-        ]
-        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        return started[-1]
-
-    yield run
-    for process in started:
-        process.terminate()
-        process.wait(60)
-
-
-def ready_pid(process: "subprocess.Popen[str]") -> int:
-    """Id of the server's process, once the command says that it is ready, or ready again."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        match = re.match(r"ready(: HTTP \S+ .*| again:) +pid (\d+)", line)
-        if match:
-            return int(match[2])
-    raise AssertionError(f"not ready: exit status {process.wait()}")
-
-
-def rest_of_messages(process: "subprocess.Popen[str]") -> str:
-    """What it writes after `ready_pid` until it ends; `communicate` would miss what was read ahead."""
-    assert process.stderr is not None
-    messages = process.stderr.read()
-    process.wait(60)
-    return messages
-
-
-def http_url(process: "subprocess.Popen[str]") -> str:
-    """What it was told to listen on."""
-    arguments = list(process.args)  # type: ignore[arg-type]
-    return f"http://127.0.0.1:{arguments[arguments.index('--http-port') + 1]}"
+    with ExitStack() as stop:
+        yield lambda *arguments: stop.enter_context(serving(*arguments))
 
 
 def is_ready(url: str, model: str) -> bool:
@@ -73,10 +32,10 @@ def is_ready(url: str, model: str) -> bool:
         return answer.status == 200
 
 
-def test_command_reports_a_model_that_fails(broken: Path, serve: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = serve(broken)
-    _out, messages = process.communicate(timeout=60)
-    assert process.returncode == 1
+def test_command_reports_a_model_that_fails(broken: Path, serve: Callable[..., Serving]) -> None:
+    served = serve(broken)
+    _out, messages = served.process.communicate(timeout=60)
+    assert served.process.returncode == 1
     assert "model 'boom' failed to load: FileNotFoundError: no weights in /nowhere" in messages
     assert len(messages.splitlines()) < 15
     kept = re.search(r"the server's log: (.+)", messages)
@@ -90,14 +49,7 @@ def test_command_refuses_a_busy_port_before_it_starts(fine: Path) -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        command = [
-            str(Path(sys.executable).with_name("swiftdiffusion")),
-            "serve",
-            "-r",
-            str(fine),
-            "--grpc-port",
-            str(port),
-        ]
+        command = [COMMAND, "serve", "-r", str(fine), "--grpc-port", str(port)]
         http, metrics = map(str, free_ports(2))
         command += ["--http-port", http, "--metrics-port", metrics]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -107,61 +59,56 @@ def test_command_refuses_a_busy_port_before_it_starts(fine: Path) -> None:
     assert "loaded" not in answer.stderr
 
 
-def test_sigterm_stops_everything(fine: Path, serve: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = serve(fine)
-    pid = ready_pid(process)
-    process.terminate()
-    messages = rest_of_messages(process)
-    assert process.returncode == 0
+def test_sigterm_stops_everything(fine: Path, serve: Callable[..., Serving]) -> None:
+    served = serve(fine)
+    pid = served.ready_pid()
+    served.process.terminate()
+    messages = served.rest()
+    assert served.process.returncode == 0
     assert "Started HTTPService" in messages  # the log is streamed
     assert_nothing_left(pid)
 
 
-def test_a_server_that_ends_is_started_again_on_its_ports(
-    fine: Path, serve: Callable[..., "subprocess.Popen[str]"]
-) -> None:
-    process = serve(fine)
-    url, pids = http_url(process), [ready_pid(process)]
+def test_a_server_that_ends_is_started_again_on_its_ports(fine: Path, serve: Callable[..., Serving]) -> None:
+    served = serve(fine)
+    url, pids = served.http_url, [served.ready_pid()]
     for _ in range(2):
         assert is_ready(url, "calm")
         os.kill(stub_of(pids[-1]), signal.SIGSTOP)
         os.kill(pids[-1], signal.SIGKILL)
-        pids.append(ready_pid(process))
+        pids.append(served.ready_pid())
         assert_nothing_left(pids[-2])
     os.kill(pids[-1], signal.SIGABRT)
-    messages = rest_of_messages(process)
-    assert process.returncode == 1
+    messages = served.rest()
+    assert served.process.returncode == 1
     assert "it ended 3 times in 60 s of serving and is not started again" in messages
     assert "error: tritonserver ended by itself (signal SIGABRT)" in messages
     for pid in pids:
         assert_nothing_left(pid)
 
 
-def test_a_server_that_is_killed_while_it_loads_is_started_again(
-    tmp_path: Path, serve: Callable[..., "subprocess.Popen[str]"]
-) -> None:
+def test_a_server_that_is_killed_while_it_loads_is_started_again(tmp_path: Path, serve: Callable[..., Serving]) -> None:
     add_model(tmp_path / "slow", "slow", "import time; time.sleep(3)")
-    process = serve(tmp_path / "slow")
-    wait_for(lambda: len(children := psutil.Process(process.pid).children()) == 1 and bool(children[0].children()), 30)
-    (server,) = psutil.Process(process.pid).children()
+    served = serve(tmp_path / "slow")
+    command = psutil.Process(served.process.pid)
+    wait_for(lambda: len(children := command.children()) == 1 and bool(children[0].children()), 30)
+    (server,) = command.children()
     server.kill()
-    assert ready_pid(process) != server.pid
-    assert is_ready(http_url(process), "slow")
+    assert served.ready_pid() != server.pid
+    assert is_ready(served.http_url, "slow")
 
 
-def test_an_option_that_the_server_refuses_ends_the_command(
-    fine: Path, serve: Callable[..., "subprocess.Popen[str]"]
-) -> None:
-    process = serve(fine, "--", "--no-such-option=1")
-    _out, messages = process.communicate(timeout=60)
-    assert process.returncode == 1
+def test_an_option_that_the_server_refuses_ends_the_command(fine: Path, serve: Callable[..., Serving]) -> None:
+    served = serve(fine, "--", "--no-such-option=1")
+    _out, messages = served.process.communicate(timeout=60)
+    assert served.process.returncode == 1
     assert "started again" not in messages
     assert "no-such-option" in messages
 
 
-def test_server_ends_with_a_killed_launcher(fine: Path, serve: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = serve(fine)
-    pid = ready_pid(process)
-    process.kill()
+def test_server_ends_with_a_killed_launcher(fine: Path, serve: Callable[..., Serving]) -> None:
+    served = serve(fine)
+    pid = served.ready_pid()
+    served.process.kill()
     wait_for(lambda: not group_members(pid), 30)
     assert regions(pid) == []

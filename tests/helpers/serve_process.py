@@ -1,0 +1,66 @@
+"""`swiftdiffusion serve` as a process on free ports, and what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from swiftdiffusion.python_backends.launcher.ports import free_ports
+
+COMMAND = str(Path(sys.executable).with_name("swiftdiffusion"))
+
+
+class Serving:
+    """The command on a repository.
+
+    Attributes:
+        process: The command's.
+        http_url: Of the HTTP API.
+        grpc_url: Of the gRPC API.
+    """
+
+    def __init__(self, repository: Path, *arguments: str) -> None:
+        http, grpc, metrics = map(str, free_ports(3))
+        self.http_url, self.grpc_url = f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"
+        ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+        command = [COMMAND, "serve", "-r", str(repository), *ports, *arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ready_pid(self) -> int:
+        """Id of the server's process, once the command says that it is ready, or ready again."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            match = re.match(r"ready(: HTTP \S+ .*| again:) +pid (\d+)", line)
+            if match:
+                return int(match[2])
+        raise AssertionError(f"not ready: exit status {self.process.wait()}")
+
+    def said(self, pattern: str) -> str:
+        """The next line that has something to it."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"it never said {pattern}")
+
+    def rest(self) -> str:
+        """What it writes after that until it ends; `communicate` would miss what was read ahead."""
+        assert self.process.stderr is not None
+        messages = self.process.stderr.read()
+        self.process.wait(60)
+        return messages
+
+
+@contextmanager
+def serving(repository: Path, *arguments: str) -> Iterator[Serving]:
+    """Ends it, too."""
+    served = Serving(repository, *arguments)
+    try:
+        yield served
+    finally:
+        served.process.terminate()
+        served.process.communicate(timeout=60)
