@@ -3,6 +3,7 @@
 from .client.async_client import DEFAULT_URL, AsyncClient, Health, ModelState
 from .client.client import Client
 from .client.errors import (
+    AdminKeyWanted,
     InvalidRequest,
     LoraUnavailable,
     ModelNotFound,
@@ -20,6 +21,7 @@ from .client.result import ControlNetReport, GenerationInfo, GenerationResult, L
 
 __all__ = [
     "DEFAULT_URL",
+    "AdminKeyWanted",
     "AsyncClient",
     "Client",
     "ControlNet",

@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from .access import Access
 from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, ServerUnreachable, SwiftDiffusionError
 from .request import GenerationRequest, Tensor, cancel_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
@@ -64,15 +66,25 @@ class AsyncClient:
         timeout: seconds that a picture may take; None waits as long as the server works on it.
         retries: how often a request is sent again, with the same seed, that met a part of the server which died
             (`ServerRestarting`), or no server at all (`ServerUnreachable`).
+        ca_file: PEM of who signed the server's certificate; None trusts whom the system trusts.
+        admin_key: opens what `serve --restrict` closes, of which the clients use the models' states alone (`health`).
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None, retries: int = 0
+        self,
+        url: str = DEFAULT_URL,
+        model: str | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        *,
+        ca_file: str | Path | None = None,
+        admin_key: str | None = None,
     ) -> None:
         self.url = url
         self.timeout = timeout
         self.retries = retries
         self._model = model
+        self._access = Access(ca_file, admin_key)
         self._transport: Transport | None = None
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
@@ -172,6 +184,7 @@ class AsyncClient:
 
         Raises:
             ServerUnreachable: nobody answers.
+            AdminKeyWanted: it is restricted, and `admin_key` is not its key.
         """
         transport = self._open()
         version, ready, index = await self._within_health_time(
@@ -179,6 +192,10 @@ class AsyncClient:
         )
         models = (ModelState(m["name"], m.get("state", "UNAVAILABLE"), m.get("reason", "")) for m in index)
         return Health(version, ready, tuple(models))
+
+    async def version(self) -> str:
+        """The server's; errors as `health`."""
+        return await self._within_health_time(self._open().version())
 
     async def wait_until_ready(self, timeout: float = 300.0) -> None:
         """Waits until the server and all its models are ready.
@@ -229,7 +246,7 @@ class AsyncClient:
 
     def _open(self) -> Transport:
         if self._transport is None:
-            self._transport = open_transport(self.url)
+            self._transport = open_transport(self.url, self._access)
         return self._transport
 
     async def _within_health_time(self, call: Awaitable[T]) -> T:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -27,12 +28,21 @@ class Client:
         model: the entry model; None takes whichever of `sdxl` and `sd15` the server has.
         timeout: seconds that a picture may take; None waits as long as the server works on it.
         retries: as `AsyncClient`'s.
+        ca_file: PEM of who signed the server's certificate; None trusts whom the system trusts.
+        admin_key: opens what `serve --restrict` closes, of which the clients use the models' states alone (`health`).
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, model: str | None = None, timeout: float | None = None, retries: int = 0
+        self,
+        url: str = DEFAULT_URL,
+        model: str | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        *,
+        ca_file: str | Path | None = None,
+        admin_key: str | None = None,
     ) -> None:
-        self._client = AsyncClient(url, model, timeout, retries)
+        self._client = AsyncClient(url, model, timeout, retries, ca_file=ca_file, admin_key=admin_key)
 
     @property
     def url(self) -> str:
@@ -71,6 +81,10 @@ class Client:
     def health(self) -> Health:
         """See `AsyncClient.health`."""
         return _wait(self._client.health())
+
+    def version(self) -> str:
+        """See `AsyncClient.version`."""
+        return _wait(self._client.version())
 
     def wait_until_ready(self, timeout: float = 300.0) -> None:
         """See `AsyncClient.wait_until_ready`."""

@@ -10,6 +10,7 @@ _RESTARTING = re.compile(
 
 _LORA = re.compile(r'\bLORAS(?: names "|: )')
 _CANCELLED = re.compile(r'REQUEST_ID ".*" was cancelled', re.DOTALL)
+_RESTRICTED = "is restricted, expecting header"
 _UNREACHABLE = ("failed to connect", "DNS resolution failed", "Socket closed", "Connection reset", "recvmsg:")
 
 
@@ -38,6 +39,10 @@ class ServerRestarting(ServerUnavailable):
 
     Nothing was done; the same request can be sent again in a few seconds.
     """
+
+
+class AdminKeyWanted(SwiftDiffusionError):  # noqa: N818
+    """The server is restricted, and what was asked for wants its key."""
 
 
 class LoraUnavailable(ServerUnavailable):
@@ -101,6 +106,9 @@ def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffus
         message: the server's sentence.
         url: the server's URL.
     """
+    if _RESTRICTED in message:
+        sentence = "its state, statistics and model control are for who has its key"
+        return AdminKeyWanted(f"the server at {url} is restricted: {sentence} (admin_key=, --admin-key-file)")
     if status is None:
         status = next((code for sentence, code in _BY_SENTENCE if sentence.search(message)), "")
     if _RESTARTING.search(message):

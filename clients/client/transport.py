@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
+from .access import GRPC_ADMIN_HEADER, HTTP_ADMIN_HEADER, Access, admin_headers
 from .errors import StreamingUnsupported, SwiftDiffusionError, error_from_status, unreachable
 from .request import Tensor
 
@@ -27,10 +28,18 @@ _KEEPALIVE_MS = 310_000
 class Transport(ABC):
     """Calls to one server; methods raise `SwiftDiffusionError`."""
 
+    admin_header: str
+
     def __init__(
-        self, url: str, client: Any, input_class: Any, connection_errors: tuple[type[Exception], ...] = ()
+        self,
+        url: str,
+        access: Access,
+        client: Any,
+        input_class: Any,
+        connection_errors: tuple[type[Exception], ...] = (),
     ) -> None:
         self.url = url
+        self._access = access
         self._client = client
         self._input_class = input_class
         self._connection_errors = connection_errors
@@ -59,7 +68,8 @@ class Transport(ABC):
 
     async def models(self) -> list[dict[str, Any]]:
         """The server's index of its repository: name, version, state, reason."""
-        index = await self._translated(self._client.get_model_repository_index(**self._as_json()))
+        headers = admin_headers(self.admin_header, self._access.admin_key)
+        index = await self._translated(self._client.get_model_repository_index(headers=headers, **self._as_json()))
         return index if isinstance(index, list) else index.get("models", [])
 
     async def close(self) -> None:
@@ -92,7 +102,9 @@ class Transport(ABC):
 class GrpcTransport(Transport):
     """gRPC: `grpc://host:8001`, or `grpcs://` with TLS."""
 
-    def __init__(self, url: str, address: SplitResult) -> None:
+    admin_header = GRPC_ADMIN_HEADER
+
+    def __init__(self, url: str, address: SplitResult, access: Access) -> None:
         from tritonclient.grpc import InferInput
         from tritonclient.grpc.aio import InferenceServerClient
 
@@ -104,8 +116,13 @@ class GrpcTransport(Transport):
         ]
         if address.hostname in ("localhost", "127.0.0.1", "::1"):
             options.append(("grpc.enable_http_proxy", 0))
-        client = InferenceServerClient(address.netloc, ssl=address.scheme == "grpcs", channel_args=options)
-        super().__init__(url, client, InferInput)
+        client = InferenceServerClient(
+            address.netloc,
+            ssl=address.scheme == "grpcs",
+            root_certificates=None if access.ca_file is None else str(access.ca_file),
+            channel_args=options,
+        )
+        super().__init__(url, access, client, InferInput)
 
     async def stream(self, model: str, tensors: Sequence[Tensor]) -> AsyncGenerator[Answer, None]:
         """Answers of a decoupled model, one by one; closing the iterator cancels the call."""
@@ -141,7 +158,9 @@ class GrpcTransport(Transport):
 class HttpTransport(Transport):
     """HTTP: `http://host:8000`, or `https://`."""
 
-    def __init__(self, url: str, address: SplitResult) -> None:
+    admin_header = HTTP_ADMIN_HEADER
+
+    def __init__(self, url: str, address: SplitResult, access: Access) -> None:
         import ssl
 
         from aiohttp import ClientError
@@ -153,20 +172,21 @@ class HttpTransport(Transport):
             address.netloc + address.path.rstrip("/"),
             conn_timeout=None,  # its limit is on the whole request; calls have their own
             ssl=secure,
-            ssl_context=ssl.create_default_context() if secure else False,
+            ssl_context=ssl.create_default_context(cafile=access.ca_file) if secure else False,
         )
-        super().__init__(url, client, InferInput, (ClientError, OSError))
+        super().__init__(url, access, client, InferInput, (ClientError, OSError))
 
     def stream(self, model: str, tensors: Sequence[Tensor]) -> AsyncGenerator[Answer, None]:
         """Not over HTTP."""
         raise StreamingUnsupported(f"progress needs gRPC, such as grpc://host:8001; the URL is {self.url}")
 
 
-def open_transport(url: str) -> Transport:
+def open_transport(url: str, access: Access) -> Transport:
     """Transport by the URL's scheme; call it where the event loop runs.
 
     Raises:
         ValueError: the URL is not one of the supported schemes with a host and port.
+        OSError: the file of `access` cannot be read.
     """
     address = urlsplit(url)
     kinds: dict[str, type[GrpcTransport] | type[HttpTransport]] = {
@@ -177,4 +197,4 @@ def open_transport(url: str) -> Transport:
     }
     if address.scheme not in kinds or not address.netloc:
         raise ValueError(f"the server's URL is {url!r}; wanted: grpc://HOST:PORT, http://HOST:PORT, grpcs or https")
-    return kinds[address.scheme](url, address)
+    return kinds[address.scheme](url, address, access)

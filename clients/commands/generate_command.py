@@ -58,6 +58,10 @@ def generate(
     url: Annotated[
         str, typer.Option(envvar="SWIFTDIFFUSION_URL", help="grpc://HOST:PORT (shows progress) or http://HOST:PORT.")
     ] = DEFAULT_URL,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(help="For grpcs:// and https://: who signed the server's certificate, PEM.", dir_okay=False),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Entry model; default: sdxl or sd15, as the server has.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one picture may take.")] = None,
     timeout_ms: Annotated[
@@ -99,7 +103,7 @@ def generate(
     requests = _requests(base, _all_prompts(prompts, prompt_file), count, seed)
 
     async def run() -> list[GenerationResult]:
-        async with AsyncClient(url, model, timeout, retries) as client:
+        async with AsyncClient(url, model, timeout, retries, ca_file=ca_file) as client:
             return await _generate_all(client, requests, concurrency, console)
 
     try:

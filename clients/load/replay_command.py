@@ -75,7 +75,7 @@ def replay_trace(
             async def send(traced: TracedRequest) -> GenerationInfo:
                 return (await client.generate(served.request(traced, lora_bound, timeout_ms))).info
 
-            version = (await client.health()).version
+            version = await client.version()
             slo = await slo_seconds(read, send, slo_ms, slo_factor)
             return await with_progress(read, send, rate_scale, console), slo, version
 

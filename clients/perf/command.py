@@ -45,6 +45,9 @@ def perf(
         str | None, typer.Option(help="The server's metrics. Default: port 8002 of its host, if it answers there.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Entry model; default: sdxl or sd15, as the server has.")] = None,
+    admin_key_file: Annotated[
+        Path | None, typer.Option(help="Of a restricted server: holds the key.", exists=True, dir_okay=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the numbers there, as JSON.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where perf_analyzer is kept. Default: the user's cache.")] = None,
 ) -> None:
@@ -52,14 +55,15 @@ def perf(
     console = Console()
     levels = _parse_levels(concurrency)
     entries = read_requests(_input_file(input_data), {"STEPS": steps, "LORA_BOUND": lora_bound})
+    admin_key = None if admin_key_file is None else admin_key_file.read_text(encoding="utf-8").strip()
     coming, runs = entries, []
     try:
         with console.status("getting perf_analyzer"):
             tool = find_perf_analyzer(cache)
         for address in url or DEFAULT_URLS:
             with Client(address, model) as client:
-                load = Load(address, client.model(), coming, requests)
-                version = client.health().version
+                load = Load(address, client.model(), coming, requests, admin_key)
+                version = client.version()
                 client.generate(GenerationRequest("warm up", steps=2))
             measured = _measure(tool, load, levels, metrics_url, console)
             coming = _moved_on(coming, measured, load.model)
@@ -89,10 +93,10 @@ def _measure(
         task = progress.add_task(load.url, total=len(levels))
         for level in levels:
             progress.update(task, description=f"{load.url}, {level} at a time")
-            metrics, before = _lora_metrics(load.url, metrics_url), read_statistics(load.url)
+            metrics, before = _lora_metrics(load.url, metrics_url), read_statistics(load.url, load.admin_key)
             going_on = replace(load, requests=_moved_on(load.requests, measured, load.model))
             latency = measure(tool, going_on, level, Path(directory))
-            models = tuple(read_statistics(load.url).work_since(before))
+            models = tuple(read_statistics(load.url, load.admin_key).work_since(before))
             now = None if metrics is None else _lora_metrics(load.url, metrics_url)
             loras = None if metrics is None or now is None else now.work_since(metrics)
             measured.append(Level(level, latency, models, loras))

@@ -4,11 +4,12 @@ import csv
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from ..client.access import GRPC_ADMIN_HEADER, admin_headers
 from .tool import PerfAnalyzer, PerfAnalyzerError
 
 Requests: TypeAlias = tuple[Mapping[str, Any], ...]
@@ -29,12 +30,14 @@ class Load:
         model: the entry model.
         requests: perf_analyzer's input data, sent round robin.
         requests_per_window: at least so many in each of the three windows of a measurement.
+        admin_key: of a restricted server, which tells its statistics to nobody else.
     """
 
     url: str
     model: str
     requests: Requests
     requests_per_window: int = 10
+    admin_key: str | None = field(default=None, repr=False)
 
     @property
     def api(self) -> str:
@@ -108,6 +111,8 @@ def load_arguments(load: Load, concurrency: int) -> list[str]:
     address = urlsplit(load.url)
     common = ["-m", load.model, "--async", f"--concurrency-range={concurrency}:{concurrency}"]
     if address.scheme == "grpc":
+        headers = admin_headers(GRPC_ADMIN_HEADER, load.admin_key) or {}
+        common += [part for name, value in headers.items() for part in ("-H", f"{name}:{value}")]
         return [*common, "-i", "grpc", "-u", address.netloc, "--request-parameter", "sequence_id:0:int"]
     endpoint = f"v2/models/{load.model}/generate"
     return [*common, "--service-kind=openai", "--endpoint", endpoint, "-u", f"{address.scheme}://{address.netloc}"]

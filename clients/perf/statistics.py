@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from tritonclient.utils import InferenceServerException
+
+from ..client.access import GRPC_ADMIN_HEADER, HTTP_ADMIN_HEADER, admin_headers
+from ..client.errors import error_from_status
+
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -54,23 +59,31 @@ class Statistics:
         ]
 
 
-def read_statistics(url: str) -> Statistics:
+def read_statistics(url: str, admin_key: str | None = None) -> Statistics:
     """Counters of all models.
 
     Args:
         url: `grpc://HOST:PORT` or `http://HOST:PORT`.
+        admin_key: of a restricted server.
+
+    Raises:
+        SwiftDiffusionError: the server does not tell.
     """
     address = urlsplit(url)
-    if address.scheme == "grpc":
-        import tritonclient.grpc as grpc_client
+    try:
+        if address.scheme == "grpc":
+            import tritonclient.grpc as grpc_client
 
-        with grpc_client.InferenceServerClient(address.netloc) as client:
-            answer = client.get_inference_statistics("", as_json=True)
-    else:
-        import tritonclient.http as http_client
+            with grpc_client.InferenceServerClient(address.netloc) as client:
+                headers = admin_headers(GRPC_ADMIN_HEADER, admin_key)
+                answer = client.get_inference_statistics("", headers=headers, as_json=True)
+        else:
+            import tritonclient.http as http_client
 
-        with http_client.InferenceServerClient(address.netloc) as client:
-            answer = client.get_inference_statistics("")
+            with http_client.InferenceServerClient(address.netloc) as client:
+                answer = client.get_inference_statistics("", headers=admin_headers(HTTP_ADMIN_HEADER, admin_key))
+    except InferenceServerException as error:
+        raise error_from_status(error.status(), error.message() or "", url) from error
     return parse_statistics(answer)
 
 

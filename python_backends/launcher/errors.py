@@ -33,6 +33,14 @@ class PortBusyError(LauncherError):
     """A port cannot be listened on."""
 
 
+class AdminKeyError(LauncherError):
+    """The key of a restricted server cannot be had."""
+
+
+class TlsError(LauncherError):
+    """The files of gRPC's TLS cannot be used."""
+
+
 class UnsupportedOptionError(LauncherError):
     """This version of tritonserver does not know an option that was asked for."""
 

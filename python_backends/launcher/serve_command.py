@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from .draining import drain
 from .errors import LauncherError, ModelLoadError
+from .grpc_tls import GrpcTls
 from .log import LogFollower, model_event
 from .options import ServerOptions, models_of
+from .restriction import choose_admin_key
 from .supervision import Supervisor
 from .triton_server import TritonServer
 from .watcher import LOOK_EVERY_S, Watcher
@@ -39,10 +41,32 @@ def serve(
         str,
         typer.Option(
             rich_help_panel=_NETWORK,
-            help="Address to listen on. Loopback by default, because whoever reaches Triton's model control API can "
-            "load code into the server; 0.0.0.0 to serve a network or to publish a container's ports.",
+            help="Address to listen on; 0.0.0.0 to serve a network or to publish a container's ports.",
         ),
     ] = "127.0.0.1",
+    restrict: Annotated[
+        bool | None,
+        typer.Option(
+            "--restrict/--no-restrict",
+            rich_help_panel=_NETWORK,
+            help="Close model control, shared memory, trace, logging and statistics to who has no key: whoever reaches "
+            "model control can load code into the server. Default: on every address but loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_NETWORK, help="Holds that key. Default: one is made.", dir_okay=False),
+    ] = None,
+    grpc_cert: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_NETWORK, help="TLS for gRPC (Triton's HTTP has none): the certificate, PEM."),
+    ] = None,
+    grpc_key: Annotated[Path | None, typer.Option(rich_help_panel=_NETWORK, help="Its private key, PEM.")] = None,
+    grpc_root_ca: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_NETWORK, help="Serve only clients with a certificate that this one signed, PEM."),
+    ] = None,
     log_file: Annotated[
         Path | None, typer.Option(help="Write the server's log there instead of to the terminal.", dir_okay=False)
     ] = None,
@@ -112,10 +136,13 @@ def serve(
         trace_rate=trace_rate,
         extra_arguments=tuple(extra_arguments or ()),
     )
-    server = TritonServer(repository, http_port, grpc_port, metrics_port, log_file, host=host, options=options)
     console = Console(stderr=True)
     with _stop_signals():
         try:
+            key = choose_admin_key(host, restrict, admin_key_file, options.extra_arguments)
+            tls = GrpcTls.from_options(grpc_cert, grpc_key, grpc_root_ca)
+            ports = (http_port, grpc_port, metrics_port)
+            server = TritonServer(repository, *ports, log_file, host=host, admin_key=key, grpc_tls=tls, options=options)
             _run(server, console, log_file is None, grace)
         except KeyboardInterrupt:
             console.print("stopped")
@@ -138,6 +165,8 @@ def _run(server: TritonServer, console: Console, streamed: bool, grace_s: float)
         try:
             addresses = f"HTTP {server.http_url}  gRPC {server.grpc_url}  metrics {server.metrics_url}"
             console.print(f"ready: {addresses}  pid {server.pid}", highlight=False, soft_wrap=True)
+            if server.admin_key_path is not None:
+                console.print(f"restricted: the key is in {server.admin_key_path}", highlight=False, soft_wrap=True)
             follower = _follow(server) if streamed else None
             try:
                 while True:

@@ -23,12 +23,14 @@ from .directories import (
     remove_stale_directories,
 )
 from .errors import InvalidRepositoryError, LauncherError, ModelLoadError, ServerDiedError, StartupTimeoutError
+from .grpc_tls import GrpcTls
 from .loading import check_loaded, repository_index
 from .log import read_log, tail
 from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports, listens
 from .processes import kill_group, signal_group, terminate_with_parent
 from .repository_api import RepositoryApi
+from .restriction import KEY_FILE, AdminKey
 from .shared_memory import region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class TritonServer:
         http_port: port of the HTTP API; None takes a free one. `grpc_port` and `metrics_port` likewise.
         log_file: the server's and the backends' output; None keeps it in a private file until `stop`.
         host: address to listen on. Loopback, because whoever reaches the model control API can load code.
+        admin_key: opens the server's administration, which is closed then; None leaves it open to all.
+        grpc_tls: certificate and key of gRPC; None leaves it without TLS.
         options: tuning.
         environment: variables added to this process's for the server and the backends.
         binary: which tritonserver; None finds one.
@@ -66,6 +70,8 @@ class TritonServer:
         log_file: str | Path | None = None,
         *,
         host: str = "127.0.0.1",
+        admin_key: AdminKey | None = None,
+        grpc_tls: GrpcTls | None = None,
         options: ServerOptions | None = None,
         environment: Mapping[str, str] | None = None,
         binary: ServerBinary | None = None,
@@ -74,6 +80,8 @@ class TritonServer:
         self.options = options or ServerOptions()
         self._wanted_ports = (http_port, grpc_port, metrics_port)
         self._host = host
+        self._admin_key = admin_key
+        self._grpc_tls = grpc_tls
         self._log_file = Path(log_file) if log_file is not None else None
         self._environment = dict(environment or {})
         self._binary = binary
@@ -98,13 +106,14 @@ class TritonServer:
 
     @property
     def api(self) -> RepositoryApi:
-        """The server's model repository API."""
-        return RepositoryApi(self.http_url)
+        """The server's model repository API, with its key."""
+        return RepositoryApi(self.http_url, self._admin_key.headers if self._admin_key else None)
 
     @property
     def grpc_url(self) -> str:
         """URL of the gRPC API."""
-        return f"grpc://{self.address.reachable_host}:{self.address.grpc_port}"
+        scheme = "grpc" if self._grpc_tls is None else "grpcs"
+        return f"{scheme}://{self.address.reachable_host}:{self.address.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
@@ -124,6 +133,11 @@ class TritonServer:
         if self._directory is None:
             raise LauncherError("the server was not started")
         return self._directory
+
+    @property
+    def admin_key_path(self) -> Path | None:
+        """Where the server's key lies, for this user alone; None if it has none, or was not started."""
+        return self._directory / KEY_FILE if self._directory is not None and self._admin_key is not None else None
 
     @property
     def started(self) -> bool:
@@ -165,6 +179,8 @@ class TritonServer:
         self._directory = make_private_directory()
         try:
             self._command = [str(binary.path), *self._arguments(binary, self._directory)]
+            if self._admin_key is not None:
+                self._admin_key.write(self._directory / KEY_FILE)
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             self._runtime = make_runtime_directory(self._directory)
             (self._directory / PORT_FILE).write_text(str(self.address.http_port), "ascii")
@@ -301,6 +317,10 @@ class TritonServer:
         backends = binary.assemble_backends(directory)
         if backends is not None:
             arguments.append(f"--backend-directory={backends}")
+        if self._admin_key is not None:
+            arguments += self._admin_key.arguments()
+        if self._grpc_tls is not None:
+            arguments += self._grpc_tls.arguments()
         return arguments + self.options.arguments(binary)
 
     def _spawn(self) -> subprocess.Popen[bytes]:

@@ -44,7 +44,7 @@ def test_it_is_not_swallowed(monkeypatch: pytest.MonkeyPatch, streams: bool, tim
 
     async def run() -> None:
         transport = Transport()
-        monkeypatch.setattr(async_client_module, "open_transport", lambda _url: transport)
+        monkeypatch.setattr(async_client_module, "open_transport", lambda _url, _access: transport)
         async with AsyncClient(model="sdxl", timeout=timeout) as client:
             request = GenerationRequest("a cat")
 

@@ -28,7 +28,7 @@ def entry_model(monkeypatch: pytest.MonkeyPatch, *ready: str) -> str:
         async with AsyncClient() as client:
             return await client.model()
 
-    monkeypatch.setattr(async_client_module, "open_transport", lambda _url: Transport(*ready))
+    monkeypatch.setattr(async_client_module, "open_transport", lambda _url, _access: Transport(*ready))
     return asyncio.run(run())
 
 
