@@ -21,6 +21,10 @@ class MissingLibraryError(LauncherError):
     """The server's Python backend lacks a shared library of the system's."""
 
 
+class NumpyVersionError(LauncherError):
+    """The server's Python backend cannot read the tensors of the installed numpy."""
+
+
 class InvalidRepositoryError(LauncherError):
     """The model repository directory is missing or holds no model."""
 

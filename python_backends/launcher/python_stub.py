@@ -1,12 +1,13 @@
 """The Python backend's stub: the program that runs a model's Python, one process per instance."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import MissingLibraryError, PythonVersionError
+from .errors import MissingLibraryError, NumpyVersionError, PythonVersionError
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
@@ -22,6 +23,7 @@ def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
     Raises:
         PythonVersionError: it embeds another Python version, whose extension modules are not this one's.
         MissingLibraryError: a shared library of it is not found.
+        NumpyVersionError: it is too old for the installed numpy.
     """
     version = embedded_python(stub)
     if version not in (None, PYTHON_VERSION):
@@ -32,6 +34,23 @@ def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
     missing = missing_libraries(stub, environment)
     if missing:
         raise MissingLibraryError(f"the server's Python backend needs {', '.join(missing)}: {_advice(missing)}")
+    check_numpy(stub, importlib.metadata.version("numpy"))
+
+
+def check_numpy(stub: Path, installed: str) -> None:
+    """Does nothing if a stub can read tensors of a numpy version.
+
+    pybind11 does from 2.12 on, where it looks numpy's core up by its new name; Triton's Python backend has that since
+    24.11. An older one ends at the first BYTES tensor.
+
+    Raises:
+        NumpyVersionError: it cannot.
+    """
+    if int(installed.partition(".")[0]) >= 2 and b"numpy._core" not in stub.read_bytes():
+        raise NumpyVersionError(
+            f"numpy {installed} is installed, for which the server's Python backend ({stub}) is too old; wanted: "
+            "`pip install 'numpy<2'`, or Triton 24.11 or newer"
+        )
 
 
 def embedded_python(stub: Path) -> str | None:

@@ -19,6 +19,7 @@ from swiftdiffusion.python_backends.launcher.errors import (
     InvalidRepositoryError,
     LauncherError,
     MissingLibraryError,
+    NumpyVersionError,
     PortBusyError,
     PythonVersionError,
     ServerBinaryNotFoundError,
@@ -35,7 +36,13 @@ from swiftdiffusion.python_backends.launcher.log import (
 )
 from swiftdiffusion.python_backends.launcher.options import ServerOptions, models_of
 from swiftdiffusion.python_backends.launcher.ports import check_ports, free_ports, listens
-from swiftdiffusion.python_backends.launcher.python_stub import PYTHON_VERSION, STUB, check_stub, embedded_python
+from swiftdiffusion.python_backends.launcher.python_stub import (
+    PYTHON_VERSION,
+    STUB,
+    check_numpy,
+    check_stub,
+    embedded_python,
+)
 from swiftdiffusion.python_backends.launcher.triton_server import TritonServer
 
 LOG = """\
@@ -241,6 +248,23 @@ def test_missing_libpython_is_explained(tmp_path: Path) -> None:
     other.chmod(0o755)
     with pytest.raises(MissingLibraryError, match=rf"libpython{PYTHON_VERSION}\.so\.9\.9.*apt install libpython"):
         check_stub(other, binary.environment(os.environ))
+
+
+def test_a_numpy_that_the_stub_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = find_server_binary()
+    old = binary.stub()
+    assert old is not None
+    check_numpy(old, "1.26.4")
+    with pytest.raises(NumpyVersionError, match=r"numpy 2\.2\.6 is installed, .* too old; wanted: .*numpy<2.*24\.11"):
+        check_numpy(old, "2.2.6")
+    new = tmp_path / STUB
+    new.write_bytes(old.read_bytes() + b"\0numpy._core\0")
+    check_numpy(new, "2.2.6")
+    (tmp_path / "numpy-2.2.6.dist-info").mkdir()
+    (tmp_path / "numpy-2.2.6.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.2.6\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NumpyVersionError, match="numpy 2"):
+        binary.check(os.environ)
 
 
 @pytest.fixture
