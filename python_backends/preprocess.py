@@ -17,7 +17,7 @@ from .backend.model import Model
 from .backend.model_calls import down, load_loras, traced
 from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import answer_each
-from .backend.settings import ModelSettings, input_arrays, text_tensor
+from .backend.settings import ModelSettings, input_arrays, parameter_names, text_tensor
 from .common.draining import is_draining
 from .common.errors import DrainingError, RequestError, UnknownLoraError
 from .common.pulse import DOOR, is_up
@@ -95,7 +95,7 @@ class TritonPythonModel(Model):
         if is_draining():
             raise DrainingError("the server is about to stop and takes no new requests; retry elsewhere")
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
-        refuse_unread(json.loads(request.parameters()), self._input_names, self._rules.ignored_parameters)
+        refuse_unread(parameter_names(request), self._input_names, self._rules.ignored_parameters)
         try:
             parsed = parse_request(given, self._rules, self._catalogue, self._controlnets, self._images.put)
         except UnknownLoraError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from ..common.errors import InvalidRequestError
 from ..common.filesystem import as_path, write_utf8
 
 if TYPE_CHECKING:
@@ -73,6 +74,18 @@ def input_arrays(request: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Those of the named inputs that are present, as numpy: views of Triton's memory, valid during `execute`."""
     tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
     return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+
+
+def parameter_names(request: Any) -> list[str]:
+    """Names of a request's parameters.
+
+    Raises:
+        InvalidRequestError: If one of them, or its value, is no text.
+    """
+    try:
+        return list(json.loads(request.parameters()))
+    except UnicodeDecodeError:
+        raise InvalidRequestError("the request has parameters that are not UTF-8; allowed: UTF-8") from None
 
 
 def input_text(request: Any, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -105,6 +107,15 @@ def test_a_parameter_that_nobody_reads_is_named(tiny: Any) -> None:
         with pytest.raises(InferenceServerException, match=r'"guidance" is no input; .* GUIDANCE_SCALE'):
             client.infer(tiny.model, inputs, parameters={"guidance": 7})
         client.infer(tiny.model, inputs, request_id="17", priority=1, timeout=60_000_000)
+
+
+@pytest.mark.parametrize("entry", [b'"\xff": 1', b'"seed": "\xff"', b'"id": "\xff"'])
+def test_a_parameter_that_is_no_text(tiny: Any, entry: bytes) -> None:
+    body = b'{"PROMPT": "a red circle", ' + entry + b"}"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{tiny.http_url}/v2/models/{tiny.model}/generate", body)
+    assert caught.value.code == 400
+    assert "parameters that are not UTF-8; allowed: UTF-8" in caught.value.read().decode()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

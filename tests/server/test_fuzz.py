@@ -1,0 +1,28 @@
+"""Requests that nobody should send harm nobody, and each gets a documented answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fuzz_requests import Fuzzer
+from fuzzing import Tally, fuzz, processes
+from wire import generate
+
+pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+GOOD = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 3, "GUIDANCE_SCALE": 1.0}
+INNER = ("preprocess", "text_encoder", "denoiser", "denoiser_stream", "vae_decoder", "lora_store", "unet_shard0")
+REQUESTS = 600
+
+
+def test_every_bad_request_is_answered_and_harms_nobody(tiny: Any) -> None:
+    models = (tiny.model, f"{tiny.model}_stream", "cancel", "control_images", *map(tiny.inner, INNER))
+    expected, before = generate(tiny, tiny.model, **GOOD), processes(tiny.running.pid)
+    tally = Tally()
+    for outcome in fuzz(tiny.http_url, tiny.grpc_url, Fuzzer(models, seed=13), REQUESTS):
+        tally.add(outcome)
+    assert tally.undocumented == []
+    assert processes(tiny.running.pid) == before
+    assert expected.distance(generate(tiny, tiny.model, **GOOD)) == 0
+    assert {status for status in tally.counts if status.endswith((" 200", " OK"))} == {"HTTP 200", "gRPC OK"}
