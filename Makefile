@@ -1,19 +1,20 @@
 # Every target creates .venv first and reuses it. Needs Python 3.11 or 3.12 and make.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0  # the tested release; choose the build for your machine, such as TORCH=torch==2.13.0+cu130
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 ARGS ?=
 # Processes that run tests; those of one server, or of one module, share a process.
 WORKERS ?= 2
 
 .PHONY: setup demo serve test unit lint bench perf repository clean
 
-setup: .venv/.installed
+setup: $(VENV)/.installed
 
-.venv/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); wanted: 3.11 or 3.12, for example make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet "$(strip $(TORCH))"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
