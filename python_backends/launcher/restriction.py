@@ -96,6 +96,17 @@ def choose_admin_key(
     return AdminKey.random() if key_file is None else AdminKey.read(key_file)
 
 
+def admin_headers(arguments: Sequence[str]) -> dict[str, str]:
+    """What a running tritonserver's command line says that HTTP requests for model control have to carry."""
+    for argument in arguments:
+        option, _, restriction = argument.partition("=")
+        apis, _, header = restriction.partition(":")
+        if option == _OPTIONS[0] and "model-repository" in apis.split(","):
+            name, _, value = header.partition("=")
+            return {name: value}
+    return {}
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address; of names only `localhost`."""
     try:

@@ -17,6 +17,7 @@ from .errors import LauncherError
 from .ports import listens
 from .processes import PROC
 from .repository_api import RepositoryApi
+from .restriction import admin_headers
 
 BEATS_WITHIN_S = 15.0
 """A watcher that has looked at nothing for so long watches nothing: it may be loading a large model's file itself."""
@@ -115,7 +116,8 @@ def find_server(http_url: str) -> RunningServer:
                 continue
             runtime = environment.get(VARIABLE)
             directory = Path(runtime) if runtime else default_runtime_directory(process.pid, environment.get("TMPDIR"))
-            return RunningServer(process.pid, RepositoryApi(http_url), directory, arguments)
+            api = RepositoryApi(http_url, admin_headers(arguments))
+            return RunningServer(process.pid, api, directory, arguments)
     raise ServerNotFoundError(f"no tritonserver of this machine listens at {http_url}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -19,10 +20,14 @@ from tritonclient.utils import InferenceServerException
 
 import checkpoints
 from certificates import Authority
+from file_server import wait_for
 from swiftdiffusion.clients import AdminKeyWanted, Client, GenerationRequest, Progress, ServerUnavailable
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import AdminKey, GrpcTls, ServerOptions, TritonServer
+from swiftdiffusion.python_backends.launcher.running import find_server
+from swiftdiffusion.python_backends.launcher.watcher import Watcher
+from wire import stub_of, stubs_of
 
 KEY = AdminKey("a-key_of-tests-0123456789")
 MODEL = "sd15"
@@ -63,8 +68,8 @@ def grpc_client(server: TritonServer, authority: Authority) -> grpc.InferenceSer
 
 CLOSED: dict[str, dict[str, Any] | None] = {
     "v2/repository/index": {},
-    "v2/repository/models/vae_decoder/load": {},
-    "v2/repository/models/vae_decoder/unload": {},
+    "v2/repository/models/cancel/load": {},
+    "v2/repository/models/cancel/unload": {},
     "v2/systemsharedmemory/status": None,
     "v2/systemsharedmemory/region/x/register": {"key": "/x", "offset": 0, "byte_size": 1},
     "v2/systemsharedmemory/unregister": {},
@@ -84,7 +89,7 @@ def test_http_is_closed_to_who_has_no_key(restricted: TritonServer, path: str) -
     assert ask(restricted, path, CLOSED[path], KEY.value[:-1]) == 403
     assert ask(restricted, path, CLOSED[path], KEY.value) == (500 if "/register" in path else 200)  # no such region
     if path.endswith("/unload"):
-        restricted.api.load("vae_decoder", 60)
+        restricted.api.load("cancel", 60)
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -152,10 +157,25 @@ def test_the_key_lies_in_a_file_of_this_user_alone(restricted: TritonServer) -> 
     assert KEY.value not in restricted.log_path.read_text()
 
 
-def test_models_are_loaded_again_with_the_key(restricted: TritonServer) -> None:
-    restricted.api.unload("vae_decoder", 60)
-    restricted.api.load("vae_decoder", 60)
-    with Client(restricted.http_url) as client:
+def test_commands_of_the_same_user_find_the_key(restricted: TritonServer) -> None:
+    assert all(entry["state"] == "READY" for entry in find_server(restricted.http_url).api.index())
+
+
+@pytest.mark.kills
+def test_a_model_that_dies_is_loaded_again_with_the_key(restricted: TritonServer) -> None:
+    said: list[str] = []
+    watcher = Watcher(restricted, said.append)
+    dead = stub_of(restricted, "vae_decoder")
+    watcher.look()
+    os.kill(dead, signal.SIGKILL)
+
+    def is_there_again() -> bool:
+        watcher.look()
+        return stubs_of(restricted).get("vae_decoder", dead) != dead and not watcher.status.down
+
+    wait_for(is_there_again, seconds=60.0)
+    assert said
+    with Client(restricted.http_url, retries=3) as client:
         client.generate(REQUEST)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swiftdiffusion.python_backends.launcher.errors import AdminKeyError
-from swiftdiffusion.python_backends.launcher.restriction import AdminKey, choose_admin_key
+from swiftdiffusion.python_backends.launcher.restriction import AdminKey, admin_headers, choose_admin_key
 
 
 @pytest.fixture
@@ -67,3 +67,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_key_is_not_shown_by_chance() -> None:
     assert "0123456789abcdef" not in repr(AdminKey("0123456789abcdef"))
+
+
+def test_a_command_line_tells_its_key() -> None:
+    assert admin_headers(["tritonserver", *AdminKey("0123456789abcdef").arguments()]) == {
+        "admin-key": "0123456789abcdef"
+    }
+    assert admin_headers(["--http-restricted-api=trace,model-repository:x=y=z"]) == {"x": "y=z"}
+    assert admin_headers(["--http-restricted-api=trace:x=y", "--grpc-restricted-protocol=model-repository:x=y"]) == {}
