@@ -35,7 +35,7 @@ def main(
     tally = Tally()
     with (
         TritonServer(ROOT / "model_repository", admin_key=AdminKey.random()) as server,
-        Client(server.grpc_url) as client,
+        Client(server.grpc_url, retries=3) as client,
     ):
         expected, before = client.generate(GOOD).image, processes(server.pid)
         start = time.monotonic()

@@ -122,7 +122,7 @@ def test_grpc_is_closed_to_who_has_no_key(restricted: TritonServer, authority: A
 
 
 def test_pictures_come_from_a_restricted_server(restricted: TritonServer, authority: Authority) -> None:
-    with Client(restricted.http_url) as http, Client(restricted.grpc_url, ca_file=authority.cert) as secure:
+    with Client(restricted.http_url, retries=3) as http, Client(restricted.grpc_url, ca_file=authority.cert) as secure:
         over_http = http.generate(REQUEST)
         assert over_http.image.tobytes() == secure.generate(REQUEST).image.tobytes()
         assert any(isinstance(event, Progress) for event in secure.stream(REQUEST))
