@@ -17,7 +17,7 @@ class ModelProcess:
 
     Attributes:
         pid: its id.
-        model: whose it is.
+        model: whose it is; "" where it has not begun to be one, or is none.
         is_stopped: whether a signal holds it.
     """
 
@@ -27,7 +27,7 @@ class ModelProcess:
 
 
 def model_processes(server: int) -> list[ModelProcess]:
-    """Those of a server that live; dead ones, which Triton leaves behind as zombies, are not among them.
+    """Those that a server started and that live; dead ones, which it leaves behind as zombies, are not among them.
 
     Args:
         server: tritonserver's process id.
@@ -35,7 +35,7 @@ def model_processes(server: int) -> list[ModelProcess]:
     found = []
     for pid in _children(server):
         state, model = process_state(pid), _model_of(pid)
-        if model is not None and state is not None and state.is_alive:
+        if state is not None and state.is_alive:
             found.append(ModelProcess(pid, model, state.is_stopped))
     return found
 
@@ -51,12 +51,12 @@ def _children(parent: int) -> list[int]:
     return [pid for pid in psutil.pids() if (state := process_state(pid)) is not None and state.parent == parent]
 
 
-def _model_of(pid: int) -> str | None:
+def _model_of(pid: int) -> str:
     """The model whose stub a process is: its first argument is `…/MODEL/VERSION/model.py`."""
     try:
         arguments = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return ""
     if len(arguments) < 2 or _STUB.encode() not in arguments[0]:
-        return None
+        return ""
     return Path(arguments[1].decode("utf-8", "surrogateescape")).parent.parent.name

@@ -38,12 +38,14 @@ class RunningServer:
         api: its model repository API.
         runtime: its models' runtime directory.
         arguments: its command line.
+        repository: its model repository.
     """
 
     pid: int
     api: RepositoryApi
     runtime: Path
     arguments: tuple[str, ...]
+    repository: Path
 
     @property
     def home(self) -> Path:
@@ -114,10 +116,12 @@ def find_server(http_url: str) -> RunningServer:
                 ) from error
             except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
                 continue
+            flag = "--model-repository="
+            repository = next((Path(each[len(flag) :]) for each in arguments if each.startswith(flag)), Path())
             runtime = environment.get(VARIABLE)
             directory = Path(runtime) if runtime else default_runtime_directory(process.pid, environment.get("TMPDIR"))
             api = RepositoryApi(http_url, admin_headers(arguments))
-            return RunningServer(process.pid, api, directory, arguments)
+            return RunningServer(process.pid, api, directory, arguments, repository)
     raise ServerNotFoundError(f"no tritonserver of this machine listens at {http_url}")
 
 

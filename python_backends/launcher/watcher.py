@@ -5,6 +5,7 @@ model's own call of `pb_utils.load_model` would end the server; over the reposit
 """
 
 import os
+import re
 import signal
 import threading
 import time
@@ -31,7 +32,11 @@ INDEX_EVERY_S = 1.0
 SILENT_S = 60.0
 """A server that answers nothing for so long hangs."""
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+STUCK_S = 5.0
+"""A load that has no process for so long, and no other load has one: Triton 2.51 waits without end for a process that
+was killed before its first message, and only starting it again helps."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """After a load that failed; doubled after each further one."""
 
 LOOK_EVERY_S = 0.2
@@ -55,6 +60,10 @@ class WatchedServer(Protocol):
     @property
     def runtime(self) -> Path:
         """Its models' runtime directory."""
+
+    @property
+    def repository(self) -> Path:
+        """Its model repository."""
 
     @property
     def home(self) -> Path:
@@ -112,6 +121,7 @@ class Watcher:
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()
         self._suspected_s: dict[int, float] = {}
+        self._stuck_since: float | None = None
         self._looked_at = self._answered_at = self._clock()
         self._index_at = self._looked_at - INDEX_EVERY_S
 
@@ -122,13 +132,13 @@ class Watcher:
         now = self._clock()
         passed, self._looked_at = min(now - self._looked_at, LONGEST_LOOK_S), now
         processes = model_processes(self._pid)
-        stopped = {process.pid: process.model for process in processes if process.is_stopped}
+        stopped = {process.pid: process.model or "a new process" for process in processes if process.is_stopped}
         if (server := process_state(self._pid)) is not None and server.is_stopped:
             stopped[self._pid] = "tritonserver"
         self._kill_hanging(stopped, {process.pid: process.model for process in processes}, passed)
         living = Counter(process.model for process in processes)
         lacks = any(living[model] < count for model, count in self._expected.items())
-        if lacks or self._heals or now - self._index_at >= INDEX_EVERY_S:
+        if lacks or self._heals or self._stuck_since or now - self._index_at >= INDEX_EVERY_S:
             self._index_at = now
             self._compare(living, now)
         self._pulse.beat()
@@ -161,6 +171,7 @@ class Watcher:
                 _kill(self._pid)
             return
         self._answered_at = now
+        self._kill_stuck([entry["name"] for entry in index if entry.get("state") == "LOADING"], living, now)
         lacking: set[str] = set()
         for entry in index:
             model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
@@ -184,6 +195,17 @@ class Watcher:
     def _should_be_there(self, model: str, reason: str) -> bool:
         """Not if it was unloaded on purpose, or never loaded for a reason of its own."""
         return reason != "unloaded" and (model in self._known or is_dead(reason))
+
+    def _kill_stuck(self, loading: list[str], living: Counter[str], now: float) -> None:
+        loading = [model for model in loading if is_python(self._server.repository, model)]
+        loading += [model for model, heal in self._heals.items() if heal.is_on_its_way and model not in loading]
+        if not loading or any(living[model] for model in loading):
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = now
+        elif now - self._stuck_since >= STUCK_S:
+            self._say(f"{', '.join(loading)}: loading without a process; tritonserver is killed")
+            _kill(self._pid)
 
     def _instances(self, model: str) -> int:
         """Processes that a model should have."""
@@ -228,6 +250,15 @@ def instances(config: dict[str, Any]) -> int:
         return 0
     groups = config.get("instance_group", ())
     return sum(group.get("count", 1) * max(1, len(group.get("gpus", ()))) for group in groups)
+
+
+def is_python(repository: Path, model: str) -> bool:
+    """Whether a model is a Python backend's."""
+    try:
+        config = (repository / model / "config.pbtxt").read_text("utf-8")
+    except OSError:
+        return False
+    return re.search(r'^backend: *"python"', config, re.MULTILINE) is not None
 
 
 def is_composed(reason: str) -> bool:
