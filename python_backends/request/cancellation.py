@@ -42,8 +42,11 @@ class RequestRegistry:
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def accept(self, request_id: str, run_id: str) -> None:
-        """Notes a new request, which has no place in a denoiser yet."""
+        """Notes a new request, which has no place in a denoiser yet; forgets what dead processes left."""
         with self._alone():
+            for file in self._running.iterdir():
+                if not _has_owner(file):
+                    file.unlink()
             for folder in (self._waiting, self._cancelled):
                 _remove_old(folder)
             (self._waiting / _file_name(request_id, run_id)).touch()

@@ -110,6 +110,8 @@ def test_an_id_has_one_owner_until_that_process_dies(registry: RequestRegistry, 
     other.wait()
     assert not registry.cancel("a")
     registry.enter("a", "c")
+    registry.accept("b", "d")
+    assert len(files(tmp_path)) == 2, "what the dead process left is removed"
 
 
 def test_what_no_denoiser_came_to_does_not_pile_up(registry: RequestRegistry, tmp_path: Path) -> None:

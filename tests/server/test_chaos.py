@@ -1,0 +1,57 @@
+"""Processes of a server are killed and stopped, tritonserver too: callers get their pictures, or are told to retry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import checkpoints
+import lora_files
+from chaos import Plan, run
+from chaos_requests import Offer
+from swiftdiffusion.export.repository.deployment import Deployment
+from swiftdiffusion.export.repository.writing import write_pipelines
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.kills
+PLAN = Plan(requests=40, kinds=8, every_s=2.0, kill_server=1)
+LEAST_FAULTS = 6
+DEPLOYMENT = """
+[pipelines.sdxl]
+checkpoint = "checkpoint"
+unet_shards = 2
+loras = "loras"
+max_size = 128
+
+[controlnets]
+edges = { path = "edges" }
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A pipeline of two shards with LoRAs and a ControlNet."""
+    checkpoint = checkpoints.sdxl(tmp_path / "checkpoint")
+    checkpoints.controlnet(checkpoint, tmp_path / "edges", seed=0)
+    (tmp_path / "loras").mkdir()
+    for name, lora in lora_files.three(BaseModules.of(Checkpoint(checkpoint)).shapes).items():
+        lora.save(tmp_path / "loras" / f"{name}.safetensors")
+    (tmp_path / "deployment.toml").write_text(DEPLOYMENT, "utf-8")
+    write_pipelines(Deployment.read(tmp_path / "deployment.toml").resolve(), tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+def test_whoever_dies_no_picture_is_wrong_and_no_failure_final(repository: Path, tmp_path: Path) -> None:
+    offer = Offer(("attention", "everything"), ("edges",), sides=(64, 128))
+    report = run(repository, offer, PLAN, tmp_path / "log")
+    assert report.not_allowed == []
+    assert len(report.outcomes) == PLAN.requests
+    assert report.faults.made["tritonserver SIGKILL"] == 1
+    assert report.later.files.keys() <= report.before.files.keys() | {"waiting", "requests", "cancelled"}
+    assert report.later.threads["tritonserver"] <= report.after.threads["tritonserver"]
+    assert report.remains == []
