@@ -23,13 +23,13 @@ from machine import describe
 from rich.console import Console
 from rich.progress import Progress
 
-from chaos_requests import RETRIES, Offer, Orders, Outcome, counted, draw_alone, is_right, make_orders
+from chaos_requests import RETRIES, RIGHT, Offer, Orders, Outcome, ask_once, counted, draw_alone, make_orders
 from chaos_server import Faults, Holdings, ServeProcess
 from swiftdiffusion.clients import GenerationRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Offer(("hatched", "night", "outline", "sunset"), ("edges", "layout"))
-WELL_S = 120.0
+WELL_S = 60.0
 """A server that is not well so long after the last fault stays broken."""
 
 SETTLE_S = 10.0
@@ -44,7 +44,7 @@ class Plan:
         requests: How many, by all callers.
         kinds: How many of them are distinct.
         callers: At a time; the last has no retries.
-        every_s: A fault comes so often.
+        every_s: A fault comes so often, unless too much is down.
         kill_server: How often the fault is the end of tritonserver.
         seed: The same one makes the same requests and draws the same faults.
     """
@@ -90,7 +90,7 @@ class Report:
 
     def to_json(self) -> dict[str, object]:
         """Numbers alone."""
-        right = sorted(outcome.seconds for outcome in self.outcomes if outcome.came == "right")
+        right = sorted(outcome.seconds for outcome in self.outcomes if outcome.came == RIGHT)
         return {
             "answers": {
                 f"{RETRIES} retries": counted([each for each in self.outcomes if each.retries]),
@@ -161,15 +161,23 @@ async def _under_fire(
     firing.cancel()
     tell("getting well", len(orders.outcomes), plan.requests)
     deadline = time.monotonic() + WELL_S
-    while not (serve.probe() and await is_right(url, requests[0], pictures[0])):
+    while (unwell := await _unwell(serve, requests[0], pictures[0])) is not None:
         if time.monotonic() > deadline:
-            raise RuntimeError("it does not get well:\n" + "\n".join(serve.lines[-20:]))
+            raise RuntimeError("\n".join(["it does not get well:", unwell, *serve.lines[-20:]]))
     well_after_s = time.monotonic() - faults.last_at
     await asyncio.sleep(SETTLE_S)
     after = Holdings.of(serve.server)
     await draw_alone(url, requests)
     later = Holdings.of(serve.server)
     return orders.outcomes, faults, serve.ends, serve.heals_s, well_after_s, before, after, later
+
+
+async def _unwell(serve: ServeProcess, request: GenerationRequest, expected: np.ndarray) -> str | None:
+    """Why a server is not well; None if it is."""
+    if (reason := serve.probe()) is not None:
+        return reason
+    outcome = await ask_once(serve.urls["grpc"], request, expected)
+    return None if outcome.came == RIGHT else f"{outcome.came}: {outcome.sentence}"
 
 
 def main(

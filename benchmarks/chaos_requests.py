@@ -127,12 +127,13 @@ class Orders:
                 for protocol, url in urls.items()
             }
             for order in self.orders:
-                outcome = await self._ask(clients[order.protocol], order, retries)
+                outcome = await self.ask(clients[order.protocol], order, retries)
                 self.outcomes.append(outcome)
                 if outcome.is_retriable:
                     await asyncio.sleep(0.0 if retries else BREATH_S)
 
-    async def _ask(self, client: AsyncClient, order: Order, retries: int) -> Outcome:
+    async def ask(self, client: AsyncClient, order: Order, retries: int) -> Outcome:
+        """One order, by a client that has so many retries."""
         request, expected = self.requests[order.kind].with_request_id(), self.pictures[order.kind]
         start = time.monotonic()
         cancelling = asyncio.create_task(_cancel(client, request, order.cancel_after_s))
@@ -170,11 +171,10 @@ async def draw_alone(url: str, requests: list[GenerationRequest]) -> list[np.nda
         return [(await client.generate(request)).pixels for request in requests]
 
 
-async def is_right(url: str, request: GenerationRequest, expected: np.ndarray) -> bool:
-    """Whether a request gets its picture at once."""
+async def ask_once(url: str, request: GenerationRequest, expected: np.ndarray) -> Outcome:
+    """What comes of a request that is sent once."""
     async with AsyncClient(url, timeout=DEADLINE_S) as client:
-        outcomes = Orders([request], [expected], iter(()))
-        return (await outcomes._ask(client, Order(0, "grpc", False, None), 0)).came == RIGHT
+        return await Orders([request], [expected], iter(())).ask(client, Order(0, "grpc", False, None), 0)
 
 
 def counted(outcomes: list[Outcome]) -> dict[str, int]:

@@ -26,11 +26,14 @@ from swiftdiffusion.python_backends.launcher.ports import free_ports
 from swiftdiffusion.python_backends.launcher.processes import PROC, group_members
 from swiftdiffusion.python_backends.launcher.running import RunningServer, find_server
 from swiftdiffusion.python_backends.launcher.shared_memory import SHARED_MEMORY, region_prefix
-from swiftdiffusion.python_backends.launcher.watch_status import WATCH_FILE
+from swiftdiffusion.python_backends.launcher.watch_status import WATCH_FILE, WatchStatus
 
 COMMAND = str(Path(sys.executable).with_name("swiftdiffusion"))
 TRITONSERVER = "tritonserver"
 READY_S = 300.0
+MOST_DOWN = 2
+"""No fault while so many models are down: where loading takes longer than from fault to fault, all would be."""
+
 _READY = re.compile(r"ready(: HTTP | again:)")
 _ENDED = re.compile(r"tritonserver ended by itself \((?P<how>[^)]*)\)")
 _HEALED = re.compile(r"(?P<model>\S+) is loaded again, after (?P<seconds>[\d.]+) s")
@@ -87,10 +90,11 @@ class ServeProcess:
             found.setdefault(match["model"], []).append(float(match["seconds"]))
         return dict(sorted(found.items()))
 
-    def probe(self) -> bool:
-        """Whether `swiftdiffusion probe --ready` says that requests can be sent."""
+    def probe(self) -> str | None:
+        """Why `swiftdiffusion probe --ready` says that requests cannot be sent; None if they can."""
         asked = [COMMAND, "probe", "--ready", "--url", self.urls["http"]]
-        return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return answer.stderr.strip() if answer.returncode else None
 
     def remains(self) -> list[str]:
         """What is left of all its servers; nothing once it has ended."""
@@ -128,7 +132,7 @@ class Faults:
     regions: dict[str, str] = field(default_factory=dict)
 
     async def every(self, seconds: float, is_servers_turn: Callable[[], bool]) -> None:
-        """One after each pause, in models that load too; none while tritonserver itself starts.
+        """One after each pause, in models that load too; none while tritonserver itself starts, or MOST_DOWN are down.
 
         Args:
             seconds: Of the pause.
@@ -140,11 +144,14 @@ class Faults:
             if not self.serve.is_serving:
                 continue
             with suppress(LauncherError, ProcessLookupError):
-                server = self.serve.server.pid
+                server = self.serve.server
                 if is_servers_turn():
-                    self._harm(ModelProcess(server, TRITONSERVER, is_stopped=False), signal.SIGKILL)
+                    self._harm(ModelProcess(server.pid, TRITONSERVER, is_stopped=False), signal.SIGKILL)
                     continue
-                victims = [each for each in model_processes(server) if each.model and not each.is_stopped]
+                status = WatchStatus.read(server.runtime)
+                if status is not None and len(status.down) >= MOST_DOWN:
+                    continue
+                victims = [each for each in model_processes(server.pid) if each.model and not each.is_stopped]
                 victims.sort(key=lambda each: each.model)
                 self._harm(chance.choice(victims), chance.choice((signal.SIGKILL, signal.SIGSTOP)))
 

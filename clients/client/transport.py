@@ -24,6 +24,10 @@ OUTPUTS = ("IMAGE", "INFO")
 # load balancers forget connections that are idle for 350 s. Between the two:
 _KEEPALIVE_MS = 310_000
 
+_RECONNECT_MS = 1_000
+"""gRPC waits longer after each connection that failed, up to two minutes, in which calls fail at once: a server that
+was started again would stay unreachable for so long."""
+
 
 class Transport(ABC):
     """Calls to one server; methods raise `SwiftDiffusionError`."""
@@ -113,6 +117,7 @@ class GrpcTransport(Transport):
             ("grpc.max_receive_message_length", -1),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
         ]
         if address.hostname in ("localhost", "127.0.0.1", "::1"):
             options.append(("grpc.enable_http_proxy", 0))
