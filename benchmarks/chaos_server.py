@@ -171,7 +171,7 @@ class Holdings:
     Attributes:
         pid: Of tritonserver.
         regions: Of Triton's Python backend; those that no living process has are `ownerless`.
-        files: In the runtime directory and the host cache, without what is kept there on purpose.
+        files: Of requests, by directory of the runtime directory.
         threads: By model, tritonserver's too.
         descriptors: Likewise.
         zombies: Dead processes that tritonserver has not taken note of.
@@ -207,15 +207,13 @@ class Holdings:
         )
 
     def totals(self) -> dict[str, object]:
-        """As JSON."""
-        return {
-            "regions": len(self.regions),
-            "regions_of_no_process": len(self.ownerless),
-            "files": dict(self.files),
-            "threads": dict(sorted(self.threads.items())),
-            "descriptors": dict(sorted(self.descriptors.items())),
-            "zombies": self.zombies,
-        }
+        """As JSON; its models together."""
+        counted: dict[str, object] = {}
+        for what, by_model in (("threads", self.threads), ("descriptors", self.descriptors)):
+            counted[f"tritonserver_{what}"] = by_model[TRITONSERVER]
+            counted[f"models_{what}"] = by_model.total() - by_model[TRITONSERVER]
+        regions = {"regions": len(self.regions), "regions_of_no_process": len(self.ownerless)}
+        return {**regions, "zombies": self.zombies, **counted, "files": dict(self.files)}
 
 
 def _region(pid: int) -> str | None:

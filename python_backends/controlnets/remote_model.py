@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tritonclient.grpc import InferInput, InferRequestedOutput, KeepAliveOptions
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from ..request.completed import ControlNetUse
 
-KEEP_ALIVE = KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=10_000)
+CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # else up to two minutes after a server that was started again
+]
 DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
 READY_S = 5.0
 """Longest wait for the answer whether it is ready."""
@@ -90,7 +96,7 @@ class RemoteModel:
     def _connected(self) -> InferenceServerClient:
         """Made in the loop that it belongs to."""
         if self._client is None:
-            self._client = InferenceServerClient(self.server, keepalive_options=KEEP_ALIVE)
+            self._client = InferenceServerClient(self.server, channel_args=CHANNEL)
         return self._client
 
 

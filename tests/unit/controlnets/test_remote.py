@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 import torch
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
 from swiftdiffusion.python_backends.controlnets.remote import RemoteControlNet
+from swiftdiffusion.python_backends.controlnets.remote_model import RemoteModel
 from swiftdiffusion.python_backends.request.completed import ControlNetUse
 
 USE = ControlNetUse("canny", ("a" * 64,), 1.0, 0.0, 1.0, False)
@@ -44,3 +49,33 @@ def test_one_that_is_not_there(listener: socket.socket) -> None:
     listener.close()
     with pytest.raises(ControlNetUnavailableError, match=r'CONTROLNETS names "canny" on 127\.0\.0\.1:'):
         remote(port, 5.0).submit(TENSORS, [USE]).result(30)
+
+
+class Ready(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """All there is of a server."""
+
+    def ModelReady(self, request: object, context: object) -> service_pb2.ModelReadyResponse:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=True)
+
+
+def test_one_that_was_away_for_long_is_found_at_once(listener: socket.socket) -> None:
+    asyncio.run(_away_for_long(listener))
+
+
+async def _away_for_long(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    listener.close()
+    model = RemoteModel(f"127.0.0.1:{port}", "controlnet_canny", 5.0)
+    started = time.monotonic()
+    while time.monotonic() - started < 6.0:  # gRPC's own pauses between connections are longer by then
+        assert not await model.is_ready()
+        await asyncio.sleep(0.1)
+    server = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Ready(), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        await asyncio.sleep(2.0)
+        assert await model.is_ready()
+    finally:
+        server.stop(None)
