@@ -32,20 +32,19 @@ DEMO = Offer(("hatched", "night", "outline", "sunset"), ("edges", "layout"))
 WELL_S = 60.0
 """A server that is not well so long after the last fault stays broken."""
 
-SETTLE_S = 10.0
-"""What still holds something of a dead process may take so long to give it up."""
-
 
 @dataclass(frozen=True)
 class Plan:
     """What is to happen.
 
     Attributes:
-        requests: How many, by all callers.
+        requests: How many, by all callers; more while there were fewer faults than `least_faults`.
         kinds: How many of them are distinct.
         callers: At a time; the last has no retries.
         every_s: A fault comes so often, unless too much is down.
         kill_server: How often the fault is the end of tritonserver.
+        least_faults: That many there are.
+        settle_s: What still holds something of a dead process may take so long to give it up.
         seed: The same one makes the same requests and draws the same faults.
     """
 
@@ -54,6 +53,8 @@ class Plan:
     callers: int = 4
     every_s: float = 4.0
     kill_server: int = 0
+    least_faults: int = 0
+    settle_s: float = 10.0
     seed: int = 13
 
 
@@ -147,7 +148,11 @@ async def _under_fire(
     tell("references", 0, plan.requests)
     pictures = await draw_alone(url, requests)
     before = Holdings.of(serve.server)
-    orders = Orders(requests, pictures, make_orders(plan.requests, plan.kinds, plan.seed))
+
+    def enough(taken: int) -> bool:
+        return taken >= plan.requests and faults.made.total() >= plan.least_faults
+
+    orders = Orders(requests, pictures, make_orders(plan.kinds, plan.seed, enough))
 
     def is_servers_turn() -> bool:
         """Those of tritonserver are spread over the requests."""
@@ -165,7 +170,7 @@ async def _under_fire(
         if time.monotonic() > deadline:
             raise RuntimeError("\n".join(["it does not get well:", unwell, *serve.lines[-20:]]))
     well_after_s = time.monotonic() - faults.last_at
-    await asyncio.sleep(SETTLE_S)
+    await asyncio.sleep(plan.settle_s)
     after = Holdings.of(serve.server)
     await draw_alone(url, requests)
     later = Holdings.of(serve.server)

@@ -6,9 +6,10 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 
 import numpy as np
 
@@ -155,10 +156,16 @@ class BackwardsError(Exception):
     """A stream told of a step for the second time."""
 
 
-def make_orders(count: int, kinds: int, seed: int) -> Iterator[Order]:
-    """So many: half of them streams, a third over HTTP, one in eight is cancelled."""
+def make_orders(kinds: int, seed: int, enough: Callable[[int], bool]) -> Iterator[Order]:
+    """Half of them streams, a third over HTTP, one in eight is cancelled.
+
+    Args:
+        kinds: How many distinct requests there are.
+        seed: The same one makes the same orders.
+        enough: Whether so many are.
+    """
     chance = random.Random(seed)
-    for _ in range(count):
+    for _ in takewhile(lambda made: not enough(made), count()):
         streams = chance.random() < 0.5
         protocol = "grpc" if streams or chance.random() < 1 / 3 else "http"
         cancel_after_s = chance.uniform(0.0, 1.0) if chance.random() < 1 / 8 else None
