@@ -104,7 +104,7 @@ class ControlNetUnavailableError(RequestError):
 
 
 class ControlNetDownError(ControlNetUnavailableError):
-    """A ControlNet whose process is down, and is being loaded again: the step can be taken when it is there."""
+    """A ControlNet whose process is down, but not for long: the step can be taken when it is loaded again."""
 
 
 class UnexpectedError(RequestError):

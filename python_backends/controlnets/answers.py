@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..common.errors import ControlNetUnavailableError, RequestError
+from ..common.errors import ControlNetDownError, ControlNetUnavailableError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +50,32 @@ class Wanted:
     places: Sequence[Place]
     answer: Future[Answer]
     is_new: bool = True
+
+
+class Downtime:
+    """Since when a ControlNet is down, and what its callers are told."""
+
+    def __init__(self, patience_s: float) -> None:
+        """It is up; one that is down for longer than this ends the requests that use it."""
+        self._patience_s = patience_s
+        self._since: float | None = None
+        self._asked = 0.0
+
+    def up(self) -> None:
+        """It answered."""
+        self._since = None
+
+    def error(self, message: str) -> ControlNetUnavailableError:
+        """It did not: what to raise."""
+        now = time.monotonic()
+        if self._since is None or now - self._asked > self._patience_s:  # it may have been up meanwhile
+            self._since = now
+        self._asked = now
+        return (
+            ControlNetDownError(message)
+            if now - self._since <= self._patience_s
+            else ControlNetUnavailableError(message)
+        )
 
 
 def late(name: str, server: str | None = None) -> ControlNetUnavailableError:

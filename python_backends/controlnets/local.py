@@ -10,14 +10,13 @@ from ..backend.model_calls import ask_model
 from ..backend.settings import response_texts, text_tensor
 from ..backend.tensors import output_tensor, response_view
 from ..common.errors import (
-    ControlNetDownError,
     ControlNetUnavailableError,
     ModelDownError,
     RequestError,
     row_failures,
 )
 from ..request.completed import use_to_json
-from .answers import Answer, late
+from .answers import Answer, Downtime, late
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,10 +37,11 @@ class LocalControlNet:
 
         Args:
             name: What requests call it.
-            timeout_s: A call that takes longer hangs.
+            timeout_s: A call that takes longer hangs; one that is down for longer ends its requests.
         """
         self._name, self._timeout_s = name, timeout_s
         self._threads = ThreadPoolExecutor(THREADS, f"controlnet-{name}")
+        self._downtime = Downtime(timeout_s)
         self._running: dict[object, float] = {}
 
     def submit(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Future[Answer]:
@@ -63,8 +63,9 @@ class LocalControlNet:
         try:
             response = ask_model(f"controlnet_{self._name}", inputs, ["RESIDUALS", "FAILURES"])
         except ModelDownError as error:
-            raise ControlNetDownError(f'CONTROLNETS names "{self._name}": {error}') from error
+            raise self._downtime.error(f'CONTROLNETS names "{self._name}": {error}') from error
         except RequestError as error:
             raise ControlNetUnavailableError(f'CONTROLNETS names "{self._name}": {error}') from error
+        self._downtime.up()
         residuals = response_view(response, "RESIDUALS")
         return Answer(residuals, row_failures(response_texts(response, "FAILURES")), memory=response)

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from tritonclient.utils import InferenceServerException
 
 from ..backend.dead_models import is_dead
-from ..common.errors import ControlNetDownError, ControlNetUnavailableError, ImageUnavailableError, RequestError
-from .answers import Answer, late
+from ..common.errors import ControlNetUnavailableError, ImageUnavailableError, RequestError
+from .answers import Answer, Downtime, late
 from .remote_model import RemoteModel
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class RemoteControlNet:
         self._name, self._timeout_s, self._get_image = name, timeout_s, get_image
         self._model = RemoteModel(parts.netloc, f"controlnet_{parts.path.strip('/') or name}", timeout_s)
         self._is_late = False
+        self._downtime = Downtime(timeout_s)
 
     def submit(self, tensors: Mapping[str, torch.Tensor], uses: Sequence[ControlNetUse]) -> Future[Answer]:
         """Starts a call; while the server does not answer in time, others fail at once."""
@@ -57,7 +58,9 @@ class RemoteControlNet:
     async def _call(self, tensors: Mapping[str, np.ndarray], uses: Sequence[ControlNetUse]) -> Answer:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._answer(tensors, uses)
+                answer = await self._answer(tensors, uses)
+                self._downtime.up()
+                return answer
         except TimeoutError:
             self._is_late = True
             self._probing = asyncio.create_task(self._probe())
@@ -65,8 +68,8 @@ class RemoteControlNet:
         except InferenceServerException as error:
             place = f'CONTROLNETS names "{self._name}" on {self._model.server}'
             gone = is_dead(error.message() or "") or "UNAVAILABLE" in str(error.status())
-            kind = ControlNetDownError if gone else ControlNetUnavailableError
-            raise kind(f"{place}: {error.message()}") from error
+            message = f"{place}: {error.message()}"
+            raise self._downtime.error(message) if gone else ControlNetUnavailableError(message) from error
 
     async def _answer(self, tensors: Mapping[str, np.ndarray], uses: Sequence[ControlNetUse]) -> Answer:
         """The answer, after sending what pictures were lacking; a picture that cannot be sent is its rows' failure."""

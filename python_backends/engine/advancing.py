@@ -51,4 +51,4 @@ def advance(runs: Iterable[Denoising], predictions: Mapping[Denoising, dict[int,
     )
     for run, *after in zip(runs, latents.split(1), denoised.split(1), strict=True):
         run.sampler.latents, run.sampler.denoised = after
-        run.stepped()
+        run.step += 1

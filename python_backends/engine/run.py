@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ...kernels.step_coefficients import StepCoefficients
-    from ..common.errors import ControlNetDownError
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
 
@@ -30,8 +29,8 @@ NO_ENCODING = Encoding(None, "", 0.0, False)
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """Rows of a request's conditioning: the two halves of classifier-free guidance."""
 
-DOWN_S, AGAIN_S = 30.0, 0.25
-"""A run waits for a ControlNet that is down for so long at most, and looks so often whether it is there again."""
+AGAIN_S = 0.25
+"""A run that waits for a ControlNet that is down looks so often whether it is there again."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,6 @@ class Denoising:
         self.loras = RequestLoras((), (), None) if loras is None else loras
         self.loras.check_patch_steps(self.steps)
         self.waiting = False
-        self._down_since: float | None = None
         self._again_at = 0.0
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
@@ -189,14 +187,9 @@ class Denoising:
             if use.is_active(self.step, self.steps) and (half == CONDITIONAL or not use.guess_mode)
         )
 
-    def put_off(self, error: ControlNetDownError) -> None:
-        """Its step was in vain, since a ControlNet is down: it is taken again, unless that has lasted too long."""
-        now = time.monotonic()
-        if self._down_since is None:
-            self._down_since = now
-        if now - self._down_since > DOWN_S:
-            self.failure = error
-        self._again_at = now + AGAIN_S
+    def put_off(self) -> None:
+        """Its step was in vain, since a ControlNet is down: it is taken again in a moment."""
+        self._again_at = time.monotonic() + AGAIN_S
 
     def note_stale(self, uses: Sequence[ControlNetUse], positions: Sequence[int]) -> None:
         """Notes those of a row's ControlNets whose residuals were the previous step's."""
@@ -258,12 +251,7 @@ class Denoising:
             guided = unconditional + self.request.guidance_scale * (prediction - unconditional)
             prediction = rescaled(guided, prediction, self.request.guidance_rescale)
         self.sampler.advance(self.step, prediction)
-        self.stepped()
-
-    def stepped(self) -> None:
-        """The next step."""
         self.step += 1
-        self._down_since = None
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:

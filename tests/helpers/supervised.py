@@ -7,6 +7,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from file_server import wait_for
+from swiftdiffusion.python_backends.common.pulse import seen, seen_models
 from swiftdiffusion.python_backends.launcher import Supervisor, Watcher
 
 if TYPE_CHECKING:
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from swiftdiffusion.python_backends.launcher import ServerDiedError, TritonServer
 
 LOOK_EVERY_S = 0.2
+WHOLE_WITHIN_S = 60.0
+
+
+def is_whole(server: TritonServer) -> bool:
+    """Whether every process of its models is up."""
+    return all(each.is_up for model in seen_models(server.runtime) for each in seen(model, server.runtime))
 
 
 class Supervised:
@@ -23,6 +31,7 @@ class Supervised:
     def __init__(self) -> None:
         """Has none yet."""
         self._supervisors: list[Supervisor] = []
+        self._servers: list[TritonServer] = []
         self._mutex = threading.Lock()
         self._known: list[ServerDiedError] = []
 
@@ -32,6 +41,7 @@ class Supervised:
         supervisor = Supervisor(server, Watcher(server, print), print)
         supervisor.wait_ready(server.wait_ready)
         self._supervisors.append(supervisor)
+        self._servers.append(server)
         stop = threading.Event()
 
         def watch() -> None:
@@ -47,6 +57,12 @@ class Supervised:
             stop.set()
             thread.join()
             self._supervisors.remove(supervisor)
+            self._servers.remove(server)
+
+    def wait_whole(self) -> None:
+        """Until whatever was killed is there again."""
+        for server in self._servers:
+            wait_for(lambda server=server: is_whole(server), WHOLE_WITHIN_S)
 
     def begin_test(self) -> None:
         """All run now."""
@@ -61,3 +77,7 @@ class Supervised:
             for supervisor in self._supervisors:
                 supervisor.check()
             return [end for supervisor in self._supervisors for end in supervisor.ends]
+
+
+SUPERVISED = Supervised()
+"""Of this process."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import checkpoints
 import lora_files
 from lora_kinds import eight_kinds
-from supervised import Supervised
+from supervised import SUPERVISED
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lora_files import MadeLora
 
 ROOT = Path(__file__).resolve().parents[2]
-SUPERVISED = Supervised()
 AT_ONCE = ServerOptions(stop_timeout_seconds=1.0)
 """At the end of the session nothing is in flight, and what is left of the processes is killed."""
 
@@ -51,8 +50,11 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Only tests that end processes may end a server."""
-    assert item.get_closest_marker("kills") or not SUPERVISED.aborted(), "tritonserver aborted"
+    """Only tests that end processes may end a server, and what they ended is there again for the next."""
+    if item.get_closest_marker("kills"):
+        SUPERVISED.wait_whole()
+    else:
+        assert not SUPERVISED.aborted(), "tritonserver aborted"
 
 
 @pytest.fixture
@@ -88,6 +90,7 @@ loras = "sdxl/loras"
 steps = 4
 guidance_scale = 5.0
 max_size = 128
+controlnet_timeout = 12.0
 
 [pipelines.sd15]
 checkpoint = "sd15/checkpoint"

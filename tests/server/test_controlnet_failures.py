@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,11 @@ from tritonclient.utils import InferenceServerException
 
 from controls import Use, request
 from demo_requests import wait_until_running
+from supervised import SUPERVISED
 from wire import stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
-
-RETRY_AFTER_S = 2.0
-"""A model that does not load is left alone for so long."""
 
 pytestmark = [pytest.mark.kills, pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)]
 
@@ -49,11 +46,13 @@ def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
             ]
             wait_until_running(tiny.grpc_url, "controlnet_pose")
             os.kill(stub_of(tiny.running, "controlnet_pose"), signal.SIGKILL)
-            with pytest.raises(InferenceServerException, match='CONTROLNETS names "pose"'):
+            with pytest.raises(
+                InferenceServerException, match=r'CONTROLNETS names "pose": controlnet_pose is down .* retry'
+            ):
                 running[2].result()
             for expected, one in zip(others, running[:2], strict=True):
                 assert one.result().distance(expected) <= 1.0
     finally:
         weights.with_name("elsewhere").rename(weights)
-    time.sleep(RETRY_AFTER_S)
+    SUPERVISED.wait_whole()
     assert request(tiny, Use("pose"), STEPS=4).info["controlnets"][0]["calls"] == 8

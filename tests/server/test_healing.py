@@ -8,22 +8,22 @@ import secrets
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 import lora_files
 from demo_requests import wait_until_running
 from file_server import file_server, wait_for
-from shard_roles import roles, shards_of
+from shard_roles import roles
 from stages import Stages
-from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Progress
+from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Lora, Progress
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import generate, latest_metrics, stub_of, stubs_of
+from wire import generate, latest_metrics, stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -37,18 +37,6 @@ REQUEST = GenerationRequest("a cat", seed=2, steps=200, guidance_scale=5.0)
 LORAS = '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'
 
 
-@pytest.fixture(autouse=True)
-def _shards_are_there(tiny: TinyServer) -> None:
-    """A test before this one may have killed one of them."""
-
-    def are_there() -> bool:
-        processes = stubs_of(tiny.running)
-        return all(shard in processes and server.is_model_ready(shard) for shard in shards_of(tiny))
-
-    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as server:
-        wait_for(are_there, seconds=60.0)
-
-
 def kill(tiny: TinyServer, model: str, how: signal.Signals = signal.SIGKILL) -> int:
     """The process that it was."""
     process = stub_of(tiny.running, model)
@@ -59,12 +47,6 @@ def kill(tiny: TinyServer, model: str, how: signal.Signals = signal.SIGKILL) -> 
 def cancel(tiny: TinyServer, request_id: str) -> bool:
     with Client(tiny.grpc_url, model=tiny.model) as client:
         return client.cancel(request_id)
-
-
-def load_again(tiny: TinyServer, model: str) -> None:
-    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as server:
-        server.unload_model(model)
-        server.load_model(model)
 
 
 def steps_taken(tiny: TinyServer) -> float:
@@ -104,7 +86,7 @@ def test_a_stream_whose_home_is_killed_goes_on_and_never_back(tiny: TinyServer) 
 
 @three_shards
 def test_a_run_whose_home_is_stopped_starts_again_elsewhere_with_its_loras(tiny: TinyServer) -> None:
-    """Triton finds it dead after a while; it had taken what `lora_store` left for it."""
+    """It had taken what `lora_store` left for it."""
     attention = lora_files.three(BaseModules.of(Checkpoint(tiny.checkpoint)).shapes)["attention"]
     attention.metadata = {"made": secrets.token_hex(8)}
     content = attention.save(tiny.loras.parent / "taken.made").read_bytes()
@@ -118,11 +100,8 @@ def test_a_run_whose_home_is_stopped_starts_again_elsewhere_with_its_loras(tiny:
             before = steps_taken(tiny)
             victim = threads.submit(stages.denoise, stages.encode(home, **fields))
             wait_for(lambda: steps_taken(tiny) > before + 10)
-            stopped = kill(tiny, home, signal.SIGSTOP)
-            try:
-                latents, info = victim.result()
-            finally:
-                os.kill(stopped, signal.SIGKILL)
+            kill(tiny, home, signal.SIGSTOP)
+            latents, info = victim.result()
             expected, _ = stages.denoise(stages.encode(*info["shards"], **fields))
         finally:
             index.unlink()
@@ -158,15 +137,47 @@ def test_a_denoiser_that_dies_ends_its_requests_at_once_and_no_others(tiny: Tiny
         assert isinstance(next(stream), Progress)
         ended = threads.submit(generate, tiny, tiny.model, **FIELDS, HEIGHT=128, WIDTH=128)  # it takes its time
         wait_until_running(tiny.grpc_url, denoiser)
-        try:
-            kill(tiny, denoiser)
-            killed_at = time.monotonic()
-            with pytest.raises(InferenceServerException, match="not healthy"):
-                ended.result()
-            assert time.monotonic() - killed_at < 5
-            *_, picture = stream
-        finally:
-            load_again(tiny, denoiser)
-    assert isinstance(picture, GenerationResult)
-    assert np.abs(picture.pixels.astype(float) - expected.image).mean() <= 1.0
-    assert generate(tiny, tiny.model, **FIELDS).distance(expected) <= 1.0
+        kill(tiny, denoiser)
+        killed_at = time.monotonic()
+        with pytest.raises(InferenceServerException, match="not healthy"):
+            ended.result()
+        assert time.monotonic() - killed_at < 5
+        *_, picture = stream
+        assert isinstance(picture, GenerationResult)
+        assert np.abs(picture.pixels.astype(float) - expected.image).mean() <= 1.0
+    with Client(tiny.grpc_url, model=tiny.model, timeout=60, retries=3) as client:
+        assert np.abs(client.generate(REQUEST).pixels.astype(float) - expected.image).mean() <= 1.0
+
+
+@three_shards
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [
+        ("preprocess", signal.SIGKILL),
+        ("text_encoder", signal.SIGSTOP),
+        ("lora_store", signal.SIGSTOP),
+        ("denoiser", signal.SIGSTOP),
+        ("vae_decoder", signal.SIGKILL),
+    ],
+)
+def test_a_request_that_is_repeated_gets_its_picture_whatever_dies(
+    tiny: TinyServer, model: str, how: signal.Signals
+) -> None:
+    request = replace(REQUEST, loras=(Lora("attention"),), lora_bound=0)
+    with Client(tiny.grpc_url, model=tiny.model, timeout=60, retries=3) as client, ThreadPoolExecutor(1) as threads:
+        expected = client.generate(request)
+        victim = threads.submit(client.generate, request)
+        wait_until_running(tiny.grpc_url, tiny.inner("denoiser"))
+        kill(tiny, tiny.inner(model), how)
+        later = client.generate(request)
+        for picture in (victim.result(), later):
+            assert np.abs(picture.pixels.astype(float) - expected.pixels).mean() <= 1.0
+
+
+@three_shards
+def test_what_a_dead_model_is_for_is_refused_in_one_sentence(tiny: TinyServer) -> None:
+    kill(tiny, tiny.inner("text_encoder"))
+    with pytest.raises(InferenceServerException) as caught:
+        generate(tiny, tiny.model, **FIELDS)
+    assert "sdxl_text_encoder is down and being loaded again; retry in a few seconds" in str(caught.value)
+    assert "UNAVAILABLE" in str(caught.value.status())
