@@ -7,6 +7,9 @@ import stat
 import tempfile
 from pathlib import Path
 
+WATCH_FILE = "watch.json"
+"""What the watcher of the server tells."""
+
 VARIABLE = "SWIFTDIFFUSION_RUNTIME_DIRECTORY"
 """Environment variable with the directory; `swiftdiffusion serve` sets it and removes the directory at the end."""
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-WATCH_FILE = "watch.json"
-"""In the runtime directory."""
+from ..common.runtime_directory import WATCH_FILE
 
 
 @dataclass(frozen=True)

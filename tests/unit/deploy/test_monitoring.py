@@ -37,12 +37,9 @@ def recorded() -> set[str]:
 
 
 def families() -> set[str]:
-    """Every family that the backends open; the launcher's, by what it writes."""
+    """Every family that the backends open."""
     text = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "python_backends").rglob("*.py")))
-    return set(re.findall(r'"(swiftdiffusion_[a-z0-9_]+(?:[a-z]))",', text)) | OF_THE_LAUNCHER
-
-
-OF_THE_LAUNCHER = {"swiftdiffusion_model_down", "swiftdiffusion_heals_total", "swiftdiffusion_restarts_total"}
+    return set(re.findall(r'"(swiftdiffusion_[a-z0-9_]+(?:[a-z]))",', text))
 
 
 @needs_promtool

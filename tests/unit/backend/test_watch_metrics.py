@@ -1,0 +1,36 @@
+"""What the metrics say of a watcher's status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_process import own_metrics, told
+
+from swiftdiffusion.python_backends.backend.watch_metrics import WatchMetrics
+from swiftdiffusion.python_backends.common.pulse import Pulse
+from swiftdiffusion.python_backends.launcher.watch_status import Down, WatchStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def tell_once(runtime: Path) -> None:
+    WatchMetrics(runtime).close()
+
+
+def test_counters_go_on_where_another_process_tells_them(tmp_path: Path) -> None:
+    Pulse("calm", "calm_0", tmp_path)
+    status = WatchStatus(heals={"shard": 2}, restarts=1)
+    with own_metrics():
+        tell_once(tmp_path)
+        status.down["shard"] = Down("its process died", since=0.0, tries=1)
+        status.write(tmp_path)
+        tell_once(tmp_path)
+        status.heals["shard"], status.restarts = 3, 1
+        status.write(tmp_path)
+        tell_once(tmp_path)
+    assert sum(told["swiftdiffusion_heals_total"]["shard"]) == 3
+    assert sum(told["swiftdiffusion_heals_total"]["calm"]) == 0
+    assert sum(told["swiftdiffusion_restarts_total"][""]) == 1
+    assert told["swiftdiffusion_model_down"]["shard"][-1] == 1
+    assert told["swiftdiffusion_model_down"]["calm"][-1] == 0
