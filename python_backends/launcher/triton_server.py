@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..backend.dead_models import is_dead
+from ..common.pulse import seen, seen_models
 from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
 from .address import ServerAddress
 from .binary import ServerBinary, find_server_binary
@@ -230,7 +231,8 @@ class TritonServer:
             if index is not None and not any(entry.get("state") in ("LOADING", "UNLOADING") for entry in index):
                 try:
                     check_loaded(models_of(self.repository), index, self._read_log())
-                    return
+                    if all(each.is_up for model in seen_models(self.runtime) for each in seen(model, self.runtime)):
+                        return
                 except ModelLoadError as error:
                     if look is None or not any(is_dead(failure.reason) for failure in error.failures):
                         raise

@@ -1,12 +1,15 @@
 """`swiftdiffusion serve` with real servers on throwaway repositories."""
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,6 +70,64 @@ def test_sigterm_stops_everything(fine: Path, serve: Callable[..., Serving]) -> 
     assert served.process.returncode == 0
     assert "Started HTTPService" in messages  # the log is streamed
     assert_nothing_left(pid)
+
+
+SLOW = """\
+import time
+
+import triton_python_backend_utils as pb_utils
+from swiftdiffusion.python_backends.backend.model import Model
+from swiftdiffusion.python_backends.common.draining import is_draining
+from swiftdiffusion.python_backends.common.pulse import DOOR
+
+
+class TritonPythonModel(Model):
+    doing = {doing}
+
+    def load(self, args):
+        pass
+
+    def respond(self, requests):
+        return [self.answer(pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()) for request in requests]
+
+    def answer(self, given):
+        {answer}
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", given)])
+"""
+"""A model of the server's kind, for clients' requests or what was accepted of them."""
+
+
+def test_sigterm_drains(tmp_path: Path, serve: Callable[..., Serving]) -> None:
+    """Whatever was accepted is answered, and what comes later is refused at once."""
+    refuse = 'if is_draining(): return pb_utils.InferenceResponse([], pb_utils.TritonError("retry elsewhere"))'
+    for name, doing, answer in (("door", "DOOR", refuse), ("work", "0", "time.sleep(2)")):
+        add_model(tmp_path / "repository", name)
+        (tmp_path / "repository" / name / "1/model.py").write_text(SLOW.format(doing=doing, answer=answer))
+    served = serve(tmp_path / "repository", "--log-file", str(tmp_path / "log"))
+    pid = served.ready_pid()
+    with ThreadPoolExecutor(3) as threads:
+        accepted = [threads.submit(ask, served, "work") for _ in range(2)]  # one of them waits for the other
+        wait_for(lambda: "OUT" in ask(served, "door"), 30)
+        served.process.terminate()
+        served.said("draining: new requests are refused")
+        assert "retry elsewhere" in ask(served, "door")
+        assert all("OUT" in each.result() for each in accepted)
+    assert "stopping the server" in served.rest()
+    assert served.process.returncode == 0
+    assert_nothing_left(pid)
+
+
+def ask(served: Serving, model: str) -> str:
+    """What a model answers."""
+    tensor = {"name": "IN", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}
+    request = urllib.request.Request(
+        f"{served.http_url}/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode(), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.read())
+    except urllib.error.HTTPError as error:
+        return str(error.read())
 
 
 def test_a_server_that_ends_is_started_again_on_its_ports(fine: Path, serve: Callable[..., Serving]) -> None:

@@ -1,0 +1,127 @@
+"""What a client sends again, and what not; the server is one of which the test says what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from swiftdiffusion.clients import (
+    AsyncClient,
+    GenerationRequest,
+    GenerationResult,
+    InvalidRequest,
+    Progress,
+    RequestTimeout,
+    ServerRestarting,
+    ServerUnavailable,
+    SwiftDiffusionError,
+)
+from swiftdiffusion.clients.client import async_client as async_client_module
+from swiftdiffusion.clients.client import retries
+from swiftdiffusion.clients.client.errors import error_from_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from swiftdiffusion.clients.client.request import Tensor
+
+DOWN = "in ensemble 'sdxl', vae_decoder is down and being loaded again; retry in a few seconds"
+TRITONS = (
+    "Stub process 'denoiser_0_0' is not healthy.",
+    "Failed to obtain the health mutex.",
+    "Request for unknown model: 'sdxl' has no available versions",
+    "the server is about to stop and takes no new requests; retry elsewhere",
+)
+
+
+def restarting(message: str = DOWN) -> SwiftDiffusionError:
+    return error_from_status("StatusCode.INTERNAL", message, "grpc://there")
+
+
+class Server:
+    """Fails as often as it is told, then answers; keeps the requests that came."""
+
+    def __init__(self, *failures: SwiftDiffusionError) -> None:
+        self._failures = list(failures)
+        self.seeds: list[int] = []
+
+    async def model_ready(self, _model: str) -> bool:
+        return True
+
+    async def infer(self, _model: str, tensors: Sequence[Tensor], outputs: Any = ()) -> dict[str, Any]:
+        del outputs
+        self.seeds += [int(tensor.data.item()) for tensor in tensors if tensor.name == "SEED"]
+        if self._failures:
+            raise self._failures.pop(0)
+        info = np.array([[json.dumps({"seed": self.seeds[-1] if self.seeds else 0}).encode()]], dtype=object)
+        return {"IMAGE": np.zeros((1, 8, 8, 3), np.uint8), "INFO": info, "CANCELLED": np.array([[True]])}
+
+    async def stream(self, model: str, tensors: Sequence[Tensor]) -> AsyncGenerator[dict[str, Any], None]:
+        for step in (1, 2, 3):
+            info = np.array([[json.dumps({"step": step, "of": 4}).encode()]], dtype=object)
+            yield {"IMAGE": None, "INFO": info}
+            if step == 2 and self._failures:
+                raise self._failures.pop(0)
+        yield await self.infer(model, tensors)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.01))
+
+
+def client(monkeypatch: pytest.MonkeyPatch, server: Server, **options: Any) -> AsyncClient:
+    monkeypatch.setattr(async_client_module, "open_transport", lambda *_: server)
+    return AsyncClient(**options)
+
+
+@pytest.mark.parametrize("message", [DOWN, *TRITONS])
+def test_what_met_a_dead_process_is_sent_again_with_the_same_seed(
+    monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    server = Server(restarting(message), restarting(message))
+    result = asyncio.run(client(monkeypatch, server, retries=2).generate(GenerationRequest("a cat")))
+    assert len(server.seeds) == 3
+    assert set(server.seeds) == {result.info.seed}
+
+
+def test_no_more_often_than_it_was_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most in (0, 2):
+        server = Server(*(restarting() for _ in range(5)))
+        with pytest.raises(ServerRestarting, match="retry in a few seconds"):
+            asyncio.run(client(monkeypatch, server, retries=most).generate(GenerationRequest("a cat", seed=1)))
+        assert server.seeds == [1] * (1 + most)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("STEPS is 0; allowed: 1 to 200"), ServerUnavailable("too late")])
+def test_what_would_end_the_same_way_is_not(monkeypatch: pytest.MonkeyPatch, error: SwiftDiffusionError) -> None:
+    server = Server(error)
+    with pytest.raises(type(error)):
+        asyncio.run(client(monkeypatch, server, retries=3).generate(GenerationRequest("a cat", seed=1)))
+    assert server.seeds == [1]
+
+
+def test_the_timeout_is_that_of_all_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PAUSES_S", (60.0,))
+    with pytest.raises(RequestTimeout):
+        asyncio.run(
+            client(monkeypatch, Server(restarting()), retries=3, timeout=0.1).generate(GenerationRequest("a cat"))
+        )
+
+
+def test_a_stream_that_begins_again_tells_no_step_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def events() -> list[Progress | GenerationResult]:
+        return [
+            each async for each in client(monkeypatch, Server(restarting()), retries=1).stream(GenerationRequest("a"))
+        ]
+
+    *steps, picture = asyncio.run(events())
+    assert [each.step for each in steps if isinstance(each, Progress)] == [1, 2, 3]
+    assert isinstance(picture, GenerationResult)

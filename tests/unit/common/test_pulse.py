@@ -1,0 +1,96 @@
+"""What is seen of a process by its pulse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from processes import other_process
+from swiftdiffusion.python_backends.common.draining import begin_draining, is_draining, quiet_s
+from swiftdiffusion.python_backends.common.pulse import DOOR, ENGINE, SETTLED_S, Pulse, seen, seen_models
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READY = """\
+from swiftdiffusion.python_backends.common.pulse import Pulse
+pulse = Pulse("model", sys.argv[1], Path(sys.argv[2]))
+pulse.ready()
+"""
+
+
+def is_up(runtime: Path) -> bool:
+    return all(each.is_up for each in seen("model", runtime))
+
+
+def wait_up(runtime: Path) -> None:
+    deadline = time.monotonic() + 5
+    while not is_up(runtime) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_a_process_is_up_from_a_moment_after_it_is_ready_until_it_ends(tmp_path: Path) -> None:
+    pulse = Pulse("model", "model_0", tmp_path)
+    assert [each.is_up for each in seen("model", tmp_path)] == [False]
+    pulse.ready()
+    assert not is_up(tmp_path)
+    time.sleep(SETTLED_S + 0.05)
+    assert is_up(tmp_path)
+    assert seen_models(tmp_path) == ["model"]
+    pulse.close()
+    assert seen("model", tmp_path) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_that_is_killed_or_stopped_is_not_up_at_once(tmp_path: Path, how: signal.Signals) -> None:
+    with other_process(READY, "model_0", str(tmp_path)) as process:
+        wait_up(tmp_path)
+        (before,) = seen("model", tmp_path)
+        assert (before.pid, before.is_up) == (process.pid, True)
+        os.kill(process.pid, how)
+        time.sleep(0.05)  # the signal is delivered
+        assert not is_up(tmp_path)
+
+
+def test_its_successor_takes_its_place(tmp_path: Path) -> None:
+    with other_process(READY, "model_0", str(tmp_path)):
+        wait_up(tmp_path)
+    assert not is_up(tmp_path)
+    with other_process(READY, "model_0", str(tmp_path)) as second:
+        wait_up(tmp_path)
+        assert [(each.pid, each.is_up) for each in seen("model", tmp_path)] == [(second.pid, True)]
+
+
+def test_a_later_process_of_the_same_id_is_another_one(tmp_path: Path) -> None:
+    Pulse("model", "model_0", tmp_path).ready()
+    record = next((tmp_path / "processes/model").iterdir())
+    record.write_bytes(record.read_bytes()[:8] + b"\1" + record.read_bytes()[9:])  # of when it began
+    time.sleep(SETTLED_S + 0.05)
+    assert not is_up(tmp_path)
+
+
+def test_what_takes_longer_than_it_should_is_overdue(tmp_path: Path) -> None:
+    pulse = Pulse("model", "model_0", tmp_path)
+    with pulse.within(0.05), pulse.within(60.0, ENGINE):
+        assert seen("model", tmp_path)[0].overdue_s == 0
+        time.sleep(0.1)
+        assert 0.04 < seen("model", tmp_path)[0].overdue_s < 5
+        pulse.until(60.0)
+        assert seen("model", tmp_path)[0].overdue_s == 0
+    assert seen("model", tmp_path)[0].overdue_s == 0
+
+
+def test_a_server_is_quiet_when_no_model_has_anything_to_do_of_what_was_accepted(tmp_path: Path) -> None:
+    assert not is_draining(tmp_path)
+    begin_draining(tmp_path)
+    assert is_draining(tmp_path)
+    door, worker = Pulse("preprocess", "preprocess_0", tmp_path), Pulse("model", "model_0", tmp_path)
+    with door.within(60.0, DOOR):
+        with worker.within(60.0):
+            assert quiet_s(tmp_path) == 0
+        time.sleep(0.05)
+        assert 0.04 < quiet_s(tmp_path) < 5
