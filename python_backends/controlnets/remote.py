@@ -66,10 +66,10 @@ class RemoteControlNet:
             self._probing = asyncio.create_task(self._probe())
             raise late(self._name, self._model.server) from None
         except InferenceServerException as error:
-            place = f'CONTROLNETS names "{self._name}" on {self._model.server}'
-            gone = is_dead(error.message() or "") or "UNAVAILABLE" in str(error.status())
-            message = f"{place}: {error.message()}"
-            raise self._downtime.error(message) if gone else ControlNetUnavailableError(message) from error
+            message = f'CONTROLNETS names "{self._name}" on {self._model.server}: {error.message()}'
+            if is_dead(message) or "UNAVAILABLE" in str(error.status()):
+                raise self._downtime.error(f"{message.rstrip('.')}; retry in a few seconds") from error
+            raise ControlNetUnavailableError(message) from error
 
     async def _answer(self, tensors: Mapping[str, np.ndarray], uses: Sequence[ControlNetUse]) -> Answer:
         """The answer, after sending what pictures were lacking; a picture that cannot be sent is its rows' failure."""

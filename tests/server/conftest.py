@@ -90,7 +90,7 @@ loras = "sdxl/loras"
 steps = 4
 guidance_scale = 5.0
 max_size = 128
-controlnet_timeout = 12.0
+controlnet_timeout = 20.0
 
 [pipelines.sd15]
 checkpoint = "sd15/checkpoint"

@@ -177,6 +177,7 @@ def test_a_request_that_is_repeated_gets_its_picture_whatever_dies(
 @three_shards
 def test_what_a_dead_model_is_for_is_refused_in_one_sentence(tiny: TinyServer) -> None:
     kill(tiny, tiny.inner("text_encoder"))
+    time.sleep(0.3)  # a large process takes its time to end
     with pytest.raises(InferenceServerException) as caught:
         generate(tiny, tiny.model, **FIELDS)
     assert "sdxl_text_encoder is down and being loaded again; retry in a few seconds" in str(caught.value)
