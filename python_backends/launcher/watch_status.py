@@ -40,12 +40,9 @@ class WatchStatus:
     heals: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
 
-    def write(self, runtime: Path) -> None:
-        """Puts it where `read` finds it."""
-        path = runtime / WATCH_FILE
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(self)), "utf-8")
-        fresh.replace(path)
+    def to_json(self) -> str:
+        """For `write_status`."""
+        return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, runtime: Path) -> "WatchStatus | None":
@@ -55,3 +52,11 @@ class WatchStatus:
         except FileNotFoundError:
             return None
         return cls(**{**told, "down": {model: Down(**down) for model, down in told["down"].items()}})
+
+
+def write_status(runtime: Path, text: str) -> None:
+    """Puts a status, as JSON, where `WatchStatus.read` finds it."""
+    path = runtime / WATCH_FILE
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text, "utf-8")
+    fresh.replace(path)

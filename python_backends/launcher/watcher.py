@@ -21,9 +21,9 @@ from ..common.processes import process_state
 from ..common.pulse import Pulse, seen, seen_models
 from .errors import LauncherError
 from .model_processes import model_processes
-from .repository_api import RepositoryApi, ServerUnreachableError
+from .repository_api import RepositoryApi, RepositoryApiError, ServerUnreachableError
 from .running import WATCHER
-from .watch_status import Down, WatchStatus
+from .watch_status import Down, WatchStatus, write_status
 
 STOPPED_S = 1.0
 """A process that a signal has stopped for so long is killed; so is one that has been overdue for so long."""
@@ -110,6 +110,7 @@ class Watcher:
         """
         self.status = WatchStatus()
         self._known: set[str] = set()
+        self._said: set[str] = set()
         self._server, self._say, self._load_timeout_s, self._clock = server, say, load_timeout_s, clock
         self._begin()
 
@@ -124,9 +125,21 @@ class Watcher:
         self._stuck_since: float | None = None
         self._looked_at = self._answered_at = self._clock()
         self._index_at = self._looked_at - INDEX_EVERY_S
+        self._written = ""
 
     def look(self) -> None:
         """Kills what hangs, and begins to load again what has died. To be called a few times a second."""
+        try:
+            self._look()
+        except Exception as error:  # noqa: BLE001  the server goes on unwatched, which `probe` tells, and looking too
+            self._say_once(f"the watcher cannot look: {type(error).__name__}: {error}")
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+    def _look(self) -> None:
         if self._server.pid != self._pid:
             self._begin()
         now = self._clock()
@@ -143,7 +156,9 @@ class Watcher:
             self._compare(living, now)
         self._pulse.beat()
         self.status.down = {model: Down(heal.reason, heal.since, heal.tries) for model, heal in self._heals.items()}
-        self.status.write(self._server.runtime)
+        if (text := self.status.to_json()) != self._written:
+            write_status(self._server.runtime, text)
+            self._written = text
 
     def _kill_hanging(self, stopped: dict[int, str], living: dict[int, str], passed: float) -> None:
         """Those that are stopped or overdue in look after look."""
@@ -169,6 +184,9 @@ class Watcher:
             if now - self._answered_at > SILENT_S and self._expected:
                 self._say(f"tritonserver has answered nothing for {SILENT_S:.0f} s: it is killed")
                 _kill(self._pid)
+            return
+        except RepositoryApiError as error:
+            self._say_once(f"tritonserver does not say what is loaded, so that nothing is loaded again: {error}")
             return
         self._answered_at = now
         self._kill_stuck([entry["name"] for entry in index if entry.get("state") == "LOADING"], living, now)
@@ -238,6 +256,8 @@ class Watcher:
         try:
             load(model, self._load_timeout_s)
         except LauncherError as error:
+            if self._heals.get(model) is not heal:  # tritonserver has ended meanwhile
+                return
             heal.tries, heal.reason = heal.tries + 1, str(error)
             pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (heal.tries - 1))
             heal.again_at = self._clock() + pause_s

@@ -14,7 +14,7 @@ import model_process  # noqa: F401  before what imports the server's module
 import torch
 
 from swiftdiffusion.python_backends.common.errors import RequestError
-from swiftdiffusion.python_backends.common.pulse import Pulse
+from swiftdiffusion.python_backends.common.pulse import Pulse, Seen, seen
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.engine import Engine
 from swiftdiffusion.python_backends.engine.evaluator import Evaluated, StepTook
@@ -134,6 +134,7 @@ class LoneShard:
 
     def __init__(self, name: str = "shard", places: int = 4, peers: Any = None) -> None:
         self.network, self.times, self.counted = Network(), StepTimes(), list[Any]()
+        self.name, self.runtime = name, Path(tempfile.mkdtemp())
         self.engine = Engine(
             name,
             cast("Any", self.network),
@@ -141,9 +142,14 @@ class LoneShard:
             Desk(places, self.times, clock=lambda: 0.0),
             self.times,
             self.counted.append,
-            Pulse(name, f"{id(self)}", Path(tempfile.mkdtemp())),
+            Pulse(name, "0", self.runtime),
             ShardMetrics("tiny", name),
         )
+
+    @property
+    def seen(self) -> Seen:
+        """What its pulse shows."""
+        return seen(self.name, self.runtime)[0]
 
     def submit(self, *runs: Denoising) -> None:
         """Runs of requests that were nowhere else."""

@@ -8,7 +8,7 @@ from model_process import own_metrics, told
 
 from swiftdiffusion.python_backends.backend.watch_metrics import WatchMetrics
 from swiftdiffusion.python_backends.common.pulse import Pulse
-from swiftdiffusion.python_backends.launcher.watch_status import Down, WatchStatus
+from swiftdiffusion.python_backends.launcher.watch_status import Down, WatchStatus, write_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,10 +24,10 @@ def test_counters_go_on_where_another_process_tells_them(tmp_path: Path) -> None
     with own_metrics():
         tell_once(tmp_path)
         status.down["shard"] = Down("its process died", since=0.0, tries=1)
-        status.write(tmp_path)
+        write_status(tmp_path, status.to_json())
         tell_once(tmp_path)
         status.heals["shard"], status.restarts = 3, 1
-        status.write(tmp_path)
+        write_status(tmp_path, status.to_json())
         tell_once(tmp_path)
     assert sum(told["swiftdiffusion_heals_total"]["shard"]) == 3
     assert sum(told["swiftdiffusion_heals_total"]["calm"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from lone_shard import PIXELS, SIDE, TEN, Lender, LoneShard, alone, equal, make_run, predicted, until
 from model_process import logged, own_metrics, told
 
-from swiftdiffusion.python_backends.common.errors import ControlNetUnavailableError
+from swiftdiffusion.python_backends.common.errors import ControlNetDownError, ControlNetUnavailableError
+from swiftdiffusion.python_backends.engine import engine as engine_module
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
 
 
@@ -70,6 +72,33 @@ def test_what_has_ended_is_told_once(shard: LoneShard) -> None:
     shard.done(run)
     assert shard.state(run) is None
     assert shard.counted == [run]
+
+
+def test_a_step_that_hangs_is_overdue_and_a_first_one_may_take_its_time(
+    shard: LoneShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "HANGS_S", 0.05)
+    for name, overdue in (("first", False), ("second", True)):
+        run = make_run(name)
+        with shard.network.held:
+            shard.submit(run)
+            shard.network.begin()
+            time.sleep(0.3)
+            assert (shard.seen.overdue_s > 0, shard.seen.idle_s) == (overdue, 0)
+        shard.done(run)
+        shard.network.calls.clear()
+    until(lambda: shard.seen.idle_s > 0)
+    assert shard.seen.overdue_s == 0
+
+
+def test_a_run_whose_controlnet_is_down_takes_its_step_again_and_the_others_go_on(shard: LoneShard) -> None:
+    waiting, other = make_run("a"), make_run("b", steps=6)
+    shard.network.failing_runs[waiting] = ControlNetDownError('CONTROLNETS names "edges": down')
+    shard.submit_together(waiting, other)
+    assert equal(shard.done(other), [alone(make_run("b", steps=6))])
+    assert waiting.step == 0
+    shard.network.failing_runs.clear()
+    assert equal(shard.done(waiting), [alone(make_run("a"))])
 
 
 def test_a_run_that_is_given_up_leaves_its_place_and_the_others_go_on(shard: LoneShard) -> None:
