@@ -90,7 +90,7 @@ class TritonPythonModel(Model):
         return answer_each(requests, self._complete, "reading the request", self._refuse)
 
     def _complete(self, request: Any) -> Any:
-        came = time.time()
+        came = time.monotonic()
         self._ending = Ending("-", None, self._pipeline, came)
         if is_draining():
             raise DrainingError("the server is about to stop and takes no new requests; retry elsewhere")
@@ -118,7 +118,7 @@ class TritonPythonModel(Model):
             if parsed.request_id is not None:
                 self._registry.leave(parsed.request_id, parsed.run_id)
             raise
-        parsed = replace(parsed, arrival=Arrival(self._pipeline, came, time.time() - came))
+        parsed = replace(parsed, arrival=Arrival(self._pipeline, came, time.monotonic() - came))
         self._ends.accept(Ending.of(parsed) or self._ending)
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])
 

@@ -74,7 +74,7 @@ class TritonPythonModel(Model):
             tensors = []
             if image is not None:
                 info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
-                after_s = max(0.0, time.time() - info.pop("done_at"))
+                after_s = max(0.0, time.monotonic() - info.pop("done_at"))
                 self._after.note(after_s)
                 tensors.append(output_tensor("IMAGE", image))
                 if ending is not None:

@@ -91,6 +91,7 @@ _BY_SENTENCE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r'\bLORAS names "[^"]*": its (?:store|place|file (?:hashes|changed|cannot))'), "UNAVAILABLE"),
     (re.compile(r'\bLORAS names "[^"]*": .* of the host cache\'s '), "UNAVAILABLE"),
     (re.compile(r"\b(?:is|are) down\b"), "UNAVAILABLE"),
+    (re.compile("; try again later"), "UNAVAILABLE"),
     (re.compile("unknown model"), "NOT_FOUND"),
     (re.compile(r'; (?:allowed|required|wanted)\b|\bLORAS names "'), "INVALID_ARGUMENT"),
 )

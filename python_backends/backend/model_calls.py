@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import triton_python_backend_utils as pb_utils
 
-from ..common.errors import ModelDownError, ModelFailedError
+from ..common.errors import ModelDownError, ModelFailedError, NoRoomError
 from ..common.pulse import is_up
 from ..request.encoding import Encoding
-from .dead_models import is_dead
+from .dead_models import FULL_MEMORY, is_dead, is_full
 from .settings import response_texts, text_tensor
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
 
     Raises:
         ModelDownError: If it is down.
+        NoRoomError: If there is no room for its tensors.
         ModelFailedError: If it lives and answers with an error.
     """
     if not is_up(name):
@@ -58,6 +59,8 @@ def ask_model(name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     response = request.exec()
     if response.has_error():
         message = response.error().message()
+        if is_full(message):
+            raise NoRoomError(FULL_MEMORY)
         if not is_dead(message):
             raise ModelFailedError(f"{name} failed: {message}")
         logger.warning("%s is down: %s", name, message)

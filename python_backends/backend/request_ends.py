@@ -46,7 +46,7 @@ class Ending:
         run_id: Random.
         request_id: The client's, if it sent one.
         pipeline: The public model.
-        at: When it came, Unix time in seconds.
+        at: When it came, in seconds of the monotonic clock.
         due: When its picture should be there; None without a limit.
         seconds: Stage → what it took, as far as it came.
     """
@@ -103,7 +103,7 @@ class RequestEnds:
 
     def picture(self, ending: Ending) -> None:
         """A request got its picture."""
-        now = time.time()
+        now = time.monotonic()
         in_time = ending.due is None or now <= ending.due
         if self._is_first(ending.run_id):
             self._seconds.observe(max(0.0, now - ending.at), pipeline=ending.pipeline)
@@ -162,15 +162,14 @@ class RequestEnds:
         self._finished.add(pipeline=ending.pipeline, outcome=outcome)
         if outcome == "failed":
             self._failed.add(pipeline=ending.pipeline, error=error or "")
-        now = time.time()
         told = {
-            "at": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "pipeline": ending.pipeline,
             "run": ending.run_id,
             "id": json.dumps(ending.request_id),
             "outcome": outcome,
             **({} if error is None else {"error": error}),
             **{f"{stage}_s": f"{seconds:.3f}" for stage, seconds in ending.seconds.items()},
-            "total_s": f"{now - ending.at:.3f}",
+            "total_s": f"{time.monotonic() - ending.at:.3f}",
         }
         _log.info("request %s", " ".join(f"{key}={value}" for key, value in told.items()))

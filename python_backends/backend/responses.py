@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from ..common.errors import RequestError, UnexpectedError
+from ..common.errors import NoRoomError, RequestError, UnexpectedError
 from ..common.filesystem import as_text
+from .dead_models import FULL_MEMORY, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +64,10 @@ def as_request_error(error: Exception, what: str) -> RequestError:
     if isinstance(error, RequestError):
         return error
     pb_utils.Logger.log_error(as_text("".join(traceback.format_exception(error))))
+    if is_full(str(error)):
+        return NoRoomError(FULL_MEMORY)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoomError(f"{what} failed: the server's disk is full; try again later")
     return UnexpectedError(f"{what} failed with {type(error).__name__}: the server's log says more")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..common.runtime_directory import runtime_directory
@@ -41,15 +42,16 @@ class StageTime:
         deviation = known.deviation + WEIGHT * (abs(seconds - known.mean) - known.deviation)
         mean = known.mean + WEIGHT * (seconds - known.mean)
         partial = self._path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps([mean, deviation, min(known.least, seconds), time.time()]), "ascii")
-        partial.rename(self._path)
+        with suppress(OSError):  # a full disk: it is as if the request had not been
+            partial.write_text(json.dumps([mean, deviation, min(known.least, seconds), time.monotonic()]), "ascii")
+            partial.rename(self._path)
 
     def expected(self) -> float:
         """Seconds that most requests stay below, mean + deviation, the nearer to the least the older; 0 if unknown."""
         known = self._read()
         if known is None:
             return 0.0
-        share = math.exp(-max(0.0, time.time() - known.at) / FORGOTTEN_S)
+        share = math.exp(-max(0.0, time.monotonic() - known.at) / FORGOTTEN_S)
         return known.least + share * (known.mean + known.deviation - known.least)
 
     def least(self) -> float:
@@ -65,7 +67,7 @@ class StageTime:
 
 
 class _Known(NamedTuple):
-    """Seconds, and when they were noted in Unix time."""
+    """Seconds, and when they were noted, of the monotonic clock."""
 
     mean: float
     deviation: float

@@ -107,6 +107,12 @@ class ControlNetDownError(ControlNetUnavailableError):
     """A ControlNet whose process is down, but not for long: the step can be taken when it is loaded again."""
 
 
+class NoRoomError(RequestError):
+    """The machine's shared memory, in which tensors go from model to model, or its disk is full."""
+
+    code = "UNAVAILABLE"
+
+
 class UnexpectedError(RequestError):
     """Whatever no other type stands for; the server's log has the traceback."""
 

@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ class Pulse:
         fresh.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 3 * _DOING.pack(0.0, time.monotonic()))
         with fresh.open("r+b") as file:
             self._record = mmap.mmap(file.fileno(), _SIZE)
+            self._file = os.fstat(file.fileno()).st_ino
         fresh.replace(self._path)
 
     def ready(self) -> None:
@@ -82,8 +83,10 @@ class Pulse:
         self._write(doing, time.monotonic() + seconds)
 
     def close(self) -> None:
-        """It ends: nobody is to wait for it."""
-        self._path.unlink(missing_ok=True)
+        """It ends: nobody is to wait for it; if there is another in its place, that stays."""
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._file:
+                self._path.unlink()
 
     def _write(self, doing: int, until: float) -> None:
         _DOING.pack_into(self._record, _IDENTITY.size + doing * _DOING.size, until, time.monotonic())

@@ -46,7 +46,7 @@ class Admission:
         shards: Shards,
         rules: RequestRules,
         pipeline: str,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         offered: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Asks nobody yet.
@@ -55,7 +55,7 @@ class Admission:
             shards: Where requests run.
             rules: With the repository's SLO, if it has one.
             pipeline: The public model.
-            clock: Unix time in seconds, as in requests' deadlines.
+            clock: Seconds, as in requests' deadlines.
             offered: Told of each request, refused or not, for how many seconds it would keep all shards busy.
         """
         self._shards, self._rules, self._clock = shards, rules, clock
@@ -134,7 +134,7 @@ class Admission:
 
         Args:
             request: Whose they are.
-            now: Unix time in seconds.
+            now: Of the clock.
             others: Seconds of the stages before and after.
             alone: Seconds of denoising without others; infinite if that is not known.
 

@@ -203,8 +203,9 @@ class Front:
         request = run.request
         if request.request_id is not None and self._registry.is_cancelled(request.request_id, request.run_id):
             return cancelled(run)
-        if request.deadline is not None and time.time() > request.deadline:
-            return RequestTimeoutError(f"TIMEOUT_MS passed {run.place}")
+        if request.deadline is not None and time.monotonic() > request.deadline:
+            lacks = f"; {run.state.lacks}" if run.state.lacks else ""
+            return RequestTimeoutError(f"TIMEOUT_MS passed {run.place}{lacks}")
         return None
 
     def _start(self, run: FrontRun) -> None:
@@ -213,7 +214,7 @@ class Front:
         try:
             if claim is not None and run.starts == 0 and is_up(claim.shard):
                 shard = claim.shard
-                self._before.note(max(0.0, time.time() - claim.at))
+                self._before.note(max(0.0, time.monotonic() - claim.at))
             else:
                 shard = best_first(self._shards.quotes(Work.of(request)))[0][1]
             if run.starts:
@@ -222,6 +223,7 @@ class Front:
                     run.message = replace(run.message, tickets=load_loras(self._lora_store, request))
             self._submit(run, shard)
         except ModelDownError as error:
+            run.state = replace(run.state, lacks=str(error))
             if not run.waits():
                 run.failure = error
         except RequestError as error:
@@ -285,10 +287,10 @@ class Front:
 def final_info(run: FrontRun) -> dict[str, Any]:
     """INFO of a run that is done, with its time here and what it was forecast, in milliseconds.
 
-    `done_at`, in Unix time, and `ending` are for `vae_decoder` alone.
+    `done_at`, in seconds of the monotonic clock, and `ending` are for `vae_decoder` alone.
     """
-    info, now = json.loads(json.dumps(run.state.info)), time.time()
-    info["timings_ms"]["denoiser"] = round(1000 * (time.monotonic() - run.joined), 3)
+    info, now = json.loads(json.dumps(run.state.info)), time.monotonic()
+    info["timings_ms"]["denoiser"] = round(1000 * (now - run.joined), 3)
     info["done_at"] = now
     if ending := ending_of(run):
         info["ending"] = asdict(ending)
@@ -304,7 +306,7 @@ def ending_of(run: FrontRun) -> Ending | None:
     if arrival is None:
         return None
     here_s, waited_s = now - run.joined, run.state.waited_s
-    came_s = max(0.0, time.time() - here_s - arrival.at - arrival.prepared_s)
+    came_s = max(0.0, now - here_s - arrival.at - arrival.prepared_s)
     stages = {"encoding": came_s, "waiting": here_s if waited_s is None else waited_s}
     if waited_s is not None:
         stages["denoising"] = max(0.0, here_s - waited_s)

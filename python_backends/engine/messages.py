@@ -188,6 +188,7 @@ class RunState:
         info: INFO of a run that is done.
         error: Why it ends without a picture, as `errors.to_report` says it.
         waited_s: Seconds from its coming to its first step; None before that.
+        lacks: What it waits for because that is down, in a sentence; "" while there is nothing.
     """
 
     step: int
@@ -196,6 +197,7 @@ class RunState:
     info: Mapping[str, Any] | None = None
     error: Mapping[str, str] | None = None
     waited_s: float | None = None
+    lacks: str = ""
 
     @property
     def ended(self) -> bool:

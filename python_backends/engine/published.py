@@ -69,7 +69,7 @@ class Published:
 
 def state_of(run: Denoising) -> tuple[RunState, torch.Tensor | None]:
     """How far a run is, and its latents on the CPU if they are final."""
-    so_far = RunState(run.step, run.steps, waited_s=run.report.waited_s)
+    so_far = RunState(run.step, run.steps, waited_s=run.report.waited_s, lacks=run.lacks)
     if run.failure is not None:
         return replace(so_far, error=to_report(run.failure)), None
     if not run.done:

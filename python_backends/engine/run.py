@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ...kernels.step_coefficients import StepCoefficients
+    from ..common.errors import ControlNetDownError
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
 
@@ -157,6 +158,7 @@ class Denoising:
         self.loras.check_patch_steps(self.steps)
         self.waiting = False
         self._again_at = 0.0
+        self._lacked = (-1, "")
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
         self.work = Work.of(replace(request, evaluations=self.steps, halves=len(self.halves)))
@@ -187,9 +189,15 @@ class Denoising:
             if use.is_active(self.step, self.steps) and (half == CONDITIONAL or not use.guess_mode)
         )
 
-    def put_off(self) -> None:
+    @property
+    def lacks(self) -> str:
+        """What its next step waits for because that is down, in a sentence; "" while there is nothing."""
+        step, sentence = self._lacked
+        return sentence if step == self.step else ""
+
+    def put_off(self, error: ControlNetDownError) -> None:
         """Its step was in vain, since a ControlNet is down: it is taken again in a moment."""
-        self._again_at = time.monotonic() + AGAIN_S
+        self._again_at, self._lacked = time.monotonic() + AGAIN_S, (self.step, str(error))
 
     def note_stale(self, uses: Sequence[ControlNetUse], positions: Sequence[int]) -> None:
         """Notes those of a row's ControlNets whose residuals were the previous step's."""

@@ -96,7 +96,7 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
         if isinstance(result, RequestError):
             run.failure = result
         elif isinstance(failure := result.failures.get(row), ControlNetDownError):
-            run.put_off()
+            run.put_off(failure)
         elif failure is not None:
             run.failure = failure
         else:

@@ -33,6 +33,10 @@ class TemporaryDirectoryError(LauncherError):
     """The directory for temporary files has a path that the server cannot use."""
 
 
+class SharedMemoryError(LauncherError):
+    """The machine gives less shared memory than the models' processes begin with."""
+
+
 class PortBusyError(LauncherError):
     """A port cannot be listened on."""
 

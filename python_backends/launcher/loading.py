@@ -48,7 +48,7 @@ def check_loaded(models: Sequence[str], index: Sequence[dict[str, Any]], log: st
     dependents = {name for name, reason in reasons.items() if f"ensemble '{name}' depends on" in reason}
     if len(dependents) == len(reasons):
         dependents = set()
-    failures = tuple(ModelFailure(n, _cleaned(r)) for n, r in sorted(reasons.items()) if n not in dependents)
+    failures = tuple(ModelFailure(n, cleaned(r)) for n, r in sorted(reasons.items()) if n not in dependents)
     raise ModelLoadError(failures, sorted(dependents))
 
 
@@ -62,7 +62,9 @@ def _reason(model: str, messages: list[str]) -> str:
     return (own or named or ["the server gives no reason; see its log"])[-1]
 
 
-def _cleaned(reason: str) -> str:
-    """The error alone: without Triton's status words before it and the empty lines in it."""
+def cleaned(reason: str) -> str:
+    """The error alone, on one line: without Triton's words before it and the places of the code, which its log has."""
+    reason = reason.partition("\nAt:\n")[0]
+    reason = re.sub(r"^load failed for model '[^']+': ", "", reason)
     reason = re.sub(r"^(version \d+ is at UNAVAILABLE state: )?(Internal: |Invalid argument: )?", "", reason)
-    return "\n  ".join(line.strip() for line in reason.strip(" ;\n").splitlines() if line.strip())
+    return " ".join(reason.strip(" ;\n").split())

@@ -53,6 +53,19 @@ def _references(config_file: Path) -> list[str]:
     return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]
 
 
+def processes_of(config_file: Path) -> int:
+    """Processes of a model; 0 if it is not a Python backend's, or cannot be read."""
+    from google.protobuf import text_format
+
+    try:
+        config = read_config(config_file)
+    except (OSError, ValueError, text_format.ParseError):  # the server says what is wrong with it
+        return 0
+    if config.backend != "python":
+        return 0
+    return sum((group.count or 1) * max(1, len(group.gpus)) for group in config.instance_group) or 1
+
+
 def read_config(config_file: Path) -> Any:
     """A model's configuration."""
     from google.protobuf import text_format

@@ -8,14 +8,18 @@ a region is still in use can be told from its name alone.
 import logging
 import os
 import re
+import shutil
 import signal
 import stat
 from pathlib import Path
 
 import psutil
 
+from .errors import SharedMemoryError
+from .free_memory import MIB
 from .ownership import is_own
 from .processes import command_line, pid_namespace
+from .repository_weights import processes_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +30,21 @@ _NAME = re.compile(r"(?P<prefix>swiftdiffusion_(?P<namespace>\d+)_(?P<pid>\d+)_)
 def region_prefix(pid: int | str) -> str:
     """Start of the names of all regions of the server `pid` (or of a shell expression for it, such as `$$`)."""
     return f"swiftdiffusion_{pid_namespace()}_{pid}_"
+
+
+def check_room(repository: Path, each_mib: int) -> None:
+    """Does nothing if every process of a repository's models can have its region.
+
+    Raises:
+        SharedMemoryError: there is less room.
+    """
+    files = sorted(repository.glob("*/config.pbtxt"))
+    needed, free = each_mib * sum(map(processes_of, files)), shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed * MIB:
+        raise SharedMemoryError(
+            f"{SHARED_MEMORY} has {free / MIB:.1f} MiB free; the repository's processes begin with {needed} MiB, and "
+            "`swiftdiffusion doctor` says what more is good: `docker run --shm-size=2g`, or mount it larger"
+        )
 
 
 def remove_regions(prefix: str) -> list[str]:

@@ -32,7 +32,7 @@ from .ports import check_ports, free_ports, listens
 from .processes import kill_group, signal_group, terminate_with_parent
 from .repository_api import RepositoryApi
 from .restriction import KEY_FILE, AdminKey
-from .shared_memory import region_prefix, remove_regions, remove_stale_regions
+from .shared_memory import check_room, region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,7 @@ class TritonServer:
         remove_stale_regions()
         remove_stale_directories()
         remove_stale_host_caches()
+        check_room(self.repository, self.options.shm_default_mib)
         self._directory = make_private_directory()
         try:
             self._command = [str(binary.path), *self._arguments(binary, self._directory)]

@@ -20,8 +20,9 @@ from ..backend.dead_models import is_dead
 from ..common.processes import process_state
 from ..common.pulse import Pulse, seen, seen_models
 from .errors import LauncherError
+from .loading import cleaned
 from .model_processes import model_processes
-from .repository_api import RepositoryApi, RepositoryApiError, ServerUnreachableError
+from .repository_api import ANSWER_S, RepositoryApi, RepositoryApiError, ServerUnreachableError
 from .running import WATCHER
 from .watch_status import Down, WatchStatus, write_status
 
@@ -122,8 +123,9 @@ class Watcher:
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()
         self._suspected_s: dict[int, float] = {}
-        self._stuck_since: float | None = None
-        self._looked_at = self._answered_at = self._clock()
+        self._silent_s = 0.0
+        self._stuck_s: float | None = None
+        self._looked_at = self._clock()
         self._index_at = self._looked_at - INDEX_EVERY_S
         self._written = ""
 
@@ -143,7 +145,11 @@ class Watcher:
         if self._server.pid != self._pid:
             self._begin()
         now = self._clock()
-        passed, self._looked_at = min(now - self._looked_at, LONGEST_LOOK_S), now
+        since_s, self._looked_at = now - self._looked_at, now
+        passed = min(since_s, LONGEST_LOOK_S)
+        self._silent_s += min(since_s, LONGEST_LOOK_S + ANSWER_S)
+        if self._stuck_s is not None:
+            self._stuck_s += passed
         processes = model_processes(self._pid)
         stopped = {process.pid: process.model or "a new process" for process in processes if process.is_stopped}
         if (server := process_state(self._pid)) is not None and server.is_stopped:
@@ -151,7 +157,7 @@ class Watcher:
         self._kill_hanging(stopped, {process.pid: process.model for process in processes}, passed)
         living = Counter(process.model for process in processes)
         lacks = any(living[model] < count for model, count in self._expected.items())
-        if lacks or self._heals or self._stuck_since or now - self._index_at >= INDEX_EVERY_S:
+        if lacks or self._heals or self._stuck_s is not None or now - self._index_at >= INDEX_EVERY_S:
             self._index_at = now
             self._compare(living, now)
         self._pulse.beat()
@@ -181,15 +187,15 @@ class Watcher:
         try:
             index = self._server.api.index()
         except ServerUnreachableError:
-            if now - self._answered_at > SILENT_S and self._expected:
+            if self._silent_s > SILENT_S and self._expected:
                 self._say(f"tritonserver has answered nothing for {SILENT_S:.0f} s: it is killed")
                 _kill(self._pid)
             return
         except RepositoryApiError as error:
             self._say_once(f"tritonserver does not say what is loaded, so that nothing is loaded again: {error}")
             return
-        self._answered_at = now
-        self._kill_stuck([entry["name"] for entry in index if entry.get("state") == "LOADING"], living, now)
+        self._silent_s = 0.0
+        self._kill_stuck([entry["name"] for entry in index if entry.get("state") == "LOADING"], living)
         lacking: set[str] = set()
         for entry in index:
             model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
@@ -214,14 +220,14 @@ class Watcher:
         """Not if it was unloaded on purpose, or never loaded for a reason of its own."""
         return reason != "unloaded" and (model in self._known or is_dead(reason))
 
-    def _kill_stuck(self, loading: list[str], living: Counter[str], now: float) -> None:
+    def _kill_stuck(self, loading: list[str], living: Counter[str]) -> None:
         loading = [model for model in loading if is_python(self._server.repository, model)]
         loading += [model for model, heal in self._heals.items() if heal.is_on_its_way and model not in loading]
         if not loading or any(living[model] for model in loading):
-            self._stuck_since = None
-        elif self._stuck_since is None:
-            self._stuck_since = now
-        elif now - self._stuck_since >= STUCK_S:
+            self._stuck_s = None
+        elif self._stuck_s is None:
+            self._stuck_s = 0.0
+        elif self._stuck_s >= STUCK_S:
             self._say(f"{', '.join(loading)}: loading without a process; tritonserver is killed")
             _kill(self._pid)
 
@@ -243,8 +249,8 @@ class Watcher:
         if heal is None:
             if is_composed(reason) and self._heals:  # it comes back with those that it is composed of
                 return
-            heal = self._heals[model] = _Heal(reason, now)
-            self._say(f"{model} is down and is loaded again: {reason}")
+            heal = self._heals[model] = _Heal(cleaned(reason), now)
+            self._say(f"{model} is down and is loaded again: {heal.reason}")
         if now < heal.again_at:
             return
         heal.thread = threading.Thread(
@@ -258,10 +264,10 @@ class Watcher:
         except LauncherError as error:
             if self._heals.get(model) is not heal:  # tritonserver has ended meanwhile
                 return
-            heal.tries, heal.reason = heal.tries + 1, str(error)
+            heal.tries, heal.reason = heal.tries + 1, cleaned(str(error))
             pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (heal.tries - 1))
             heal.again_at = self._clock() + pause_s
-            self._say(f"{model} does not load, and is tried again in {pause_s:.0f} s: {error}")
+            self._say(f"{model} does not load, and is tried again in {pause_s:g} s: {heal.reason}")
 
 
 def instances(config: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from packaging import version
 
 from ..common.sentences import first_sentence
 from .checkpoint_files import CheckpointError, CheckpointFiles
-from .weight_files import weights_variant
+from .weight_files import WeightFileError, empty_tensors, weights_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -241,7 +241,7 @@ class Checkpoint(CheckpointFiles):
         return CLIPTextConfig.from_pretrained(self.path / encoder)
 
     def _load_network(self, part: str, dtype: torch.dtype) -> Any:
-        path = self.path / part
+        path = self._read_headers(part)
         network = self.network_class(part).from_pretrained(
             path, dtype=dtype, variant=weights_variant(path), use_safetensors=True
         )
@@ -250,11 +250,19 @@ class Checkpoint(CheckpointFiles):
 
     def _load_text_encoder(self, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
         """As the pipeline would load it; transformers would give weights that the file lacks random values."""
-        path = self.path / encoder
+        path = self._read_headers(encoder)
         options = {"variant": weights_variant(path), "use_safetensors": True, "output_loading_info": True}
         model, report = self.network_class(encoder).from_pretrained(path, dtype=dtype, **options)
         _raise_if_missing(sorted(report["missing_keys"]), path)
         return model
+
+    def _read_headers(self, part: str) -> Path:
+        """A part's directory, whose files are whole: of those that are not, libraries would not say which."""
+        try:
+            empty_tensors(self.weight_files(part))
+        except WeightFileError as error:
+            raise CheckpointError(str(error)) from None
+        return self.path / part
 
     @property
     def _pipeline_class(self) -> type[DiffusionPipeline]:

@@ -123,8 +123,8 @@ class PlaceClaim:
         shard: Whose line.
         id: Of the claim.
         forecast_s: Seconds from then in which denoising should end.
-        at: When it was claimed, Unix time in seconds.
-        due: When the picture should be there, Unix time in seconds; None without a limit.
+        at: When it was claimed, in seconds of the monotonic clock.
+        due: When the picture should be there, likewise; None without a limit.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -142,7 +142,7 @@ class Arrival:
 
     Attributes:
         pipeline: The public model.
-        at: Unix time in seconds.
+        at: In seconds of the monotonic clock.
         prepared_s: Seconds that `preprocess` took for it.
     """
 
@@ -168,7 +168,8 @@ class CompletedRequest:
         width: Pixels.
         scheduler: A name of the contract, or None for the checkpoint's own.
         request_id: Handle for cancelling, or None.
-        deadline: Unix time in seconds after which the request is given up, or None.
+        deadline: When the request is given up, in seconds of the monotonic clock, which all models share and nobody
+            sets; or None.
         loras: In the client's order.
         lora_defaults: Field that the client left out → the LoRA whose default it took.
         controlnets: In the client's order.
@@ -209,7 +210,7 @@ class CompletedRequest:
 
     @property
     def due(self) -> float | None:
-        """When its picture should be there, Unix time in seconds; None without a limit."""
+        """When its picture should be there, in seconds of the monotonic clock; None without a limit."""
         return self.deadline if self.claim is None else self.claim.due
 
     def to_json(self) -> str:

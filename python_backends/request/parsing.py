@@ -79,7 +79,7 @@ def parse_request(
         loras=loras.uses(steps),
         lora_defaults=loras.applied,
         request_id=request_id,
-        deadline=None if timeout_ms is None else time.time() + timeout_ms / 1000,
+        deadline=None if timeout_ms is None else time.monotonic() + timeout_ms / 1000,
         controlnets=asked.uses(lambda image: keep_image(image, height, width)),
         clip_skip=fields.integer("CLIP_SKIP", 0, rules.max_clip_skip),
         guidance_rescale=_given(fields.number("GUIDANCE_RESCALE", 0.0, 1.0), 0.0),

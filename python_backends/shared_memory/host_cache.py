@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -9,6 +10,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from ..common.processes import is_alive
 from ..common.sentences import mib
@@ -105,7 +108,8 @@ class HostCache:
             expected_bytes: Its likely size; `publish` corrects it.
 
         Raises:
-            HostCacheFullError: If it is larger than the cache, or the room was in use for all of the waiting time.
+            HostCacheFullError: If it is larger than the cache, the room was in use for all of the waiting time, or
+                others took it while it was written.
         """
         self._remove_abandoned()
         with self._files.mutex:
@@ -115,6 +119,11 @@ class HostCache:
         try:
             self._claim(partial, expected_bytes)
             yield Reservation(self, partial)
+        except (OSError, SafetensorError) as error:
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            message = f"it takes {mib(expected_bytes)}; the machine has no room for it; try again later"
+            raise HostCacheFullError(message, for_ever=False) from error
         finally:
             with self._files.mutex:
                 partial.unlink(missing_ok=True)
@@ -160,7 +169,7 @@ class HostCache:
             if time.monotonic() > deadline:
                 raise HostCacheFullError(
                     f"it takes {mib(size)}; of the host cache's {mib(self.max_bytes)}, {mib(others)} were in use "
-                    f"for {self._wait_s:g} s; the machine has {mib(free)} free for it",
+                    f"for {self._wait_s:g} s; the machine has {mib(free)} free for it; try again later",
                     for_ever=False,
                 )
             time.sleep(POLL_S)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from swiftdiffusion.python_backends.launcher.ports import free_ports
 
@@ -17,18 +19,33 @@ COMMAND = str(Path(sys.executable).with_name("swiftdiffusion"))
 class Serving:
     """The command on a repository.
 
+    Args:
+        repository: What is served.
+        arguments: More of them.
+        prefix: A command that starts this one.
+        environment: Variables added to this process's.
+        how: Options of `subprocess.Popen`.
+
     Attributes:
         process: The command's.
         http_url: Of the HTTP API.
         grpc_url: Of the gRPC API.
     """
 
-    def __init__(self, repository: Path, *arguments: str) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *arguments: str,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> None:
         http, grpc, metrics = map(str, free_ports(3))
         self.http_url, self.grpc_url = f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"
         ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-        command = [COMMAND, "serve", "-r", str(repository), *ports, *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [*prefix, COMMAND, "serve", "-r", str(repository), *ports, *arguments]
+        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **{**pipes, **how})
 
     def ready_pid(self) -> int:
         """Id of the server's process, once the command says that it is ready, or ready again."""
@@ -56,9 +73,9 @@ class Serving:
 
 
 @contextmanager
-def serving(repository: Path, *arguments: str) -> Iterator[Serving]:
+def serving(repository: Path, *arguments: str, **how: Any) -> Iterator[Serving]:
     """Ends it, too."""
-    served = Serving(repository, *arguments)
+    served = Serving(repository, *arguments, **how)
     try:
         yield served
     finally:

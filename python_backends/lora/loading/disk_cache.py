@@ -132,6 +132,12 @@ class DiskCache:
             self._index.put(identity, sha256)
             return HeldFile(Lease(path), sha256)  # nobody else evicts meanwhile
 
+    def shrink(self) -> bool:
+        """Evicts the less recently used half, because the disk is full; whether anything went."""
+        with self._contents.writing():
+            used = self.bytes_used()
+            return used > 0 and self._contents.evict((used + 1) // 2)
+
     def drop(self, sha256: str) -> None:
         """Removes a content: it turned out to be of no use."""
         self._contents.path(sha256).unlink(missing_ok=True)

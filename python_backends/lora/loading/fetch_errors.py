@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import traceback
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,7 +12,12 @@ import aiohttp
 from fsspec.exceptions import FSTimeoutError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .fetch_limits import FetchLimits
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Of the disk that is written to, and of no store."""
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
 
@@ -34,10 +40,12 @@ def late(limits: FetchLimits) -> FetchError:
     return FetchError("timeout", f"its store did not send the file within {limits.timeout_s:g} s", transient=True)
 
 
-def explain(error: Exception, limits: FetchLimits) -> FetchError:
-    """What a store's exception comes to."""
+def explain(error: Exception, limits: FetchLimits, target: Path) -> FetchError:
+    """What an exception of a store comes to, or of the disk where its file is written."""
     if isinstance(error, FetchError):
         return error
+    if isinstance(error, OSError) and (error.errno in DISK_ERRORS or error.filename == str(target)):
+        return FetchError("disk", not_kept(error))
     if isinstance(error, FSTimeoutError) and not isinstance(error.__cause__, aiohttp.ServerTimeoutError):
         return late(limits)
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
@@ -58,6 +66,11 @@ def explain(error: Exception, limits: FetchLimits) -> FetchError:
     if isinstance(error, ImportError):
         return FetchError("protocol", f"this server lacks the package for its store: {error}")
     return FetchError("store", f"its store failed with {type(error).__name__}")
+
+
+def not_kept(error: OSError) -> str:
+    """What is told of a file that this server's own disk does not take."""
+    return f"this server's disk cache cannot take its file: {error.strerror or type(error).__name__}; try again later"
 
 
 def host(location: str) -> str:

@@ -80,7 +80,7 @@ class Fetcher:
             try:
                 self._download(location, target, meter, deadline)
             except Exception as error:  # every store has its own exceptions
-                raise explain(error, self._limits) from error
+                raise explain(error, self._limits, target) from error
             return _verified(target, meter.announced, sha256)
         except FetchError as error:
             where = f"\n{places(error.__cause__)}" if error.kind == "store" else ""

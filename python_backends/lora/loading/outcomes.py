@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
+import os
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -14,8 +16,17 @@ from typing import Annotated, TextIO
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from ...common.errors import InvalidRequestError, RequestError, UnexpectedError, from_report, to_report
+from ...common.errors import (
+    InvalidRequestError,
+    LoraUnavailableError,
+    RequestError,
+    UnexpectedError,
+    from_report,
+    to_report,
+)
 from ...common.runtime_directory import runtime_directory
+
+logger = logging.getLogger(__name__)
 
 FORGOTTEN_AFTER_S = 3600.0
 """Outcomes that no denoiser read, because their requests ended before, are removed after so long."""
@@ -109,13 +120,17 @@ class Outcome:
         return True
 
     def put(self, result: LoadedLora | RequestError) -> None:
-        """Writes the result, all of it at once."""
+        """Writes the result, all of it at once; where the disk has no room for it, an empty file."""
         if isinstance(result, LoadedLora):
             content: dict[str, object] = to_values(result)
         else:
             content = {"error": to_report(result)}
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content), "utf-8")
+        try:
+            partial.write_text(json.dumps(content), "utf-8")
+        except OSError:
+            logger.exception("%s", partial)
+            os.truncate(partial, 0)
         partial.rename(self.path)
 
     def take(self) -> LoadedLora | RequestError | None:
@@ -126,6 +141,8 @@ class Outcome:
         except FileNotFoundError:
             return None
         self.path.unlink(missing_ok=True)
+        if not content:
+            return LoraUnavailableError("LORAS: the server's directory for temporary files is full; try again later")
         try:
             written = _outcome_validator().validate_json(content)
             if isinstance(written, _Failed):

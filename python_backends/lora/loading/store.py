@@ -23,7 +23,7 @@ from ...common.sentences import mib
 from ..files.outside_settings import OutsideSettings
 from .adapter_config import RemoteAdapterConfigs, local_settings
 from .failure_memory import FailureMemory
-from .fetch_errors import FetchError
+from .fetch_errors import FetchError, not_kept
 from .load_results import Loaded, LoadError
 from .outcomes import LoadedLora
 from .publishing import Canonicalise, Publisher
@@ -148,6 +148,9 @@ class LoraStore:
                 logger.warning("the LoRA %s: %s", entry.name, note)
         except LoadError as error:
             result = error
+        except OSError as error:
+            logger.exception("the LoRA %s", entry.name)
+            result = LoadError("disk", not_kept(error), LoraUnavailableError)
         except Exception:  # a worker must not die, and its requests must not wait for ever
             logger.exception("loading the LoRA %s failed", entry.name)
             reason = "loading it failed unexpectedly; the server's log has the reason"
@@ -203,12 +206,18 @@ class LoraStore:
         return held
 
     def _fetch(self, entry: CatalogueEntry) -> HeldFile:
-        with self._disk.partial() as partial:
-            try:
-                content = self._fetcher.fetch(entry.location, partial, entry.sha256)
-            except FetchError as error:
-                raise self._remember(entry, LoadError(error.kind, str(error), LoraUnavailableError)) from error
-            return self._disk.add(entry.identity, partial, content)
+        while True:
+            with self._disk.partial() as partial:
+                try:
+                    content = self._fetcher.fetch(entry.location, partial, entry.sha256)
+                except FetchError as error:
+                    failed = LoadError(error.kind, str(error), LoraUnavailableError)
+                    if error.kind != "disk":
+                        raise self._remember(entry, failed) from error
+                    if not self._disk.shrink():
+                        raise failed from error
+                    continue
+                return self._disk.add(entry.identity, partial, content)
 
     def _fetch_config(self, entry: CatalogueEntry) -> bytes | None:
         try:

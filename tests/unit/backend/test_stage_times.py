@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from processes import other_process
+from swiftdiffusion.python_backends.backend import stage_times
 from swiftdiffusion.python_backends.backend.stage_times import AFTER, BEFORE, FORGOTTEN_S, StageTime
 
 NOTE = """
@@ -23,7 +24,7 @@ for number in range(int(sys.argv[3])):
 
 
 class Clock:
-    """Unix time, set by hand."""
+    """The monotonic clock, set by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -35,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(time, "time", made)
+    monkeypatch.setattr(stage_times, "time", SimpleNamespace(monotonic=made))
     return made
 
 

@@ -65,6 +65,13 @@ def test_its_successor_takes_its_place(tmp_path: Path) -> None:
         assert [(each.pid, each.is_up) for each in seen("model", tmp_path)] == [(second.pid, True)]
 
 
+def test_one_that_ends_leaves_its_successor_s_record(tmp_path: Path) -> None:
+    before, after = Pulse("model", "model_0", tmp_path), Pulse("model", "model_0", tmp_path)
+    after.ready()
+    before.close()
+    assert len(seen("model", tmp_path)) == 1
+
+
 def test_a_later_process_of_the_same_id_is_another_one(tmp_path: Path) -> None:
     Pulse("model", "model_0", tmp_path).ready()
     record = next((tmp_path / "processes/model").iterdir())

@@ -26,6 +26,7 @@ from swiftdiffusion.python_backends.launcher.errors import (
     StartupTimeoutError,
     UnsupportedOptionError,
 )
+from swiftdiffusion.python_backends.launcher.loading import cleaned
 from swiftdiffusion.python_backends.launcher.log import (
     LogFollower,
     ModelEvent,
@@ -144,6 +145,14 @@ def test_error_messages_are_unescaped_and_tables_left_out(tmp_path: Path) -> Non
     log = tmp_path / "log"
     log.write_text(LOG)
     assert tail(log.read_text(), 2).count("boom") == 2
+
+
+def test_a_reason_is_one_line_without_the_code_s_places() -> None:
+    (message,) = error_messages(LOG)
+    reason = message.partition("version 1: ")[2]
+    assert cleaned(reason) == "ValueError: no"
+    assert cleaned(f"load failed for model 'boom': version 1 is at UNAVAILABLE state: {reason};\n") == "ValueError: no"
+    assert cleaned("no weights:\n  none at all") == "no weights: none at all"
 
 
 def test_follower_passes_on_every_line_over_truncations(tmp_path: Path) -> None:
