@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,13 +182,15 @@ def _affordable(directory: Path, wanted: int) -> int:
 
 
 def _disk_directory(configured: Path | None) -> Path:
-    """The disk cache's directory; the default one is this user's, or the server's own where a user has none."""
-    if configured is not None:
-        return configured
+    """The disk cache's directory; the default one is this user's, or the server's own where nothing can be kept."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        directory = cache / "swiftdiffusion" / "loras"
+        directory = configured
+        if directory is None:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            directory = cache / "swiftdiffusion" / "loras"
         directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
     except (OSError, RuntimeError) as error:
         logger.warning("fetched LoRAs do not survive this server: %s", error)
         return runtime_directory() / "lora-disk"

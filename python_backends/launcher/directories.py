@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 PORT_FILE = "http-port"
 """In the private directory: where its server listens."""
 
+TRITON_TEMPORARY = Path("/tmp")
+
 _NAME = re.compile(r"swiftdiffusion_\d+_(?P<pid>\d+)_\w+")
 
 
@@ -28,6 +30,11 @@ def make_private_directory() -> Path:
     Raises:
         TemporaryDirectoryError: the server could not use it.
     """
+    if not os.access(TRITON_TEMPORARY, os.W_OK | os.X_OK):
+        raise TemporaryDirectoryError(
+            f"{TRITON_TEMPORARY} cannot be written, where Triton's Python backend makes a directory whatever TMPDIR "
+            "says; mount one there that can (in Kubernetes: an emptyDir)"
+        )
     parent = Path(tempfile.gettempdir())
     if not is_plain(parent):
         raise TemporaryDirectoryError(

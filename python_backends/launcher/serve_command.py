@@ -2,14 +2,13 @@
 
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -22,6 +21,7 @@ from .log import LogFollower, model_event
 from .options import ServerOptions, models_of
 from .restriction import choose_admin_key
 from .supervision import Supervisor
+from .terminal import unfailing_stderr
 from .triton_server import TritonServer
 from .watcher import LOOK_EVERY_S, Watcher
 
@@ -136,7 +136,7 @@ def serve(
         trace_rate=trace_rate,
         extra_arguments=tuple(extra_arguments or ()),
     )
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, unfailing_stderr()))
     with _stop_signals():
         try:
             key = choose_admin_key(host, restrict, admin_key_file, options.extra_arguments)
@@ -261,7 +261,7 @@ def _kept_log(log: Path) -> Path:
 
 
 def _echo(line: str) -> None:
-    typer.echo(line, file=sys.stderr)
+    print(line, file=unfailing_stderr(), flush=True)
 
 
 def _escaped(message: object) -> str:

@@ -4,13 +4,14 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
 
 from .errors import LauncherError
 from .running import RunningServer, ServerNotFoundError, find_server
+from .terminal import unfailing_stderr
 from .watcher import LOOK_EVERY_S, Watcher
 
 FIND_EVERY_S = 1.0
@@ -28,7 +29,7 @@ def watch(
     It needs to see the server's processes (in Kubernetes: shareProcessNamespace) and its files for temporary use, as
     the same user. `swiftdiffusion serve` does this itself.
     """
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, unfailing_stderr()))
     stop = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

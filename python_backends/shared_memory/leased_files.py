@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Lease:
             if os.fstat(self._descriptor).st_nlink == 0:  # evicted between open and lock
                 raise EvictedError(f"{path.name} is no longer in the cache")
             # An explicit time, because the kernel's own clock ticks every few milliseconds.
-            os.utime(self._descriptor, ns=(time.time_ns(),) * 2)
+            with suppress(OSError):  # on a file system that has become read-only, what is there can be read still
+                os.utime(self._descriptor, ns=(time.time_ns(),) * 2)
         except BaseException:
             self.close()
             raise

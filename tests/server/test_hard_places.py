@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
@@ -26,6 +28,7 @@ from serve_process import serving
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
+from swiftdiffusion.python_backends.common.pulse import SETTLED_S
 from swiftdiffusion.python_backends.launcher.model_processes import model_processes
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
@@ -41,6 +44,7 @@ mount -t tmpfs -o size=64m tmpfs /dev/shm && mount -t tmpfs -o size=700k tmpfs "
 """A container's usual 64 MiB of shared memory, and a disk for the LoRA cache with room for three of them."""
 
 HEALED_WITHIN_S = 60.0
+AT_ONCE = ("--stop-timeout", "1", "--grace", "0")
 
 
 @dataclass
@@ -90,10 +94,6 @@ class Hard:
             if process.model in models:
                 os.kill(process.pid, signal.SIGKILL)
 
-    def wait_healed(self) -> None:
-        wait_for(lambda: self.probe() == "ready\n", HEALED_WITHIN_S)
-        time.sleep(0.5)  # until a model is called that has just been loaded again
-
 
 @pytest.fixture(scope="module")
 def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
@@ -114,7 +114,7 @@ def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
             made = lora_files.kohya(modules, seed=number).save(base / "made.safetensors")
             entries[f"far{number}"] = {"location": store.add(f"/{number}.safetensors", made.read_bytes())}
         (base / "loras" / "catalogue.json").write_text(json.dumps({"loras": entries}))
-        log = ("--log-file", str(base / "log"), "--stop-timeout", "1", "--grace", "0")
+        log = ("--log-file", str(base / "log"), *AT_ONCE)
         with serving(base / "repository", *log, prefix=small, environment=environment) as served:
             yield Hard(served.grpc_url, served.http_url, served.ready_pid(), base, store)
 
@@ -146,11 +146,13 @@ def replaced(file: Path, content: bytes | None) -> Iterator[None]:
         kept.rename(file)
 
 
-def told(hard: Hard, of: str) -> str:
-    """What `probe` says once it tells of a file."""
-    wait_for(lambda: of in hard.probe(), HEALED_WITHIN_S)
-    (line,) = [line for line in hard.probe().splitlines() if of in line]
-    return line
+def told(hard: Hard, what: str) -> str:
+    """The line of `probe` that begins so, once there is one."""
+    deadline = time.monotonic() + HEALED_WITHIN_S
+    while not (lines := [line for line in hard.probe().splitlines() if line.startswith(what)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return lines[0]
 
 
 def test_fetched_loras_make_room_for_each_other_on_a_full_disk(hard: Hard) -> None:
@@ -180,39 +182,32 @@ def test_full_shared_memory_ends_those_that_need_it(hard: Hard) -> None:
     assert request(hard, Use("edges", seed=1)).info["controlnets"][0]["calls"] > 0
 
 
-def test_a_controlnet_whose_weights_are_gone(hard: Hard) -> None:
-    weights = hard.directory / "edges/diffusion_pytorch_model.safetensors"
-    with replaced(weights, weights.read_bytes()[:1000]):
+def test_weights_that_are_gone_at_a_reload(hard: Hard) -> None:
+    edges = hard.directory / "edges/diffusion_pytorch_model.safetensors"
+    texts = hard.directory / "checkpoint/text_encoder/model.safetensors"
+    vae = hard.directory / "checkpoint/vae/diffusion_pytorch_model.safetensors"
+    with ExitStack() as gone:
+        gone.enter_context(replaced(edges, edges.read_bytes()[:1000]))
         hard.kill("controlnet_edges")
-        line = told(hard, str(weights))
-        assert line.startswith(f"controlnet_edges is down: ControlNetFileError: {weights} is no safetensors file: ")
+        assert (
+            told(hard, "controlnet_edges is down: ControlNetFileError").split(": ", 2)[2].startswith(f"{edges} is no ")
+        )
         assert hard.generate().info["unet_evaluations"]
         expected = 'TIMEOUT_MS passed after step 0 of 6; CONTROLNETS names "edges": .* is down and being loaded again'
         with pytest.raises(InferenceServerException, match=expected):
-            request(hard, Use("edges"), TIMEOUT_MS=2000)
-    hard.wait_healed()
-    assert request(hard, Use("edges")).info["controlnets"][0]["calls"] > 0
-
-
-def test_weights_that_every_request_needs_are_gone(hard: Hard) -> None:
-    files = {
-        "unet_shard0": ("unet/diffusion_pytorch_model.safetensors", bytes(100), "is no safetensors file"),
-        "text_encoder": ("text_encoder/model.safetensors", b"no weights", "is no safetensors file"),
-        "vae_decoder": ("vae/diffusion_pytorch_model.safetensors", None, "holds no weights"),
-    }
-    with ExitStack() as gone:
-        for name, content, _ in files.values():
-            gone.enter_context(replaced(hard.directory / "checkpoint" / name, content))
-        hard.kill(*files)
-        for model, (name, _, reason) in files.items():
-            place = hard.directory / "checkpoint" / name
-            line = told(hard, str(place.parent if reason.startswith("holds") else place))
-            assert line.startswith(f"{model} is down: CheckpointError: ")
-            assert reason in line
+            request(hard, Use("edges"), TIMEOUT_MS=1500)
+        gone.enter_context(replaced(texts, b"no weights"))
+        gone.enter_context(replaced(vae, None))
+        hard.kill("text_encoder", "vae_decoder")
+        assert told(hard, "text_encoder is down: CheckpointError").split(": ", 2)[2].startswith(f"{texts} is no ")
+        assert (
+            told(hard, "vae_decoder is down: CheckpointError").split(": ", 2)[2].startswith(f"{vae.parent} holds no ")
+        )
         with pytest.raises(InferenceServerException, match="down and being loaded again; retry in a few seconds"):
-            hard.generate(TIMEOUT_MS=2000)
-    hard.wait_healed()
-    assert hard.generate(PROMPT=f"{PROMPT} again").info["unet_evaluations"]
+            hard.generate(TIMEOUT_MS=1500)
+    wait_for(lambda: hard.probe() == "ready\n", HEALED_WITHIN_S)
+    time.sleep(SETTLED_S)
+    assert request(hard, Use("edges")).info["controlnets"][0]["calls"] > 0
 
 
 def test_a_server_whose_processes_have_no_shared_memory_is_not_started(tmp_path: Path) -> None:
@@ -223,3 +218,60 @@ def test_a_server_whose_processes_have_no_shared_memory_is_not_started(tmp_path:
         said = served.said("^error: ")
         assert said.startswith("error: /dev/shm has 1.0 MiB free; the repository's processes begin with 3 MiB")
         assert served.process.wait(10) == 1
+
+
+STRANGER = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--inh-caps=+dac_read_search")
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that all users can read; those of pytest are this one's."""
+    with TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_a_user_without_entry_or_home_and_files_that_nobody_else_reads(public: Path) -> None:
+    add_model(public / "repository", "calm")
+    own = public / "own"
+    own.mkdir()
+    os.chown(own, 12345, 12345)
+    stranger = (*STRANGER, "--ambient-caps=+dac_read_search", "env", "-u", "HOME")  # the interpreter may be in one
+    how = {"prefix": ("sh", "-c", 'umask 077; exec "$@"', "sh", *stranger), "environment": {"TMPDIR": str(own)}}
+    with serving(public / "repository", "--log-file", str(own / "log"), *AT_ONCE, **how) as served:
+        assert psutil.Process(served.ready_pid()).uids().real == 12345
+
+
+NO_ROOM = 'mount -t tmpfs -o size=8k tmpfs "$1" && head -c 8k /dev/zero >"$1/fill"; exec 2>"$1/said"; shift; exec "$@"'
+
+
+@pytest.mark.parametrize("how", ["full disk", "broken pipe"])
+def test_one_whose_words_nobody_takes_heals_and_survives_a_pause(tmp_path: Path, how: str) -> None:
+    """`serve` is stopped for a while, as in a machine that is: nothing that hung meanwhile hangs."""
+    add_model(tmp_path / "repository", "calm")
+    (tmp_path / "disk").mkdir()
+    full_disk = ("unshare", "-m", "sh", "-c", NO_ROOM, "sh", str(tmp_path / "disk"))
+    prefix, log = (full_disk, ("--log-file", str(tmp_path / "disk/log"))) if how == "full disk" else ((), ())
+    with serving(tmp_path / "repository", *log, *AT_ONCE, prefix=prefix) as served:
+        if how == "broken pipe":
+            served.process.stderr.close()
+            served.process.stderr = None
+
+        def processes() -> list[int]:
+            children = psutil.Process(served.process.pid).children(recursive=True)
+            return sorted(child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE)
+
+        def is_ready() -> bool:
+            return CliRunner().invoke(app, ["probe", "--url", served.http_url, "--ready"]).exit_code == 0
+
+        wait_for(is_ready, HEALED_WITHIN_S)
+        before = processes()
+        os.kill(before[-1], signal.SIGKILL)
+        wait_for(lambda: processes() != before and len(processes()) == len(before) and is_ready(), HEALED_WITHIN_S)
+        before = processes()
+        served.process.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        served.process.send_signal(signal.SIGCONT)
+        wait_for(is_ready, HEALED_WITHIN_S)
+        time.sleep(2)
+        assert processes() == before
