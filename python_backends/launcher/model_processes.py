@@ -40,6 +40,12 @@ def model_processes(server: int) -> list[ModelProcess]:
     return found
 
 
+def has_dead_process(server: int) -> bool:
+    """Whether a process that a server started has died, and the server has not taken note of it."""
+    states = [process_state(pid) for pid in _children(server)]
+    return any(state is not None and not state.is_alive for state in states)
+
+
 def _children(parent: int) -> list[int]:
     """By the kernel's own list, where it keeps one."""
     try:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..common.processes import process_state
 from ..common.pulse import Pulse, seen, seen_models
 from .errors import LauncherError
 from .loading import cleaned
-from .model_processes import model_processes
+from .model_processes import has_dead_process, model_processes
 from .repository_api import ANSWER_S, RepositoryApi, RepositoryApiError, ServerUnreachableError
 from .running import WATCHER
 from .watch_status import Down, WatchStatus, write_status
@@ -31,11 +31,12 @@ STOPPED_S = 1.0
 
 INDEX_EVERY_S = 1.0
 SILENT_S = 60.0
-"""A server that answers nothing for so long hangs."""
+"""A server that has answered, and answers nothing for so long, hangs."""
 
-STUCK_S = 5.0
-"""A load that has no process for so long, and no other load has one: Triton 2.51 waits without end for a process that
-was killed before its first message, and only starting it again helps."""
+STUCK_S, STUCK_AT_FIRST_S = 5.0, 10.0
+"""A load that has no process for so long, and no other load has one; or a dead process that the server takes no note of
+for so long while it loads all for the first time and answers nothing yet. Triton 2.51 waits without end for a process
+that was killed before its first message, and only starting it again helps."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """After a load that failed; doubled after each further one."""
@@ -190,12 +191,15 @@ class Watcher:
             if self._silent_s > SILENT_S and self._expected:
                 self._say(f"tritonserver has answered nothing for {SILENT_S:.0f} s: it is killed")
                 _kill(self._pid)
+            if not self._expected:
+                self._kill_if_stuck(has_dead_process(self._pid), STUCK_AT_FIRST_S)
             return
         except RepositoryApiError as error:
             self._say_once(f"tritonserver does not say what is loaded, so that nothing is loaded again: {error}")
             return
         self._silent_s = 0.0
-        self._kill_stuck([entry["name"] for entry in index if entry.get("state") == "LOADING"], living)
+        loading = self._loading(index)
+        self._kill_if_stuck(bool(loading) and not any(living[model] for model in loading), STUCK_S)
         lacking: set[str] = set()
         for entry in index:
             model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
@@ -220,15 +224,20 @@ class Watcher:
         """Not if it was unloaded on purpose, or never loaded for a reason of its own."""
         return reason != "unloaded" and (model in self._known or is_dead(reason))
 
-    def _kill_stuck(self, loading: list[str], living: Counter[str]) -> None:
-        loading = [model for model in loading if is_python(self._server.repository, model)]
-        loading += [model for model, heal in self._heals.items() if heal.is_on_its_way and model not in loading]
-        if not loading or any(living[model] for model in loading):
+    def _loading(self, index: Iterable[Mapping[str, Any]]) -> set[str]:
+        """Models that should have a process, or get one."""
+        loading = {entry["name"] for entry in index if entry.get("state") == "LOADING"}
+        healing = {model for model, heal in self._heals.items() if heal.is_on_its_way}
+        return healing | {model for model in loading if is_python(self._server.repository, model)}
+
+    def _kill_if_stuck(self, is_stuck: bool, seconds: float) -> None:
+        """If it has been for so long."""
+        if not is_stuck:
             self._stuck_s = None
         elif self._stuck_s is None:
             self._stuck_s = 0.0
-        elif self._stuck_s >= STUCK_S:
-            self._say(f"{', '.join(loading)}: loading without a process; tritonserver is killed")
+        elif self._stuck_s >= seconds:
+            self._say("a process died before its first message, for which tritonserver waits without end: it is killed")
             _kill(self._pid)
 
     def _instances(self, model: str) -> int:

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 import checkpoints
 import lora_files
+from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher.binary import find_server_binary
@@ -93,3 +95,6 @@ def test_a_server_that_nobody_of_ours_started(served: Path, tmp_path: Path, mode
         picture = generate_with(server, [("papercut", 1.0)])
         assert picture.info["loras"][0]["modules"] > 0
         assert picture.distance(generate_with(server, [])) > 0
+        watch = CliRunner().invoke(app, ["watch", "--url", server.http_url])
+    assert watch.exit_code == 1
+    assert "was started without --model-control-mode=explicit" in watch.output
