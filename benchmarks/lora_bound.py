@@ -122,7 +122,7 @@ def main(
     names: Annotated[list[str] | None, typer.Option("--lora", help="Default: all.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     out: Annotated[Path, typer.Option()] = ROOT / "benchmarks/results/lora_bound.json",
-    plot: Annotated[Path, typer.Option()] = ROOT / "docs/lora_bound.png",
+    plot: Annotated[Path, typer.Option()] = ROOT / "docs/lora_bound.webp",
 ) -> None:
     """Measure what bounded asynchronous loading does to pictures; other LoRAs in OUT keep their results."""
     torch.set_num_threads(threads)
