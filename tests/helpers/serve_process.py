@@ -50,11 +50,13 @@ class Serving:
     def ready_pid(self) -> int:
         """Id of the server's process, once the command says that it is ready, or ready again."""
         assert self.process.stderr is not None
+        said = []
         for line in self.process.stderr:
+            said.append(line)
             match = re.match(r"ready(: HTTP \S+ .*| again:) +pid (\d+)", line)
             if match:
                 return int(match[2])
-        raise AssertionError(f"not ready: exit status {self.process.wait()}")
+        raise AssertionError(f"not ready: exit status {self.process.wait()}: {''.join(said)}")
 
     def said(self, pattern: str) -> str:
         """The next line that has something to it."""

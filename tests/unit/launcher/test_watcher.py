@@ -87,13 +87,3 @@ def test_so_is_one_that_loads_without_a_process(server: Server, pause_s: float) 
     assert not server.is_killed()
     server.watched(STUCK_S)
     assert server.is_killed()
-
-
-def test_a_full_disk_is_no_reason_to_stop_watching(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.watched(1)
-    server.runtime = Path("/proc/nowhere")
-    server.watched(1)
-    server.runtime = server.home
-    (server.home / "watch.json").unlink()
-    server.watched(1)
-    assert (server.home / "watch.json").exists()
