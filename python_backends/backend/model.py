@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from ..common.processes import close_inherited_connections
 from ..common.pulse import EXECUTE, Pulse
 from . import metrics
 
@@ -28,6 +29,7 @@ class Model(ABC):
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Calls `load`; what that raises fails the load."""
+        close_inherited_connections()
         instance = f"{args['model_instance_name']}-{args['model_instance_device_id']}"
         self.pulse = Pulse(args["model_name"], instance)
         self.load(args)

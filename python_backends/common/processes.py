@@ -1,7 +1,10 @@
-"""Whether a process lives. Needs no torch."""
+"""Whether a process lives, and what it has from its parent. Needs no torch."""
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,26 @@ def process_state(pid: int) -> ProcessState | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return ProcessState(fields[0], int(fields[1]), int(fields[19]))
+
+
+def close_inherited_connections() -> None:
+    """Closes the network connections that this process had from its parent when it was forked.
+
+    Triton forks models' processes with all that it has open: a client whose connection one of them shares would not see
+    that the server closes it.
+    """
+    for path in Path("/proc/self/fd").iterdir():
+        descriptor = int(path.name)
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+        except OSError:  # that of the listing itself
+            continue
+        inherited = socket.socket(fileno=descriptor)
+        if inherited.family in (socket.AF_INET, socket.AF_INET6):
+            inherited.close()
+        else:
+            inherited.detach()
 
 
 def is_alive(pid: int) -> bool:
