@@ -38,12 +38,12 @@ class Plan:
     """What is to happen.
 
     Attributes:
-        requests: How many, by all callers; more while there were fewer faults than `least_faults`.
+        requests: How many, by all callers; more while there were fewer than `faults`.
         kinds: How many of them are distinct.
         callers: At a time; the last has no retries.
         every_s: A fault comes so often, unless too much is down.
         kill_server: How often the fault is the end of tritonserver.
-        least_faults: That many there are.
+        faults: So many there are, those of tritonserver too; None: as long as there are requests.
         settle_s: What still holds something of a dead process may take so long to give it up.
         seed: The same one makes the same requests and draws the same faults.
     """
@@ -53,7 +53,7 @@ class Plan:
     callers: int = 4
     every_s: float = 4.0
     kill_server: int = 0
-    least_faults: int = 0
+    faults: int | None = None
     settle_s: float = 10.0
     seed: int = 13
 
@@ -150,7 +150,7 @@ async def _under_fire(
     before = Holdings.of(serve.server)
 
     def enough(taken: int) -> bool:
-        return taken >= plan.requests and faults.made.total() >= plan.least_faults
+        return taken >= plan.requests and faults.made.total() >= (plan.faults or 0)
 
     orders = Orders(requests, pictures, make_orders(plan.kinds, plan.seed, enough))
 
@@ -160,7 +160,8 @@ async def _under_fire(
         tell("under fire", len(orders.outcomes), plan.requests)
         return done < plan.kill_server and len(orders.outcomes) * (plan.kill_server + 1) >= plan.requests * (done + 1)
 
-    firing = asyncio.create_task(faults.every(plan.every_s, is_servers_turn))
+    most = None if plan.faults is None else plan.faults - plan.kill_server
+    firing = asyncio.create_task(faults.every(plan.every_s, is_servers_turn, most))
     callers = [orders.work(serve.urls, RETRIES if number < plan.callers - 1 else 0) for number in range(plan.callers)]
     await asyncio.gather(*callers)
     firing.cancel()

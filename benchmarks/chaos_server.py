@@ -131,12 +131,13 @@ class Faults:
     last_at: float = 0.0
     regions: dict[str, str] = field(default_factory=dict)
 
-    async def every(self, seconds: float, is_servers_turn: Callable[[], bool]) -> None:
+    async def every(self, seconds: float, is_servers_turn: Callable[[], bool], most: int | None = None) -> None:
         """One after each pause, in models that load too; none while tritonserver itself starts, or MOST_DOWN are down.
 
         Args:
             seconds: Of the pause.
             is_servers_turn: Whether the next is to kill tritonserver.
+            most: How many in models; None: no end.
         """
         chance = random.Random(self.seed)
         while True:
@@ -150,6 +151,8 @@ class Faults:
                     continue
                 status = WatchStatus.read(server.runtime)
                 if status is not None and len(status.down) >= MOST_DOWN:
+                    continue
+                if most is not None and self.made.total() - self.made[f"{TRITONSERVER} {signal.SIGKILL.name}"] >= most:
                     continue
                 victims = [each for each in model_processes(server.pid) if each.model and not each.is_stopped]
                 victims.sort(key=lambda each: each.model)
