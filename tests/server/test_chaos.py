@@ -63,7 +63,7 @@ def test_whoever_dies_no_picture_is_wrong_and_no_failure_final(repository: Path,
 
 
 def test_a_restart_loses_no_request_that_was_accepted(repository: Path, tmp_path: Path) -> None:
-    """Callers ask on while SIGTERM drains the server: what began before is answered, what comes later sent elsewhere."""
+    """Callers ask on while SIGTERM drains the server: what began is answered, what comes later sent elsewhere."""
     with serving(repository, "--log-file", str(tmp_path / "log"), "--stop-timeout", "1") as served:
         served.ready_pid()
         begun_by: list[float] = []
