@@ -113,13 +113,13 @@ class TritonPythonModel(Model):
                 parsed = self._admission.admit(parsed)
                 tickets = load_loras(self._lora_store, parsed) if parsed.loras else "[]"
             raise_failure(tickets)
+            parsed = replace(parsed, arrival=Arrival(self._pipeline, came, time.monotonic() - came))
+            self._ends.accept(Ending.of(parsed) or self._ending)
         except Exception:
             self._admission.give_back(parsed)
             if parsed.request_id is not None:
                 self._registry.leave(parsed.request_id, parsed.run_id)
             raise
-        parsed = replace(parsed, arrival=Arrival(self._pipeline, came, time.monotonic() - came))
-        self._ends.accept(Ending.of(parsed) or self._ending)
         return pb_utils.InferenceResponse([text_tensor("REQUEST", parsed.to_json()), text_tensor("TICKETS", tickets)])
 
     def _refuse(self, _request: Any, error: RequestError) -> None:

@@ -88,6 +88,7 @@ class TritonPythonModel(Model):
             adapters.count,
             self.pulse,
             metrics,
+            float(parameters["controlnet_timeout_s"]),
         )
 
     def respond(self, requests: list[Any]) -> list[Any]:

@@ -2,9 +2,13 @@
 
 import re
 
+_OF_THE_REQUEST = re.compile(r'; (?:allowed|required|wanted)\b|REQUEST_ID ".*" was cancelled', re.DOTALL)
+"""What ends a request whatever else its sentence quotes."""
+
 _RESTARTING = re.compile(
-    "; retry in a few seconds|; retry elsewhere|is not healthy|health mutex|has no available versions|is not ready"
-    "|[Ss]tream removed|[Ss]erver is stopping|stopped accepting"
+    r"; retry (?:in a few seconds|elsewhere)$|\bStub process '[^']*' is not healthy|\bFailed to obtain the health mutex"
+    r"|^(?:in ensemble '[^']*', )?Request for unknown model: '[^']*' has no available versions|^Stream removed"
+    r"|[Ss]erver is stopping, scheduler|has stopped accepting new inference requests"
 )
 """The server's own sentences, and Triton's about a process that has died or a model that is being loaded."""
 
@@ -37,7 +41,7 @@ class ServerUnreachable(ServerUnavailable):
 class ServerRestarting(ServerUnavailable):
     """A part of the server that the request needs has died and is being loaded again, or the server is draining.
 
-    Nothing was done; the same request can be sent again in a few seconds.
+    The same request can be sent again in a few seconds: nobody has its picture.
     """
 
 
@@ -112,7 +116,7 @@ def error_from_status(status: str | None, message: str, url: str) -> SwiftDiffus
         return AdminKeyWanted(f"the server at {url} is restricted: {sentence} (admin_key=, --admin-key-file)")
     if status is None:
         status = next((code for sentence, code in _BY_SENTENCE if sentence.search(message)), "")
-    if _RESTARTING.search(message):
+    if _RESTARTING.search(message) and not _OF_THE_REQUEST.search(message):
         return ServerRestarting(message)
     code = status.removeprefix("StatusCode.")
     kind = _BY_STATUS.get(code, ServerFailure)

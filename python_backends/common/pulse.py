@@ -6,6 +6,7 @@ wants to know reads the file. Times are of the monotonic clock, which all proces
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -18,7 +19,7 @@ from .processes import process_state
 from .runtime_directory import runtime_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 ROOM = "processes"
@@ -52,18 +53,19 @@ class Pulse:
         directory = (runtime or runtime_directory()) / ROOM / model
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / instance
-        fresh = self._path.with_name(f".{instance}")
+        self._loading = self._path.with_name(f".{instance}")
         state = process_state(os.getpid())
         self._identity = (os.getpid(), state.started if state else 0)
-        fresh.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 3 * _DOING.pack(0.0, time.monotonic()))
-        with fresh.open("r+b") as file:
+        self._loading.unlink(missing_ok=True)
+        self._loading.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 3 * _DOING.pack(0.0, time.monotonic()))
+        with self._loading.open("r+b") as file:
             self._record = mmap.mmap(file.fileno(), _SIZE)
             self._file = os.fstat(file.fileno()).st_ino
-        fresh.replace(self._path)
 
     def ready(self) -> None:
-        """From now on it can be called."""
+        """From now on it can be called, in the place of the process before it: that may have served until now."""
         _IDENTITY.pack_into(self._record, 0, *self._identity, time.monotonic())
+        self._loading.replace(self._path)
 
     def beat(self) -> None:
         """Says that it lives, where it has nothing else to say."""
@@ -99,6 +101,7 @@ class Seen:
     Attributes:
         model: Whose process it is.
         pid: Its id.
+        is_alive: Whether it lives.
         is_up: Whether it can be called: it is ready, lives and is not stopped.
         overdue_s: Seconds by which it exceeds what it does, 0 if it does not.
         idle_s: Seconds for which it has had nothing to do of what was accepted.
@@ -106,18 +109,16 @@ class Seen:
 
     model: str
     pid: int
+    is_alive: bool
     is_up: bool
     overdue_s: float
     idle_s: float
 
 
 def seen(model: str, runtime: Path | None = None) -> list[Seen]:
-    """The processes of a model, dead ones too."""
-    try:
-        paths = [path for path in ((runtime or runtime_directory()) / ROOM / model).iterdir() if path.name[0] != "."]
-    except FileNotFoundError:
-        return []
-    return [each for path in paths if (each := _look(model, path)) is not None]
+    """The processes of a model that were ready once, dead ones too."""
+    found = (_look(model, path) for path in _records(model, runtime or runtime_directory()))
+    return [each for each in found if each is not None]
 
 
 def seen_models(runtime: Path) -> list[str]:
@@ -126,6 +127,14 @@ def seen_models(runtime: Path) -> list[str]:
         return sorted(path.name for path in (runtime / ROOM).iterdir())
     except FileNotFoundError:
         return []
+
+
+def forget_dead(model: str, runtime: Path) -> None:
+    """Removes the records of a model's processes that have died: all that it should have are there without them."""
+    for path in _records(model, runtime):
+        process = _look(model, path)
+        if process is not None and not process.is_alive:
+            path.unlink(missing_ok=True)
 
 
 def is_up(model: str) -> bool:
@@ -137,6 +146,13 @@ def ups(model: str) -> frozenset[int]:
     """Ids of the processes of a model that can be called; none, if one of them is not up."""
     processes = seen(model)
     return frozenset(each.pid for each in processes if all(other.is_up for other in processes))
+
+
+def _records(model: str, runtime: Path) -> list[Path]:
+    try:
+        return [path for path in (runtime / ROOM / model).iterdir() if path.name[0] != "."]
+    except FileNotFoundError:
+        return []
 
 
 def _look(model: str, path: Path) -> Seen | None:
@@ -152,7 +168,12 @@ def _look(model: str, path: Path) -> Seen | None:
     return Seen(
         model,
         pid,
+        is_alive=lives,
         is_up=0 < ready_at < now - SETTLED_S and lives and state is not None and not state.is_stopped,
         overdue_s=max(0.0, *(now - until if until else 0.0 for until, _ in doing)) if lives else 0.0,
-        idle_s=0.0 if any(until for until, _ in doing[:DOOR]) else now - max(last for _, last in doing[:DOOR]),
+        idle_s=_idle_s(doing[:DOOR], now) if lives else math.inf,
     )
+
+
+def _idle_s(doing: Sequence[tuple[float, float]], now: float) -> float:
+    return 0.0 if any(until for until, _ in doing) else now - max(last for _, last in doing)

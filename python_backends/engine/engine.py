@@ -64,6 +64,7 @@ class Engine:
         count: Callable[[Denoising], None],
         pulse: Pulse,
         metrics: ShardMetrics,
+        controlnet_timeout_s: float = 0.0,
     ) -> None:
         """Starts the thread.
 
@@ -76,7 +77,9 @@ class Engine:
             count: Told of every run that has ended.
             pulse: Of this process.
             metrics: The shard's.
+            controlnet_timeout_s: What a step may wait for ControlNets.
         """
+        self._controlnet_timeout_s = controlnet_timeout_s
         self._pulse = pulse
         self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
@@ -245,7 +248,8 @@ class Engine:
     def _hangs_after_s(self, work: int, control_work: int) -> float:
         if not self._times.knows(work, control_work):
             return FIRST_S
-        return HANGS_S + HANGS_STEPS * self._times.expected(work, control_work)
+        waits_s = self._controlnet_timeout_s if control_work else 0.0
+        return HANGS_S + waits_s + HANGS_STEPS * self._times.expected(work, control_work)
 
     def _learn(self, ended: Iterable[StepTook]) -> None:
         """What steps took, and evaluations for others: a shard that seems slow might get nothing else to learn from."""

@@ -214,7 +214,6 @@ class Front:
         try:
             if claim is not None and run.starts == 0 and is_up(claim.shard):
                 shard = claim.shard
-                self._before.note(max(0.0, time.monotonic() - claim.at))
             else:
                 shard = best_first(self._shards.quotes(Work.of(request)))[0][1]
             if run.starts:
@@ -241,6 +240,9 @@ class Front:
         elif answer.missing:
             run.failure = EmbeddingsUnavailableError("PROMPT: its embeddings went before they were used; try again")
         else:
+            claim = run.request.claim
+            if claim is not None and claim.shard == shard and run.starts == 0 and run.waits_since is None:
+                self._before.note(max(0.0, time.monotonic() - claim.at))
             run.shard, run.waits_since = shard, None
             run.starts += 1
 

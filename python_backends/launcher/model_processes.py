@@ -1,6 +1,8 @@
 """The processes that a server's models have, seen from outside."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -40,6 +42,16 @@ def model_processes(server: int) -> list[ModelProcess]:
     return found
 
 
+def still_living(processes: Iterable[ModelProcess]) -> list[ModelProcess]:
+    """Those that live still, as they are now; costs less than to find them."""
+    found = []
+    for process in processes:
+        state = process_state(process.pid)
+        if state is not None and state.is_alive:
+            found.append(replace(process, is_stopped=state.is_stopped))
+    return found
+
+
 def has_dead_process(server: int) -> bool:
     """Whether a process that a server started has died, and the server has not taken note of it."""
     states = [process_state(pid) for pid in _children(server)]
@@ -48,10 +60,10 @@ def has_dead_process(server: int) -> bool:
 
 def _children(parent: int) -> list[int]:
     """By the kernel's own list, where it keeps one."""
-    try:
-        lists = [path.read_text("ascii") for path in (PROC / str(parent) / "task").glob("*/children")]
-    except (FileNotFoundError, ProcessLookupError):
-        lists = []
+    lists = []
+    for path in (PROC / str(parent) / "task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            lists.append(path.read_text("ascii"))
     if lists:
         return [int(pid) for text in lists for pid in text.split()]
     return [pid for pid in psutil.pids() if (state := process_state(pid)) is not None and state.parent == parent]

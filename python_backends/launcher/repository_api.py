@@ -84,7 +84,10 @@ class RepositoryApi:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise ServerUnreachableError(f"no server answers at {self.http_url} ({reason})") from error
-        return json.loads(text) if text else None
+        try:
+            return json.loads(text) if text else None
+        except ValueError as error:
+            raise RepositoryApiError(f"{self.http_url + path} does not answer in JSON") from error
 
 
 def _sentence(body: bytes) -> str:

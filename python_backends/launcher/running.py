@@ -22,7 +22,7 @@ from .restriction import admin_headers
 BEATS_WITHIN_S = 15.0
 """A watcher that has looked at nothing for so long watches nothing: it may be loading a large model's file itself."""
 
-WATCHER = "watcher"
+WATCHER, WATCH_ROOM = "watcher", "watch"
 
 
 class ServerNotFoundError(LauncherError):
@@ -65,7 +65,7 @@ class RunningServer:
     @property
     def watcher(self) -> Seen | None:
         """Who watches it; None if nobody does."""
-        return next((each for each in seen(WATCHER, self.home) if is_watching(each)), None)
+        return next((each for each in seen(WATCHER, self.home / WATCH_ROOM) if is_watching(each)), None)
 
     @property
     def served_by(self) -> int | None:
@@ -82,7 +82,7 @@ def starting_serve(http_url: str) -> int | None:
     """Process of the `swiftdiffusion serve` that is starting a server at a URL, for the first time or again."""
     port = urlsplit(http_url).port
     for directory in private_directories():
-        for watcher in seen(WATCHER, directory):
+        for watcher in seen(WATCHER, directory / WATCH_ROOM):
             if is_watching(watcher) and (directory / PORT_FILE).read_text("ascii") == str(port):
                 return watcher.pid
     return None

@@ -173,8 +173,10 @@ def _run(server: TritonServer, console: Console, streamed: bool, grace_s: float)
                     supervisor.check()
                     threading.Event().wait(LOOK_EVERY_S)
             except _Terminated:
+                if not supervisor.is_serving:
+                    raise
                 console.print(f"draining: new requests are refused, running ones have {grace_s:g} s")
-                if not drain(server.runtime, grace_s, supervisor.check):
+                if not drain(server.runtime, grace_s, supervisor.look):
                     console.print("requests are given up")
         finally:
             if streamed:

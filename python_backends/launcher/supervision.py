@@ -66,6 +66,20 @@ class Supervisor:
         else:
             self._ready_at = self._clock()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the server takes requests; not while it starts."""
+        return self._ready_at is not None
+
+    def look(self) -> None:
+        """Looks after the models of a server that is not to be started again.
+
+        Raises:
+            ServerDiedError: it ended.
+        """
+        self._server.check_alive()
+        self._watcher.look()
+
     def check(self) -> None:
         """If the server has ended starts it again, and waits until it is ready; else looks after its models.
 

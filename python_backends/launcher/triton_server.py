@@ -31,7 +31,7 @@ from .options import ServerOptions, models_of
 from .ports import check_ports, free_ports, listens
 from .processes import kill_group, signal_group, terminate_with_parent
 from .repository_api import RepositoryApi
-from .restriction import KEY_FILE, AdminKey
+from .restriction import KEY_FILE, AdminKey, admin_headers
 from .shared_memory import check_room, region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ class TritonServer:
     @property
     def api(self) -> RepositoryApi:
         """The server's model repository API, with its key."""
-        return RepositoryApi(self.http_url, self._admin_key.headers if self._admin_key else None)
+        own = self._admin_key.headers if self._admin_key else {}
+        return RepositoryApi(self.http_url, own | admin_headers(self.options.extra_arguments))
 
     @property
     def grpc_url(self) -> str:
@@ -225,6 +226,7 @@ class TritonServer:
             StartupTimeoutError: it took longer than `options.startup_timeout_seconds`.
         """
         deadline = time.monotonic() + self.options.startup_timeout_seconds
+        failed: ModelLoadError | None = None
         while True:
             self.check_alive()
             listening = listens(self.pid, self.address.http_port)  # else another server may answer there
@@ -235,12 +237,13 @@ class TritonServer:
                     if all(each.is_up for model in seen_models(self.runtime) for each in seen(model, self.runtime)):
                         return
                 except ModelLoadError as error:
+                    failed = error
                     if look is None or not any(is_dead(failure.reason) for failure in error.failures):
                         raise
             if look is not None:
                 look()
             if time.monotonic() > deadline:
-                raise StartupTimeoutError(
+                raise failed or StartupTimeoutError(
                     f"the server was not ready after {self.options.startup_timeout_seconds:.0f} s; last of its log:\n"
                     + tail(self._read_log(), 5)
                 )

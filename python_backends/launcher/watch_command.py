@@ -47,6 +47,7 @@ def watch(
             watcher = Watcher(server, say, load_timeout)
             while server.is_alive and not stop.wait(LOOK_EVERY_S):
                 watcher.look()
+            watcher.close()
             if not server.is_alive:
                 say("tritonserver has ended; waiting for another one")
     except (LauncherError, OSError) as error:

@@ -4,6 +4,7 @@ Triton 2.51 never restarts a Python backend's process, and goes on to call its m
 model's own call of `pb_utils.load_model` would end the server; over the repository API it is an answer.
 """
 
+import math
 import os
 import re
 import signal
@@ -18,12 +19,12 @@ from typing import Any, Protocol
 
 from ..backend.dead_models import is_dead
 from ..common.processes import process_state
-from ..common.pulse import Pulse, seen, seen_models
+from ..common.pulse import Pulse, forget_dead, seen, seen_models
 from .errors import LauncherError
 from .loading import cleaned
-from .model_processes import has_dead_process, model_processes
+from .model_processes import ModelProcess, has_dead_process, model_processes, still_living
 from .repository_api import ANSWER_S, RepositoryApi, RepositoryApiError, ServerUnreachableError
-from .running import WATCHER
+from .running import WATCH_ROOM, WATCHER
 from .watch_status import Down, WatchStatus, write_status
 
 STOPPED_S = 1.0
@@ -39,7 +40,10 @@ for so long while it loads all for the first time and answers nothing yet. Trito
 that was killed before its first message, and only starting it again helps."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-"""After a load that failed; doubled after each further one."""
+"""After a load that failed, or a process that died again; doubled after each further one."""
+
+STEADY_S = 60.0
+"""A model that lives for so long after it was loaded again does not die again and again."""
 
 LOOK_EVERY_S = 0.2
 LONGEST_LOOK_S = 1.0
@@ -80,6 +84,7 @@ class _Heal:
     began: float
     since: float = field(default_factory=time.time)
     thread: threading.Thread | None = None
+    deaths: int = 1
     tries: int = 0
     again_at: float = 0.0
 
@@ -113,13 +118,16 @@ class Watcher:
         self.status = WatchStatus()
         self._known: set[str] = set()
         self._said: set[str] = set()
+        self._healed: dict[str, tuple[float, int]] = {}
         self._server, self._say, self._load_timeout_s, self._clock = server, say, load_timeout_s, clock
         self._begin()
 
     def _begin(self) -> None:
         """Of a server that was just started."""
         self._pid = self._server.pid
-        self._pulse = Pulse(WATCHER, str(os.getpid()), self._server.home)
+        self._pulse = Pulse(WATCHER, str(os.getpid()), self._server.home / WATCH_ROOM)
+        self._pulse.ready()
+        self._processes: list[ModelProcess] = []
         self._heals: dict[str, _Heal] = {}
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()
@@ -137,6 +145,10 @@ class Watcher:
         except Exception as error:  # noqa: BLE001  the server goes on unwatched, which `probe` tells, and looking too
             self._say_once(f"the watcher cannot look: {type(error).__name__}: {error}")
 
+    def close(self) -> None:
+        """It looks no more."""
+        self._pulse.close()
+
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
@@ -151,14 +163,15 @@ class Watcher:
         self._silent_s += min(since_s, LONGEST_LOOK_S + ANSWER_S)
         if self._stuck_s is not None:
             self._stuck_s += passed
-        processes = model_processes(self._pid)
+        is_due = bool(self._heals) or self._stuck_s is not None or now - self._index_at >= INDEX_EVERY_S
+        processes = self._processes = model_processes(self._pid) if is_due else still_living(self._processes)
         stopped = {process.pid: process.model or "a new process" for process in processes if process.is_stopped}
         if (server := process_state(self._pid)) is not None and server.is_stopped:
             stopped[self._pid] = "tritonserver"
         self._kill_hanging(stopped, {process.pid: process.model for process in processes}, passed)
         living = Counter(process.model for process in processes)
         lacks = any(living[model] < count for model, count in self._expected.items())
-        if lacks or self._heals or self._stuck_s is not None or now - self._index_at >= INDEX_EVERY_S:
+        if lacks or is_due:
             self._index_at = now
             self._compare(living, now)
         self._pulse.beat()
@@ -185,6 +198,38 @@ class Watcher:
 
     def _compare(self, living: Counter[str], now: float) -> None:
         """What the server says of its models with the processes that there are."""
+        index = self._index()
+        if index is None:
+            return
+        loading = self._loading(index)
+        self._kill_if_stuck(bool(loading) and not any(living[model] for model in loading), STUCK_S)
+        lacking: set[str] = set()
+        for entry in index:
+            model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
+            heal = self._heals.get(model)
+            if heal is not None and heal.is_on_its_way:
+                continue
+            if state == "READY":
+                self._known.add(model)
+                if self._lacks(model, living):
+                    lacking.add(model)
+                else:
+                    self._is_up(model, now)
+                continue
+            self._expected.pop(model, None)
+            if state == "UNAVAILABLE" and reason == "unloaded":  # on purpose
+                self._heals.pop(model, None)
+                self._known.discard(model)
+            elif state == "UNAVAILABLE" and (heal is not None or self._should_be_there(model, reason)):
+                self._heal(model, reason, now, self._server.api.load)
+        for model in lacking & self._lacking:  # twice: it may have been loaded or unloaded between two questions
+            self._expected.pop(model, None)
+            if self._lacks(model, living):
+                self._heal(model, DIED, now, self._server.api.replace)
+        self._lacking = lacking
+
+    def _index(self) -> list[dict[str, Any]] | None:
+        """What the server says is loaded; one that says nothing for too long is killed."""
         try:
             index = self._server.api.index()
         except ServerUnreachableError:
@@ -193,36 +238,25 @@ class Watcher:
                 _kill(self._pid)
             if not self._expected:
                 self._kill_if_stuck(has_dead_process(self._pid), STUCK_AT_FIRST_S)
-            return
+            return None
         except RepositoryApiError as error:
             self._say_once(f"tritonserver does not say what is loaded, so that nothing is loaded again: {error}")
-            return
+            return None
         self._silent_s = 0.0
-        loading = self._loading(index)
-        self._kill_if_stuck(bool(loading) and not any(living[model] for model in loading), STUCK_S)
-        lacking: set[str] = set()
-        for entry in index:
-            model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
-            if (heal := self._heals.get(model)) is not None and heal.is_on_its_way:
-                continue
-            if state == "READY":
-                self._known.add(model)
-                self._expected[model] = self._expected.get(model) or self._instances(model)
-                if living[model] >= self._expected[model]:
-                    self._is_up(model)
-                    continue
-                lacking.add(model)
-                if model in self._lacking:  # twice: it may have been loaded or unloaded between two questions
-                    self._heal(model, DIED, now, self._server.api.replace)
-                continue
-            self._expected.pop(model, None)
-            if state == "UNAVAILABLE" and (heal is not None or self._should_be_there(model, reason)):
-                self._heal(model, reason, now, self._server.api.load)
-        self._lacking = lacking
+        return index
+
+    def _lacks(self, model: str, living: Counter[str]) -> bool:
+        """Whether a model has fewer processes than it should; not known, if the server does not say how many."""
+        if model not in self._expected:
+            try:
+                self._expected[model] = instances(self._server.api.config(model))
+            except LauncherError:
+                return False
+        return living[model] < self._expected[model]
 
     def _should_be_there(self, model: str, reason: str) -> bool:
-        """Not if it was unloaded on purpose, or never loaded for a reason of its own."""
-        return reason != "unloaded" and (model in self._known or is_dead(reason))
+        """Not if it never loaded, for a reason of its own."""
+        return model in self._known or is_dead(reason)
 
     def _loading(self, index: Iterable[Mapping[str, Any]]) -> set[str]:
         """Models that should have a process, or get one."""
@@ -240,15 +274,11 @@ class Watcher:
             self._say("a process died before its first message, for which tritonserver waits without end: it is killed")
             _kill(self._pid)
 
-    def _instances(self, model: str) -> int:
-        """Processes that a model should have."""
-        with suppress(LauncherError):
-            return instances(self._server.api.config(model))
-        return 0
-
-    def _is_up(self, model: str) -> None:
+    def _is_up(self, model: str, now: float) -> None:
         heal = self._heals.pop(model, None)
         if heal is not None:
+            forget_dead(model, self._server.runtime)
+            self._healed[model] = now, heal.deaths
             self.status.heals[model] = self.status.heals.get(model, 0) + 1
             self._say(f"{model} is loaded again, after {self._clock() - heal.began:.1f} s")
 
@@ -258,7 +288,10 @@ class Watcher:
         if heal is None:
             if is_composed(reason) and self._heals:  # it comes back with those that it is composed of
                 return
-            heal = self._heals[model] = _Heal(cleaned(reason), now)
+            healed_at, deaths = self._healed.get(model, (-math.inf, 0))
+            deaths = deaths + 1 if now - healed_at < STEADY_S else 1
+            heal = self._heals[model] = _Heal(cleaned(reason), now, deaths=deaths)
+            heal.again_at = now + (_pause_s(heal.deaths - 1) if heal.deaths > 1 else 0.0)
             self._say(f"{model} is down and is loaded again: {heal.reason}")
         if now < heal.again_at:
             return
@@ -274,9 +307,13 @@ class Watcher:
             if self._heals.get(model) is not heal:  # tritonserver has ended meanwhile
                 return
             heal.tries, heal.reason = heal.tries + 1, cleaned(str(error))
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (heal.tries - 1))
+            pause_s = _pause_s(heal.tries)
             heal.again_at = self._clock() + pause_s
             self._say(f"{model} does not load, and is tried again in {pause_s:g} s: {heal.reason}")
+
+
+def _pause_s(tries: int) -> float:
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1))
 
 
 def instances(config: dict[str, Any]) -> int:

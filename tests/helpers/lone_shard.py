@@ -142,9 +142,14 @@ class LoneShard:
             Desk(places, self.times, clock=lambda: 0.0),
             self.times,
             self.counted.append,
-            Pulse(name, "0", self.runtime),
+            self._pulse(),
             ShardMetrics("tiny", name),
         )
+
+    def _pulse(self) -> Pulse:
+        pulse = Pulse(self.name, "0", self.runtime)
+        pulse.ready()
+        return pulse
 
     @property
     def seen(self) -> Seen:

@@ -11,7 +11,7 @@ import pytest
 
 from processes import other_process
 from swiftdiffusion.python_backends.common.draining import begin_draining, is_draining, quiet_s
-from swiftdiffusion.python_backends.common.pulse import DOOR, ENGINE, SETTLED_S, Pulse, seen, seen_models
+from swiftdiffusion.python_backends.common.pulse import DOOR, ENGINE, SETTLED_S, Pulse, forget_dead, seen, seen_models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def wait_up(runtime: Path) -> None:
 
 def test_a_process_is_up_from_a_moment_after_it_is_ready_until_it_ends(tmp_path: Path) -> None:
     pulse = Pulse("model", "model_0", tmp_path)
-    assert [each.is_up for each in seen("model", tmp_path)] == [False]
+    assert seen("model", tmp_path) == []
     pulse.ready()
     assert not is_up(tmp_path)
     time.sleep(SETTLED_S + 0.05)
@@ -82,6 +82,7 @@ def test_a_later_process_of_the_same_id_is_another_one(tmp_path: Path) -> None:
 
 def test_what_takes_longer_than_it_should_is_overdue(tmp_path: Path) -> None:
     pulse = Pulse("model", "model_0", tmp_path)
+    pulse.ready()
     with pulse.within(0.05), pulse.within(60.0, ENGINE):
         assert seen("model", tmp_path)[0].overdue_s == 0
         time.sleep(0.1)
@@ -96,8 +97,33 @@ def test_a_server_is_quiet_when_no_model_has_anything_to_do_of_what_was_accepted
     begin_draining(tmp_path)
     assert is_draining(tmp_path)
     door, worker = Pulse("preprocess", "preprocess_0", tmp_path), Pulse("model", "model_0", tmp_path)
+    for each in (door, worker):
+        each.ready()
     with door.within(60.0, DOOR):
         with worker.within(60.0):
             assert quiet_s(tmp_path) == 0
         time.sleep(0.05)
         assert 0.04 < quiet_s(tmp_path) < 5
+
+
+def test_one_that_loads_takes_the_place_of_another_when_it_is_ready(tmp_path: Path) -> None:
+    """Until then the other serves; if the load fails, it goes on."""
+    with other_process(READY, "model_0", str(tmp_path)) as serving:
+        wait_up(tmp_path)
+        loading = Pulse("model", "model_0", tmp_path)
+        assert [(each.pid, each.is_up) for each in seen("model", tmp_path)] == [(serving.pid, True)]
+        loading.ready()
+        assert [each.pid for each in seen("model", tmp_path)] == [os.getpid()]
+
+
+def test_the_dead_are_forgotten_and_keep_no_server_busy(tmp_path: Path) -> None:
+    busy = READY + "pulse.until(60.0)\n"
+    with other_process(busy, "model_1", str(tmp_path)), other_process(READY, "model_0", str(tmp_path)):
+        wait_up(tmp_path)
+        assert quiet_s(tmp_path) == 0
+    Pulse("model", "model_0", tmp_path).ready()
+    time.sleep(SETTLED_S + 0.05)
+    assert not is_up(tmp_path)
+    assert quiet_s(tmp_path) > 0
+    forget_dead("model", tmp_path)
+    assert [each.is_up for each in seen("model", tmp_path)] == [True]

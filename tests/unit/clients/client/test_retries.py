@@ -100,6 +100,18 @@ def test_no_more_often_than_it_was_asked_to(monkeypatch: pytest.MonkeyPatch) -> 
         assert server.seeds == [1] * (1 + most)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "REQUEST_ID \"Stub process 'a' is not healthy\" was cancelled after step 3 of 9",
+        'SCHEDULER is "x; retry in a few seconds"; allowed: euler',
+        'LORAS names "has no available versions; retry elsewhere", not loaded',
+    ],
+)
+def test_what_a_request_says_of_itself_is_no_sign(message: str) -> None:
+    assert not isinstance(error_from_status("StatusCode.INTERNAL", message, "grpc://there"), ServerRestarting)
+
+
 @pytest.mark.parametrize("error", [InvalidRequest("STEPS is 0; allowed: 1 to 200"), ServerUnavailable("too late")])
 def test_what_would_end_the_same_way_is_not(monkeypatch: pytest.MonkeyPatch, error: SwiftDiffusionError) -> None:
     server = Server(error)
