@@ -84,7 +84,7 @@ class _Heal:
     began: float
     since: float = field(default_factory=time.time)
     thread: threading.Thread | None = None
-    deaths: int = 1
+    loads: int = 0
     tries: int = 0
     again_at: float = 0.0
 
@@ -278,7 +278,7 @@ class Watcher:
         heal = self._heals.pop(model, None)
         if heal is not None:
             forget_dead(model, self._server.runtime)
-            self._healed[model] = now, heal.deaths
+            self._healed[model] = now, heal.loads
             self.status.heals[model] = self.status.heals.get(model, 0) + 1
             self._say(f"{model} is loaded again, after {self._clock() - heal.began:.1f} s")
 
@@ -288,10 +288,9 @@ class Watcher:
         if heal is None:
             if is_composed(reason) and self._heals:  # it comes back with those that it is composed of
                 return
-            healed_at, deaths = self._healed.get(model, (-math.inf, 0))
-            deaths = deaths + 1 if now - healed_at < STEADY_S else 1
-            heal = self._heals[model] = _Heal(cleaned(reason), now, deaths=deaths)
-            heal.again_at = now + (_pause_s(heal.deaths - 1) if heal.deaths > 1 else 0.0)
+            healed_at, loads = self._healed.get(model, (-math.inf, 0))
+            heal = self._heals[model] = _Heal(cleaned(reason), now, loads=loads if now - healed_at < STEADY_S else 0)
+            heal.again_at = now + _pause_s(heal.loads)
             self._say(f"{model} is down and is loaded again: {heal.reason}")
         if now < heal.again_at:
             return
@@ -301,19 +300,22 @@ class Watcher:
         heal.thread.start()
 
     def _load_again(self, model: str, heal: _Heal, load: Callable[[str, float], None]) -> None:
+        heal.loads += 1
+        pause_s = _pause_s(heal.loads)
         try:
             load(model, self._load_timeout_s)
+            heal.again_at = self._clock() + pause_s
         except LauncherError as error:
             if self._heals.get(model) is not heal:  # tritonserver has ended meanwhile
                 return
             heal.tries, heal.reason = heal.tries + 1, cleaned(str(error))
-            pause_s = _pause_s(heal.tries)
             heal.again_at = self._clock() + pause_s
             self._say(f"{model} does not load, and is tried again in {pause_s:g} s: {heal.reason}")
 
 
-def _pause_s(tries: int) -> float:
-    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1))
+def _pause_s(loads: int) -> float:
+    """After so many in a row."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (loads - 1)) if loads else 0.0
 
 
 def instances(config: dict[str, Any]) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from swiftdiffusion.python_backends.launcher.repository_api import ServerUnreachableError
+from file_server import wait_for
+from swiftdiffusion.python_backends.launcher.repository_api import RepositoryApiError, ServerUnreachableError
 from swiftdiffusion.python_backends.launcher.watcher import LOOK_EVERY_S, SILENT_S, STUCK_S, Watcher
 from throwaway import add_model
 
@@ -21,17 +22,32 @@ class Api:
 
     Attributes:
         states: Model → state; None: it does not answer.
+        reason: Of those states.
+        instances: Processes that each model should have.
+        failure: What loading comes to.
+        loads: Models that were loaded.
     """
 
     states: dict[str, str] | None = field(default_factory=dict)
+    reason: str = ""
+    instances: int = 0
+    failure: RepositoryApiError | None = None
+    loads: list[str] = field(default_factory=list)
 
     def index(self) -> list[dict[str, str]]:
         if self.states is None:
             raise ServerUnreachableError("no answer")
-        return [{"name": model, "state": state} for model, state in self.states.items()]
+        return [{"name": model, "state": state, "reason": self.reason} for model, state in self.states.items()]
 
     def config(self, _model: str) -> dict[str, Any]:
-        return {}
+        return {"backend": "python", "instance_group": [{"count": self.instances}] if self.instances else []}
+
+    def load(self, model: str, _timeout_s: float) -> None:
+        self.loads.append(model)
+        if self.failure is not None:
+            raise self.failure
+
+    replace = load
 
 
 class Server:
@@ -87,3 +103,35 @@ def test_so_is_one_that_loads_without_a_process(server: Server, pause_s: float) 
     assert not server.is_killed()
     server.watched(STUCK_S)
     assert server.is_killed()
+
+
+def waited(server: Server, loads: int) -> None:
+    """Until so many loads have been asked for and answered; time passes in which the watcher looks."""
+    wait_for(lambda: server.watched(LOOK_EVERY_S) or len(server.api.loads) >= loads, 10)
+
+
+def test_one_that_dies_again_and_again_is_loaded_again_after_longer_and_longer_pauses(server: Server) -> None:
+    server.api.instances, server.api.states = 1, {"dies": "READY"}
+    server.watched(60)
+    assert 3 <= len(server.api.loads) <= 9
+
+
+def test_fewer_instances_are_no_deaths(server: Server) -> None:
+    server.api.instances, server.api.states = 0, {"calm": "READY"}
+    server.watched(2)
+    server.watcher._expected["calm"] = 2  # as it was configured before
+    server.watched(5)
+    assert server.api.loads == []
+
+
+def test_one_that_is_unloaded_while_it_is_down_stays_so(server: Server) -> None:
+    server.api.instances, server.api.states = 1, {"broken": "READY"}
+    server.api.failure = RepositoryApiError("no weights")
+    waited(server, 2)
+    assert server.watcher.status.down["broken"].reason == "no weights"
+    server.api.states, server.api.reason = {"broken": "UNAVAILABLE"}, "unloaded"
+    server.watched(1)
+    loads = len(server.api.loads)
+    server.watched(120)
+    assert len(server.api.loads) == loads
+    assert server.watcher.status.down == {}
