@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .pulse import seen, seen_models
@@ -25,5 +26,5 @@ def is_draining(runtime: Path | None = None) -> bool:
 
 
 def quiet_s(runtime: Path) -> float:
-    """Seconds for which no model has had anything to do."""
-    return min((each.idle_s for model in seen_models(runtime) for each in seen(model, runtime)), default=0.0)
+    """Seconds for which no model has had anything to do; infinite where none tells."""
+    return min((each.idle_s for model in seen_models(runtime) for each in seen(model, runtime)), default=math.inf)
