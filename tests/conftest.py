@@ -3,6 +3,10 @@
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("shared machine", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 import torch
 
 gc.set_threshold(100_000, 20, 20)  # looking at what imports and exports make and keep takes a sixth of all time

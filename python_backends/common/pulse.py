@@ -30,9 +30,9 @@ EXECUTE, ENGINE, DOOR = range(3)
 that clients' requests come to, accepted or not."""
 
 SETTLED_S = 0.5
-"""After it is ready; by then its server calls it, and not the one before it."""
+"""After a process is ready in the place of another; by then its server calls it, and not the one before it."""
 
-_IDENTITY = struct.Struct("=qqd")  # process id, when it began, when it was ready, 0 before
+_IDENTITY = struct.Struct("=qqd")  # process id, when it began, from when on it can be called, 0 before that is known
 _DOING = struct.Struct("=dd")  # until when it should be done, 0 while there is nothing to do; when something was, last
 _SIZE = _IDENTITY.size + 3 * _DOING.size
 
@@ -63,8 +63,9 @@ class Pulse:
             self._file = os.fstat(file.fileno()).st_ino
 
     def ready(self) -> None:
-        """From now on it can be called, in the place of the process before it: that may have served until now."""
-        _IDENTITY.pack_into(self._record, 0, *self._identity, time.monotonic())
+        """From now on it can be called; where there was a process before it, when the server calls that no more."""
+        settles_s = SETTLED_S if self._path.exists() else 0.0
+        _IDENTITY.pack_into(self._record, 0, *self._identity, time.monotonic() + settles_s)
         self._loading.replace(self._path)
 
     def beat(self) -> None:
@@ -169,7 +170,7 @@ def _look(model: str, path: Path) -> Seen | None:
         model,
         pid,
         is_alive=lives,
-        is_up=0 < ready_at < now - SETTLED_S and lives and state is not None and not state.is_stopped,
+        is_up=0 < ready_at <= now and lives and state is not None and not state.is_stopped,
         overdue_s=max(0.0, *(now - until if until else 0.0 for until, _ in doing)) if lives else 0.0,
         idle_s=_idle_s(doing[:DOOR], now) if lives else math.inf,
     )

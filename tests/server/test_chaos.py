@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.kills, pytest.mark.xdist_group("pipelines")]  # after the tests of that server
-PLAN = Plan(requests=40, kinds=8, every_s=1.0, kill_server=1, faults=6, settle_s=1.0)
+PLAN = Plan(requests=24, kinds=6, every_s=1.0, kill_server=1, faults=4, settle_s=1.0)
 DEPLOYMENT = """
 [pipelines.sdxl]
 checkpoint = "checkpoint"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +11,10 @@ import torch
 import tritonclient.grpc as grpc
 from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLControlNetPipeline
 from PIL import Image
-from tritonclient.utils import InferenceServerException
 
 from controls import Use, request
 from file_server import wait_for
-from wire import PROMPT, stub_of
+from wire import PROMPT
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -86,30 +82,3 @@ def test_requests_of_both_share_the_controlnet(pipelines: dict[str, TinyServer])
         pictures = [job.result() for job in jobs]
     for seed, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         assert picture.distance(expected(pipelines[name], use, seed)) <= TOLERANCE
-
-
-@pytest.mark.kills
-def test_one_that_is_slow_ends_its_requests_only(pipelines: dict[str, TinyServer]) -> None:
-    """Its process is stopped: Triton finds it dead, and loading it again takes longer than the pipeline waits."""
-    other, use = pipelines["other"], Use("edges", 0.8)
-    bare, controlled = request(other, STEPS=100), expected(other, use, 7)
-    stopped = stub_of(other.running, "controlnet_edges")
-    os.kill(stopped, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(2) as threads:
-            running = [threads.submit(request, other, *uses, STEPS=100) for uses in ((), (use,))]
-            with pytest.raises(
-                InferenceServerException, match='CONTROLNETS names "edges", which does not answer in time'
-            ):
-                running[1].result()
-            assert running[0].result().distance(bare) <= TOLERANCE
-    finally:
-        os.kill(stopped, signal.SIGKILL)
-    for _ in range(60):
-        try:
-            assert request(other, use).distance(controlled) <= TOLERANCE
-            break
-        except InferenceServerException:
-            time.sleep(1.0)
-    else:
-        pytest.fail("it did not come back")

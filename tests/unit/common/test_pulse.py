@@ -33,16 +33,23 @@ def wait_up(runtime: Path) -> None:
         time.sleep(0.02)
 
 
-def test_a_process_is_up_from_a_moment_after_it_is_ready_until_it_ends(tmp_path: Path) -> None:
+def test_a_process_is_up_from_when_it_is_ready_until_it_ends(tmp_path: Path) -> None:
     pulse = Pulse("model", "model_0", tmp_path)
     assert seen("model", tmp_path) == []
     pulse.ready()
-    assert not is_up(tmp_path)
-    time.sleep(SETTLED_S + 0.05)
     assert is_up(tmp_path)
     assert seen_models(tmp_path) == ["model"]
     pulse.close()
     assert seen("model", tmp_path) == []
+
+
+def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path) -> None:
+    for _ in range(2):
+        pulse = Pulse("model", "model_0", tmp_path)
+        pulse.ready()
+    assert not is_up(tmp_path)
+    time.sleep(SETTLED_S + 0.05)
+    assert is_up(tmp_path)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
