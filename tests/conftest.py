@@ -3,12 +3,11 @@
 import gc
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("shared machine", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
-import torch
-
 gc.set_threshold(100_000, 20, 20)  # looking at what imports and exports make and keep takes a sixth of all time
 torch.set_num_threads(1)  # servers and tests share few cores; OpenMP's spinning barriers would starve both
 
