@@ -17,6 +17,10 @@ class PythonVersionError(LauncherError):
     """The server's Python backend is not for the running Python version."""
 
 
+class StubPermissionError(LauncherError):
+    """The server's Python backend is not for this user to run: pip may install it for its owner alone."""
+
+
 class MissingLibraryError(LauncherError):
     """The server's Python backend lacks a shared library of the system's."""
 

@@ -1,13 +1,14 @@
 """The Python backend's stub: the program that runs a model's Python, one process per instance."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import MissingLibraryError, NumpyVersionError, PythonVersionError
+from .errors import MissingLibraryError, NumpyVersionError, PythonVersionError, StubPermissionError
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
@@ -21,10 +22,13 @@ def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
         environment: what the server will give it.
 
     Raises:
+        StubPermissionError: this user may not run it.
         PythonVersionError: it embeds another Python version, whose extension modules are not this one's.
         MissingLibraryError: a shared library of it is not found.
         NumpyVersionError: it is too old for the installed numpy.
     """
+    if not os.access(stub, os.X_OK):
+        raise StubPermissionError(f"{stub} may not be run by this user: `chmod a+rx` it, as its owner")
     version = embedded_python(stub)
     if version not in (None, PYTHON_VERSION):
         raise PythonVersionError(
@@ -46,7 +50,7 @@ def check_numpy(stub: Path, installed: str) -> None:
     Raises:
         NumpyVersionError: it cannot.
     """
-    if int(installed.partition(".")[0]) >= 2 and b"numpy._core" not in stub.read_bytes():
+    if int(installed.partition(".")[0]) >= 2 and (content := _content(stub)) and b"numpy._core" not in content:
         raise NumpyVersionError(
             f"numpy {installed} is installed, for which the server's Python backend ({stub}) is too old; wanted: "
             "`pip install 'numpy<2'`, or Triton 24.11 or newer"
@@ -55,8 +59,16 @@ def check_numpy(stub: Path, installed: str) -> None:
 
 def embedded_python(stub: Path) -> str | None:
     """Version of the libpython that a stub is linked with, such as `3.12`; None if it names none."""
-    match = re.search(rb"libpython(3\.\d+)\w*\.so", stub.read_bytes())
+    match = re.search(rb"libpython(3\.\d+)\w*\.so", _content(stub))
     return match[1].decode() if match else None
+
+
+def _content(stub: Path) -> bytes:
+    """Nothing, where a user may run it but not read it: pip installs the wheel's so."""
+    try:
+        return stub.read_bytes()
+    except PermissionError:
+        return b""
 
 
 def missing_libraries(stub: Path, environment: Mapping[str, str]) -> list[str]:
