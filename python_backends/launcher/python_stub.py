@@ -27,14 +27,14 @@ def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
         MissingLibraryError: a shared library of it is not found.
         NumpyVersionError: it is too old for the installed numpy.
     """
-    if not os.access(stub, os.X_OK):
-        raise StubPermissionError(f"{stub} may not be run by this user: `chmod a+rx` it, as its owner")
     version = embedded_python(stub)
     if version not in (None, PYTHON_VERSION):
         raise PythonVersionError(
             f"the server's Python backend ({stub}) runs Python {version}, but this is Python {PYTHON_VERSION}: install "
             f"swiftdiffusion in a virtual environment of Python {version}"
         )
+    if not os.access(stub, os.X_OK):
+        raise StubPermissionError(f"{stub} may not be run by this user: `chmod a+rx` it, as its owner")
     missing = missing_libraries(stub, environment)
     if missing:
         raise MissingLibraryError(f"the server's Python backend needs {', '.join(missing)}: {_advice(missing)}")
