@@ -1,9 +1,11 @@
 """The processes that a server's models have, seen from outside."""
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -56,6 +58,23 @@ def has_dead_process(server: int) -> bool:
     """Whether a process that a server started has died, and the server has not taken note of it."""
     states = [process_state(pid) for pid in _children(server)]
     return any(state is not None and not state.is_alive for state in states)
+
+
+def instances(config: dict[str, Any]) -> int:
+    """Processes of a Python backend's model, by its completed configuration; 0 for other models."""
+    if config.get("backend") != "python":
+        return 0
+    groups = config.get("instance_group", ())
+    return sum(group.get("count", 1) * max(1, len(group.get("gpus", ()))) for group in groups)
+
+
+def is_python(repository: Path, model: str) -> bool:
+    """Whether a model is a Python backend's."""
+    try:
+        config = (repository / model / "config.pbtxt").read_text("utf-8")
+    except OSError:
+        return False
+    return re.search(r'^backend: *"python"', config, re.MULTILINE) is not None
 
 
 def _children(parent: int) -> list[int]:

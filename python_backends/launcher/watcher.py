@@ -6,7 +6,6 @@ model's own call of `pb_utils.load_model` would end the server; over the reposit
 
 import math
 import os
-import re
 import signal
 import threading
 import time
@@ -18,17 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..backend.dead_models import is_dead
-from ..common.processes import process_state
-from ..common.pulse import Pulse, forget_dead, seen, seen_models
+from ..common.pulse import Pulse, forget_dead
 from .errors import LauncherError
+from .hanging import Hanging
 from .loading import cleaned
-from .model_processes import ModelProcess, has_dead_process, model_processes, still_living
+from .model_processes import ModelProcess, has_dead_process, instances, is_python, model_processes, still_living
 from .repository_api import ANSWER_S, RepositoryApi, RepositoryApiError, ServerUnreachableError
 from .running import WATCH_ROOM, WATCHER
 from .watch_status import Down, WatchStatus, write_status
-
-STOPPED_S = 1.0
-"""A process that a signal has stopped for so long is killed; so is one that has been overdue for so long."""
 
 INDEX_EVERY_S = 1.0
 SILENT_S = 60.0
@@ -131,7 +127,7 @@ class Watcher:
         self._heals: dict[str, _Heal] = {}
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()
-        self._suspected_s: dict[int, float] = {}
+        self._hanging = Hanging(self._pid, self._server.runtime)
         self._silent_s = 0.0
         self._stuck_s: float | None = None
         self._looked_at = self._clock()
@@ -165,10 +161,9 @@ class Watcher:
             self._stuck_s += passed
         is_due = bool(self._heals) or self._stuck_s is not None or now - self._index_at >= INDEX_EVERY_S
         processes = self._processes = model_processes(self._pid) if is_due else still_living(self._processes)
-        stopped = {process.pid: process.model or "a new process" for process in processes if process.is_stopped}
-        if (server := process_state(self._pid)) is not None and server.is_stopped:
-            stopped[self._pid] = "tritonserver"
-        self._kill_hanging(stopped, {process.pid: process.model for process in processes}, passed)
+        for pid, what in self._hanging.found(processes, passed):
+            self._say(f"{what} (pid {pid}): it is killed")
+            _kill(pid)
         living = Counter(process.model for process in processes)
         lacks = any(living[model] < count for model, count in self._expected.items())
         if lacks or is_due:
@@ -179,22 +174,6 @@ class Watcher:
         if (text := self.status.to_json()) != self._written:
             write_status(self._server.runtime, text)
             self._written = text
-
-    def _kill_hanging(self, stopped: dict[int, str], living: dict[int, str], passed: float) -> None:
-        """Those that are stopped or overdue in look after look."""
-        runtime = self._server.runtime
-        overdue = {
-            process.pid: model
-            for model in seen_models(runtime)
-            for process in seen(model, runtime)
-            if process.overdue_s and process.pid in living
-        }
-        self._suspected_s = {pid: self._suspected_s.get(pid, -passed) + passed for pid in {**stopped, **overdue}}
-        for pid, seconds in self._suspected_s.items():
-            if seconds >= STOPPED_S:
-                what = f"{stopped[pid]} is stopped" if pid in stopped else f"{overdue[pid]} hangs"
-                self._say(f"{what} (pid {pid}): it is killed")
-                _kill(pid)
 
     def _compare(self, living: Counter[str], now: float) -> None:
         """What the server says of its models with the processes that there are."""
@@ -316,23 +295,6 @@ class Watcher:
 def _pause_s(loads: int) -> float:
     """After so many in a row."""
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (loads - 1)) if loads else 0.0
-
-
-def instances(config: dict[str, Any]) -> int:
-    """Processes of a Python backend's model, by its completed configuration; 0 for other models."""
-    if config.get("backend") != "python":
-        return 0
-    groups = config.get("instance_group", ())
-    return sum(group.get("count", 1) * max(1, len(group.get("gpus", ()))) for group in groups)
-
-
-def is_python(repository: Path, model: str) -> bool:
-    """Whether a model is a Python backend's."""
-    try:
-        config = (repository / model / "config.pbtxt").read_text("utf-8")
-    except OSError:
-        return False
-    return re.search(r'^backend: *"python"', config, re.MULTILINE) is not None
 
 
 def is_composed(reason: str) -> bool:
