@@ -24,7 +24,9 @@ from .needs import check_needs
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
 from .repository_weights import check_weights, models_of_runtime, wanted_gpus
+from .running import runtime_directories
 from .shared_memory import SHARED_MEMORY
+from .watch_status import WatchStatus
 
 MIB = 1 << 20
 SHARED_MEMORY_NEEDED = 64 * MIB  # a dozen instances at their start, and tensors of a few pictures
@@ -51,6 +53,7 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
         yield from _runtimes(repository)
         yield from check_needs(repository, _cpu_speed)
     yield from _ports()
+    yield from _down()
 
 
 def _python() -> Check:
@@ -192,6 +195,15 @@ def _server_is_installed() -> bool:
         return find_server_binary().wheel is None
     except ServerBinaryNotFoundError:
         return False
+
+
+def _down() -> Iterator[Check]:
+    """Models of servers that run, and do not load again."""
+    for server, runtime in runtime_directories():
+        status = WatchStatus.read(runtime)
+        for model, down in () if status is None else status.down.items():
+            advice = f"it is tried again; {down.tries} times it did not load"
+            yield Check(f"tritonserver, pid {server}", Status.WARNING, f"{model} is down: {down.reason}", advice)
 
 
 def _ports() -> Iterator[Check]:

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -118,11 +119,23 @@ def find_server(http_url: str) -> RunningServer:
                 continue
             flag = "--model-repository="
             repository = next((Path(each[len(flag) :]) for each in arguments if each.startswith(flag)), Path())
-            runtime = environment.get(VARIABLE)
-            directory = Path(runtime) if runtime else default_runtime_directory(process.pid, environment.get("TMPDIR"))
+            directory = _runtime(process.pid, environment)
             api = RepositoryApi(http_url, admin_headers(arguments))
             return RunningServer(process.pid, api, directory, arguments, repository)
     raise ServerNotFoundError(f"no tritonserver of this machine listens at {http_url}")
+
+
+def runtime_directories() -> Iterator[tuple[int, Path]]:
+    """Process id and runtime directory of every tritonserver of this user."""
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "tritonserver":
+            with suppress(OSError):  # another user's, or it ends
+                yield process.pid, _runtime(process.pid, _environment(process.pid))
+
+
+def _runtime(server: int, environment: Mapping[str, str]) -> Path:
+    given = environment.get(VARIABLE)
+    return Path(given) if given else default_runtime_directory(server, environment.get("TMPDIR"))
 
 
 def _environment(pid: int) -> Mapping[str, str]:
