@@ -153,7 +153,9 @@ def test_a_denoiser_that_dies_ends_its_requests_at_once_and_no_others(tiny: Tiny
 @pytest.mark.parametrize(
     ("model", "how"),
     [
+        ("preprocess", signal.SIGKILL),
         ("text_encoder", signal.SIGSTOP),
+        ("lora_store", signal.SIGSTOP),
         ("denoiser", signal.SIGSTOP),
         ("vae_decoder", signal.SIGKILL),
     ],
