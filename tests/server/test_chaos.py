@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from chaos import Plan, run
 from chaos_requests import Offer
 from file_server import wait_for
 from serve_process import serving
-from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, SwiftDiffusionError
+from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Progress, SwiftDiffusionError
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
@@ -64,31 +63,36 @@ def test_whoever_dies_no_picture_is_wrong_and_no_failure_final(repository: Path,
 
 def test_a_restart_loses_no_request_that_was_accepted(repository: Path, tmp_path: Path) -> None:
     """Callers ask on while SIGTERM drains the server: what began is answered, what comes later sent elsewhere."""
+    requests: list[list[object]] = []  # what was told of each
+
+    def call(client: Client, number: int) -> None:
+        request = GenerationRequest("a cat", seed=number, steps=50)
+        while True:
+            requests.append(told := [])
+            try:
+                for event in client.stream(request) if number else [client.generate(request)]:
+                    told.append(event)
+            except SwiftDiffusionError as error:
+                told.append(error)
+                return
+
+    def running() -> list[list[object]]:
+        return [told for told in list(requests) if told and isinstance(told[-1], Progress)]
+
     with serving(repository, "--log-file", str(tmp_path / "log"), "--stop-timeout", "1") as served:
         served.ready_pid()
-        begun_by: list[float] = []
-
-        def call(number: int) -> list[tuple[float, object]]:
-            came: list[tuple[float, object]] = []
-            with Client(served.grpc_url, model="sdxl", timeout=60) as client:
-                while not any(isinstance(each, SwiftDiffusionError) for _, each in came):
-                    at = time.monotonic()
-                    try:
-                        came.append((at, client.generate(GenerationRequest("a cat", seed=number, steps=50))))
-                    except SwiftDiffusionError as error:
-                        came.append((at, error))
-                    begun_by.append(at)
-            return came
-
-        with ThreadPoolExecutor(3) as threads:
-            callers = [threads.submit(call, number) for number in range(3)]
-            wait_for(lambda: len(begun_by) >= 3, seconds=60)
-            terminated_at = time.monotonic()
+        with Client(served.grpc_url, model="sdxl", timeout=60) as client, ThreadPoolExecutor(4) as threads:
+            callers = [threads.submit(call, client, number) for number in range(4)]
+            wait_for(lambda: len(requests) > len(callers) and len(running()) >= 2, seconds=60)
+            accepted = running()
             served.process.terminate()
-            came = [each for caller in callers for each in caller.result()]
+            for caller in callers:
+                caller.result()
         served.rest()
     assert served.process.returncode == 0
-    assert all(isinstance(each, GenerationResult) for at, each in came if at < terminated_at)
-    refused = [str(each) for _, each in came if not isinstance(each, GenerationResult)]
-    assert len(refused) == 3
-    assert all("the server is about to stop and takes no new requests; retry elsewhere" in each for each in refused)
+    assert [type(told[-1]) for told in accepted] == [GenerationResult] * len(accepted)
+    refused = [told for told in requests if not isinstance(told[-1], GenerationResult)]
+    assert len(refused) == len(callers)
+    for told in refused:
+        assert len(told) == 1, "refused after it had begun"
+        assert "the server is about to stop and takes no new requests; retry elsewhere" in str(told[0])
