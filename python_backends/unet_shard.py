@@ -69,7 +69,8 @@ class TritonPythonModel(Model):
             uploads_ahead=compute.device.type == "cuda",
             timeout_s=float(parameters.get("lora_timeout_s", 300)),
         )
-        self._new_runs = NewRuns(compute.checkpoint, compute.device, embeddings, adapters)
+        scheduler_config = json.loads(parameters["scheduler_config"])
+        self._new_runs = NewRuns(compute.checkpoint, scheduler_config, compute.device, embeddings, adapters)
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
         times = StepTimes()

@@ -178,6 +178,7 @@ class PipelineModels:
                 **compute_parameters(self._served, options.dtype_on(gpu), self._reference),
                 **runtime_parameters(self._served, gpu, self._reference),
                 **needs.shard(self._checkpoint, options, gpu),
+                "scheduler_config": json.dumps(self._checkpoint.scheduler_config, sort_keys=True),
                 "schedulers": _text(self._rules.schedulers),
                 "places": str(options.max_batch_size),
                 "longest_line": str(CANDIDATES_PER_PLACE * options.max_batch_size),

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit it.\n"
 """First line of every config.pbtxt that is ours to replace."""
 
+LEAN = ("unet_shard", "controlnet", "vae_decoder")
+"""Backends whose processes start with `LEAN_START`: they make no pipelines. Where they compile, its marks count."""
+
+LEAN_START = (
+    "from swiftdiffusion.python_backends.common.lean_diffusers import import_diffusers",
+    "",
+    "import_diffusers()",
+)
+
 
 class RepositoryError(ValueError):
     """The repository cannot be written where it was asked for; the message says why."""
@@ -117,8 +126,7 @@ def _write_model(directory: Path, model: Model) -> None:
     if model.backend is None:
         (version / ".gitkeep").touch()
         return
-    (version / "model.py").write_text(
-        f"from swiftdiffusion.python_backends.{model.backend} import TritonPythonModel\n\n"
-        '__all__ = ["TritonPythonModel"]\n',
-        "utf-8",
-    )
+    own = f"from swiftdiffusion.python_backends.{model.backend} import TritonPythonModel"
+    compiles = any(key == "runtime" and each.string_value == "compile" for key, each in model.config.parameters.items())
+    lines = [*LEAN_START, f"{own}  # noqa: E402"] if model.backend in LEAN and not compiles else [own]
+    (version / "model.py").write_text("\n".join([*lines, "", '__all__ = ["TritonPythonModel"]', ""]), "utf-8")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..networks.checkpoint import Checkpoint
+    from ..networks.runtimes import Call
     from ..request.completed import ControlNetUse
 
 EMBEDDING_BYTES = 2**28
@@ -66,7 +67,7 @@ class ControlNet:
         self._get_image = get_image
         self._device, self._dtype = device, dtype
         self._embedded: LRUCache[str, torch.Tensor] = LRUCache(EMBEDDING_BYTES, getsizeof=lambda tensor: tensor.nbytes)
-        self._traced: dict[Shapes, torch.nn.Module] = {}
+        self._traced: dict[Shapes, Call] = {}
 
         def embedded(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             rows, _, height, width = tensors["LATENTS"].shape
@@ -75,11 +76,13 @@ class ControlNet:
         def evaluate(tensors: Mapping[str, torch.Tensor]) -> None:
             self._residuals(tensors, [embedded(tensors)], (0,) if self._modes else (), None)
 
-        def traced(tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-            return trace(module, (*arguments(tensors, device, dtype)[:ARGUMENTS], embedded(tensors)))
+        def trace_all(examples: Sequence[Mapping[str, torch.Tensor]]) -> None:
+            given = [(*arguments(tensors, device, dtype)[:ARGUMENTS], embedded(tensors)) for tensors in examples]
+            graphs = trace(network, [(module.forward, taken) for taken in given])
+            self._traced = dict(zip(map(shapes, examples), graphs, strict=True))
 
         eager = runtime.traces(device)
-        self._traced = warm_up(checkpoint, evaluate, traced if eager and not self._modes else None, eager)
+        warm_up(checkpoint, evaluate, trace_all if eager and not self._modes else None, eager)
 
     def __call__(
         self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]

@@ -24,17 +24,23 @@ class NewRuns:
     """Makes the runs of one checkpoint."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, embeddings: KeptEmbeddings, adapters: AdapterServices
+        self,
+        checkpoint: Checkpoint,
+        scheduler_config: Mapping[str, Any],
+        device: torch.device,
+        embeddings: KeptEmbeddings,
+        adapters: AdapterServices,
     ) -> None:
-        """Reads the checkpoint's scheduler and latents.
+        """Reads the checkpoint's latents.
 
         Args:
             checkpoint: Whose UNet evaluates them.
+            scheduler_config: `Checkpoint.scheduler_config`.
             device: Where that is.
             embeddings: Where messages' keys lie.
             adapters: For requests with LoRAs.
         """
-        self._scheduler_config: Mapping[str, Any] = checkpoint.scheduler_config
+        self._scheduler_config = scheduler_config
         self._geometry = LatentGeometry(
             checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
         )

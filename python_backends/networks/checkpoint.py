@@ -127,22 +127,20 @@ class Checkpoint(CheckpointFiles):
     @property
     def text_embedding_shape(self) -> tuple[int, int]:
         """(tokens, width) of a prompt's embedding."""
-        configs = [self._text_config(encoder) for encoder in self.text_encoders]
-        tokens = self.read("tokenizer/tokenizer_config.json").get(
-            "model_max_length", configs[0].max_position_embeddings
-        )
-        return int(tokens), sum(config.hidden_size for config in configs)
+        width = sum(self._text_setting(encoder, "hidden_size") for encoder in self.text_encoders)
+        tokens = self.read("tokenizer/tokenizer_config.json").get("model_max_length")
+        return int(tokens or self._text_setting("text_encoder", "max_position_embeddings")), width
 
     @property
     def max_clip_skip(self) -> int:
         """Largest `clip_skip` that diffusers' `encode_prompt` takes; SDXL's counts from the layer before the last."""
-        layers = min(int(self._text_config(encoder).num_hidden_layers) for encoder in self.text_encoders)
+        layers = min(self._text_setting(encoder, "num_hidden_layers") for encoder in self.text_encoders)
         return layers - 1 if self.family == "sdxl" else layers
 
     @property
     def pooled_width(self) -> int | None:
         """Width of the pooled embedding that SDXL's UNet takes beside the tokens; None for SD 1.5."""
-        return int(self._text_config("text_encoder_2").projection_dim) if self.family == "sdxl" else None
+        return self._text_setting("text_encoder_2", "projection_dim") if self.family == "sdxl" else None
 
     @property
     def guidance_embedding_width(self) -> int | None:
@@ -239,6 +237,13 @@ class Checkpoint(CheckpointFiles):
 
         self.read(f"{encoder}/config.json")  # raises in our words
         return CLIPTextConfig.from_pretrained(self.path / encoder)
+
+    def _text_setting(self, encoder: str, name: str) -> int:
+        """Of an encoder's configuration; transformers, which takes seconds to import, is asked for what that lacks."""
+        written = self.read(f"{encoder}/config.json")
+        if written.get("model_type") == "clip_text_model" and name in written:
+            return int(written[name])
+        return int(getattr(self._text_config(encoder), name))
 
     def _load_network(self, part: str, dtype: torch.dtype) -> Any:
         path = self._read_headers(part)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,14 +14,13 @@ from .runtimes import Runtime
 from .unet_halves import Halfway, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from .checkpoint import Checkpoint
     from .runtimes import Call
 
     Tensors = Mapping[str, torch.Tensor]
 
-T = TypeVar("T")
 Shapes = tuple[torch.Size, torch.Size]
 
 WARM_UP_ROWS = (1, 2)
@@ -75,7 +75,7 @@ class UNet:
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
-        self._traced = warm_up(checkpoint, self, self._trace if eager else None, eager)
+        warm_up(checkpoint, self, partial(self._trace, unet) if eager else None, eager)
 
     @property
     def on_gpu(self) -> bool:
@@ -132,12 +132,14 @@ class UNet:
             return given
         return *given[:2], self._projections(given[2], weights), *given[3:]
 
-    def _trace(self, tensors: Tensors) -> tuple[Call, Call]:
+    def _trace(self, unet: torch.nn.Module, examples: Sequence[Tensors]) -> None:
         encoder, decoder = self._halves
+        calls: list[tuple[Call, tuple[torch.Tensor, ...]]] = []
         with torch.no_grad():
-            inputs = self._given(tensors)
-            halfway = encoder(*inputs)
-        return trace(encoder, inputs), trace(decoder, (inputs[2], *halfway))
+            for inputs in map(self._given, examples):
+                calls += [(encoder.forward, inputs), (decoder.forward, (inputs[2], *encoder(*inputs)))]
+        traced = trace(unet, calls)
+        self._traced = dict(zip(map(shapes, examples), zip(traced[::2], traced[1::2], strict=True), strict=True))
 
 
 def arguments(
@@ -165,19 +167,33 @@ def empty_arguments(checkpoint: Checkpoint, rows: int) -> tuple[torch.Tensor, ..
     return arguments(example(checkpoint, rows), META, torch.float32)
 
 
-def trace(module: Call, arguments: tuple[torch.Tensor, ...]) -> torch.nn.Module:
-    """The module as a graph for inputs of these shapes; parameters that change in place take effect."""
+def trace(network: torch.nn.Module, calls: Sequence[tuple[Call, tuple[torch.Tensor, ...]]]) -> list[Call]:
+    """Graphs of functions of a network's modules; parameters that change in place take effect.
+
+    All at once: torch converts the modules, which takes longer than the graphs, each time that it is asked.
+
+    Args:
+        network: All modules that they call.
+        calls: Functions, none a module, and arguments of the shapes that their graphs are for.
+    """
+    holder = torch.nn.Module()
+    holder.network = network
+    arguments: dict[str, tuple[torch.Tensor, ...]] = {}
+    for number, (call, given) in enumerate(calls):
+        setattr(holder, f"call{number}", call)
+        arguments[f"call{number}"] = given
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed
-        return torch.jit.trace(module, arguments, check_trace=False)
+        graphs = torch.jit.trace_module(holder, arguments, check_trace=False)
+    return [getattr(graphs, name) for name in arguments]
 
 
 def warm_up(
     checkpoint: Checkpoint,
     evaluate: Callable[[Tensors], object],
-    trace: Callable[[Tensors], T] | None,
+    trace: Callable[[Sequence[Tensors]], None] | None,
     is_eager: bool,
-) -> dict[Shapes, T]:
+) -> None:
     """Evaluates with each of WARM_UP_ROWS, traced where that helps.
 
     Where one eager evaluation takes long, a trace saves nothing that counts, and it is the only one: a process of which
@@ -186,25 +202,20 @@ def warm_up(
     Args:
         checkpoint: Whose inputs it takes.
         evaluate: By the trace of its `shapes`, if there is one.
-        trace: Makes one; None for what is not traced.
+        trace: Makes those of several examples; None for what is not traced.
         is_eager: Whether the first call of a shape costs no more than others: nothing is compiled or captured.
-
-    Returns:
-        Traces by `shapes`.
     """
-    traced: dict[Shapes, T] = {}
-    for rows in WARM_UP_ROWS:
-        tensors = example(checkpoint, rows)
-        if is_eager:
-            start = time.thread_time()  # not of the clock: others may have the core
-            evaluate(tensors)
-            if time.thread_time() - start > SLOW_S:
-                break
-        if trace is not None:
-            traced[shapes(tensors)] = trace(tensors)
+    examples = [example(checkpoint, rows) for rows in WARM_UP_ROWS]
+    if is_eager:
+        start = time.thread_time()  # not of the clock: others may have the core
+        evaluate(examples[0])
+        if time.thread_time() - start > SLOW_S:
+            return
+    if trace is not None:
+        trace(examples)
+    for tensors in examples:
         for _ in range(3):  # the first calls of a graph optimise it
             evaluate(tensors)
-    return traced
 
 
 def example(checkpoint: Checkpoint, rows: int) -> dict[str, torch.Tensor]:
