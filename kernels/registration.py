@@ -19,8 +19,10 @@ def register_op(
     launch: Callable[..., Any],
     fake: Callable[..., Any],
     mutates: tuple[str, ...] = (),
-) -> torch.library.CustomOpDef:
+) -> torch._ops.OpOverload:
     """An op of `torch.library`, whose schema is the signature of its reference.
+
+    (Not `torch.library.custom_op`: that puts Python code around each call, and imports torch.compile's front end.)
 
     (TensorRT's plugins describe themselves: they have attributes beside tensors, an operator more for an absent tensor,
     and annotations that are TensorRT's own types.)
@@ -38,7 +40,9 @@ def register_op(
     wanted, given = inspect.signature(reference), inspect.signature(launch)
     if wanted != given:
         raise TypeError(f"{name}: the reference is {wanted}, the launcher {given}; wanted: one signature")
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", reference, mutates_args=mutates, device_types="cpu")
-    op.register_fake(fake)
-    op.register_kernel("cuda", launch)
-    return op
+    op, library = f"{NAMESPACE}::{name}", torch.library
+    library.define(op, library.infer_schema(reference, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(op, "cpu", reference)
+    library.impl(op, "cuda", launch)
+    library.register_fake(op, fake)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 
 from .errors import ServerRestarting, ServerUnreachable
 
@@ -9,7 +10,17 @@ PAUSES_S = (1.0, 5.0, 20.0)
 """Before the tries after the first, the last for all further ones: most of a server is there again within 2 s, what has
 weights to load within 10. Give or take a fifth, so that those who failed together do not come back together."""
 
+ASK_EVERY_S = 2.0
+"""While a server says that it cannot begin yet, likewise."""
+
+PATIENCE_S = 60.0
+"""So long a request waits for that without using up a try: nothing was done for it."""
+
 RETRIABLE = (ServerRestarting, ServerUnreachable)
+
+_NOT_BEGUN = re.compile(
+    r"; retry (?:in a few seconds|elsewhere)$|has no available versions|[Ff]ailed to connect|Connect call failed"
+)
 
 
 class Retries:
@@ -18,11 +29,16 @@ class Retries:
     def __init__(self, most: int) -> None:
         """None made yet; `most` after the first."""
         self._made, self._most = 0, most
+        self._patience_s = PATIENCE_S if most else 0.0
 
     async def pause(self, error: ServerRestarting | ServerUnreachable) -> None:
         """Waits until the next; raises the error if there is none."""
-        if self._made >= self._most:
+        if self._patience_s > 0 and _NOT_BEGUN.search(str(error)):
+            seconds = ASK_EVERY_S
+            self._patience_s -= seconds
+        elif self._made < self._most:
+            seconds = PAUSES_S[min(self._made, len(PAUSES_S) - 1)]
+            self._made += 1
+        else:
             raise error
-        seconds = PAUSES_S[min(self._made, len(PAUSES_S) - 1)]
-        self._made += 1
         await asyncio.sleep(seconds * random.uniform(0.8, 1.2))

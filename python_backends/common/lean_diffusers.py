@@ -42,16 +42,20 @@ def import_diffusers() -> None:
     unread = {SELDOM_NEEDED: ModuleType(SELDOM_NEEDED)}
     with _instead({COMPILER: _Decorators(COMPILER), **unread, **dict.fromkeys(UNNEEDED)}):
         importlib.import_module("diffusers.models.unets.unet_2d_condition")
+        schedulers = importlib.import_module("diffusers.schedulers")
+        for name in dir(schedulers):
+            getattr(schedulers, name, None)  # imports it
 
 
 @contextmanager
 def _instead(modules: dict[str, ModuleType | None]) -> Iterator[None]:
     """Modules that are not imported yet are others meanwhile, or, for None, are not installed."""
     others = {name: module for name, module in modules.items() if name not in sys.modules}
-    sys.modules.update(others)  # type: ignore[arg-type]  None is Python's own mark of what is not to be imported
+    known: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
+    known.update(others)
     try:
         yield
     finally:
         for name, module in others.items():
-            if sys.modules.get(name, COMPILER) is module:
-                del sys.modules[name]
+            if name in known and known[name] is module:
+                del known[name]

@@ -78,7 +78,7 @@ class ControlNet:
 
         def trace_all(examples: Sequence[Mapping[str, torch.Tensor]]) -> None:
             given = [(*arguments(tensors, device, dtype)[:ARGUMENTS], embedded(tensors)) for tensors in examples]
-            graphs = trace(network, [(module.forward, taken) for taken in given])
+            graphs = trace(network, [(module, taken) for taken in given])
             self._traced = dict(zip(map(shapes, examples), graphs, strict=True))
 
         eager = runtime.traces(device)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from .runtimes import Runtime
-from .unet_halves import Halfway, join
+from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from diffusers import UNet2DConditionModel
 
     from .checkpoint import Checkpoint
     from .runtimes import Call
@@ -132,12 +134,12 @@ class UNet:
             return given
         return *given[:2], self._projections(given[2], weights), *given[3:]
 
-    def _trace(self, unet: torch.nn.Module, examples: Sequence[Tensors]) -> None:
-        encoder, decoder = self._halves
-        calls: list[tuple[Call, tuple[torch.Tensor, ...]]] = []
+    def _trace(self, unet: UNet2DConditionModel, examples: Sequence[Tensors]) -> None:
+        encoder, decoder = EncoderHalf(unet), DecoderHalf(unet)
+        calls: list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]] = []
         with torch.no_grad():
             for inputs in map(self._given, examples):
-                calls += [(encoder.forward, inputs), (decoder.forward, (inputs[2], *encoder(*inputs)))]
+                calls += [(encoder, inputs), (decoder, (inputs[2], *encoder(*inputs)))]
         traced = trace(unet, calls)
         self._traced = dict(zip(map(shapes, examples), zip(traced[::2], traced[1::2], strict=True), strict=True))
 
@@ -167,20 +169,20 @@ def empty_arguments(checkpoint: Checkpoint, rows: int) -> tuple[torch.Tensor, ..
     return arguments(example(checkpoint, rows), META, torch.float32)
 
 
-def trace(network: torch.nn.Module, calls: Sequence[tuple[Call, tuple[torch.Tensor, ...]]]) -> list[Call]:
-    """Graphs of functions of a network's modules; parameters that change in place take effect.
+def trace(network: torch.nn.Module, calls: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Call]:
+    """Graphs of modules that share a network's; parameters that change in place take effect.
 
     All at once: torch converts the modules, which takes longer than the graphs, each time that it is asked.
 
     Args:
-        network: All modules that they call.
-        calls: Functions, none a module, and arguments of the shapes that their graphs are for.
+        network: What they share.
+        calls: The modules, and arguments of the shapes that their graphs are for.
     """
     holder = torch.nn.Module()
     holder.network = network
     arguments: dict[str, tuple[torch.Tensor, ...]] = {}
-    for number, (call, given) in enumerate(calls):
-        setattr(holder, f"call{number}", call)
+    for number, (module, given) in enumerate(calls):
+        setattr(holder, f"call{number}", module.forward)
         arguments[f"call{number}"] = given
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed

@@ -30,12 +30,9 @@ if TYPE_CHECKING:
     from swiftdiffusion.clients.client.request import Tensor
 
 DOWN = "in ensemble 'sdxl', vae_decoder is down and being loaded again; retry in a few seconds"
-TRITONS = (
-    "Stub process 'denoiser_0_0' is not healthy.",
-    "Failed to obtain the health mutex.",
-    "Request for unknown model: 'sdxl' has no available versions",
-    "the server is about to stop and takes no new requests; retry elsewhere",
-)
+LOST = "Stub process 'denoiser_0_0' is not healthy."
+UNKNOWN = "Request for unknown model: 'sdxl' has no available versions"
+DRAINING = "the server is about to stop and takes no new requests; retry elsewhere"
 
 
 def restarting(message: str = DOWN) -> SwiftDiffusionError:
@@ -75,6 +72,7 @@ class Server:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.01))
+    monkeypatch.setattr(retries, "ASK_EVERY_S", 0.01)
 
 
 def client(monkeypatch: pytest.MonkeyPatch, server: Server, **options: Any) -> AsyncClient:
@@ -82,7 +80,7 @@ def client(monkeypatch: pytest.MonkeyPatch, server: Server, **options: Any) -> A
     return AsyncClient(**options)
 
 
-@pytest.mark.parametrize("message", [DOWN, *TRITONS])
+@pytest.mark.parametrize("message", [DOWN, LOST, "Failed to obtain the health mutex.", UNKNOWN, DRAINING])
 def test_what_met_a_dead_process_is_sent_again_with_the_same_seed(
     monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
@@ -94,10 +92,33 @@ def test_what_met_a_dead_process_is_sent_again_with_the_same_seed(
 
 def test_no_more_often_than_it_was_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (0, 2):
-        server = Server(*(restarting() for _ in range(5)))
-        with pytest.raises(ServerRestarting, match="retry in a few seconds"):
+        server = Server(*(restarting(LOST) for _ in range(5)))
+        with pytest.raises(ServerRestarting, match="not healthy"):
             asyncio.run(client(monkeypatch, server, retries=most).generate(GenerationRequest("a cat", seed=1)))
         assert server.seeds == [1] * (1 + most)
+
+
+@pytest.mark.parametrize("message", [DOWN, UNKNOWN, DRAINING])
+def test_waiting_for_a_server_that_cannot_begin_uses_up_no_try(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    server = Server(*(restarting(message) for _ in range(9)), restarting(LOST))
+    asyncio.run(client(monkeypatch, server, retries=1).generate(GenerationRequest("a cat", seed=1)))
+    assert server.seeds == [1] * 11
+
+
+def test_nor_does_waiting_for_one_that_takes_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = error_from_status("StatusCode.UNAVAILABLE", "failed to connect to all addresses", "grpc://there")
+    server = Server(nobody, nobody, restarting(LOST))
+    asyncio.run(client(monkeypatch, server, retries=1).generate(GenerationRequest("a cat", seed=1)))
+    assert server.seeds == [1] * 4
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_such_waiting_has_an_end_and_none_without_tries(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(retries, "PATIENCE_S", 0.05)
+    server = Server(*(restarting() for _ in range(50)))
+    with pytest.raises(ServerRestarting, match="retry in a few seconds"):
+        asyncio.run(client(monkeypatch, server, retries=most).generate(GenerationRequest("a cat", seed=1)))
+    assert server.seeds == [1] * (1 + (5 + most if most else 0))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +145,7 @@ def test_the_timeout_is_that_of_all_tries(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(retries, "PAUSES_S", (60.0,))
     with pytest.raises(RequestTimeout):
         asyncio.run(
-            client(monkeypatch, Server(restarting()), retries=3, timeout=0.1).generate(GenerationRequest("a cat"))
+            client(monkeypatch, Server(restarting(LOST)), retries=3, timeout=0.1).generate(GenerationRequest("a cat"))
         )
 
 
