@@ -38,7 +38,7 @@ that was killed before its first message, and only starting it again helps."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """After a load that failed, or a process that died again; doubled after each further one."""
 
-STEADY_S = 60.0
+STEADY_S = 10.0
 """A model that lives for so long after it was loaded again does not die again and again."""
 
 LOOK_EVERY_S = 0.2
