@@ -97,6 +97,7 @@ class Report:
                 f"{RETRIES} retries": counted([each for each in self.outcomes if each.retries]),
                 "no retries": counted([each for each in self.outcomes if not each.retries]),
             },
+            "used_up_all_retries": dict(Counter(each.sentence for each in self.outcomes if each.used_up)),
             "right_to_the_bit": sum(outcome.is_exact for outcome in self.outcomes),
             "not_allowed": len(self.not_allowed),
             "latency_s": {

@@ -100,6 +100,11 @@ class Outcome:
     sentence: str = ""
 
     @property
+    def used_up(self) -> bool:
+        """Whether it failed for all its retries."""
+        return self.is_retriable and self.retries > 0
+
+    @property
     def is_allowed(self) -> bool:
         """Whether a client may see it."""
         if self.came == RequestCancelled.__name__:

@@ -13,7 +13,7 @@ weights to load within 10. Give or take a fifth, so that those who failed togeth
 ASK_EVERY_S = 2.0
 """While a server says that it cannot begin yet, likewise."""
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """So long a request waits for that without using up a try: nothing was done for it."""
 
 RETRIABLE = (ServerRestarting, ServerUnreachable)

@@ -32,6 +32,9 @@ that clients' requests come to, accepted or not."""
 SETTLED_S = 0.5
 """After a process is ready in the place of another; by then its server calls it, and not the one before it."""
 
+LOADING_S = 1800.0
+"""Longest that a process loads: weights from far away, and kernels or graphs that are compiled."""
+
 _IDENTITY = struct.Struct("=qqd")  # process id, when it began, from when on it can be called, 0 before that is known
 _DOING = struct.Struct("=dd")  # until when it should be done, 0 while there is nothing to do; when something was, last
 _SIZE = _IDENTITY.size + 3 * _DOING.size
@@ -57,13 +60,16 @@ class Pulse:
         state = process_state(os.getpid())
         self._identity = (os.getpid(), state.started if state else 0)
         self._loading.unlink(missing_ok=True)
-        self._loading.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + 3 * _DOING.pack(0.0, time.monotonic()))
+        now = time.monotonic()
+        doing = _DOING.pack(now + LOADING_S, now) + 2 * _DOING.pack(0.0, now)
+        self._loading.write_bytes(_IDENTITY.pack(*self._identity, 0.0) + doing)
         with self._loading.open("r+b") as file:
             self._record = mmap.mmap(file.fileno(), _SIZE)
             self._file = os.fstat(file.fileno()).st_ino
 
     def ready(self) -> None:
         """From now on it can be called; where there was a process before it, when the server calls that no more."""
+        self.beat()
         settles_s = SETTLED_S if self._path.exists() else 0.0
         _IDENTITY.pack_into(self._record, 0, *self._identity, time.monotonic() + settles_s)
         self._loading.replace(self._path)
@@ -119,6 +125,12 @@ class Seen:
 def seen(model: str, runtime: Path | None = None) -> list[Seen]:
     """The processes of a model that were ready once, dead ones too."""
     found = (_look(model, path) for path in _records(model, runtime or runtime_directory()))
+    return [each for each in found if each is not None]
+
+
+def loading(model: str, runtime: Path) -> list[Seen]:
+    """The processes of a model that are not ready yet."""
+    found = (_look(model, path) for path in (runtime / ROOM / model).glob(".*"))
     return [each for each in found if each is not None]
 
 

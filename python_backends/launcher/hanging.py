@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.processes import process_state
-from ..common.pulse import seen, seen_models
+from ..common.pulse import loading, seen, seen_models
 from .model_processes import ModelProcess
 
 HANGS_S = 1.0
@@ -38,7 +38,7 @@ class Hanging:
         overdue = {
             process.pid: model
             for model in seen_models(self._runtime)
-            for process in seen(model, self._runtime)
+            for process in (*seen(model, self._runtime), *loading(model, self._runtime))
             if process.overdue_s and process.pid in models
         }
         self._suspected_s = {pid: self._suspected_s.get(pid, -passed) + passed for pid in {**stopped, **overdue}}

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from processes import other_process
+from swiftdiffusion.python_backends.common import pulse as pulse_module
 from swiftdiffusion.python_backends.common.draining import begin_draining, is_draining, quiet_s
 from swiftdiffusion.python_backends.common.pulse import DOOR, ENGINE, SETTLED_S, Pulse, forget_dead, seen, seen_models
+from swiftdiffusion.python_backends.launcher.hanging import HANGS_S, Hanging
+from swiftdiffusion.python_backends.launcher.model_processes import ModelProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +44,16 @@ def test_a_process_is_up_from_when_it_is_ready_until_it_ends(tmp_path: Path) -> 
     assert seen_models(tmp_path) == ["model"]
     pulse.close()
     assert seen("model", tmp_path) == []
+
+
+def test_one_that_loads_for_too_long_hangs_until_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "LOADING_S", -1.0)
+    pulse = Pulse("model", "model_0", tmp_path)
+    processes = [ModelProcess(os.getpid(), "model", is_stopped=False)]
+    hanging = Hanging(os.getppid(), tmp_path)
+    assert [hanging.found(processes, HANGS_S) for _ in range(2)] == [[], [(os.getpid(), "model hangs")]]
+    pulse.ready()
+    assert hanging.found(processes, HANGS_S) == []
 
 
 def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path) -> None:
