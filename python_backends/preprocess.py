@@ -19,7 +19,7 @@ from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, parameter_names, text_tensor
 from .common.draining import is_draining
-from .common.errors import DrainingError, RequestError, UnknownLoraError
+from .common.errors import DrainingError, ModelDownError, RequestError, UnknownLoraError
 from .common.pulse import DOOR, is_up
 from .controlnets.images import ControlImages
 from .engine.admission import Admission
@@ -90,6 +90,12 @@ class TritonPythonModel(Model):
         return answer_each(requests, self._complete, "reading the request", self._refuse)
 
     def _complete(self, request: Any) -> Any:
+        try:
+            return self._accepted(request)
+        except ModelDownError as error:  # clients may ask again for as long as they like
+            raise ModelDownError(f"not begun: {error}") from None
+
+    def _accepted(self, request: Any) -> Any:
         came = time.monotonic()
         self._ending = Ending("-", None, self._pipeline, came)
         if is_draining():

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import time
 
 from .errors import ServerRestarting, ServerUnreachable
 
@@ -14,12 +15,13 @@ ASK_EVERY_S = 2.0
 """While a server says that it cannot begin yet, likewise."""
 
 PATIENCE_S = 120.0
-"""So long a request waits for that without using up a try: nothing was done for it."""
+"""So long from the first time a request waits for that without using up a try: nothing was done for it."""
 
 RETRIABLE = (ServerRestarting, ServerUnreachable)
 
 _NOT_BEGUN = re.compile(
-    r"; retry (?:in a few seconds|elsewhere)$|has no available versions|[Ff]ailed to connect|Connect call failed"
+    r"\bnot begun: .*; retry in a few seconds$|; retry elsewhere$|has no available versions"
+    r"|[Ff]ailed to connect|Connect call failed"
 )
 
 
@@ -29,13 +31,15 @@ class Retries:
     def __init__(self, most: int) -> None:
         """None made yet; `most` after the first."""
         self._made, self._most = 0, most
-        self._patience_s = PATIENCE_S if most else 0.0
+        self._until: float | None = None
 
     async def pause(self, error: ServerRestarting | ServerUnreachable) -> None:
         """Waits until the next; raises the error if there is none."""
-        if self._patience_s > 0 and _NOT_BEGUN.search(str(error)):
+        now = time.monotonic()
+        if self._until is None and _NOT_BEGUN.search(str(error)):
+            self._until = now + PATIENCE_S
+        if self._most and self._until is not None and now < self._until and _NOT_BEGUN.search(str(error)):
             seconds = ASK_EVERY_S
-            self._patience_s -= seconds
         elif self._made < self._most:
             seconds = PAUSES_S[min(self._made, len(PAUSES_S) - 1)]
             self._made += 1

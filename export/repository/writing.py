@@ -25,7 +25,7 @@ HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit 
 """First line of every config.pbtxt that is ours to replace."""
 
 LEAN = ("unet_shard", "controlnet", "vae_decoder")
-"""Backends whose processes start with `LEAN_START`: they make no pipelines. Where they compile, its marks count."""
+"""Backends whose processes start with `LEAN_START`, except where they run `torch.compile`: they make no pipelines."""
 
 LEAN_START = (
     "from swiftdiffusion.python_backends.common.lean_diffusers import import_diffusers",

@@ -173,6 +173,8 @@ def _look(model: str, path: Path) -> Seen | None:
         record = path.read_bytes()
     except FileNotFoundError:
         return None
+    if len(record) < _SIZE:  # its process is about to write it, or died before it had
+        return None
     now = time.monotonic()
     pid, started, ready_at = _IDENTITY.unpack_from(record)
     doing = [_DOING.unpack_from(record, _IDENTITY.size + number * _DOING.size) for number in (EXECUTE, ENGINE, DOOR)]

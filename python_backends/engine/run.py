@@ -34,6 +34,17 @@ AGAIN_S = 0.25
 """A run that waits for a ControlNet that is down looks so often whether it is there again."""
 
 
+def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
+    """[1, width] for a guidance-distilled UNet: `get_guidance_scale_embedding` of diffusers' pipelines, to the bit.
+
+    (They import transformers, which takes a shard longer than loading its UNet.)
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = torch.tensor([guidance_scale - 1.0])[:, None] * 1000.0 * frequencies[None, :]
+    return torch.nn.functional.pad(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1), (0, width % 2))
+
+
 @dataclass(frozen=True)
 class LatentGeometry:
     """Shapes that a checkpoint gives its latents, and the embeddings that its UNet takes beside the prompt's.
@@ -147,10 +158,7 @@ class Denoising:
             self.conditioning["TIME_IDS"] = time_ids.repeat(2, 1).to(device)
         distilled = geometry.guidance_embedding_width
         if distilled is not None:
-            from diffusers import StableDiffusionXLPipeline
-
-            guidance = torch.tensor([request.guidance_scale - 1.0])
-            embedding = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, guidance, distilled)
+            embedding = guidance_embedding(request.guidance_scale, distilled)
             self.conditioning["TIMESTEP_COND"] = embedding.repeat(2, 1).to(device)
         self._guided = request.guidance_scale > 1 and distilled is None
         self.step = 0

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
 """diffusers' pipeline class of a checkpoint → name of its public model."""
 
+DEFAULTED = "_use_default_values"
+"""diffusers' key for the names of what a configuration leaves out."""
+
 DEFAULT_SAMPLE_SIZES = {"sdxl": 128, "sd15": 64}
 """Cells along a side of the latents of a UNet that says nothing of them."""
 
@@ -210,7 +213,10 @@ class Checkpoint(CheckpointFiles):
             raise CheckpointError(
                 f"{self.path}: its scheduler {class_name} cannot be made: {first_sentence(error)}"
             ) from None
-        return {**scheduler.config, "_class_name": type(scheduler).__name__}
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        if (unwritten := config.get(DEFAULTED)) is not None:
+            config[DEFAULTED] = sorted(unwritten)  # diffusers' order is another in each process
+        return config
 
     @property
     def networks(self) -> tuple[str, ...]:

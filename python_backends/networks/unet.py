@@ -207,13 +207,16 @@ def warm_up(
         trace: Makes those of several examples; None for what is not traced.
         is_eager: Whether the first call of a shape costs no more than others: nothing is compiled or captured.
     """
-    examples = [example(checkpoint, rows) for rows in WARM_UP_ROWS]
-    if is_eager:
-        start = time.thread_time()  # not of the clock: others may have the core
-        evaluate(examples[0])
-        if time.thread_time() - start > SLOW_S:
-            return
-    if trace is not None:
+    examples: list[Tensors] = []
+    for rows in WARM_UP_ROWS:
+        given = example(checkpoint, rows)
+        if is_eager:
+            start = time.thread_time()  # not of the clock: others may have the core
+            evaluate(given)
+            if time.thread_time() - start > SLOW_S:
+                break
+        examples.append(given)
+    if trace is not None and examples:
         trace(examples)
     for tensors in examples:
         for _ in range(3):  # the first calls of a graph optimise it

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+import checkpoints
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START = """
 import sys
@@ -40,3 +46,34 @@ print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
 def test_where_diffusers_is_imported_already_nothing_changes() -> None:
     code = "\nprint(diffusers.utils.is_peft_available(), 'torch._dynamo' in sys.modules)"
     assert said("import diffusers.utils" + START + code) == ["True True"]
+
+
+def test_networks_compute_the_same_bits(tmp_path: Path) -> None:
+    checkpoint = checkpoints.sdxl(tmp_path / "checkpoint", time_cond_proj_dim=32)
+    checkpoints.controlnet(checkpoints.sdxl(tmp_path / "plain"), tmp_path / "edges", seed=0)
+    code = f"""
+import hashlib, pathlib, sys, torch
+from swiftdiffusion.python_backends.controlnets.weights import load_controlnet
+from swiftdiffusion.python_backends.engine.run import guidance_embedding
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
+from swiftdiffusion.python_backends.networks.unet import UNet, arguments, example
+
+torch.set_grad_enabled(False)
+checkpoint = Checkpoint(pathlib.Path({str(checkpoint)!r}))
+given = example(checkpoint, 2)
+given["LATENTS"] += torch.linspace(-1, 1, given["LATENTS"].numel()).view_as(given["LATENTS"])
+given["TIMESTEP_COND"] = guidance_embedding(8.0, 32).repeat(2, 1)
+cpu = torch.device("cpu")
+noise = UNet(checkpoint, cpu, torch.float32)(given)
+pixels = decode_latents(checkpoint.load_vae(cpu, torch.float32), noise)
+network = load_controlnet(pathlib.Path({str(tmp_path / "edges")!r}), checkpoint, torch.float32).eval()
+latents, steps, prompt, pooled, ids, _ = arguments(given, cpu, torch.float32)
+height, width = checkpoint.default_size
+_, mid = network(
+    latents, steps, prompt, torch.ones(2, 3, height, width),
+    added_cond_kwargs={{"text_embeds": pooled, "time_ids": ids}}, return_dict=False,
+)
+print(*(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in (noise, pixels, mid)))
+"""
+    assert said(START + code) == said("import transformers, peft, diffusers" + code)

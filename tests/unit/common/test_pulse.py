@@ -12,7 +12,16 @@ import pytest
 from processes import other_process
 from swiftdiffusion.python_backends.common import pulse as pulse_module
 from swiftdiffusion.python_backends.common.draining import begin_draining, is_draining, quiet_s
-from swiftdiffusion.python_backends.common.pulse import DOOR, ENGINE, SETTLED_S, Pulse, forget_dead, seen, seen_models
+from swiftdiffusion.python_backends.common.pulse import (
+    DOOR,
+    ENGINE,
+    SETTLED_S,
+    Pulse,
+    forget_dead,
+    loading,
+    seen,
+    seen_models,
+)
 from swiftdiffusion.python_backends.launcher.hanging import HANGS_S, Hanging
 from swiftdiffusion.python_backends.launcher.model_processes import ModelProcess
 
@@ -54,6 +63,13 @@ def test_one_that_loads_for_too_long_hangs_until_it_is_ready(tmp_path: Path, mon
     assert [hanging.found(processes, HANGS_S) for _ in range(2)] == [[], [(os.getpid(), "model hangs")]]
     pulse.ready()
     assert hanging.found(processes, HANGS_S) == []
+
+
+def test_a_record_that_is_not_written_yet_is_none(tmp_path: Path) -> None:
+    Pulse("model", "model_0", tmp_path)
+    for record in (tmp_path / "processes/model").iterdir():
+        record.write_bytes(b"")
+    assert loading("model", tmp_path) == []
 
 
 def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path) -> None:

@@ -48,8 +48,9 @@ class Load:
 
 @contextmanager
 def counted_calls() -> Iterator[Counter[str]]:
-    """How often functions are called, Python's and others': time on a machine that nobody else uses."""
+    """How often functions are called, Python's and others': what takes time, whatever else a machine does."""
     calls: Counter[str] = Counter()
+    before = sys.getprofile()
 
     def note(_: FrameType, event: str, __: object) -> None:
         if event in ("call", "c_call"):
@@ -59,7 +60,7 @@ def counted_calls() -> Iterator[Counter[str]]:
     try:
         yield calls
     finally:
-        sys.setprofile(None)
+        sys.setprofile(before)
 
 
 def load(pace: Callable[[int, int], float], works: Sequence[Work], times_capacity: float) -> Load:
@@ -105,8 +106,8 @@ def test_the_line_is_calm_again_soon_after_a_burst() -> None:
 
 @pytest.mark.parametrize("patience", [None, 0.3, 0.6])
 @pytest.mark.parametrize("promised", [True, False])
-def test_who_could_overtake_a_full_line_is_refused_within_5_ms(promised: bool, patience: float | None) -> None:
-    """In the median of such lines, where a processor makes ten million of Python's calls in a second."""
+def test_who_could_overtake_a_full_line_is_refused_in_few_calls(promised: bool, patience: float | None) -> None:
+    """In the median of such lines; 50 000 take 5 ms at ten million in a second, which a core of a server makes."""
     made = []
     for seed in range(20):
         chance, times = random.Random(seed), StepTimes()
@@ -123,4 +124,4 @@ def test_who_could_overtake_a_full_line_is_refused_within_5_ms(promised: bool, p
             answer = desk.claim(high, limit_s)
         assert refused(answer).retry_after_s is not None
         made.append(calls.total())
-    assert median(made) < 0.005 * 1e7
+    assert median(made) < 50_000

@@ -16,10 +16,11 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     SchedulerMixin,
+    StableDiffusionXLPipeline,
 )
 
 import checkpoints
-from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
+from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry, guidance_embedding
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
@@ -89,6 +90,12 @@ def test_a_guidance_distilled_unet(tmp_path: Path) -> None:
     denoising = denoise(made, load(made), CompletedRequest("run", "a cat", None, 5, 4, 8.0, 32, 32, None))
     assert denoising.halves == (1,)
     assert compare(made.path, denoising) <= 1e-4
+
+
+@pytest.mark.parametrize("width", [32, 33, 256])
+def test_guidance_is_embedded_as_by_the_pipeline(width: int) -> None:
+    expected = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, torch.tensor([7.5 - 1.0]), width)
+    assert torch.equal(guidance_embedding(7.5, width), expected)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])

@@ -160,6 +160,18 @@ def test_controlnets_alone_are_for_other_servers(files: Path, tmp_path: Path) ->
     assert (tmp_path / "r" / "controlnet_edges").is_dir()
 
 
+@pytest.mark.parametrize("runtime", ["torch", "compile"])
+def test_processes_import_what_they_need_alone_where_nothing_is_compiled(
+    files: Path, tmp_path: Path, runtime: str
+) -> None:
+    arguments = ("--checkpoint", files / "first", "--controlnet", f"edges={files / 'edges'}", "--runtime", runtime)
+    status, said = export(*arguments, "--repository", tmp_path / "repository")
+    assert status == 0, said
+    lean = {file.parts[-3] for file in tmp_path.rglob("model.py") if "import_diffusers()" in file.read_text()}
+    compiled = {"unet_shard0", "controlnet_edges"}
+    assert lean == ({"vae_decoder"} if runtime == "compile" else {"vae_decoder", *compiled})
+
+
 def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_path: Path) -> None:
     placed = (f"gpu={files / 'edges'}@0", f"cpu={files / 'edges'}")
     options = [text for each in placed for text in ("--controlnet", each)]
