@@ -35,12 +35,14 @@ TRITONSERVER = "tritonserver"
 
 
 def resident_mib(server: TritonServer) -> dict[str, float]:
-    """By model and of tritonserver: what is theirs alone."""
+    """By model, each of which has one process here, and of tritonserver: what is theirs alone."""
     processes = {TRITONSERVER: server.pid} | {each.model: each.pid for each in model_processes(server.pid)}
     return {name: psutil.Process(pid).memory_full_info().uss / 2**20 for name, pid in sorted(processes.items())}
 
 
-async def endure(server: TritonServer, served: Served, minutes: float, load: float, steps: int) -> dict[str, Any]:
+async def endure(
+    server: TritonServer, served: Served, minutes: float, load: float, steps: int, console: Console
+) -> dict[str, Any]:
     """A trace at so much of what one request at a time would be."""
     part_s = 60 * minutes / PARTS
     memory: list[dict[str, float]] = []
@@ -50,19 +52,22 @@ async def endure(server: TritonServer, served: Served, minutes: float, load: flo
             return (await client.generate(served.request(traced, None, None))).info
 
         async def look() -> None:
-            for _ in range(PARTS):
+            for part in range(PARTS):
                 await asyncio.sleep(part_s)
                 memory.append(resident_mib(server))
+                passed = (part + 1) * minutes / PARTS
+                console.print(f"  {passed:g} of {minutes:g} minutes: {sum(memory[-1].values()):.0f} MiB")
 
         alone = await solo("A", steps, send)
-        looking = asyncio.create_task(look())
-        outcomes = await replay(requests("A", load / alone, 60 * minutes, steps), send)
-        await looking
-    parts = [[each for each in outcomes if int(each.at // part_s) == part] for part in range(PARTS)]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(look())
+            outcomes = await replay(requests("A", load / alone, 60 * minutes, steps), send)
+    answered = [each for each in outcomes if each.status is Status.OK]
+    parts = [[each for each in answered if int(each.at // part_s) == part] for part in range(PARTS)]
     return {
         "solo_s": round(alone, 3),
         "requests": len(outcomes),
-        "failed": sum(each.status is not Status.OK for each in outcomes),
+        "failed": len(outcomes) - len(answered),
         "latency_s": {
             "median": [_quantile(part, 0.5) for part in parts],
             "p95": [_quantile(part, 0.95) for part in parts],
@@ -72,7 +77,9 @@ async def endure(server: TritonServer, served: Served, minutes: float, load: flo
     }
 
 
-def _quantile(outcomes: list[Outcome], quantile: float) -> float:
+def _quantile(outcomes: list[Outcome], quantile: float) -> float | None:
+    if not outcomes:
+        return None
     return round(float(np.quantile([each.seconds for each in outcomes], quantile)), 2)
 
 
@@ -94,7 +101,7 @@ def main(
         networks = [f"{name}={DEMO / 'controlnets' / name}" for name in CONTROLNETS]
         write_pipelines(Deployment.from_options(None, options, networks).resolve(), repository)
         with TritonServer(repository) as server:
-            found = asyncio.run(endure(server, served, minutes, load, steps))
+            found = asyncio.run(endure(server, served, minutes, load, steps, console))
     command = f"python benchmarks/endurance.py --minutes {minutes:g} --load {load:g} --steps {steps} --loras {loras}"
     out.write_text(json.dumps({"command": command, "machine": machine, **found}) + "\n", "utf-8")
     console.print(f"written to {out}", highlight=False)

@@ -69,7 +69,7 @@ def ending(tiny: TinyServer, **expected: int) -> Iterator[None]:
     assert grown() == expected
     found = OUTCOME.findall("\n".join(log_lines(tiny)[len(lines) :]))
     assert {outcome: found.count(outcome) for outcome in found} == expected
-    wait_for(lambda: in_line(tiny) == (0, 0))
+    wait_for(lambda: in_line(tiny) == (0, 0), seconds=60.0)  # what a dead denoiser has begun is denoised to its end
 
 
 def log_lines(tiny: TinyServer) -> list[str]:
