@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from http.client import HTTPException
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def top(
         _follow(url, every, max(1, round(window / every)), looks, console)
     except KeyboardInterrupt:
         return
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         errors.print(f"[bold red]error:[/] {url}: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
@@ -42,7 +43,7 @@ def _follow(url: str, every: float, most: int, looks: deque[Snapshot], console: 
             time.sleep(every)
             try:
                 latest = read_snapshot(url, time.monotonic())
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 live.update(f"{url}: {error}", refresh=True)  # it may come again
                 continue
             live.update(drawn(latest.figures_since(looks[0])), refresh=True)

@@ -7,6 +7,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ..common.filesystem import replace_text
 from ..common.pulse import seen_models
 from ..common.runtime_directory import WATCH_FILE
 from .metrics import Counter, Gauge
@@ -65,11 +66,11 @@ class WatchMetrics:
         self._restarts.add(max(0, restarts - told.get("restarts", 0)))
         now = {"heals": heals, "restarts": restarts}
         if now != told:
-            self._told.write_text(json.dumps(now), "utf-8")
+            replace_text(self._told, json.dumps(now))
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):  # a full disk leaves files without an end
         return {}

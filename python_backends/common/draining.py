@@ -20,6 +20,11 @@ def begin_draining(runtime: Path) -> None:
     (runtime / MARK).touch()
 
 
+def end_draining(runtime: Path) -> None:
+    """It takes requests again."""
+    (runtime / MARK).unlink(missing_ok=True)
+
+
 def is_draining(runtime: Path | None = None) -> bool:
     """Whether a server is; None: this process's."""
     return ((runtime or runtime_directory()) / MARK).exists()

@@ -42,6 +42,13 @@ def as_text(path: str | Path) -> str:
         return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is whole or as it was, whenever it is read and whatever ends this process."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text, "utf-8")
+    fresh.replace(path)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in lower-case hexadecimal."""
     with path.open("rb") as file:

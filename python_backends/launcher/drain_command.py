@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..common.draining import end_draining
 from .draining import LOOK_EVERY_S, drain
 from .errors import LauncherError
 from .running import RunningServer, find_server
@@ -25,7 +26,11 @@ def drain_command(
     """
     try:
         server = find_server(url)
-        in_time = drain(server.runtime, grace, lambda: _still_there(server))
+        try:
+            in_time = drain(server.runtime, grace, lambda: _still_there(server))
+        except KeyboardInterrupt:
+            end_draining(server.runtime)
+            raise
         server.terminate()
         deadline = time.monotonic() + STOP_S
         while server.is_alive:

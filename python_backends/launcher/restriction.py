@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from .errors import AdminKeyError
@@ -21,6 +22,8 @@ KEY_FILE = "admin-key"
 """Its name in a server's private directory."""
 
 _OPTIONS = ("--http-restricted-api", "--grpc-restricted-protocol")
+_ADDRESSES = ("--http-address", "--grpc-address")
+_DANGEROUS = ("model-repository", "shared-memory")
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,256}")
 _WANTED = "16 to 256 letters, digits, - and _ of ASCII"
 
@@ -82,18 +85,35 @@ def choose_admin_key(
         extra_arguments: of tritonserver; with restrictions of their own they replace the default.
 
     Raises:
-        AdminKeyError: the options contradict each other, or the file is unfit.
+        AdminKeyError: the options contradict each other or leave open what loads code, or the file is unfit.
     """
-    own = [argument for argument in extra_arguments if argument.startswith(_OPTIONS)]
-    if own and (restrict or key_file is not None):
-        raise AdminKeyError(f"{own[0].partition('=')[0]} and --restrict close the same APIs: give one of them")
+    own = {option: _values(extra_arguments, option) for option in _OPTIONS}
+    given = next((option for option, values in own.items() if values), None)
+    if given and (restrict or key_file is not None):
+        raise AdminKeyError(f"{given} and --restrict close the same APIs: give one of them")
+    addresses = [host, *(address for option in _ADDRESSES for address in _values(extra_arguments, option))]
+    is_exposed = not all(map(is_loopback, addresses))
+    if given and is_exposed and restrict is None:
+        for option, values in own.items():
+            closed = {api for value in values for api in value.partition(":")[0].split(",")}
+            if missing := [api for api in _DANGEROUS if api not in closed]:
+                raise AdminKeyError(
+                    f"{option} leaves {' and '.join(missing)} open to the network, by which code can be loaded; "
+                    "wanted: one that closes them too, --restrict instead, or --no-restrict"
+                )
     if restrict is None:
-        restrict = key_file is not None or not (own or is_loopback(host))
+        restrict = key_file is not None or (is_exposed and not given)
     if not restrict:
         if key_file is not None:
             raise AdminKeyError("--admin-key-file and --no-restrict contradict each other: give one of them")
         return None
     return AdminKey.random() if key_file is None else AdminKey.read(key_file)
+
+
+def _values(arguments: Sequence[str], option: str) -> list[str]:
+    """What an option is given, as `--option=value` or `--option value`."""
+    joined = [each.partition("=")[2] for each in arguments if each.startswith(f"{option}=")]
+    return joined + [after for each, after in pairwise(arguments) if each == option]
 
 
 def admin_headers(arguments: Sequence[str]) -> dict[str, str]:

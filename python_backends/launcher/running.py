@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -81,7 +83,10 @@ class RunningServer:
 
 def starting_serve(http_url: str) -> int | None:
     """Process of the `swiftdiffusion serve` that is starting a server at a URL, for the first time or again."""
-    port = urlsplit(http_url).port
+    try:
+        port = _port(http_url)
+    except ServerNotFoundError:
+        return None
     for directory in private_directories():
         for watcher in seen(WATCHER, directory / WATCH_ROOM):
             if is_watching(watcher) and (directory / PORT_FILE).read_text("ascii") == str(port):
@@ -103,9 +108,7 @@ def find_server(http_url: str) -> RunningServer:
     Raises:
         ServerNotFoundError: there is none, or none of this user's.
     """
-    port = urlsplit(http_url).port
-    if port is None:
-        raise ServerNotFoundError(f"the URL is {http_url!r}; wanted: http://HOST:PORT of Triton's HTTP API")
+    port = _port(http_url)
     for process in psutil.process_iter(["name"]):
         if process.info["name"] == "tritonserver" and listens(process.pid, port):
             try:
@@ -123,6 +126,29 @@ def find_server(http_url: str) -> RunningServer:
             api = RepositoryApi(http_url, admin_headers(arguments))
             return RunningServer(process.pid, api, directory, arguments, repository)
     raise ServerNotFoundError(f"no tritonserver of this machine listens at {http_url}")
+
+
+def _port(http_url: str) -> int:
+    """Of a URL of this machine; ServerNotFoundError for another."""
+    try:
+        host, port = urlsplit(http_url).hostname, urlsplit(http_url).port
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
+        raise ServerNotFoundError(f"the URL is {http_url!r}; wanted: http://HOST:PORT of Triton's HTTP API")
+    if not _is_here(host):
+        raise ServerNotFoundError(f"the URL is {http_url!r}; wanted: one of this machine's addresses")
+    return port
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or address is one of this machine's."""
+    try:
+        found = {str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    own = {each.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for each in addresses}
+    return all(ip_address(each).is_loopback or ip_address(each).is_unspecified or each in own for each in found)
 
 
 def runtime_directories() -> Iterator[tuple[int, Path]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..common.filesystem import replace_text
 from ..common.runtime_directory import WATCH_FILE
 
 
@@ -56,7 +57,4 @@ class WatchStatus:
 
 def write_status(runtime: Path, text: str) -> None:
     """Puts a status, as JSON, where `WatchStatus.read` finds it."""
-    path = runtime / WATCH_FILE
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text, "utf-8")
-    fresh.replace(path)
+    replace_text(runtime / WATCH_FILE, text)

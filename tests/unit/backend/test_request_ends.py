@@ -78,3 +78,14 @@ def test_what_nobody_takes_up_was_dropped(ends: RequestEnds, monkeypatch: pytest
     monkeypatch.setattr(request_ends, "DROPPED_AFTER_S", -1.0)
     ends.count_lost()
     assert counted() == {"cancelled": 1}
+
+
+def test_what_a_process_had_not_written_whole_stops_nothing(
+    ends: RequestEnds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_ends, "DROPPED_AFTER_S", -1.0)
+    ends.accept(Ending("half", None, "tiny", at=0.0))
+    (tmp_path / "requests/half").write_text('{"run_id": "ha')
+    ends.accept(ENDING)
+    ends.count_lost()
+    assert counted() == {"cancelled": 1}

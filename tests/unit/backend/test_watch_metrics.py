@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
+import pytest
 from model_process import own_metrics, told
 
-from swiftdiffusion.python_backends.backend.watch_metrics import WatchMetrics
+from swiftdiffusion.python_backends.backend.watch_metrics import TOLD_FILE, WatchMetrics
 from swiftdiffusion.python_backends.common.pulse import Pulse
 from swiftdiffusion.python_backends.launcher.watch_status import Down, WatchStatus, write_status
 
@@ -34,3 +36,14 @@ def test_counters_go_on_where_another_process_tells_them(tmp_path: Path) -> None
     assert sum(told["swiftdiffusion_restarts_total"][""]) == 1
     assert told["swiftdiffusion_model_down"]["shard"][-1] == 1
     assert told["swiftdiffusion_model_down"]["calm"][-1] == 0
+
+
+@pytest.mark.parametrize("text", ["", '{"heals": {"sha', "[1]"])
+def test_a_file_without_an_end_is_as_none(tmp_path: Path, text: str) -> None:
+    Pulse("shard", "shard_0", tmp_path)
+    (tmp_path / TOLD_FILE).write_text(text)
+    write_status(tmp_path, WatchStatus(heals={"shard": 2}).to_json())
+    with own_metrics():
+        tell_once(tmp_path)
+    assert sum(told["swiftdiffusion_heals_total"]["shard"]) == 2
+    assert json.loads((tmp_path / TOLD_FILE).read_text())["heals"] == {"shard": 2}

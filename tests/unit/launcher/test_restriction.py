@@ -33,11 +33,34 @@ def test_loopback_is_restricted_when_asked_for(host: str, key_file: Path) -> Non
 
 
 def test_own_restrictions_of_the_operator_stand(key_file: Path) -> None:
-    own = ["--http-restricted-api=trace:x=y"]
+    apis = "model-repository,shared-memory:x=y"
+    own = [f"--http-restricted-api={apis}", "--grpc-restricted-protocol", apis]
     assert choose_admin_key("0.0.0.0", None, None, own) is None
     for restrict, file in ((True, None), (None, key_file)):
         with pytest.raises(AdminKeyError, match="--http-restricted-api and --restrict"):
             choose_admin_key("0.0.0.0", restrict, file, own)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["--http-restricted-api=trace:x=y"],
+        ["--http-restricted-api=model-repository,shared-memory:x=y"],
+        ["--http-restricted-api=model-repository:x=y", "--grpc-restricted-protocol=model-repository,shared-memory:x=y"],
+    ],
+)
+def test_own_restrictions_have_to_close_what_loads_code(own: list[str]) -> None:
+    with pytest.raises(AdminKeyError, match="open to the network, by which code can be loaded"):
+        choose_admin_key("0.0.0.0", None, None, own)
+    assert choose_admin_key("127.0.0.1", None, None, own) is None
+    assert choose_admin_key("0.0.0.0", False, None, own) is None
+
+
+@pytest.mark.parametrize("option", ["--http-address", "--grpc-address"])
+def test_addresses_that_are_given_to_tritonserver_itself_count(option: str) -> None:
+    for extra in ([f"{option}=0.0.0.0"], [option, "0.0.0.0"]):
+        assert choose_admin_key("127.0.0.1", None, None, extra)
+    assert choose_admin_key("127.0.0.1", None, None, [option, "127.0.0.1"]) is None
 
 
 def test_options_that_contradict_each_other(key_file: Path) -> None:
