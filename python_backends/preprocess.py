@@ -19,7 +19,7 @@ from .backend.request_ends import Ending, RequestEnds
 from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_arrays, parameter_names, text_tensor
 from .common.draining import is_draining
-from .common.errors import DrainingError, ModelDownError, RequestError, UnknownLoraError
+from .common.errors import DrainingError, ModelDownError, NotBegunError, RequestError, UnknownLoraError
 from .common.pulse import DOOR, is_up
 from .controlnets.images import ControlImages
 from .engine.admission import Admission
@@ -93,7 +93,7 @@ class TritonPythonModel(Model):
         try:
             return self._accepted(request)
         except ModelDownError as error:  # clients may ask again for as long as they like
-            raise ModelDownError(f"not begun: {error}") from None
+            raise NotBegunError(f"not begun: {error}") from None
 
     def _accepted(self, request: Any) -> Any:
         came = time.monotonic()

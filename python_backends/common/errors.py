@@ -75,6 +75,12 @@ class ModelDownError(RequestError):
     code, reason = "UNAVAILABLE", "down"
 
 
+class NotBegunError(ModelDownError):
+    """Nothing was done for the request, and nothing can be before the model is loaded again."""
+
+    outcome = "shed"
+
+
 class ModelFailedError(RequestError):
     """An inner model that lives and answered with an error; the message has its name."""
 
