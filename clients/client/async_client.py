@@ -66,8 +66,8 @@ class AsyncClient:
         timeout: seconds that a picture may take; None waits as long as the server works on it.
         retries: how often a request is sent again, with the same seed, that met a part of the server which died
             (`ServerRestarting`), or no server at all (`ServerUnreachable`). While a server says, or shows, that it
-            cannot begin yet, it is asked every 2 s for up to two minutes, which uses up none of them (but one whose
-            entry model is not there has to be named it).
+            cannot begin yet, it is asked every 2 s for up to two minutes, which uses up none of them; a client that is
+            to wait for its entry model too has to be given `model`.
         ca_file: PEM of who signed the server's certificate; None trusts whom the system trusts.
         admin_key: opens what `serve --restrict` closes, of which the clients use the models' states alone (`health`).
     """

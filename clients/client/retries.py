@@ -31,14 +31,14 @@ class Retries:
     def __init__(self, most: int) -> None:
         """None made yet; `most` after the first."""
         self._made, self._most = 0, most
-        self._until: float | None = None
+        self._until: float | None = None  # when the patience ends that began with the first such error
 
     async def pause(self, error: ServerRestarting | ServerUnreachable) -> None:
         """Waits until the next; raises the error if there is none."""
-        now = time.monotonic()
-        if self._until is None and _NOT_BEGUN.search(str(error)):
-            self._until = now + PATIENCE_S
-        if self._most and self._until is not None and now < self._until and _NOT_BEGUN.search(str(error)):
+        now, is_begun = time.monotonic(), not _NOT_BEGUN.search(str(error))
+        if self._until is None and not is_begun:
+            self._until = now + (PATIENCE_S if self._most else 0.0)
+        if not is_begun and self._until is not None and now < self._until:
             seconds = ASK_EVERY_S
         elif self._made < self._most:
             seconds = PAUSES_S[min(self._made, len(PAUSES_S) - 1)]
