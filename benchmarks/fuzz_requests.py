@@ -1,8 +1,8 @@
 """Requests that nobody should send, by a seed: raw HTTP/1.1 and raw gRPC, from nearly right to nonsense.
 
-None uses model control, logging, tracing or shared memory: whoever may, can stop a server without tricks. Two things
-are left out because they end Triton 2.51 (docs/security.md): JSON tensors whose shape has many elements, and streams of
-several requests.
+None uses model control, logging, tracing or shared memory: whoever may, can stop a server without tricks. Three things
+are left out because they end Triton 2.51 (docs/security.md): JSON tensors whose shape has many elements, streams of
+several requests, and metadata that asks for gRPC errors.
 """
 
 from __future__ import annotations
@@ -11,32 +11,14 @@ import gzip
 import json
 import random
 import struct
-from dataclasses import dataclass, field
 from typing import Any
 
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-TYPES = {
-    "PROMPT": "BYTES",
-    "NEGATIVE_PROMPT": "BYTES",
-    "PROMPT_SYNTAX": "BYTES",
-    "SEED": "INT64",
-    "STEPS": "INT32",
-    "GUIDANCE_SCALE": "FP32",
-    "GUIDANCE_RESCALE": "FP32",
-    "HEIGHT": "INT32",
-    "WIDTH": "INT32",
-    "SCHEDULER": "BYTES",
-    "CLIP_SKIP": "INT32",
-    "REQUEST_ID": "BYTES",
-    "TIMEOUT_MS": "INT32",
-    "PRIORITY": "BYTES",
-    "LORAS": "BYTES",
-    "LORA_BOUND": "INT32",
-    "LORA_PATCH_STEP": "INT32",
-    "CONTROLNETS": "BYTES",
-    "CONTROL_IMAGES": "UINT8",
-}
+from fuzz_cases import GrpcCase, HttpCase
+from swiftdiffusion.export.repository.config_parts import CLIENT_INPUTS
+
+TYPES = {name: "BYTES" if kind == "STRING" else kind for name, kind, *_ in CLIENT_INPUTS}
 INNER = {"REQUEST": "BYTES", "TICKETS": "BYTES", "ENCODING": "BYTES", "LATENTS": "FP32", "CONTROL": "BYTES"}
 OTHER_TYPES = ("BYTES", "BOOL", "UINT8", "INT8", "INT32", "INT64", "UINT64", "FP16", "BF16", "FP32", "FP64", "", "X")
 SIZES = {"UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
@@ -48,42 +30,6 @@ TEXTS = (
     "../../etc/passwd", "[{", '[{"name": "x"}]', '[{"name": "night", "scale": 1e999}]', '[{"name": "night"}]',
     "[" * 600, "null", "{}", "euler", '[{"name": "edges", "start": 2}]', "%s%n", "NaN", "low", '{"id": 1}',
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HttpCase:
-    """Bytes for one connection.
-
-    Attributes:
-        kind: what is wrong with them.
-        payload: sent as they are.
-        is_http: they are one whole request of HTTP/1.1, which has to be answered; else closing is an answer too.
-        is_half_open: no end of them comes, and nobody answers.
-    """
-
-    kind: str
-    payload: bytes = field(repr=False)
-    is_http: bool = True
-    is_half_open: bool = False
-
-
-@dataclass(frozen=True)
-class GrpcCase:
-    """One call.
-
-    Attributes:
-        kind: what is wrong with it.
-        method: of `inference.GRPCInferenceService`.
-        message: serialised.
-        metadata: of the call.
-        cancel_after_s: the client goes then; None waits.
-    """
-
-    kind: str
-    method: str
-    message: bytes = field(repr=False)
-    metadata: tuple[tuple[str, str], ...] = ()
-    cancel_after_s: float | None = None
 
 
 class Fuzzer:

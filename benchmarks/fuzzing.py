@@ -18,7 +18,8 @@ import grpc
 import psutil
 from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
-from fuzz_requests import Fuzzer, GrpcCase, HttpCase
+from fuzz_cases import GrpcCase, HttpCase
+from fuzz_requests import Fuzzer
 
 ANSWER_S = 30.0
 SERVICE = "/inference.GRPCInferenceService/"

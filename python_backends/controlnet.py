@@ -31,7 +31,7 @@ class TritonPythonModel(Model):
         settings = ModelSettings.from_triton(args)
         self._input_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "CONTROL"]
         compute = ComputeSettings.from_settings(settings)
-        self._busy = BusyTime(settings.name)
+        self._busy = BusyTime(settings.name, settings.instance)
         self._network = ControlNet(
             settings.required_path("controlnet"),
             compute.checkpoint,

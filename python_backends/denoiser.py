@@ -24,7 +24,8 @@ from .backend.stage_times import BEFORE, StageTime
 from .common.errors import InvalidRequestError, RequestError, to_report
 from .common.pulse import ups
 from .controlnets.images import ControlImages
-from .engine.front import Front, FrontRun, cancelled, ending_of, final_info
+from .engine.front import Front
+from .engine.front_run import FrontRun, cancelled, ending_of, final_info
 from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry

@@ -40,7 +40,7 @@ class TritonPythonModel(Model):
         catalogue = Catalogue(settings.path("loras"))
         self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
         self._kept = KeptEmbeddings()
-        self._ends, self._busy = RequestEnds(), BusyTime(settings.name)
+        self._ends, self._busy = RequestEnds(), BusyTime(settings.name, settings.instance)
         self._outcomes = Outcomes(host_cache_directory())
         keep_freed_memory()
 

@@ -75,7 +75,7 @@ class TritonPythonModel(Model):
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
         times = StepTimes()
         loras = ResidentLoras(unet.patcher, host_cache_directory(), unet.beside)
-        metrics = ShardMetrics(parameters["pipeline"], settings.name)
+        metrics = ShardMetrics(parameters["pipeline"], settings.name, settings.instance)
         evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings), metrics)
         height, width = compute.checkpoint.default_size
         for rows, seconds in evaluator.measure(compute.checkpoint, parameters["patches"] == "1").items():
@@ -122,7 +122,7 @@ class TritonPythonModel(Model):
 
     def _submit(self, message: Submit) -> Submitted:
         try:
-            self._engine.submit(self._new_runs.make(message), message.again)
+            self._engine.submit(self._new_runs.make(message), message.again, message.sender)
         except EvictedError:
             return Submitted(missing=True)
         except Exception as error:  # noqa: BLE001  whatever a request brings is its denoiser's to tell

@@ -38,7 +38,7 @@ class TritonPythonModel(Model):
         compute = ComputeSettings.from_settings(settings)
         self._after = StageTime(AFTER, settings.parameters["pipeline"])
         checkpoint = compute.checkpoint
-        self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name)
+        self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
         keep_freed_memory()
         Runtime().prepare(self._vae, compute.device)

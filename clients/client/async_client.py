@@ -11,7 +11,14 @@ from types import TracebackType
 from typing import TypeVar
 
 from .access import Access
-from .errors import ModelNotFound, RequestTimeout, ServerUnavailable, ServerUnreachable, SwiftDiffusionError
+from .errors import (
+    ModelNotFound,
+    RequestTimeout,
+    ServerRestarting,
+    ServerUnavailable,
+    ServerUnreachable,
+    SwiftDiffusionError,
+)
 from .request import GenerationRequest, Tensor, cancel_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
 from .retries import RETRIABLE, Retries
@@ -66,8 +73,7 @@ class AsyncClient:
         timeout: seconds that a picture may take; None waits as long as the server works on it.
         retries: how often a request is sent again, with the same seed, that met a part of the server which died
             (`ServerRestarting`), or no server at all (`ServerUnreachable`). While a server says, or shows, that it
-            cannot begin yet, it is asked every 2 s for up to two minutes, which uses up none of them; a client that is
-            to wait for its entry model too has to be given `model`.
+            cannot begin yet, it is asked every 2 s for up to two minutes, which uses up none of them.
         ca_file: PEM of who signed the server's certificate; None trusts whom the system trusts.
         admin_key: opens what `serve --restrict` closes, of which the clients use the models' states alone (`health`).
     """
@@ -155,7 +161,8 @@ class AsyncClient:
         """Name of the entry model.
 
         Raises:
-            ModelNotFound: the server has neither `sdxl` nor `sd15` ready.
+            ServerRestarting: the server is not ready, and neither `sdxl` nor `sd15` is.
+            ModelNotFound: the server is ready, and has neither.
         """
         if self._model is None:
             for name in ENTRY_MODELS:
@@ -163,8 +170,10 @@ class AsyncClient:
                     self._model = name
                     break
             else:
-                known = " and ".join(ENTRY_MODELS)
-                raise ModelNotFound(f"the server at {self.url} has none of {known} ready; if it has others, name one")
+                known = f"{self.url} has none of {' and '.join(ENTRY_MODELS)} ready"
+                if not await self.is_ready():
+                    raise ServerRestarting(f"not begun: the server at {known} yet; retry in a few seconds")
+                raise ModelNotFound(f"the server at {known}; if it has others, name one")
         return self._model
 
     async def can_stream(self) -> bool:

@@ -42,7 +42,7 @@ class PipelineFigures:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model that computes: the share of the time in which it did, whether it is down, how often it healed."""
+    """One model that computes: the share of the time in which its instances did, if it is down, how often it healed."""
 
     model: str
     busy: float
@@ -75,7 +75,7 @@ class Snapshot:
             [
                 ModelFigures(
                     model,
-                    grown._per_second("busy_seconds_total", model=model),
+                    grown._busy(model),
                     self._sum("model_down", model=model) > 0,
                     self._sum("heals_total", model=model),
                 )
@@ -117,6 +117,10 @@ class Snapshot:
 
     def _per_second(self, name: str, **labels: str) -> float:
         return self._sum(name, **labels) / self._at if self._at > 0 else 0.0
+
+    def _busy(self, model: str) -> float:
+        instances = sum(1 for _ in self._of("busy_seconds_total", {"model": model}))
+        return self._per_second("busy_seconds_total", model=model) / max(1, instances)
 
     def _values(self, name: str, label: str) -> list[str]:
         return sorted({dict(own)[label] for of, own in self._samples if of == name})

@@ -45,7 +45,7 @@ TRANSFERRED = (
 )
 """Counted by shards, for ControlNets and for other shards."""
 
-BUSY = ("swiftdiffusion_busy_seconds_total", "Time in which a model had something to compute")
+BUSY = ("swiftdiffusion_busy_seconds_total", "Time in which an instance of a model had something to compute")
 """Counted by shards, ControlNets, text encoders and VAE decoders."""
 
 COUNTER_ENDINGS, HISTOGRAM_ENDINGS = ("_total",), ("_seconds", "_steps", "_size", "_ratio")
@@ -109,12 +109,16 @@ class Counter(_Metric[float]):
 
 
 class BusyTime:
-    """How long one model computes."""
+    """How long one instance of a model computes."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, instance: str) -> None:
         """No time yet."""
-        self._model, self._seconds = model, Counter(*BUSY)
-        self._seconds.add(0.0, model=model)
+        self._labels, self._seconds = {"model": model, "model_instance": instance}, Counter(*BUSY)
+        self.add(0.0)
+
+    def add(self, seconds: float) -> None:
+        """It did for so long."""
+        self._seconds.add(seconds, **self._labels)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -123,7 +127,7 @@ class BusyTime:
         try:
             yield
         finally:
-            self._seconds.add(time.perf_counter() - started, model=self._model)
+            self.add(time.perf_counter() - started)
 
 
 class Gauge(_Metric[float]):

@@ -38,6 +38,8 @@ SECONDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 
 """Buckets for requests: close enough for quantiles."""
 
 OUTCOMES = ("in_time", "late", "shed", "failed", "cancelled", "invalid")
+LOST = "lost"
+"""The error of those whose process died."""
 
 _log = logging.getLogger("swiftdiffusion.requests")
 
@@ -92,6 +94,7 @@ class RequestEnds:
         """Shows a pipeline's outcomes before there are any."""
         for outcome in OUTCOMES:
             self._finished.add(0.0, pipeline=pipeline, outcome=outcome)
+        self._failed.add(0.0, pipeline=pipeline, error=LOST)
 
     def accept(self, ending: Ending) -> None:
         """A request goes on to the other models."""
@@ -145,7 +148,7 @@ class RequestEnds:
                 continue
             if text:
                 with suppress(ValueError):  # its process died while it wrote
-                    self._count(Ending(**json.loads(text)), "failed" if held else "cancelled", "lost")
+                    self._count(Ending(**json.loads(text)), "failed" if held else "cancelled", LOST)
 
     def _is_first(self, run_id: str) -> bool:
         """Whether a request is counted for the first time, as now it must be."""

@@ -31,6 +31,7 @@ class ModelSettings:
 
     Attributes:
         name: The model's name.
+        instance: The instance's, which tells it from others of the model.
         repository: The directory that holds the model's directory.
         parameters: The config's `parameters`.
         config: The whole config as Triton completed it.
@@ -38,6 +39,7 @@ class ModelSettings:
     """
 
     name: str
+    instance: str
     repository: Path
     parameters: Mapping[str, str]
     config: Mapping[str, Any]
@@ -50,6 +52,7 @@ class ModelSettings:
         config = json.loads(args["model_config"])
         return cls(
             name=args["model_name"],
+            instance=args["model_instance_name"],
             repository=as_path(args["model_repository"]).parent,
             parameters=Parameters({key: value["string_value"] for key, value in config.get("parameters", {}).items()}),
             config=config,

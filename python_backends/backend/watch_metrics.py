@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..common.filesystem import replace_text
@@ -36,6 +37,8 @@ class WatchMetrics:
         self._down = Gauge("swiftdiffusion_model_down", "1 while a model's process is dead, by model")
         self._heals = Counter("swiftdiffusion_heals_total", "Models that were loaded again, by model")
         self._restarts = Counter("swiftdiffusion_restarts_total", "Starts of tritonserver after the first")
+        self._watched = Counter("swiftdiffusion_watched_seconds_total", "Time in which the server was looked after")
+        self._looked_at, self._told_at = _time_of(self._watch), time.monotonic()
         self._models: set[str] = set()
         self._closing = threading.Event()
         self._tell()
@@ -64,9 +67,20 @@ class WatchMetrics:
                 self._heals.add(more, model=model)
             self._models.add(model)
         self._restarts.add(max(0, restarts - told.get("restarts", 0)))
+        before, self._looked_at = self._looked_at, _time_of(self._watch)
+        passed, self._told_at = time.monotonic() - self._told_at, time.monotonic()
+        self._watched.add(passed if self._looked_at != before else 0.0)
         now = {"heals": heals, "restarts": restarts}
         if now != told:
             replace_text(self._told, json.dumps(now))
+
+
+def _time_of(path: Path) -> int:
+    """When a file was written or touched; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from ..common.errors import LinesFullError, ModelDownError, OverloadedError, Req
 from ..request.completed import PlaceClaim
 from .claims import CLAIM_S
 from .line import SAFETY
-from .messages import Claim, Claimed, Work
+from .messages import Claim, Claimed
 from .refusals import Refusals, Refused
+from .work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from .joining import Outlook
-    from .messages import Work
     from .step_times import StepTimes
+    from .work import Work
 
 RESTARTED = len(PRIORITIES)
 """The rank of a run that was in line before, elsewhere: it has waited longest."""

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from ..common.pulse import Pulse
     from .desk import Desk
     from .evaluator import Evaluated, Evaluator, StepTook
-    from .messages import Claim, Claimed, Quoted, Work
+    from .messages import Claim, Claimed, Quoted
     from .peers import Peers
     from .run import Denoising
     from .shard_metrics import ShardMetrics
     from .step_times import StepTimes
     from .unet_calls import UNetCall
+    from .work import Work
 
 WAITING_POLL_S = 0.003
 """Pause between looks for LoRAs where every run waits for one."""
@@ -99,10 +100,10 @@ class Engine:
 
     # Messages, from the thread of the model's `execute`.
 
-    def submit(self, run: Denoising, again: bool) -> None:
-        """Takes up a run; `again`, one that ran elsewhere before."""
+    def submit(self, run: Denoising, again: bool, sender: int) -> None:
+        """Takes up a run; `again`, one that ran elsewhere before; `sender` is the process that asks after it."""
         self._active.add(run.request.run_id)
-        self._published.begin(run.request.run_id, run.steps)
+        self._published.begin(run.request.run_id, run.steps, sender)
         self._inbox.put(partial(self._enter, run, again))
 
     def poll(self, runs: Sequence[str]) -> tuple[Polled, list[torch.Tensor]]:

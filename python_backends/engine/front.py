@@ -5,18 +5,15 @@ A run is a pure function of its request, so that nothing is lost with a shard bu
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..backend.model_calls import down, encode_prompts, load_loras, traced
-from ..backend.request_ends import Ending
 from ..common.errors import (
     EmbeddingsUnavailableError,
     ModelDownError,
-    RequestCancelledError,
     RequestError,
     RequestTimeoutError,
     from_report,
@@ -25,12 +22,12 @@ from ..common.pulse import is_up
 from ..request.completed import CompletedRequest
 from ..request.encoding import Encoding
 from .admission import best_first
-from .messages import RunState, Submit, Work
+from .front_run import FrontRun, cancelled
+from .messages import Submit
+from .work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import numpy as np
 
     from ..backend.stage_times import StageTime
     from ..controlnets.images import ControlImages
@@ -42,67 +39,11 @@ if TYPE_CHECKING:
 MAX_STARTS = 3
 """A run whose shard dies more often ends its request: it may be what kills them."""
 
-DOWN_S = 120.0
-"""Longest that a request waits for models that are down."""
-
 MIN_PAUSE_S, FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.005, 0.025
 """Between two looks at the shards; for the longest of them a new request may lie here."""
 
 OVERDUE_LOOKS = 10
 """In the time of a step, after one that should have ended."""
-
-
-NOTHING_YET = RunState(0, 0)
-
-
-@dataclass(eq=False)
-class FrontRun:
-    """One request.
-
-    Attributes:
-        message: What a shard is told of it.
-        shard: That has it; None while none does.
-        starts: How often it was started.
-        state: What is known of it.
-        told: Steps that its client was told of.
-        latents: [1, C, h, w] float32, once it is done.
-        failure: Why it ends without a picture, once it does.
-        joined: When it came, in seconds of the monotonic clock.
-        waits_since: Since when something that it needs next is down, likewise; None while nothing is.
-        decoders: Processes of the decoder that it is bound to.
-        held: What is given up at its end.
-        in_hand: The server's request, until this round has ended.
-    """
-
-    message: Submit
-    shard: str | None = None
-    starts: int = 0
-    state: RunState = NOTHING_YET
-    told: int = 0
-    latents: np.ndarray | None = None
-    failure: RequestError | None = None
-    joined: float = field(default_factory=time.monotonic)
-    waits_since: float | None = None
-    decoders: frozenset[int] = frozenset()
-    held: ExitStack = field(default_factory=ExitStack)
-    in_hand: Any = None
-
-    @property
-    def request(self) -> CompletedRequest:
-        """The request."""
-        return self.message.request
-
-    def waits(self) -> bool:
-        """Whether it may wait on for something that is down; if not, it ends."""
-        now = time.monotonic()
-        if self.waits_since is None:
-            self.waits_since = now
-        return now - self.waits_since < DOWN_S
-
-    @property
-    def place(self) -> str:
-        """How far it is, for messages."""
-        return f"after step {max(self.told, self.state.step)} of {self.state.of or self.request.steps}"
 
 
 class Front:
@@ -284,37 +225,3 @@ class Front:
         run.shard = None
         if run.starts >= MAX_STARTS:
             run.failure = error
-
-
-def final_info(run: FrontRun) -> dict[str, Any]:
-    """INFO of a run that is done, with its time here and what it was forecast, in milliseconds.
-
-    `done_at`, in seconds of the monotonic clock, and `ending` are for `vae_decoder` alone.
-    """
-    info, now = json.loads(json.dumps(run.state.info)), time.monotonic()
-    info["timings_ms"]["denoiser"] = round(1000 * (now - run.joined), 3)
-    info["done_at"] = now
-    if ending := ending_of(run):
-        info["ending"] = asdict(ending)
-    if run.request.claim is not None:
-        info["forecast_ms"] = round(1000 * run.request.claim.forecast_s, 3)
-        info["forecast_came_to_ms"] = round(1000 * (now - run.request.claim.at), 3)
-    return info
-
-
-def ending_of(run: FrontRun) -> Ending | None:
-    """What is told of a run at its end, as far as it came."""
-    arrival, now = run.request.arrival, time.monotonic()
-    if arrival is None:
-        return None
-    here_s, waited_s = now - run.joined, run.state.waited_s
-    came_s = max(0.0, now - here_s - arrival.at - arrival.prepared_s)
-    stages = {"encoding": came_s, "waiting": here_s if waited_s is None else waited_s}
-    if waited_s is not None:
-        stages["denoising"] = max(0.0, here_s - waited_s)
-    return Ending.of(run.request, **stages)
-
-
-def cancelled(run: FrontRun) -> RequestCancelledError:
-    """What the client of a cancelled request is told."""
-    return RequestCancelledError(f'REQUEST_ID "{run.request.request_id}" was cancelled {run.place}')

@@ -7,8 +7,9 @@ may lack and ask for. Tensors travel beside the message.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,61 +18,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ..common.errors import InvalidRequestError
 from ..common.sentences import misread
 from ..lora.files.lora_set import LoraSet
-from ..request.completed import CompletedRequest, ControlNetUse, Priority
+from ..request.completed import CompletedRequest, ControlNetUse
 from ..request.encoding import Encoding
 from ..request.json_text import adapter
+from .work import Work
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run asks of a shard.
-
-    Attributes:
-        rows: Rows of the UNet's batch in each of its steps: 2 for both halves of guidance, else 1.
-        pixels: Height × width.
-        steps: Steps left.
-        priority: Who goes before whom.
-        control_rows: Rows that ControlNets evaluate in all steps together, for each half, the conditional one last.
-    """
-
-    rows: int
-    pixels: int
-    steps: int
-    priority: Priority = "normal"
-    control_rows: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, request: CompletedRequest) -> Work:
-        """What a request asks."""
-        steps = request.evaluations or request.steps
-        halves = request.halves or (2 if request.guidance_scale > 1 else 1)
-        always = sum(use.rows(1, steps) for use in request.controlnets if not use.guess_mode)
-        conditional = sum(use.rows(1, steps) for use in request.controlnets)
-        control_rows = (always, conditional)[-halves:] if conditional else ()
-        return cls(halves, request.height * request.width, steps, request.priority, control_rows)
-
-    @property
-    def of_a_step(self) -> int:
-        """As `StepTimes` counts it."""
-        return self.rows * self.pixels
-
-    @property
-    def control_work(self) -> int:
-        """That of ControlNets, of a step on average."""
-        return round(sum(self.control_rows) * self.pixels / max(1, self.steps))
-
-    @property
-    def in_all(self) -> int:
-        """Of all steps, ControlNets' too."""
-        return self.steps * (self.of_a_step + self.control_work)
-
-    def shared(self, helpers: int) -> Work:
-        """What is left for the fullest shard where so many others evaluate halves of it."""
-        if helpers == 0 or self.rows == 1:
-            return self
-        return replace(self, rows=1, control_rows=self.control_rows and (max(self.control_rows),))
 
 
 @dataclass(frozen=True)
@@ -83,12 +35,14 @@ class Submit:
         encoding: What `text_encoder` wrote for it.
         tickets: What `lora_store` did.
         again: Whether it ran elsewhere before.
+        sender: Process, of this machine, that will ask after it.
     """
 
     request: CompletedRequest
     encoding: Encoding
     tickets: str
     again: bool = False
+    sender: int = field(default_factory=os.getpid)
     op: Literal["submit"] = "submit"
 
 

@@ -13,7 +13,8 @@ from .messages import Quoted
 
 if TYPE_CHECKING:
     from .desk import Desk
-    from .messages import Claim, Claimed, Work
+    from .messages import Claim, Claimed
+    from .work import Work
 
 PROBED_AFTER_S = 3.0
 """What steps took so long ago is no reason to refuse a run that would usually be in time."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..common.errors import to_report
+from ..common.processes import is_alive
 from .info import final_info
 from .messages import RunState
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from .run import Denoising
 
-ABANDONED_AFTER_S = 120.0
-"""A run that nobody has asked after for so long is forgotten: its denoiser is gone."""
+ABANDONED_AFTER_S, SILENT_AFTER_S = 120.0, 1.0
+"""A run that nobody has asked after for so long is forgotten; after the latter, if its denoiser is dead."""
 
 
 class Published:
@@ -32,9 +33,11 @@ class Published:
         self._states: dict[str, RunState] = {}
         self._latents: dict[str, torch.Tensor] = {}
         self._asked_at: dict[str, float] = {}
+        self._senders: dict[str, int] = {}
 
-    def begin(self, run: str, steps: int) -> None:
-        """Tells of a run that has come."""
+    def begin(self, run: str, steps: int, sender: int) -> None:
+        """Tells of a run that has come, from a process."""
+        self._senders[run] = sender
         self._asked_at[run] = time.monotonic()
         self._states[run] = RunState(0, steps)
 
@@ -57,14 +60,20 @@ class Published:
 
     def abandoned(self) -> list[str]:
         """Runs that nobody asks after any more."""
-        now = time.monotonic()
-        return [run for run, at in list(self._asked_at.items()) if now - at > ABANDONED_AFTER_S]
+        return [run for run, asked_at in list(self._asked_at.items()) if self._is_abandoned(run, asked_at)]
 
     def forget(self, run: str) -> None:
         """Nothing is left of a run."""
         self._states.pop(run, None)
         self._latents.pop(run, None)
         self._asked_at.pop(run, None)
+        self._senders.pop(run, None)
+
+    def _is_abandoned(self, run: str, asked_at: float) -> bool:
+        silent_s, sender = time.monotonic() - asked_at, self._senders.get(run)
+        if silent_s < SILENT_AFTER_S or sender is None:  # it has just been forgotten
+            return False
+        return silent_s > ABANDONED_AFTER_S or not is_alive(sender)
 
 
 def state_of(run: Denoising) -> tuple[RunState, torch.Tensor | None]:

@@ -11,7 +11,7 @@ from ..request.completed import PRIORITIES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .messages import Work
+    from .work import Work
 
 REMEMBERED_S = 0.1
 """At most: runs may leave before their time, which a memory cannot see."""

@@ -13,9 +13,9 @@ from ..common.errors import InvalidRequestError, RequestError
 from ..common.sentences import first_sentence
 from ..request.completed import StepHistory
 from ..request.encoding import Encoding
-from .messages import Work
 from .request_loras import RequestLoras
 from .schedulers import Sampler
+from .work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

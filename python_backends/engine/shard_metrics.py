@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend.metrics import BUSY, Counter, Gauge, Histogram
+from ..backend.metrics import BusyTime, Gauge, Histogram
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 """Requests, or rows of the UNet's batch, in a step."""
@@ -33,21 +33,21 @@ class LineGauges:
 class ShardMetrics:
     """Those of one shard."""
 
-    def __init__(self, pipeline: str, shard: str) -> None:
+    def __init__(self, pipeline: str, shard: str, instance: str) -> None:
         """Nobody is in line.
 
         Args:
             pipeline: The public model.
             shard: Its name.
+            instance: Its instance's name.
         """
         self._pipeline, self._shard = pipeline, shard
         self._gauges = LineGauges(pipeline)
         self._sizes = Histogram("swiftdiffusion_denoiser_batch_size", "Requests in a denoising step", BATCH_BUCKETS)
         self._seconds = Histogram("swiftdiffusion_step_seconds", "Time of denoising steps, by rows of the UNet's batch")
         self._waits = Histogram("swiftdiffusion_controlnet_wait_seconds", "Time that steps waited for ControlNets")
-        self._busy = Counter(*BUSY)
+        self._busy = BusyTime(shard, instance)
         self.line(0, 0)
-        self.worked(0.0)
 
     def line(self, waiting: int, running: int) -> None:
         """Who waits, and who denoises."""
@@ -62,7 +62,7 @@ class ShardMetrics:
 
     def worked(self, seconds: float) -> None:
         """A step, or an evaluation for another shard."""
-        self._busy.add(seconds, model=self._shard)
+        self._busy.add(seconds)
 
     def waited(self, seconds: float) -> None:
         """A step had its encoder half, and waited for ControlNets."""

@@ -28,7 +28,8 @@ from .messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .messages import Message, Work
+    from .messages import Message
+    from .work import Work
 
 T = TypeVar("T")
 

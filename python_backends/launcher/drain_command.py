@@ -1,18 +1,19 @@
 """`swiftdiffusion drain`: stops a server as a rolling restart wants it."""
 
+import math
 import time
 from typing import Annotated
 
 import typer
 
-from ..common.draining import end_draining
-from .draining import LOOK_EVERY_S, drain
+from ..common.draining import begin_draining, end_draining
+from .draining import LOOK_EVERY_S, wait_quiet
 from .errors import LauncherError
 from .running import RunningServer, find_server
 from .watch_command import DEFAULT_URL, Url
 
 STOP_S = 60.0
-"""For what follows the last request."""
+"""For what follows the last request, where no `swiftdiffusion serve` has limits of its own."""
 
 
 def drain_command(
@@ -26,13 +27,14 @@ def drain_command(
     """
     try:
         server = find_server(url)
+        begin_draining(server.runtime)
         try:
-            in_time = drain(server.runtime, grace, lambda: _still_there(server))
+            in_time = wait_quiet(server.runtime, grace, lambda: _still_there(server))
         except KeyboardInterrupt:
             end_draining(server.runtime)
             raise
+        deadline = time.monotonic() + (STOP_S if server.served_by is None else math.inf)
         server.terminate()
-        deadline = time.monotonic() + STOP_S
         while server.is_alive:
             if time.monotonic() > deadline:
                 raise LauncherError(f"tritonserver (pid {server.pid}) has not ended within {STOP_S:.0f} s")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..common.draining import begin_draining, quiet_s
+from ..common.draining import quiet_s
 
 QUIET_S = 1.0
 """When no model has had anything to do for so long, nothing is in flight: between two models it is for milliseconds."""
@@ -12,8 +12,8 @@ QUIET_S = 1.0
 LOOK_EVERY_S = 0.2
 
 
-def drain(runtime: Path, grace_s: float, look: Callable[[], object]) -> bool:
-    """Has a server refuse new requests, and waits until it has no others.
+def wait_quiet(runtime: Path, grace_s: float, look: Callable[[], object]) -> bool:
+    """Waits until a server that is draining has no requests.
 
     Args:
         runtime: the runtime directory of its models.
@@ -24,7 +24,6 @@ def drain(runtime: Path, grace_s: float, look: Callable[[], object]) -> bool:
         Whether they ended in time.
     """
     deadline = time.monotonic() + grace_s
-    begin_draining(runtime)
     while quiet_s(runtime) < QUIET_S:
         if time.monotonic() > deadline:
             return False

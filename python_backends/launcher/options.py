@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .binary import ServerBinary
-from .errors import UnsupportedOptionError
+from .errors import InvalidRepositoryError, UnsupportedOptionError
 from .gpus import gpu_names
 
 MIB = 1 << 20
@@ -96,6 +96,14 @@ class ServerOptions:
         if unknown:
             raise UnsupportedOptionError(f"{binary.path} is too old for {', '.join(unknown)}: leave it out")
         return [f"{option}={value}" for option, value in wanted.items()]
+
+
+def check_repository(repository: Path) -> None:
+    """Refuses what holds nothing to serve, with InvalidRepositoryError."""
+    if not repository.is_dir():
+        raise InvalidRepositoryError(f"the model repository {repository} is not a directory")
+    if not models_of(repository):
+        raise InvalidRepositoryError(f"the model repository {repository} holds no model")
 
 
 def models_of(repository: Path) -> list[str]:

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .draining import drain
+from ..common.draining import begin_draining
+from .draining import wait_quiet
 from .errors import LauncherError, ModelLoadError
 from .grpc_tls import GrpcTls
 from .log import LogFollower, model_event
@@ -175,8 +176,9 @@ def _run(server: TritonServer, console: Console, streamed: bool, grace_s: float)
             except _Terminated:
                 if not supervisor.is_serving:
                     raise
+                begin_draining(server.runtime)
                 console.print(f"draining: new requests are refused, running ones have {grace_s:g} s")
-                if not drain(server.runtime, grace_s, supervisor.look):
+                if not wait_quiet(server.runtime, grace_s, supervisor.look):
                     console.print("requests are given up")
         finally:
             if streamed:

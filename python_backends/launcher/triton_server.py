@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,32 +12,30 @@ from pathlib import Path
 from ..backend.dead_models import is_dead
 from ..common.pulse import seen, seen_models
 from ..shared_memory.host_directory import remove_host_cache, remove_stale_host_caches
-from .address import ServerAddress
+from .address import ServerAddress, choose_address
 from .binary import ServerBinary, find_server_binary
 from .directories import (
     PORT_FILE,
     RUNTIME_VARIABLE,
     make_private_directory,
     make_runtime_directory,
-    plain_path,
     remove_stale_directories,
 )
-from .errors import InvalidRepositoryError, LauncherError, ModelLoadError, ServerDiedError, StartupTimeoutError
+from .errors import LauncherError, ModelLoadError, ServerDiedError, StartupTimeoutError
 from .grpc_tls import GrpcTls
 from .loading import check_loaded, repository_index
 from .log import read_log, tail
-from .options import ServerOptions, models_of
-from .ports import check_ports, free_ports, listens
-from .processes import kill_group, signal_group, terminate_with_parent
+from .options import ServerOptions, check_repository, models_of
+from .ports import listens
+from .processes import kill_group, signal_group
 from .repository_api import RepositoryApi
 from .restriction import KEY_FILE, AdminKey, admin_headers
+from .server_process import command_line, spawn
 from .shared_memory import check_room, region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
-# The shell's pid becomes the server's by exec: so the prefix can hold a pid that is known before the server exists.
-_EXEC = 'exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
 
 
 class TritonServer:
@@ -169,30 +166,31 @@ class TritonServer:
         """Starts the process and returns at once."""
         if self._process is not None:
             raise LauncherError("the server was started already")
-        self._check_repository()
+        check_repository(self.repository)
         binary = self._binary or find_server_binary()
         inherited = os.environ | self._environment
         if not any(argument.startswith("--backend-directory") for argument in self.options.extra_arguments):
             binary.check(inherited)
-        self._choose_ports()
+        self._address = choose_address(self._host, *self._wanted_ports)
         remove_stale_regions()
         remove_stale_directories()
         remove_stale_host_caches()
         check_room(self.repository, self.options.shm_default_mib)
         self._directory = make_private_directory()
         try:
-            self._command = [str(binary.path), *self._arguments(binary, self._directory)]
+            secrets = self._admin_key, self._grpc_tls
+            self._command = command_line(self.repository, self.address, binary, self._directory, *secrets, self.options)
             if self._admin_key is not None:
                 self._admin_key.write(self._directory / KEY_FILE)
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             self._runtime = make_runtime_directory(self._directory)
             (self._directory / PORT_FILE).write_text(str(self.address.http_port), "ascii")
             self._environment = binary.environment(inherited) | {RUNTIME_VARIABLE: str(self._runtime)}
-            self._process = self._spawn()
+            self._spawn()
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
-        logger.info("started %s (%s), pid %d", binary.path, binary.source, self._process.pid)
+        logger.info("started %s (%s), pid %d", binary.path, binary.source, self.pid)
 
     def start_again(self) -> None:
         """Starts it anew where it ended by itself, on the same ports and with the same log, and returns at once.
@@ -202,7 +200,7 @@ class TritonServer:
         if self._directory is None:
             raise LauncherError("the server is stopped")
         self._runtime = make_runtime_directory(self._directory)
-        self._process = self._spawn()
+        self._spawn()
 
     def remove_remains(self) -> None:
         """Ends what is left of the server's processes, and removes what they had in memory and files."""
@@ -293,53 +291,10 @@ class TritonServer:
             raise LauncherError("the server was not started")
         return self._process
 
+    def _spawn(self) -> None:
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._process = spawn(self._command, self._environment, self.log_path)
+
     def _read_log(self) -> str:
         """Since the last start."""
         return read_log(self.log_path, self._log_start)
-
-    def _check_repository(self) -> None:
-        if not self.repository.is_dir():
-            raise InvalidRepositoryError(f"the model repository {self.repository} is not a directory")
-        if not models_of(self.repository):
-            raise InvalidRepositoryError(f"the model repository {self.repository} holds no model")
-
-    def _choose_ports(self) -> None:
-        flags = ("--http-port", "--grpc-port", "--metrics-port")
-        check_ports(self._host, {f: p for f, p in zip(flags, self._wanted_ports, strict=True) if p is not None})
-        free = iter(free_ports(len(flags), self._host))
-        self._address = ServerAddress(self._host, *(next(free) if p is None else p for p in self._wanted_ports))
-
-    def _arguments(self, binary: ServerBinary, directory: Path) -> list[str]:
-        address = self.address
-        arguments = [
-            f"--model-repository={plain_path(self.repository, directory)}",
-            f"--http-address={address.host}",
-            f"--http-port={address.http_port}",
-            f"--grpc-address={address.host}",
-            f"--grpc-port={address.grpc_port}",
-            f"--metrics-address={address.host}",
-            f"--metrics-port={address.metrics_port}",
-        ]
-        backends = binary.assemble_backends(directory)
-        if backends is not None:
-            arguments.append(f"--backend-directory={backends}")
-        if self._admin_key is not None:
-            arguments += self._admin_key.arguments()
-        if self._grpc_tls is not None:
-            arguments += self._grpc_tls.arguments()
-        return arguments + self.options.arguments(binary)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        script = _EXEC.format(prefix=region_prefix("$$"))
-        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        with self.log_path.open("ab") as log:
-            return subprocess.Popen(
-                ["/bin/sh", "-c", script, "sh", *self._command],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal is for the launcher alone
-                preexec_fn=terminate_with_parent if in_main_thread else None,
-            )

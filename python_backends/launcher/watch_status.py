@@ -55,6 +55,11 @@ class WatchStatus:
         return cls(**{**told, "down": {model: Down(**down) for model, down in told["down"].items()}})
 
 
+def tell_of_a_look(runtime: Path) -> None:
+    """A server was looked after, now: shown by the time of what `write_status` has written."""
+    os.utime(runtime / WATCH_FILE)
+
+
 def write_status(runtime: Path, text: str) -> None:
     """Puts a status, as JSON, where `WatchStatus.read` finds it."""
     replace_text(runtime / WATCH_FILE, text)

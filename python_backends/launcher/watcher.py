@@ -4,15 +4,12 @@ Triton 2.51 never restarts a Python backend's process, and goes on to call its m
 model's own call of `pb_utils.load_model` would end the server; over the repository API it is an answer.
 """
 
-import math
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +17,11 @@ from ..backend.dead_models import is_dead
 from ..common.pulse import Pulse, forget_dead
 from .errors import LauncherError
 from .hanging import Hanging
-from .loading import cleaned
+from .heals import Heals
 from .model_processes import ModelProcess, has_dead_process, instances, is_python, model_processes, still_living
 from .repository_api import ANSWER_S, RepositoryApi, RepositoryApiError, ServerUnreachableError
-from .running import WATCH_ROOM, WATCHER
-from .watch_status import Down, WatchStatus, write_status
+from .running import WATCH_ROOM, WATCHER, WatchLock
+from .watch_status import WatchStatus, tell_of_a_look, write_status
 
 INDEX_EVERY_S = 1.0
 SILENT_S = 60.0
@@ -34,12 +31,6 @@ STUCK_S, STUCK_AT_FIRST_S = 5.0, 10.0
 """A load that has no process for so long, and no other load has one; or a dead process that the server takes no note of
 for so long while it loads all for the first time and answers nothing yet. Triton 2.51 waits without end for a process
 that was killed before its first message, and only starting it again helps."""
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-"""After a load that failed, or a process that died again; doubled after each further one."""
-
-STEADY_S = 10.0
-"""A model that lives for so long after it was loaded again does not die again and again."""
 
 LOOK_EVERY_S = 0.2
 LONGEST_LOOK_S = 1.0
@@ -72,23 +63,6 @@ class WatchedServer(Protocol):
         """Directory for who watches it."""
 
 
-@dataclass
-class _Heal:
-    """A model that is being loaded again, or will be."""
-
-    reason: str
-    began: float
-    since: float = field(default_factory=time.time)
-    thread: threading.Thread | None = None
-    loads: int = 0
-    tries: int = 0
-    again_at: float = 0.0
-
-    @property
-    def is_on_its_way(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
-
-
 class Watcher:
     """Watches one server, also when it is started again, whenever it is told to `look`.
 
@@ -110,12 +84,16 @@ class Watcher:
             say: told in sentences of what happens.
             load_timeout_s: how long loading a model may take.
             clock: seconds.
+
+        Raises:
+            LauncherError: it is watched already.
         """
+        self._lock = WatchLock(server.home)
         self.status = WatchStatus()
         self._known: set[str] = set()
         self._said: set[str] = set()
-        self._healed: dict[str, tuple[float, int]] = {}
-        self._server, self._say, self._load_timeout_s, self._clock = server, say, load_timeout_s, clock
+        self._heals = Heals(say, load_timeout_s, clock)
+        self._server, self._say, self._clock = server, say, clock
         self._begin()
 
     def _begin(self) -> None:
@@ -124,7 +102,7 @@ class Watcher:
         self._pulse = Pulse(WATCHER, str(os.getpid()), self._server.home / WATCH_ROOM)
         self._pulse.ready()
         self._processes: list[ModelProcess] = []
-        self._heals: dict[str, _Heal] = {}
+        self._heals.forget_all()
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()
         self._hanging = Hanging(self._pid, self._server.runtime)
@@ -144,6 +122,7 @@ class Watcher:
     def close(self) -> None:
         """It looks no more."""
         self._pulse.close()
+        self._lock.close()
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
@@ -168,43 +147,43 @@ class Watcher:
         lacks = any(living[model] < count for model, count in self._expected.items())
         if lacks or is_due:
             self._index_at = now
-            self._compare(living, now)
+            self._compare(living)
         self._pulse.beat()
-        self.status.down = {model: Down(heal.reason, heal.since, heal.tries) for model, heal in self._heals.items()}
+        self.status.down, self.status.heals = self._heals.down, self._heals.done
         if (text := self.status.to_json()) != self._written:
             write_status(self._server.runtime, text)
             self._written = text
+        tell_of_a_look(self._server.runtime)
 
-    def _compare(self, living: Counter[str], now: float) -> None:
+    def _compare(self, living: Counter[str]) -> None:
         """What the server says of its models with the processes that there are."""
         index = self._index()
         if index is None:
             return
         loading = self._loading(index)
         self._kill_if_stuck(bool(loading) and not any(living[model] for model in loading), STUCK_S)
-        lacking: set[str] = set()
+        on_their_way, lacking = self._heals.on_their_way, set[str]()
         for entry in index:
             model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
-            heal = self._heals.get(model)
-            if heal is not None and heal.is_on_its_way:
+            if model in on_their_way:
                 continue
             if state == "READY":
                 self._known.add(model)
                 if self._lacks(model, living):
                     lacking.add(model)
                 else:
-                    self._is_up(model, now)
+                    self._is_up(model)
                 continue
             self._expected.pop(model, None)
             if state == "UNAVAILABLE" and reason == "unloaded":  # on purpose
-                self._heals.pop(model, None)
+                self._heals.forget(model)
                 self._known.discard(model)
-            elif state == "UNAVAILABLE" and (heal is not None or self._should_be_there(model, reason)):
-                self._heal(model, reason, now, self._server.api.load)
+            elif state == "UNAVAILABLE" and self._should_be_there(model, reason):
+                self._heals.go_on(model, reason, self._server.api.load)
         for model in lacking & self._lacking:  # twice: it may have been loaded or unloaded between two questions
             self._expected.pop(model, None)
             if self._lacks(model, living):
-                self._heal(model, DIED, now, self._server.api.replace)
+                self._heals.go_on(model, DIED, self._server.api.replace)
         self._lacking = lacking
 
     def _index(self) -> list[dict[str, Any]] | None:
@@ -234,14 +213,15 @@ class Watcher:
         return living[model] < self._expected[model]
 
     def _should_be_there(self, model: str, reason: str) -> bool:
-        """Not if it never loaded, for a reason of its own."""
-        return model in self._known or is_dead(reason)
+        """Not if it never loaded, for a reason of its own, or comes back with those that it is composed of."""
+        if model in self._heals:
+            return True
+        return (model in self._known or is_dead(reason)) and not (is_composed(reason) and self._heals)
 
     def _loading(self, index: Iterable[Mapping[str, Any]]) -> set[str]:
         """Models that should have a process, or get one."""
         loading = {entry["name"] for entry in index if entry.get("state") == "LOADING"}
-        healing = {model for model, heal in self._heals.items() if heal.is_on_its_way}
-        return healing | {model for model in loading if is_python(self._server.repository, model)}
+        return self._heals.on_their_way | {model for model in loading if is_python(self._server.repository, model)}
 
     def _kill_if_stuck(self, is_stuck: bool, seconds: float) -> None:
         """If it has been for so long."""
@@ -253,48 +233,9 @@ class Watcher:
             self._say("a process died before its first message, for which tritonserver waits without end: it is killed")
             _kill(self._pid)
 
-    def _is_up(self, model: str, now: float) -> None:
-        heal = self._heals.pop(model, None)
-        if heal is not None:
+    def _is_up(self, model: str) -> None:
+        if self._heals.end(model):
             forget_dead(model, self._server.runtime)
-            self._healed[model] = now, heal.loads
-            self.status.heals[model] = self.status.heals.get(model, 0) + 1
-            self._say(f"{model} is loaded again, after {self._clock() - heal.began:.1f} s")
-
-    def _heal(self, model: str, reason: str, now: float, load: Callable[[str, float], None]) -> None:
-        """Begins to load a model again, if it is time to."""
-        heal = self._heals.get(model)
-        if heal is None:
-            if is_composed(reason) and self._heals:  # it comes back with those that it is composed of
-                return
-            healed_at, loads = self._healed.get(model, (-math.inf, 0))
-            heal = self._heals[model] = _Heal(cleaned(reason), now, loads=loads if now - healed_at < STEADY_S else 0)
-            heal.again_at = now + _pause_s(heal.loads)
-            self._say(f"{model} is down and is loaded again: {heal.reason}")
-        if now < heal.again_at:
-            return
-        heal.thread = threading.Thread(
-            target=self._load_again, args=(model, heal, load), name=f"heal-{model}", daemon=True
-        )
-        heal.thread.start()
-
-    def _load_again(self, model: str, heal: _Heal, load: Callable[[str, float], None]) -> None:
-        heal.loads += 1
-        pause_s = _pause_s(heal.loads)
-        try:
-            load(model, self._load_timeout_s)
-            heal.again_at = self._clock() + pause_s
-        except LauncherError as error:
-            if self._heals.get(model) is not heal:  # tritonserver has ended meanwhile
-                return
-            heal.tries, heal.reason = heal.tries + 1, cleaned(str(error))
-            heal.again_at = self._clock() + pause_s
-            self._say(f"{model} does not load, and is tried again in {pause_s:g} s: {heal.reason}")
-
-
-def _pause_s(loads: int) -> float:
-    """After so many in a row."""
-    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (loads - 1)) if loads else 0.0
 
 
 def is_composed(reason: str) -> bool:

@@ -12,10 +12,11 @@ from stepped_shard import SteppedShard
 from swiftdiffusion.python_backends.common.errors import OverloadedError
 from swiftdiffusion.python_backends.engine.admission import Admission
 from swiftdiffusion.python_backends.engine.desk import Desk
-from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quoted, Work
+from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Quoted
 from swiftdiffusion.python_backends.engine.places import Places
 from swiftdiffusion.python_backends.engine.refusals import SAME_S
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.request.completed import PRIORITIES, CompletedRequest, ControlNetUse, Priority
 from swiftdiffusion.python_backends.request.rules import RequestRules
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -18,12 +19,13 @@ from swiftdiffusion.python_backends.common.pulse import Pulse, Seen, seen
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.engine import Engine
 from swiftdiffusion.python_backends.engine.evaluator import Evaluated, StepTook
-from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, RunState, Work
+from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, RunState
 from swiftdiffusion.python_backends.engine.peers import Peers
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.shard_metrics import ShardMetrics
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.request.completed import CompletedRequest, ControlNetUse, PlaceClaim
 
 CONFIG = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
@@ -143,7 +145,7 @@ class LoneShard:
             self.times,
             self.counted.append,
             self._pulse(),
-            ShardMetrics("tiny", name),
+            ShardMetrics("tiny", name, f"{name}_0_0"),
         )
 
     def _pulse(self) -> Pulse:
@@ -156,10 +158,10 @@ class LoneShard:
         """What its pulse shows."""
         return seen(self.name, self.runtime)[0]
 
-    def submit(self, *runs: Denoising) -> None:
-        """Runs of requests that were nowhere else."""
+    def submit(self, *runs: Denoising, sender: int | None = None) -> None:
+        """Runs of requests that were nowhere else; None: this process asks after them."""
         for run in runs:
-            self.engine.submit(run, again=False)
+            self.engine.submit(run, again=False, sender=sender or os.getpid())
 
     def submit_together(self, *runs: Denoising) -> None:
         """They share steps; the first may take one by itself before."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from swiftdiffusion.python_backends.engine.desk import Desk
-from swiftdiffusion.python_backends.engine.messages import Claimed, Work
+from swiftdiffusion.python_backends.engine.messages import Claimed
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.engine.work import Work
 
 RESOLUTION_S = 0.25
 TEN = Work(2, 1, 10)

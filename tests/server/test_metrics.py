@@ -99,8 +99,9 @@ def test_a_request_with_a_picture_is_in_time_and_told_by_stage(tiny: TinyServer)
     assert sum(value for name, value in steps.items() if f'pipeline="{tiny.model}"' in name) == 8
     assert sum(value for name, value in steps.items() if 'rows="2"' in name) == 8
     for model in ("vae_decoder", "unet_shard0", "text_encoder"):
-        assert f'swiftdiffusion_busy_seconds_total{{model="{tiny.inner(model)}"}}' in told
-    assert grown[f'swiftdiffusion_busy_seconds_total{{model="{tiny.inner("vae_decoder")}"}}'] > 0
+        name = tiny.inner(model)
+        assert f'swiftdiffusion_busy_seconds_total{{model="{name}",model_instance="{name}_0_0"}}' in told
+    assert grown[f'swiftdiffusion_busy_seconds_total{{model="{name}",model_instance="{name}_0_0"}}'] > 0
     line = log_lines(tiny)[-1]
     assert "secret" not in line
     assert ' id="x\\" outcome=failed" outcome=in_time ' in line

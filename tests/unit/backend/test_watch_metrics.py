@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from model_process import own_metrics, told
 
+from swiftdiffusion.python_backends.backend import watch_metrics as watch_metrics_module
 from swiftdiffusion.python_backends.backend.watch_metrics import TOLD_FILE, WatchMetrics
 from swiftdiffusion.python_backends.common.pulse import Pulse
-from swiftdiffusion.python_backends.launcher.watch_status import Down, WatchStatus, write_status
+from swiftdiffusion.python_backends.launcher.watch_status import Down, WatchStatus, tell_of_a_look, write_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +38,21 @@ def test_counters_go_on_where_another_process_tells_them(tmp_path: Path) -> None
     assert sum(told["swiftdiffusion_restarts_total"][""]) == 1
     assert told["swiftdiffusion_model_down"]["shard"][-1] == 1
     assert told["swiftdiffusion_model_down"]["calm"][-1] == 0
+
+
+def test_the_time_in_which_a_watcher_looked_is_told_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_metrics_module, "EVERY_S", 0.02)
+    write_status(tmp_path, WatchStatus().to_json())
+    with own_metrics():
+        metrics, began = WatchMetrics(tmp_path), time.monotonic()
+        while (looked_s := time.monotonic() - began) < 0.5:
+            tell_of_a_look(tmp_path)
+            time.sleep(0.01)
+        time.sleep(0.5)
+        metrics.close()
+    assert 0.3 < sum(told["swiftdiffusion_watched_seconds_total"][""]) < looked_s + 0.1
 
 
 @pytest.mark.parametrize("text", ["", '{"heals": {"sha', "[1]"])

@@ -16,9 +16,10 @@ from desk_lines import TEN, Kind, Lines, pace
 from swiftdiffusion.python_backends.backend.stage_times import AFTER, BEFORE, StageTime
 from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
 from swiftdiffusion.python_backends.engine.admission import RELOADED_S, best_first
-from swiftdiffusion.python_backends.engine.messages import Quoted, Work
+from swiftdiffusion.python_backends.engine.messages import Quoted
 from swiftdiffusion.python_backends.engine.places import CALM_S
 from swiftdiffusion.python_backends.engine.refusals import REMEMBERED_S, SAME_S
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.request.completed import PRIORITIES
 
 SAID = re.compile(r"would be done in (\d+) ms.*retry_after_ms (\d+)")

@@ -10,7 +10,7 @@ from stepped_shard import TEN, Pace, SteppedShard, accepted, refused, shard
 from swiftdiffusion.python_backends.engine.claims import CLAIM_S
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.line import SAFETY
-from swiftdiffusion.python_backends.engine.messages import Work
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.request.completed import Priority
 
 # Without promises.

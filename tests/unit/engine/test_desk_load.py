@@ -15,8 +15,8 @@ import pytest
 from stepped_shard import SteppedShard, accepted, refused
 
 from swiftdiffusion.python_backends.engine.desk import Desk
-from swiftdiffusion.python_backends.engine.messages import Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.engine.work import Work
 
 HOUR_S = 3600.0
 ALIKE = (Work(2, 1, 20),)

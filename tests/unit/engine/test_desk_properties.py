@@ -12,8 +12,8 @@ from stepped_shard import Pace, SteppedShard, accepted, refused, shard
 
 from swiftdiffusion.python_backends.engine.desk import Desk
 from swiftdiffusion.python_backends.engine.line import OVERTAKEN_AT_MOST
-from swiftdiffusion.python_backends.engine.messages import Work
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.request.completed import PRIORITIES
 
 

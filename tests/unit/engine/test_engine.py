@@ -12,8 +12,10 @@ import torch
 from lone_shard import PIXELS, SIDE, TEN, Lender, LoneShard, alone, equal, make_run, predicted, until
 from model_process import logged, own_metrics, told
 
+from processes import other_process
 from swiftdiffusion.python_backends.common.errors import ControlNetDownError, ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine import engine as engine_module
+from swiftdiffusion.python_backends.engine import published as published_module
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
 
 
@@ -112,6 +114,22 @@ def test_a_run_that_is_given_up_leaves_its_place_and_the_others_go_on(shard: Lon
     assert shard.state(given_up) is None
     assert shard.counted == [given_up, other]
     assert shard.engine.quote(TEN).idle
+
+
+def test_a_run_whose_denoiser_has_died_leaves_and_one_that_nobody_asks_after_goes_on(
+    shard: LoneShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_module, "SILENT_AFTER_S", 0.1)
+    with other_process("") as denoiser:
+        pass
+    lost, other = make_run("a", steps=50_000), make_run("b", steps=50)
+    shard.network.seconds = 0.01
+    shard.submit(lost, sender=denoiser.pid)
+    shard.submit(other)
+    until(lambda: shard.engine.quote(TEN).idle)
+    assert lost.step < 50_000
+    assert shard.state(lost) is None
+    assert other.done
 
 
 def test_who_polls_is_told_when_to_look_again(shard: LoneShard) -> None:

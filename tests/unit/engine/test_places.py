@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stepped_shard import TEN, SteppedShard, accepted, refused
 
-from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, Work
+from swiftdiffusion.python_backends.engine.messages import Claim, Claimed
 from swiftdiffusion.python_backends.engine.places import CALM_S, DOUBT, DOUBTED_AFTER_S, PROBED_AFTER_S, Places
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
+from swiftdiffusion.python_backends.engine.work import Work
 
 ALONE_S, HELPED_S = 2.5, 1.25
 """What ten steps take one shard, and two."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from file_server import wait_for
+from swiftdiffusion.python_backends.launcher.errors import LauncherError
 from swiftdiffusion.python_backends.launcher.repository_api import RepositoryApiError, ServerUnreachableError
 from swiftdiffusion.python_backends.launcher.watcher import LOOK_EVERY_S, SILENT_S, STUCK_S, Watcher
 from throwaway import add_model
@@ -135,3 +136,13 @@ def test_one_that_is_unloaded_while_it_is_down_stays_so(server: Server) -> None:
     server.watched(120)
     assert len(server.api.loads) == loads
     assert server.watcher.status.down == {}
+
+
+def test_a_server_has_one_watcher(server: Server) -> None:
+    def watch() -> Watcher:
+        return Watcher(server, lambda _: None)  # type: ignore[arg-type]
+
+    with pytest.raises(LauncherError, match="watched already"):
+        watch()
+    server.watcher.close()
+    watch().close()

@@ -25,7 +25,9 @@ swiftdiffusion_requests_waiting{{pipeline="sdxl",model="unet_shard0"}} 3
 swiftdiffusion_requests_waiting{{pipeline="sdxl",model="unet_shard1"}} 4
 swiftdiffusion_requests_running{{pipeline="sdxl",model="unet_shard0"}} 8
 # TYPE swiftdiffusion_busy_seconds_total counter
-swiftdiffusion_busy_seconds_total{{model="unet_shard0"}} {busy}
+swiftdiffusion_busy_seconds_total{{model="unet_shard0",model_instance="unet_shard0_0_0"}} {busy}
+swiftdiffusion_busy_seconds_total{{model="text",model_instance="text_0_0"}} {busy}
+swiftdiffusion_busy_seconds_total{{model="text",model_instance="text_0_1"}} 1
 # TYPE swiftdiffusion_model_down gauge
 swiftdiffusion_model_down{{model="vae_decoder"}} 1
 # TYPE swiftdiffusion_heals_total counter
@@ -51,6 +53,7 @@ def test_rates_shares_and_latencies_are_of_the_time_between_two_looks() -> None:
     assert sdxl.step_ms == {2: pytest.approx(50.0)}
     assert (idle.requests, idle.in_time, idle.p50, idle.step_ms) == (0.0, None, None, {})
     assert [(model.model, model.busy, model.down) for model in figures.models] == [
+        ("text", 0.25, False),
         ("unet_shard0", 0.5, False),
         ("vae_decoder", 0.0, True),
     ]
@@ -58,7 +61,7 @@ def test_rates_shares_and_latencies_are_of_the_time_between_two_looks() -> None:
 
 def test_counters_that_began_again_count_from_zero() -> None:
     figures = snapshot(20.0, 20, 0, 2, heals=1).figures_since(snapshot(10.0, 1000, 50, 900))
-    (_, sdxl), (shard, vae) = figures.pipelines, figures.models
+    (_, sdxl), (_, shard, vae) = figures.pipelines, figures.models
     assert (sdxl.requests, sdxl.refused, sdxl.in_time) == (2.0, 0.0, 1.0)
     assert (shard.busy, vae.heals) == (pytest.approx(0.2), 1)
 
