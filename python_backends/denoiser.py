@@ -25,7 +25,7 @@ from .common.errors import InvalidRequestError, RequestError, to_report
 from .common.pulse import ups
 from .controlnets.images import ControlImages
 from .engine.front import Front
-from .engine.front_run import FrontRun, cancelled, ending_of, final_info
+from .engine.front_run import FrontRun, cancelled, ending_of, info_of
 from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry
@@ -112,7 +112,7 @@ class TritonPythonModel(Model):
             return None
         failure = cancelled(run) if self._front.end(text) else run.failure
         if failure is None:
-            info = final_info(run)
+            info = info_of(run)
             if info.get("forecast_ms"):
                 self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
             self._ends.hand_on(run.request.run_id)

@@ -170,10 +170,10 @@ class AsyncClient:
                     self._model = name
                     break
             else:
-                known = f"{self.url} has none of {' and '.join(ENTRY_MODELS)} ready"
-                if not await self.is_ready():
-                    raise ServerRestarting(f"not begun: the server at {known} yet; retry in a few seconds")
-                raise ModelNotFound(f"the server at {known}; if it has others, name one")
+                lack = f"the server at {self.url} has none of {' and '.join(ENTRY_MODELS)} ready"
+                if await self.is_ready():
+                    raise ModelNotFound(f"{lack}; if it has others, name one")
+                raise ServerRestarting(f"not begun: {lack} yet (if it has others, name one); retry in a few seconds")
         return self._model
 
     async def can_stream(self) -> bool:

@@ -39,7 +39,7 @@ class ServerUnreachable(ServerUnavailable):
 
 
 class ServerRestarting(ServerUnavailable):
-    """A part of the server that the request needs has died and is being loaded again, or the server is draining.
+    """A part of the server that the request needs has died and is being loaded again, or the server starts or drains.
 
     The same request can be sent again in a few seconds: nobody has its picture.
     """

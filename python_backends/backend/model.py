@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.processes import close_inherited_connections
 from ..common.pulse import EXECUTE, Pulse
 from . import metrics
+from .settings import instance_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +31,7 @@ class Model(ABC):
     def initialize(self, args: Mapping[str, str]) -> None:
         """Calls `load`; what that raises fails the load."""
         close_inherited_connections()
-        instance = f"{args['model_instance_name']}-{args['model_instance_device_id']}"
-        self.pulse = Pulse(args["model_name"], instance)
+        self.pulse = Pulse(args["model_name"], instance_of(args))
         self.load(args)
         self.pulse.ready()
 

@@ -39,7 +39,7 @@ SECONDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 
 
 OUTCOMES = ("in_time", "late", "shed", "failed", "cancelled", "invalid")
 LOST = "lost"
-"""The error of those whose process died."""
+"""The error of those whose process died, and of those that Triton dropped between two models."""
 
 _log = logging.getLogger("swiftdiffusion.requests")
 

@@ -25,13 +25,18 @@ class Parameters(dict[str, str]):
         raise ValueError(f"its configuration lacks the parameter {name}; wanted: a repository exported by this release")
 
 
+def instance_of(args: Mapping[str, str]) -> str:
+    """Tells a model's instance from its others, by the arguments of `initialize`: those of a group have one name."""
+    return f"{args['model_instance_name']}-{args['model_instance_device_id']}"
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """One model instance as its config.pbtxt describes it.
 
     Attributes:
         name: The model's name.
-        instance: The instance's, which tells it from others of the model.
+        instance: Tells it from others of the model: Triton's name of it, which those of a group share, and its GPU.
         repository: The directory that holds the model's directory.
         parameters: The config's `parameters`.
         config: The whole config as Triton completed it.
@@ -52,7 +57,7 @@ class ModelSettings:
         config = json.loads(args["model_config"])
         return cls(
             name=args["model_name"],
-            instance=args["model_instance_name"],
+            instance=instance_of(args),
             repository=as_path(args["model_repository"]).parent,
             parameters=Parameters({key: value["string_value"] for key, value in config.get("parameters", {}).items()}),
             config=config,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from ..common.filesystem import replace_text
 from ..common.pulse import seen_models
-from ..common.runtime_directory import WATCH_FILE
+from ..common.runtime_directory import LOOK_FILE, WATCH_FILE
 from .metrics import Counter, Gauge
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ TOLD_FILE = "watch-told.json"
 """In the runtime directory: what the server's counters have, which outlive the process that tells them."""
 
 EVERY_S = 1.0
+
+LONGEST_LOOK_S = 15.0
+"""From one look of a watcher to the next; where it was longer, it watched nothing meanwhile."""
 
 
 class WatchMetrics:
@@ -38,8 +42,9 @@ class WatchMetrics:
         self._heals = Counter("swiftdiffusion_heals_total", "Models that were loaded again, by model")
         self._restarts = Counter("swiftdiffusion_restarts_total", "Starts of tritonserver after the first")
         self._watched = Counter("swiftdiffusion_watched_seconds_total", "Time in which the server was looked after")
-        self._looked_at, self._told_at = _time_of(self._watch), time.monotonic()
+        self._looks, self._looked_at, self._seen_at = runtime / LOOK_FILE, 0, -math.inf
         self._models: set[str] = set()
+        self._counted = _read(self._told)
         self._closing = threading.Event()
         self._tell()
         self._thread = threading.Thread(target=self._loop, name="watch-metrics", daemon=True)
@@ -58,7 +63,7 @@ class WatchMetrics:
                 logger.warning("what the watcher tells is not read: %s", error)
 
     def _tell(self) -> None:
-        status, told = _read(self._watch), _read(self._told)
+        status, told = _read(self._watch), self._counted
         down, heals, restarts = status.get("down", {}), status.get("heals", {}), status.get("restarts", 0)
         for model in {*seen_models(self._runtime), *down}:
             self._down.set(float(model in down), model=model)
@@ -67,12 +72,18 @@ class WatchMetrics:
                 self._heals.add(more, model=model)
             self._models.add(model)
         self._restarts.add(max(0, restarts - told.get("restarts", 0)))
-        before, self._looked_at = self._looked_at, _time_of(self._watch)
-        passed, self._told_at = time.monotonic() - self._told_at, time.monotonic()
-        self._watched.add(passed if self._looked_at != before else 0.0)
-        now = {"heals": heals, "restarts": restarts}
-        if now != told:
-            replace_text(self._told, json.dumps(now))
+        self._watched.add(self._watched_s())
+        self._counted = {"heals": heals, "restarts": restarts}
+        if self._counted != told:
+            replace_text(self._told, json.dumps(self._counted))
+
+    def _watched_s(self) -> float:
+        """Seconds from the look before to the last one, once it is seen."""
+        before, self._looked_at = self._looked_at, _time_of(self._looks)
+        if self._looked_at == before:
+            return 0.0
+        passed_s, self._seen_at = time.monotonic() - self._seen_at, time.monotonic()
+        return passed_s if passed_s < LONGEST_LOOK_S else 0.0
 
 
 def _time_of(path: Path) -> int:

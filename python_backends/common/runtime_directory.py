@@ -7,8 +7,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-WATCH_FILE = "watch.json"
-"""What the watcher of the server tells."""
+WATCH_FILE, LOOK_FILE = "watch.json", "watched"
+"""What the watcher of the server tells; and, by its time, when it looked last."""
 
 VARIABLE = "SWIFTDIFFUSION_RUNTIME_DIRECTORY"
 """Environment variable with the directory; `swiftdiffusion serve` sets it and removes the directory at the end."""

@@ -73,7 +73,7 @@ class FrontRun:
         return f"after step {max(self.told, self.state.step)} of {self.state.of or self.request.steps}"
 
 
-def final_info(run: FrontRun) -> dict[str, Any]:
+def info_of(run: FrontRun) -> dict[str, Any]:
     """INFO of a run that is done, with its time here and what it was forecast, in milliseconds.
 
     `done_at`, in seconds of the monotonic clock, and `ending` are for `vae_decoder` alone.

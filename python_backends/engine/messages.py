@@ -25,6 +25,9 @@ from .work import Work
 
 T = TypeVar("T")
 
+MAX_PID = 1 << 22
+"""Linux has none beyond."""
+
 
 @dataclass(frozen=True)
 class Submit:
@@ -42,7 +45,7 @@ class Submit:
     encoding: Encoding
     tickets: str
     again: bool = False
-    sender: int = field(default_factory=os.getpid)
+    sender: Annotated[int, Field(gt=0, le=MAX_PID)] = field(default_factory=os.getpid)
     op: Literal["submit"] = "submit"
 
 

@@ -1,6 +1,5 @@
 """`swiftdiffusion drain`: stops a server as a rolling restart wants it."""
 
-import math
 import time
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from .running import RunningServer, find_server
 from .watch_command import DEFAULT_URL, Url
 
 STOP_S = 60.0
-"""For what follows the last request, where no `swiftdiffusion serve` has limits of its own."""
+"""For what follows the last request."""
 
 
 def drain_command(
@@ -33,8 +32,8 @@ def drain_command(
         except KeyboardInterrupt:
             end_draining(server.runtime)
             raise
-        deadline = time.monotonic() + (STOP_S if server.served_by is None else math.inf)
-        server.terminate()
+        server.stop()
+        deadline = time.monotonic() + STOP_S
         while server.is_alive:
             if time.monotonic() > deadline:
                 raise LauncherError(f"tritonserver (pid {server.pid}) has not ended within {STOP_S:.0f} s")

@@ -41,7 +41,7 @@ class Heals:
     """Those of one server; true while there are any.
 
     Attributes:
-        done: how often each model was loaded again.
+        counts: how often each model was loaded again.
     """
 
     def __init__(self, say: Callable[[str], None], load_timeout_s: float, clock: Callable[[], float]) -> None:
@@ -52,7 +52,7 @@ class Heals:
             load_timeout_s: how long loading a model may take.
             clock: seconds.
         """
-        self.done: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
         self._say, self._load_timeout_s, self._clock = say, load_timeout_s, clock
         self._heals: dict[str, _Heal] = {}
         self._ended: dict[str, tuple[float, int]] = {}
@@ -81,8 +81,8 @@ class Heals:
         """It is not to be loaded any more."""
         self._heals.pop(model, None)
 
-    def go_on(self, model: str, reason: str, load: Load) -> None:
-        """Begins to load a model that is down and not on its way, if it is time to.
+    def load_if_due(self, model: str, reason: str, load: Load) -> None:
+        """Begins to load a model that is down, if it is not on its way, and it is time to.
 
         Args:
             model: its name.
@@ -95,36 +95,31 @@ class Heals:
             heal = self._heals[model] = _Heal(cleaned(reason), now, loads=loads if now - ended < STEADY_S else 0)
             heal.again_at = now + _pause_s(heal.loads)
             self._say(f"{model} is down and is loaded again: {heal.reason}")
-        if now < heal.again_at:
+        if heal.is_on_its_way or now < heal.again_at:
             return
         heal.thread = threading.Thread(
             target=self._load_again, args=(model, heal, load), name=f"heal-{model}", daemon=True
         )
         heal.thread.start()
 
-    def end(self, model: str) -> bool:
-        """A model is up; whether it was being healed."""
-        heal = self._heals.pop(model, None)
-        if heal is None:
-            return False
-        now = self._clock()
+    def came_up(self, model: str) -> None:
+        """A model that was down is up."""
+        heal, now = self._heals.pop(model), self._clock()
         self._ended[model] = now, heal.loads
-        self.done[model] = self.done.get(model, 0) + 1
+        self.counts[model] = self.counts.get(model, 0) + 1
         self._say(f"{model} is loaded again, after {now - heal.began:.1f} s")
-        return True
 
     def _load_again(self, model: str, heal: _Heal, load: Load) -> None:
         heal.loads += 1
         pause_s = _pause_s(heal.loads)
         try:
             load(model, self._load_timeout_s)
-            heal.again_at = self._clock() + pause_s
         except LauncherError as error:
-            if self._heals.get(model) is not heal:  # tritonserver has ended meanwhile
-                return
-            heal.tries, heal.reason = heal.tries + 1, cleaned(str(error))
+            if self._heals.get(model) is heal:  # else tritonserver has ended meanwhile
+                heal.tries, heal.reason = heal.tries + 1, cleaned(str(error))
+                self._say(f"{model} does not load, and is tried again in {pause_s:g} s: {heal.reason}")
+        finally:
             heal.again_at = self._clock() + pause_s
-            self._say(f"{model} does not load, and is tried again in {pause_s:g} s: {heal.reason}")
 
 
 def _pause_s(loads: int) -> float:

@@ -1,6 +1,5 @@
 """A server of this machine that runs already, found by its URL."""
 
-import fcntl
 import os
 import signal
 import socket
@@ -27,31 +26,6 @@ BEATS_WITHIN_S = 15.0
 """A watcher that has looked at nothing for so long watches nothing: it may be loading a large model's file itself."""
 
 WATCHER, WATCH_ROOM = "watcher", "watch"
-
-
-class WatchLock:
-    """Held by the one process that watches a server, as long as that lives.
-
-    Args:
-        home: the server's.
-
-    Raises:
-        LauncherError: another one holds it.
-    """
-
-    def __init__(self, home: Path) -> None:
-        path = home / WATCH_ROOM / "lock"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = path.open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise LauncherError("tritonserver is watched already, by another process") from error
-
-    def close(self) -> None:
-        """Lets another one watch."""
-        self._file.close()
 
 
 class ServerNotFoundError(LauncherError):
@@ -102,9 +76,9 @@ class RunningServer:
         watcher, state = self.watcher, process_state(self.pid)
         return watcher.pid if watcher is not None and state is not None and state.parent == watcher.pid else None
 
-    def terminate(self) -> None:
-        """Asks who started it to stop it, else itself."""
-        os.kill(self.served_by or self.pid, signal.SIGTERM)
+    def stop(self) -> None:
+        """Asks who started it to stop it without draining it, else itself."""
+        os.kill(self.served_by or self.pid, signal.SIGINT)
 
 
 def starting_serve(http_url: str) -> int | None:

@@ -18,7 +18,7 @@ from .shared_memory import region_prefix
 _EXEC = 'exec "$@" "--backend-config=python,shm-region-prefix-name={prefix}"'
 
 
-def command_line(
+def server_command(
     repository: Path,
     address: ServerAddress,
     binary: ServerBinary,

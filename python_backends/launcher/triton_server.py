@@ -30,7 +30,7 @@ from .ports import listens
 from .processes import kill_group, signal_group
 from .repository_api import RepositoryApi
 from .restriction import KEY_FILE, AdminKey, admin_headers
-from .server_process import command_line, spawn
+from .server_process import server_command, spawn
 from .shared_memory import check_room, region_prefix, remove_regions, remove_stale_regions
 
 logger = logging.getLogger(__name__)
@@ -178,8 +178,8 @@ class TritonServer:
         check_room(self.repository, self.options.shm_default_mib)
         self._directory = make_private_directory()
         try:
-            secrets = self._admin_key, self._grpc_tls
-            self._command = command_line(self.repository, self.address, binary, self._directory, *secrets, self.options)
+            own = self.repository, self.address, binary, self._directory
+            self._command = server_command(*own, self._admin_key, self._grpc_tls, self.options)
             if self._admin_key is not None:
                 self._admin_key.write(self._directory / KEY_FILE)
             self.log_path.parent.mkdir(parents=True, exist_ok=True)

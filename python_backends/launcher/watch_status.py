@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..common.filesystem import replace_text
-from ..common.runtime_directory import WATCH_FILE
+from ..common.runtime_directory import LOOK_FILE, WATCH_FILE
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class WatchStatus:
 
 
 def tell_of_a_look(runtime: Path) -> None:
-    """A server was looked after, now: shown by the time of what `write_status` has written."""
-    os.utime(runtime / WATCH_FILE)
+    """A server was looked after, now: a file's time says so."""
+    (runtime / LOOK_FILE).touch()
 
 
 def write_status(runtime: Path, text: str) -> None:

@@ -20,7 +20,8 @@ from .hanging import Hanging
 from .heals import Heals
 from .model_processes import ModelProcess, has_dead_process, instances, is_python, model_processes, still_living
 from .repository_api import ANSWER_S, RepositoryApi, RepositoryApiError, ServerUnreachableError
-from .running import WATCH_ROOM, WATCHER, WatchLock
+from .running import WATCH_ROOM, WATCHER
+from .watch_lock import WatchLock
 from .watch_status import WatchStatus, tell_of_a_look, write_status
 
 INDEX_EVERY_S = 1.0
@@ -106,7 +107,7 @@ class Watcher:
         self._expected: dict[str, int] = {}
         self._lacking: set[str] = set()
         self._hanging = Hanging(self._pid, self._server.runtime)
-        self._silent_s = 0.0
+        self._silent_s, self._can_heal = 0.0, True
         self._stuck_s: float | None = None
         self._looked_at = self._clock()
         self._index_at = self._looked_at - INDEX_EVERY_S
@@ -149,11 +150,12 @@ class Watcher:
             self._index_at = now
             self._compare(living)
         self._pulse.beat()
-        self.status.down, self.status.heals = self._heals.down, self._heals.done
+        if self._can_heal:
+            tell_of_a_look(self._server.runtime)
+        self.status.down, self.status.heals = self._heals.down, self._heals.counts
         if (text := self.status.to_json()) != self._written:
             write_status(self._server.runtime, text)
             self._written = text
-        tell_of_a_look(self._server.runtime)
 
     def _compare(self, living: Counter[str]) -> None:
         """What the server says of its models with the processes that there are."""
@@ -179,11 +181,11 @@ class Watcher:
                 self._heals.forget(model)
                 self._known.discard(model)
             elif state == "UNAVAILABLE" and self._should_be_there(model, reason):
-                self._heals.go_on(model, reason, self._server.api.load)
+                self._heals.load_if_due(model, reason, self._server.api.load)
         for model in lacking & self._lacking:  # twice: it may have been loaded or unloaded between two questions
             self._expected.pop(model, None)
             if self._lacks(model, living):
-                self._heals.go_on(model, DIED, self._server.api.replace)
+                self._heals.load_if_due(model, DIED, self._server.api.replace)
         self._lacking = lacking
 
     def _index(self) -> list[dict[str, Any]] | None:
@@ -199,8 +201,9 @@ class Watcher:
             return None
         except RepositoryApiError as error:
             self._say_once(f"tritonserver does not say what is loaded, so that nothing is loaded again: {error}")
+            self._can_heal = False
             return None
-        self._silent_s = 0.0
+        self._silent_s, self._can_heal = 0.0, True
         return index
 
     def _lacks(self, model: str, living: Counter[str]) -> bool:
@@ -234,8 +237,9 @@ class Watcher:
             _kill(self._pid)
 
     def _is_up(self, model: str) -> None:
-        if self._heals.end(model):
+        if model in self._heals:
             forget_dead(model, self._server.runtime)
+            self._heals.came_up(model)
 
 
 def is_composed(reason: str) -> bool:

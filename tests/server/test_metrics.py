@@ -69,7 +69,7 @@ def ending(tiny: TinyServer, **expected: int) -> Iterator[None]:
     assert grown() == expected
     found = OUTCOME.findall("\n".join(log_lines(tiny)[len(lines) :]))
     assert {outcome: found.count(outcome) for outcome in found} == expected
-    wait_for(lambda: in_line(tiny) == (0, 0), seconds=60.0)  # what a dead denoiser has begun is denoised to its end
+    wait_for(lambda: in_line(tiny) == (0, 0))  # what a dead denoiser has begun leaves its shard, too
 
 
 def log_lines(tiny: TinyServer) -> list[str]:
@@ -100,8 +100,7 @@ def test_a_request_with_a_picture_is_in_time_and_told_by_stage(tiny: TinyServer)
     assert sum(value for name, value in steps.items() if 'rows="2"' in name) == 8
     for model in ("vae_decoder", "unet_shard0", "text_encoder"):
         name = tiny.inner(model)
-        assert f'swiftdiffusion_busy_seconds_total{{model="{name}",model_instance="{name}_0_0"}}' in told
-    assert grown[f'swiftdiffusion_busy_seconds_total{{model="{name}",model_instance="{name}_0_0"}}'] > 0
+        assert grown[f'swiftdiffusion_busy_seconds_total{{model="{name}",model_instance="{name}_0_0-0"}}'] > 0
     line = log_lines(tiny)[-1]
     assert "secret" not in line
     assert ' id="x\\" outcome=failed" outcome=in_time ' in line

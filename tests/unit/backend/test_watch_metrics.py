@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from typing import TYPE_CHECKING
@@ -43,16 +44,33 @@ def test_counters_go_on_where_another_process_tells_them(tmp_path: Path) -> None
 def test_the_time_in_which_a_watcher_looked_is_told_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_metrics_module, "EVERY_S", 0.02)
-    write_status(tmp_path, WatchStatus().to_json())
+    monkeypatch.setattr(watch_metrics_module, "EVERY_S", 0.01)
+    monkeypatch.setattr(watch_metrics_module, "LONGEST_LOOK_S", 0.5)
     with own_metrics():
-        metrics, began = WatchMetrics(tmp_path), time.monotonic()
-        while (looked_s := time.monotonic() - began) < 0.5:
+        metrics = WatchMetrics(tmp_path)
+        began = time.monotonic()
+        for pause_s in (0.0, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1):  # one of them is too long
+            time.sleep(pause_s)
             tell_of_a_look(tmp_path)
-            time.sleep(0.01)
-        time.sleep(0.5)
+        looked_s = time.monotonic() - began - 1.0
+        time.sleep(0.2)
         metrics.close()
-    assert 0.3 < sum(told["swiftdiffusion_watched_seconds_total"][""]) < looked_s + 0.1
+    assert looked_s - 0.1 < sum(told["swiftdiffusion_watched_seconds_total"][""]) < looked_s + 0.1
+
+
+def test_where_nothing_can_be_written_nothing_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_full(_path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(watch_metrics_module, "EVERY_S", 0.01)
+    with own_metrics():
+        metrics = WatchMetrics(tmp_path)
+        monkeypatch.setattr(watch_metrics_module, "replace_text", is_full)
+        Pulse("shard", "shard_0", tmp_path)
+        write_status(tmp_path, WatchStatus(heals={"shard": 2}).to_json())
+        time.sleep(0.2)
+        metrics.close()
+    assert sum(told["swiftdiffusion_heals_total"]["shard"]) == 2
 
 
 @pytest.mark.parametrize("text", ["", '{"heals": {"sha', "[1]"])

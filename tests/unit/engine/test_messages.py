@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.engine.messages import (
+    MAX_PID,
     Borrow,
     Cancel,
     Claim,
@@ -27,11 +28,11 @@ from swiftdiffusion.python_backends.engine.messages import (
     RunState,
     Submit,
     Submitted,
-    Work,
     answer_from_json,
     message_from_json,
     to_json,
 )
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.request.completed import (
     PRIORITIES,
     CompletedRequest,
@@ -90,7 +91,7 @@ REQUESTS = st.builds(
 ENCODINGS = st.builds(Encoding, st.none() | KEYS, KEYS, NUMBERS, st.booleans())
 WORKS = st.builds(Work, COUNTS, COUNTS, COUNTS, st.sampled_from(PRIORITIES), few(COUNTS))
 MESSAGES: dict[type, st.SearchStrategy[Message]] = {
-    Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS, st.booleans()),
+    Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS, st.booleans(), st.integers(1, MAX_PID)),
     Poll: st.builds(Poll, few(TEXTS)),
     Cancel: st.builds(Cancel, few(TEXTS)),
     Quote: st.builds(Quote, WORKS),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from file_server import wait_for
+from swiftdiffusion.python_backends.common.runtime_directory import LOOK_FILE
 from swiftdiffusion.python_backends.launcher.errors import LauncherError
 from swiftdiffusion.python_backends.launcher.repository_api import RepositoryApiError, ServerUnreachableError
 from swiftdiffusion.python_backends.launcher.watcher import LOOK_EVERY_S, SILENT_S, STUCK_S, Watcher
@@ -27,6 +30,9 @@ class Api:
         instances: Processes that each model should have.
         failure: What loading comes to.
         loads: Models that were loaded.
+        refusal: What it says instead of states.
+        versions: How often it names each model.
+        held: While somebody holds it, no load ends.
     """
 
     states: dict[str, str] | None = field(default_factory=dict)
@@ -34,17 +40,25 @@ class Api:
     instances: int = 0
     failure: RepositoryApiError | None = None
     loads: list[str] = field(default_factory=list)
+    refusal: RepositoryApiError | None = None
+    versions: int = 1
+    held: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self) -> list[dict[str, str]]:
         if self.states is None:
             raise ServerUnreachableError("no answer")
-        return [{"name": model, "state": state, "reason": self.reason} for model, state in self.states.items()]
+        if self.refusal is not None:
+            raise self.refusal
+        states = [(model, state) for model, state in self.states.items() for _ in range(self.versions)]
+        return [{"name": model, "state": state, "reason": self.reason} for model, state in states]
 
     def config(self, _model: str) -> dict[str, Any]:
         return {"backend": "python", "instance_group": [{"count": self.instances}] if self.instances else []}
 
     def load(self, model: str, _timeout_s: float) -> None:
         self.loads.append(model)
+        with self.held:
+            pass
         if self.failure is not None:
             raise self.failure
 
@@ -142,7 +156,35 @@ def test_a_server_has_one_watcher(server: Server) -> None:
     def watch() -> Watcher:
         return Watcher(server, lambda _: None)  # type: ignore[arg-type]
 
-    with pytest.raises(LauncherError, match="watched already"):
+    with pytest.raises(LauncherError, match=f"watched already, by process {os.getpid()}$"):
         watch()
     server.watcher.close()
     watch().close()
+
+
+def looks(server: Server) -> int:
+    """When it was looked after last, as others see it."""
+    server.watched(1)
+    return (server.runtime / LOOK_FILE).stat().st_mtime_ns
+
+
+def test_its_looks_are_seen_unless_it_cannot_heal(server: Server) -> None:
+    before = looks(server)
+    assert looks(server) > before
+    server.api.refusal = RepositoryApiError("restricted")
+    before = looks(server)
+    assert looks(server) == before
+    server.api.refusal = None
+    assert looks(server) > before
+
+
+def test_a_model_with_several_versions_is_loaded_once(server: Server) -> None:
+    server.api.states, server.api.instances, server.api.versions = {"dies": "READY"}, 1, 2
+    server.watched(2)
+    waited(server, 1)
+    server.api.states, server.api.reason = {"dies": "UNAVAILABLE"}, "Stub process 'dies_0_0' is not healthy."
+    server.api.held.acquire()
+    loads = len(server.api.loads)
+    server.watched(30)
+    server.api.held.release()
+    assert len(server.api.loads) <= loads + 1

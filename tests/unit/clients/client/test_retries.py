@@ -46,9 +46,14 @@ class Server:
     def __init__(self, *failures: SwiftDiffusionError) -> None:
         self._failures = list(failures)
         self.seeds: list[int] = []
+        self.loads_for = 0  # looks at it
 
     async def model_ready(self, _model: str) -> bool:
-        return True
+        self.loads_for -= 1
+        return self.loads_for < 0
+
+    async def server_ready(self) -> bool:
+        return self.loads_for < 0
 
     async def infer(self, _model: str, tensors: Sequence[Tensor], outputs: Any = ()) -> dict[str, Any]:
         del outputs
@@ -168,3 +173,10 @@ def test_a_stream_that_begins_again_tells_no_step_twice(monkeypatch: pytest.Monk
     *steps, picture = asyncio.run(events())
     assert [each.step for each in steps if isinstance(each, Progress)] == [1, 2, 3]
     assert isinstance(picture, GenerationResult)
+
+
+def test_the_entry_model_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    server.loads_for = 9
+    asyncio.run(client(monkeypatch, server, retries=1).generate(GenerationRequest("a cat", seed=1)))
+    assert server.seeds == [1]
