@@ -1,8 +1,8 @@
 """Requests that nobody should send, by a seed: raw HTTP/1.1 and raw gRPC, from nearly right to nonsense.
 
-None uses model control, logging, tracing or shared memory: whoever may, can stop a server without tricks. Three things
-are left out because they end Triton 2.51 (docs/security.md): JSON tensors whose shape has many elements, streams of
-several requests, and metadata that asks for gRPC errors.
+None uses model control, logging, tracing or shared memory: whoever may, can stop a server without tricks. What
+ends Triton 2.51 is left out (docs/security.md): JSON tensors whose shape has many elements, bodies that unpack to
+gigabytes, streams of several requests, and metadata that asks for gRPC errors.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A run is a pure function of its request, so that nothing is lost with a shard bu
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -96,7 +97,7 @@ class Front:
         run = self._runs.get(text)
         if run is None:
             request = CompletedRequest.from_json(text.decode("utf-8"))
-            run = FrontRun(Submit(request, Encoding.from_json(encoding), tickets))
+            run = FrontRun(Submit(request, Encoding.from_json(encoding), tickets, os.getpid()))
             with ExitStack() as held:
                 for use in request.controlnets:
                     for key in use.images:

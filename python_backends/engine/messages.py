@@ -7,7 +7,6 @@ may lack and ask for. Tensors travel beside the message.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -37,15 +36,15 @@ class Submit:
         request: The request.
         encoding: What `text_encoder` wrote for it.
         tickets: What `lora_store` did.
-        again: Whether it ran elsewhere before.
         sender: Process, of this machine, that will ask after it.
+        again: Whether it ran elsewhere before.
     """
 
     request: CompletedRequest
     encoding: Encoding
     tickets: str
+    sender: Annotated[int, Field(gt=0, le=MAX_PID)]
     again: bool = False
-    sender: Annotated[int, Field(gt=0, le=MAX_PID)] = field(default_factory=os.getpid)
     op: Literal["submit"] = "submit"
 
 

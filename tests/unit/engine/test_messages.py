@@ -91,7 +91,7 @@ REQUESTS = st.builds(
 ENCODINGS = st.builds(Encoding, st.none() | KEYS, KEYS, NUMBERS, st.booleans())
 WORKS = st.builds(Work, COUNTS, COUNTS, COUNTS, st.sampled_from(PRIORITIES), few(COUNTS))
 MESSAGES: dict[type, st.SearchStrategy[Message]] = {
-    Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS, st.booleans(), st.integers(1, MAX_PID)),
+    Submit: st.builds(Submit, REQUESTS, ENCODINGS, TEXTS, st.integers(1, MAX_PID), st.booleans()),
     Poll: st.builds(Poll, few(TEXTS)),
     Cancel: st.builds(Cancel, few(TEXTS)),
     Quote: st.builds(Quote, WORKS),
@@ -171,6 +171,12 @@ def test_a_field_that_is_wrong_missing_or_unknown_is_named(kind: type, data: st.
 def test_what_is_no_finite_number_is_refused(text: str, place: str, number: str) -> None:
     with pytest.raises(InvalidRequestError, match=rf"MESSAGE is not .*: {place}"):
         message_from_json(text.replace("N", number))
+
+
+@given(message=MESSAGES[Submit], sender=st.integers(max_value=0) | st.integers(min_value=MAX_PID + 1))
+def test_what_is_no_process_is_refused(message: Submit, sender: int) -> None:
+    with pytest.raises(InvalidRequestError, match=r"MESSAGE is not .*: submit\.sender"):
+        message_from_json(json.dumps(asdict(message) | {"sender": sender}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"op": "format"}', '{"op": null}', "\ud800", "1e999"])

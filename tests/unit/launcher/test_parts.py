@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from swiftdiffusion.python_backends.launcher.address import choose_address
 from swiftdiffusion.python_backends.launcher.binary import ServerBinary, find_server_binary
 from swiftdiffusion.python_backends.launcher.directories import make_private_directory, plain_path
 from swiftdiffusion.python_backends.launcher.errors import (
@@ -65,7 +66,7 @@ def test_busy_port_is_named_with_its_flag() -> None:
         with pytest.raises(PortBusyError, match=rf"port {port} is in use.*--grpc-port"):
             check_ports("127.0.0.1", {"--http-port": free_ports(1)[0], "--grpc-port": port})
         with pytest.raises(PortBusyError, match=str(port)):
-            TritonServer(__file__, http_port=port)._choose_ports()
+            choose_address("127.0.0.1", port, None, None)
 
 
 def test_one_port_for_two_apis_is_refused() -> None:
