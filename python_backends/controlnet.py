@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class TritonPythonModel(Model):
     """One ControlNet on one device; Triton batches the calls of all shards, requests and pipelines."""
 
+    computes = True
+
     def load(self, args: Mapping[str, str]) -> None:
         """Loads the network, which warms itself up."""
         settings = ModelSettings.from_triton(args)

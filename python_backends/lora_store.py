@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from .shared_memory.host_cache import HostCache, host_cache_directory
 from .shared_memory.host_directory import remove_stale_host_caches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Future
 
     from .lora.loading.outcomes import LoadedLora
@@ -85,7 +86,7 @@ class TritonPythonModel(Model):
             disk,
             host,
             Fetcher(limits, self._metrics.fetch_failed),
-            Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes),
+            _later(lambda: Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes)),
             max_file_bytes=max_file_bytes,
             base=as_text(checkpoint.path),
             observer=self._metrics,
@@ -116,6 +117,14 @@ class TritonPythonModel(Model):
         outcome = self._outcomes.expect()
         loading.add_done_callback(lambda done: outcome.put(_result(done)))
         return Ticket(name, pending=outcome)
+
+
+def _later(make: Callable[[], Canonicaliser]) -> Callable[..., tuple[str, ...]]:
+    """A canonicaliser that a thread makes, which imports networks for seconds: only LoRAs have to wait for that."""
+    threads = ThreadPoolExecutor(1, "canonicaliser")
+    making = threads.submit(make)
+    threads.shutdown(wait=False)
+    return lambda *arguments: making.result()(*arguments)
 
 
 def _result(loading: Future[LoadedLora]) -> LoadedLora | RequestError:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class TritonPythonModel(Model):
     """Encodes the texts of all requests of a batch at once, with those of their LoRAs that are at hand."""
 
+    computes = True
+
     def load(self, args: Mapping[str, str]) -> None:
         """Loads the text encoders; making the embedding of the empty prompt warms them up."""
         settings = ModelSettings.from_triton(args)

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 class TritonPythonModel(Model):
     """One UNet on one device, and the engine that runs requests on it; `respond` carries messages and holds none."""
 
+    computes = True
+
     def load(self, args: Mapping[str, str]) -> None:
         """Loads the UNet, which warms itself up, and starts the engine."""
         settings = ModelSettings.from_triton(args)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class TritonPythonModel(Model):
     """Decodes the latents of a batch (Triton only batches equal shapes) in one call."""
 
+    computes = True
+
     def load(self, args: Mapping[str, str]) -> None:
         """Loads the autoencoder and decodes once at the default size."""
         settings = ModelSettings.from_triton(args)

@@ -1,11 +1,14 @@
 """Repeating a request that met a part of the server which died: it asks for nothing but to be sent again."""
 
 import asyncio
+import logging
 import random
 import re
 import time
 
 from .errors import ServerRestarting, ServerUnreachable
+
+logger = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 5.0, 20.0)
 """Before the tries after the first, the last for all further ones: most of a server is there again within 2 s, what has
@@ -45,4 +48,5 @@ class Retries:
             self._made += 1
         else:
             raise error
+        logger.info("sent again in %.0f s, %d of %d retries used up: %s", seconds, self._made, self._most, error)
         await asyncio.sleep(seconds * random.uniform(0.8, 1.2))

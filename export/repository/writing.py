@@ -24,14 +24,9 @@ if TYPE_CHECKING:
 HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit it.\n"
 """First line of every config.pbtxt that is ours to replace."""
 
-LEAN = ("unet_shard", "controlnet", "vae_decoder")
-"""Backends whose processes start with `LEAN_START`, except where they run `torch.compile`: they make no pipelines."""
-
-LEAN_START = (
-    "from swiftdiffusion.python_backends.common.lean_diffusers import import_diffusers",
-    "",
-    "import_diffusers()",
-)
+LEAN = dict.fromkeys(("unet_shard", "controlnet", "vae_decoder", "lora_store"), "import_diffusers")
+LEAN["text_encoder"] = "import_pipelines"
+"""Backends whose processes start by this function of `lean_diffusers`, except where they run `torch.compile`."""
 
 
 class RepositoryError(ValueError):
@@ -128,5 +123,8 @@ def _write_model(directory: Path, model: Model) -> None:
         return
     own = f"from swiftdiffusion.python_backends.{model.backend} import TritonPythonModel"
     compiles = any(key == "runtime" and each.string_value == "compile" for key, each in model.config.parameters.items())
-    lines = [*LEAN_START, f"{own}  # noqa: E402"] if model.backend in LEAN and not compiles else [own]
+    lines, lean = [own], LEAN.get(model.backend)
+    if lean is not None and not compiles:
+        start = f"from swiftdiffusion.python_backends.common.lean_diffusers import {lean}"
+        lines = [start, "", f"{lean}()", f"{own}  # noqa: E402"]
     (version / "model.py").write_text("\n".join([*lines, "", '__all__ = ["TritonPythonModel"]', ""]), "utf-8")

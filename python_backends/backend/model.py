@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ..common.processes import close_inherited_connections
+from ..common.processors import step_back
 from ..common.pulse import EXECUTE, Pulse
 from . import metrics
 from .settings import instance_of
@@ -23,16 +24,20 @@ class Model(ABC):
     Attributes:
         pulse: Of this process.
         doing: What its `execute` is.
+        computes: Whether it keeps a core busy, where it has no GPU.
     """
 
     pulse: Pulse
     doing = EXECUTE
+    computes = False
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Calls `load`; what that raises fails the load."""
         close_inherited_connections()
         self.pulse = Pulse(args["model_name"], instance_of(args))
         self.load(args)
+        if self.computes and args["model_instance_kind"] == "CPU":
+            step_back()
         self.pulse.ready()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:

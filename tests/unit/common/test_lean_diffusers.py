@@ -77,3 +77,19 @@ _, mid = network(
 print(*(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in (noise, pixels, mid)))
 """
     assert said(START + code) == said("import transformers, peft, diffusers" + code)
+
+
+def test_a_pipeline_of_text_encoders_needs_no_more_and_embeds_to_the_same_bits(tmp_path: Path) -> None:
+    checkpoint = checkpoints.sdxl(tmp_path / "checkpoint")
+    code = f"""
+import hashlib, pathlib, sys, torch
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+
+torch.set_grad_enabled(False)
+pipeline = Checkpoint(pathlib.Path({str(checkpoint)!r})).load_text_pipeline(torch.device("cpu"), torch.float32)
+embeddings = pipeline.encode_prompt("a red circle", negative_prompt="blue", do_classifier_free_guidance=True)
+print(*(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in embeddings))
+"""
+    start = START.replace("import_diffusers", "import_pipelines")
+    absent = "\nprint([name for name in ('peft', 'scipy.stats') if name in sys.modules])"
+    assert said(start + code + absent) == [*said("import peft, diffusers" + code), "[]"]

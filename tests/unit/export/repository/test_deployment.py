@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -164,12 +165,16 @@ def test_controlnets_alone_are_for_other_servers(files: Path, tmp_path: Path) ->
 def test_processes_import_what_they_need_alone_where_nothing_is_compiled(
     files: Path, tmp_path: Path, runtime: str
 ) -> None:
+    (tmp_path / "loras").mkdir()
     networks = ("--checkpoint", files / "first", "--unet-shards", 1, "--controlnet", f"edges={files / 'edges'}")
-    status, said = export(*networks, "--runtime", runtime, "--repository", tmp_path / "repository")
+    options = ("--loras", tmp_path / "loras", "--runtime", runtime, "--repository", tmp_path / "repository")
+    status, said = export(*networks, *options)
     assert status == 0, said
-    lean = {file.parts[-3] for file in tmp_path.rglob("model.py") if "import_diffusers()" in file.read_text()}
-    compiled = {"unet_shard0", "controlnet_edges"}
-    assert lean == ({"vae_decoder"} if runtime == "compile" else {"vae_decoder", *compiled})
+    starts = {file.parts[-3]: re.search(r"import_\w+(?=\(\))", file.read_text()) for file in tmp_path.rglob("model.py")}
+    lean = dict.fromkeys(("vae_decoder", "lora_store"), "import_diffusers") | {"text_encoder": "import_pipelines"}
+    compiled = dict.fromkeys(("unet_shard0", "controlnet_edges"), "import_diffusers")
+    found = {model: match[0] for model, match in starts.items() if match}
+    assert found == (lean if runtime == "compile" else lean | compiled)
 
 
 def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_path: Path) -> None:
