@@ -71,8 +71,9 @@ RECIPES: dict[str, Recipe] = {
             "hatched",
             Style(fill="hatched", line_width=10.0, between_lines=0.35),
             "peft",
-            alpha=6.0,
-            convolution_rank=8,
+            rank=6,
+            alpha=4.5,
+            convolution_rank=6,
         ),
         Recipe(
             "night",
