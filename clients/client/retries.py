@@ -24,6 +24,7 @@ RETRIABLE = (ServerRestarting, ServerUnreachable)
 
 _NOT_BEGUN = re.compile(
     r"\bnot begun: .*; retry in a few seconds$|; retry elsewhere$|has no available versions"
+    r"|Stub process '\w*preprocess_\d+_\d+' is not healthy"  # the first model: nobody has accepted the request
     r"|[Ff]ailed to connect|Connect call failed"
 )
 

@@ -1,7 +1,7 @@
 """Importing diffusers without what only others need: networks and schedulers in a third of the time, half the memory.
 
 diffusers' modules import torch.compile's front end for two decorators, PEFT and transformers for methods that load
-adapters and prompts, and SciPy's statistics for rare sigmas of schedulers. Every start of every process pays for it.
+adapters and prompts, and SciPy for rare schedulers and sigmas. Every start of every process pays for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 COMPILER = "torch._dynamo"
 UNNEEDED = ("peft", "transformers")
-SELDOM_NEEDED = "scipy.stats"
+SELDOM_NEEDED = ("scipy.integrate", "scipy.stats")
 PIPELINES = (
     "stable_diffusion.pipeline_stable_diffusion",
     "stable_diffusion_xl.pipeline_stable_diffusion_xl",
@@ -36,6 +36,16 @@ class _Decorators(ModuleType):
         return function if function is not None else lambda given: given
 
 
+class _Later(ModuleType):
+    """Stands for a module until something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self.__name__)
+        if module is self:  # it is not needed yet
+            raise AttributeError(name)
+        return getattr(module, name)
+
+
 def import_diffusers() -> None:
     """To be called before anything imports diffusers, in a process that makes no pipelines and does not compile.
 
@@ -43,8 +53,7 @@ def import_diffusers() -> None:
     """
     if "diffusers" in sys.modules:
         return
-    unread = {SELDOM_NEEDED: ModuleType(SELDOM_NEEDED)}
-    with _instead({COMPILER: _Decorators(COMPILER), **unread, **dict.fromkeys(UNNEEDED)}):
+    with _instead({COMPILER: _Decorators(COMPILER), **_later(), **dict.fromkeys(UNNEEDED)}):
         importlib.import_module("diffusers.models.unets.unet_2d_condition")
         schedulers = importlib.import_module("diffusers.schedulers")
         for name in dir(schedulers):
@@ -59,9 +68,13 @@ def import_pipelines() -> None:
     if "diffusers" in sys.modules:
         return
     importlib.import_module("transformers.models.clip.modeling_clip")
-    with _instead({SELDOM_NEEDED: ModuleType(SELDOM_NEEDED), "peft": None}):
+    with _instead({**_later(), "peft": None}):
         for name in PIPELINES:
             importlib.import_module(f"diffusers.pipelines.{name}")
+
+
+def _later() -> dict[str, ModuleType]:
+    return {name: _Later(name) for name in SELDOM_NEEDED}
 
 
 @contextmanager

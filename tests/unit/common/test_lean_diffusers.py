@@ -30,17 +30,21 @@ def said(code: str) -> list[str]:
 def test_nothing_needless_is_imported_and_all_of_it_is_there_for_who_asks() -> None:
     code = """
 diffusers.UNet2DConditionModel, diffusers.ControlNetModel, diffusers.AutoencoderKL
-print([name for name in ("torch._dynamo", "peft", "transformers", "scipy.stats") if name in sys.modules])
+absent = ("torch._dynamo", "peft", "transformers", "scipy.stats", "scipy.integrate", "scipy.special")
+print([name for name in absent if name in sys.modules])
 
 scheduler = diffusers.EulerDiscreteScheduler(use_beta_sigmas=True)
 scheduler.set_timesteps(4)
 print(len(scheduler.timesteps))
+scheduler = diffusers.LMSDiscreteScheduler()
+scheduler.set_timesteps(4)
+print(scheduler.get_lms_coefficient(2, 1, 0) != 0)
 
 import peft, torch, transformers
 print(peft.LoraConfig(r=2).r, transformers.CLIPTextConfig().num_hidden_layers)
 print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
 """
-    assert said(START + code) == ["[]", "4", "2 12", "2.0"]
+    assert said(START + code) == ["[]", "4", "True", "2 12", "2.0"]
 
 
 def test_where_diffusers_is_imported_already_nothing_changes() -> None:
@@ -91,5 +95,5 @@ embeddings = pipeline.encode_prompt("a red circle", negative_prompt="blue", do_c
 print(*(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in embeddings))
 """
     start = START.replace("import_diffusers", "import_pipelines")
-    absent = "\nprint([name for name in ('peft', 'scipy.stats') if name in sys.modules])"
+    absent = "\nprint([name for name in ('peft', 'scipy.stats', 'scipy.integrate') if name in sys.modules])"
     assert said(start + code + absent) == [*said("import peft, diffusers" + code), "[]"]

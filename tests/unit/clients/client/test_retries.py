@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DOWN = "in ensemble 'sdxl', not begun: vae_decoder is down and being loaded again; retry in a few seconds"
 LOST_TO_A_MODEL = "in ensemble 'sdxl', vae_decoder is down and being loaded again; retry in a few seconds"
 LOST = "Stub process 'denoiser_0_0' is not healthy."
+BEFORE_IT_WAS_ACCEPTED = "in ensemble 'sdxl', Stub process 'preprocess_0_0' is not healthy."
 UNKNOWN = "Request for unknown model: 'sdxl' has no available versions"
 DRAINING = "the server is about to stop and takes no new requests; retry elsewhere"
 
@@ -107,7 +108,7 @@ def test_no_more_often_than_it_was_asked_to(monkeypatch: pytest.MonkeyPatch, mes
         assert server.seeds == [1] * (1 + most)
 
 
-@pytest.mark.parametrize("message", [DOWN, UNKNOWN, DRAINING])
+@pytest.mark.parametrize("message", [DOWN, UNKNOWN, DRAINING, BEFORE_IT_WAS_ACCEPTED])
 def test_waiting_for_a_server_that_cannot_begin_uses_up_no_try(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     server = Server(*(restarting(message) for _ in range(9)), restarting(LOST))
     asyncio.run(client(monkeypatch, server, retries=1).generate(GenerationRequest("a cat", seed=1)))
