@@ -33,6 +33,10 @@ WELL_S = 60.0
 """A server that is not well so long after the last fault stays broken."""
 
 
+LOOK_EVERY_S = 0.5
+"""A look is a process that imports Python's packages: one after the other would keep a core busy."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to happen.
@@ -171,6 +175,7 @@ async def _under_fire(
     while (unwell := await _unwell(serve, requests[0], pictures[0])) is not None:
         if time.monotonic() > deadline:
             raise RuntimeError("\n".join(["it does not get well:", unwell, *serve.lines[-20:]]))
+        await asyncio.sleep(LOOK_EVERY_S)
     well_after_s = time.monotonic() - faults.last_at
     await asyncio.sleep(plan.settle_s)
     after = Holdings.of(serve.server)
