@@ -223,7 +223,7 @@ def main(
         "seconds": round(time.monotonic() - start, 1),
         **report.to_json(),
     }
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(results) + "\n", encoding="utf-8")
     for outcome in report.not_allowed[:10]:
         console.print(outcome, markup=False)
     console.print(f"written to {out}", highlight=False)

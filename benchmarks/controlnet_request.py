@@ -240,7 +240,7 @@ def main(
         "cases": cases,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps(written) + "\n", "utf-8")
     table = Table(*(name.replace("_", " ") for name in cases[0]))
     for case in cases:
         table.add_row(*map(str, case.values()))

@@ -139,7 +139,7 @@ def main(
         "report": report.as_json(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps(written) + "\n", "utf-8")
     show(Console(), report, f"{trace.name} × {rate_scale:g}, diffusers with {threads} threads")
     if plot_file is not None:
         plot(outcomes, slo, plot_file, f"{trace.name} × {rate_scale:g}, diffusers")

@@ -56,7 +56,7 @@ def main(
         "answers": dict(sorted(tally.counts.items())),
         "server_errors": dict(tally.server_errors.most_common()),
     }
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(result) + "\n", encoding="utf-8")
     for outcome in tally.undocumented[:10]:
         console.print(outcome, markup=False)
     console.print(f"written to {out}", highlight=False)

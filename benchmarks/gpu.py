@@ -213,7 +213,7 @@ def main(
             measure: Callable[[], Any] = getattr(bench, part)
             with console.status(part):
                 results[part] = measure()
-            out.write_text(json.dumps(record | results, indent=1) + "\n", "utf-8")  # a kill loses only what is left
+            out.write_text(json.dumps(record | results) + "\n", "utf-8")  # a kill loses only what is left
             console.print(f"{part}: done")
             _free()
     show(console, results)

@@ -139,7 +139,7 @@ def main(
     command = f"python benchmarks/lora_bound.py --prompts {prompts} --steps {steps} --bounds {bounds}"
     written = {"command": command, "machine": describe(), **settings, "loras": results}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps(written) + "\n", "utf-8")
     draw(results, steps, plot)
     table = Table("LoRA", "k", "style score", "everything right", "SSIM")
     for name, result in results.items():

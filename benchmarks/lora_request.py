@@ -155,7 +155,7 @@ def main(
         ]
     command = f"python benchmarks/lora_request.py --rounds {rounds} --steps {steps} --bound {bound}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}) + "\n", "utf-8")
     table = Table("checkpoint", "two LoRAs", "ms", "÷ bare", "quartiles")
     for setting in settings:
         table.add_row(setting["checkpoint"], "none", f"{setting['median_ms']['bare']:.0f}")

@@ -157,7 +157,7 @@ def main(
     command = f"python benchmarks/lora_swap.py --rounds {rounds} --threads {threads}"
     result = {"command": command, "machine": machine, "threads": threads, "settings": settings}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps(result) + "\n", "utf-8")
     table = Table("UNet", "modules", "", "ours", "diffusers", "PEFT hotswap", "diffusers ÷ ours")
     for setting in settings:
         for what, ratio in setting["diffusers_over_ours"].items():

@@ -85,7 +85,7 @@ def main(
     with TritonServer(ROOT / "model_repository") as server, Client(server.grpc_url) as client:
         settings = [measure(client, sets, steps, rounds) for sets in ([[name] for name in NAMES], pairs)]
     command = f"python benchmarks/mixed_loras.py --rounds {rounds} --steps {steps}"
-    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}) + "\n", "utf-8")
     Console().print_json(data=settings)
 
 

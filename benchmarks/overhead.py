@@ -212,7 +212,7 @@ def main(
     settings = [measure(served, count, steps, rounds, console) for count in shards]
     command = f"python benchmarks/overhead.py --steps {steps} --rounds {rounds}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps({"command": command, "machine": machine, "settings": settings}) + "\n", "utf-8")
     columns = ("server", "modules", "modules_split", "diffusers")
     table = Table("shards × threads", *columns, "server ÷ modules", "÷ modules_split", "÷ diffusers")
     for setting in settings:

@@ -122,7 +122,7 @@ def main(
     given = " ".join(f"--rates {rate:g}" for rate in rates)
     given += f" --rounds {rounds} --seconds {seconds:g} --steps {steps} --slo-factor {slo_factor:g}"
     command = f"python benchmarks/overload.py {given}"
-    out.write_text(json.dumps({"command": command, "machine": machine, **found}, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps({"command": command, "machine": machine, **found}) + "\n", "utf-8")
     console.print(f"written to {out}")
 
 

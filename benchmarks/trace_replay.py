@@ -232,7 +232,7 @@ def main(
         f"--loras {loras} --requests-for-memory {requests_for_memory}"
     )
     written = {"command": command, "machine": machine, "sustained_over_diffusers": ratios}
-    out.write_text(json.dumps({**written, "ours": found, "diffusers": diffusers}, indent=1) + "\n", "utf-8")
+    out.write_text(json.dumps({**written, "ours": found, "diffusers": diffusers}) + "\n", "utf-8")
     console.print(f"sustained ÷ diffusers': {ratios}; written to {out}")
 
 

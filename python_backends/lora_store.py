@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .backend.background import made_in_background
 from .backend.metrics import LORA_REFUSALS, Counter, Gauge, Histogram
 from .backend.model import Model
 from .backend.responses import answer_each
@@ -35,7 +35,7 @@ from .shared_memory.host_cache import HostCache, host_cache_directory
 from .shared_memory.host_directory import remove_stale_host_caches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from concurrent.futures import Future
 
     from .lora.loading.outcomes import LoadedLora
@@ -82,11 +82,15 @@ class TritonPythonModel(Model):
         self._metrics.watch(host, disk)
         max_file_bytes = int(parameters["lora_max_file_bytes"])
         limits = FetchLimits(max_bytes=max_file_bytes, timeout_s=float(parameters["lora_fetch_timeout_s"]))
+        canonicaliser = made_in_background(  # it imports transformers for seconds, for which only LoRAs have to wait
+            "canonicaliser",
+            lambda: Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes),
+        )
         self._store = LoraStore(
             disk,
             host,
             Fetcher(limits, self._metrics.fetch_failed),
-            _later(lambda: Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes)),
+            lambda *file: canonicaliser()(*file),
             max_file_bytes=max_file_bytes,
             base=as_text(checkpoint.path),
             observer=self._metrics,
@@ -117,14 +121,6 @@ class TritonPythonModel(Model):
         outcome = self._outcomes.expect()
         loading.add_done_callback(lambda done: outcome.put(_result(done)))
         return Ticket(name, pending=outcome)
-
-
-def _later(make: Callable[[], Canonicaliser]) -> Callable[..., tuple[str, ...]]:
-    """A canonicaliser that a thread makes, which imports networks for seconds: only LoRAs have to wait for that."""
-    threads = ThreadPoolExecutor(1, "canonicaliser")
-    making = threads.submit(make)
-    threads.shutdown(wait=False)
-    return lambda *arguments: making.result()(*arguments)
 
 
 def _result(loading: Future[LoadedLora]) -> LoadedLora | RequestError:

@@ -165,13 +165,14 @@ class AsyncClient:
             ModelNotFound: the server is ready, and has neither.
         """
         if self._model is None:
+            is_ready = await self.is_ready()  # first: what gets ready meanwhile is there then
             for name in ENTRY_MODELS:
                 if await self._within_health_time(self._open().model_ready(name)):
                     self._model = name
                     break
             else:
                 lack = f"the server at {self.url} has none of {' and '.join(ENTRY_MODELS)} ready"
-                if await self.is_ready():
+                if is_ready:
                     raise ModelNotFound(f"{lack}; if it has others, name one")
                 raise ServerRestarting(f"not begun: {lack} yet (if it has others, name one); retry in a few seconds")
         return self._model

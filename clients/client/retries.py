@@ -24,17 +24,19 @@ RETRIABLE = (ServerRestarting, ServerUnreachable)
 
 _NOT_BEGUN = re.compile(
     r"\bnot begun: .*; retry in a few seconds$|; retry elsewhere$|has no available versions"
-    r"|Stub process '\w*preprocess_\d+_\d+' is not healthy"  # the first model: nobody has accepted the request
     r"|[Ff]ailed to connect|Connect call failed"
 )
+
+_AT_THE_DOOR = re.compile(r"Stub process '(?!\S*controlnet_)(?:[\w-]+_)?preprocess_\d+_\d+' is not healthy")
+"""The first model died before it had handed the request on: as good as not begun, unless the request killed it."""
 
 
 class Retries:
     """The tries of one request that are left."""
 
     def __init__(self, most: int) -> None:
-        """None made yet; `most` after the first."""
-        self._made, self._most = 0, most
+        """None made yet; `most` after the first, and as many more for what was lost at the door."""
+        self._made, self._at_the_door, self._most = 0, 0, most
         self._until: float | None = None  # when the patience ends that began with the first such error
 
     async def pause(self, error: ServerRestarting | ServerUnreachable) -> None:
@@ -44,6 +46,9 @@ class Retries:
             self._until = now + (PATIENCE_S if self._most else 0.0)
         if not is_begun and self._until is not None and now < self._until:
             seconds = ASK_EVERY_S
+        elif _AT_THE_DOOR.search(str(error)) and self._at_the_door < self._most:
+            seconds = ASK_EVERY_S
+            self._at_the_door += 1
         elif self._made < self._most:
             seconds = PAUSES_S[min(self._made, len(PAUSES_S) - 1)]
             self._made += 1

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit it.\n"
 """First line of every config.pbtxt that is ours to replace."""
 
-LEAN = dict.fromkeys(("unet_shard", "controlnet", "vae_decoder", "lora_store"), "import_diffusers")
-LEAN["text_encoder"] = "import_pipelines"
+LEAN = {
+    "unet_shard": "import_diffusers",
+    "controlnet": "import_diffusers",
+    "vae_decoder": "import_diffusers",
+    "lora_store": "import_diffusers",
+    "text_encoder": "import_pipelines",
+}
 """Backends whose processes start by this function of `lean_diffusers`, except where they run `torch.compile`."""
 
 

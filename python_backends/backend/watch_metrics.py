@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.filesystem import replace_text
 from ..common.pulse import seen_models
-from ..common.runtime_directory import LOOK_FILE, WATCH_FILE
+from ..common.runtime_directory import LOOK_FILE, LOOKS_WITHIN_S, WATCH_FILE
 from .metrics import Counter, Gauge
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ TOLD_FILE = "watch-told.json"
 """In the runtime directory: what the server's counters have, which outlive the process that tells them."""
 
 EVERY_S = 1.0
-
-LONGEST_LOOK_S = 15.0
-"""From one look of a watcher to the next; where it was longer, it watched nothing meanwhile."""
 
 
 class WatchMetrics:
@@ -83,7 +80,7 @@ class WatchMetrics:
         if self._looked_at == before:
             return 0.0
         passed_s, self._seen_at = time.monotonic() - self._seen_at, time.monotonic()
-        return passed_s if passed_s < LONGEST_LOOK_S else 0.0
+        return passed_s if passed_s < LOOKS_WITHIN_S else 0.0
 
 
 def _time_of(path: Path) -> int:

@@ -36,7 +36,7 @@ class _Decorators(ModuleType):
         return function if function is not None else lambda given: given
 
 
-class _Later(ModuleType):
+class _LazyModule(ModuleType):
     """Stands for a module until something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
@@ -53,7 +53,7 @@ def import_diffusers() -> None:
     """
     if "diffusers" in sys.modules:
         return
-    with _instead({COMPILER: _Decorators(COMPILER), **_later(), **dict.fromkeys(UNNEEDED)}):
+    with _instead({COMPILER: _Decorators(COMPILER), **_seldom_needed(), **dict.fromkeys(UNNEEDED)}):
         importlib.import_module("diffusers.models.unets.unet_2d_condition")
         schedulers = importlib.import_module("diffusers.schedulers")
         for name in dir(schedulers):
@@ -68,13 +68,13 @@ def import_pipelines() -> None:
     if "diffusers" in sys.modules:
         return
     importlib.import_module("transformers.models.clip.modeling_clip")
-    with _instead({**_later(), "peft": None}):
+    with _instead({**_seldom_needed(), "peft": None}):
         for name in PIPELINES:
             importlib.import_module(f"diffusers.pipelines.{name}")
 
 
-def _later() -> dict[str, ModuleType]:
-    return {name: _Later(name) for name in SELDOM_NEEDED}
+def _seldom_needed() -> dict[str, ModuleType]:
+    return {name: _LazyModule(name) for name in SELDOM_NEEDED}
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from pathlib import Path
 QUOTAS = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 """Of a container as it sees itself: cgroups version 2, version 1."""
 
-NICENESS = 5
-"""Of processes that compute on the CPU, once they are loaded: a third of the weight of those that load."""
+NICENESS, LOWEST = 5, 19
+"""More than what loads have processes that compute on the CPU: a third of the weight; and Linux's largest."""
 
 
 def allowed_cores() -> int:
@@ -21,10 +21,21 @@ def allowed_cores() -> int:
 
 
 def step_back() -> None:
-    """Lets processes that load go before this one, all threads of it, where cores do not suffice for both."""
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):  # it has just ended
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
+    """Lets processes that load go before this one, all threads of it, where cores do not suffice for both.
+
+    It stays as it is where it may not.
+    """
+    wanted = min(LOWEST, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    with suppress(PermissionError):
+        for _ in range(3):  # threads that were started meanwhile are as those that started them were
+            for thread in Path("/proc/self/task").iterdir():
+                _step_back(int(thread.name), wanted)
+
+
+def _step_back(thread: int, wanted: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        if os.getpriority(os.PRIO_PROCESS, thread) < wanted:
+            os.setpriority(os.PRIO_PROCESS, thread, wanted)
 
 
 def _cores_of(quota: Path) -> float | None:

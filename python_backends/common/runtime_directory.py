@@ -10,6 +10,9 @@ from pathlib import Path
 WATCH_FILE, LOOK_FILE = "watch.json", "watched"
 """What the watcher of the server tells; and, by its time, when it looked last."""
 
+LOOKS_WITHIN_S = 15.0
+"""A watcher that has looked at nothing for so long watches nothing: it may be loading a large model's file itself."""
+
 VARIABLE = "SWIFTDIFFUSION_RUNTIME_DIRECTORY"
 """Environment variable with the directory; `swiftdiffusion serve` sets it and removes the directory at the end."""
 

@@ -11,8 +11,8 @@ from .errors import LauncherError
 from .running import RunningServer, find_server
 from .watch_command import DEFAULT_URL, Url
 
-STOP_S = 60.0
-"""For what follows the last request."""
+STOP_S = 30.0
+"""For what follows the last request, beside what tritonserver may take."""
 
 
 def drain_command(
@@ -33,10 +33,11 @@ def drain_command(
             end_draining(server.runtime)
             raise
         server.stop()
-        deadline = time.monotonic() + STOP_S
+        within_s = server.exit_timeout_s + STOP_S
+        deadline = time.monotonic() + within_s
         while server.is_alive:
             if time.monotonic() > deadline:
-                raise LauncherError(f"tritonserver (pid {server.pid}) has not ended within {STOP_S:.0f} s")
+                raise LauncherError(f"tritonserver (pid {server.pid}) has not ended within {within_s:.0f} s")
             time.sleep(LOOK_EVERY_S)
     except (LauncherError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -14,16 +14,13 @@ import psutil
 
 from ..common.processes import is_alive, process_state
 from ..common.pulse import Seen, seen
-from ..common.runtime_directory import VARIABLE, default_runtime_directory
+from ..common.runtime_directory import LOOKS_WITHIN_S, VARIABLE, default_runtime_directory
 from .directories import PORT_FILE, is_private, private_directories
 from .errors import LauncherError
 from .ports import listens
 from .processes import PROC
 from .repository_api import RepositoryApi
 from .restriction import admin_headers
-
-BEATS_WITHIN_S = 15.0
-"""A watcher that has looked at nothing for so long watches nothing: it may be loading a large model's file itself."""
 
 WATCHER, WATCH_ROOM = "watcher", "watch"
 
@@ -61,6 +58,12 @@ class RunningServer:
         return "--model-control-mode=explicit" in self.arguments
 
     @property
+    def exit_timeout_s(self) -> float:
+        """How long it waits for what runs when it is to end."""
+        flag = "--exit-timeout-secs="
+        return max([float(each[len(flag) :]) for each in self.arguments if each.startswith(flag)], default=30.0)
+
+    @property
     def is_alive(self) -> bool:
         """Whether it runs still."""
         return is_alive(self.pid)
@@ -96,7 +99,7 @@ def starting_serve(http_url: str) -> int | None:
 
 def is_watching(watcher: Seen) -> bool:
     """Whether a watcher lives, and has looked lately."""
-    return is_alive(watcher.pid) and watcher.idle_s < BEATS_WITHIN_S
+    return is_alive(watcher.pid) and watcher.idle_s < LOOKS_WITHIN_S
 
 
 def find_server(http_url: str) -> RunningServer:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import LauncherError
@@ -21,16 +22,17 @@ class WatchLock:
     def __init__(self, home: Path) -> None:
         path = home / WATCH_ROOM / "lock"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.read(self._file, 20).decode("ascii", "replace") or "?"
-            self.close()
-            raise LauncherError(f"tritonserver is watched already, by process {holder}") from error
-        os.truncate(self._file, 0)
-        os.write(self._file, str(os.getpid()).encode("ascii"))
+            with self._file:
+                raise LauncherError(f"tritonserver is watched already, by process {self._file.read()}") from error
+        with suppress(OSError):  # a full disk: nobody learns who it is
+            self._file.truncate()
+            self._file.write(str(os.getpid()))
+            self._file.flush()
 
     def close(self) -> None:
         """Lets another one watch."""
-        os.close(self._file)
+        self._file.close()

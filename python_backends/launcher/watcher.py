@@ -151,7 +151,8 @@ class Watcher:
             self._compare(living)
         self._pulse.beat()
         if self._can_heal:
-            tell_of_a_look(self._server.runtime)
+            with suppress(OSError):  # a full disk: what is down has to be told all the same
+                tell_of_a_look(self._server.runtime)
         self.status.down, self.status.heals = self._heals.down, self._heals.counts
         if (text := self.status.to_json()) != self._written:
             write_status(self._server.runtime, text)

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -114,6 +115,26 @@ def test_sigterm_drains(tmp_path: Path, serve: Callable[..., Serving]) -> None:
         assert all("OUT" in each.result() for each in accepted)
     assert "stopping the server" in served.rest()
     assert served.process.returncode == 0
+    assert_nothing_left(pid)
+
+
+def test_drain_ends_a_serve_that_would_wait_longer(tmp_path: Path, serve: Callable[..., Serving]) -> None:
+    add_model(tmp_path / "repository", "work")
+    code = SLOW.format(doing="0", answer="time.sleep(60)")
+    (tmp_path / "repository/work/1/model.py").write_text(code)
+    served = serve(tmp_path / "repository", "--log-file", str(tmp_path / "log"), "--grace", "60", "--stop-timeout", "2")
+    pid = served.ready_pid()
+    with ThreadPoolExecutor(1) as threads:
+        given_up = threads.submit(ask, served, "work")
+        time.sleep(1)
+        started = time.monotonic()
+        command = [COMMAND, "drain", "--url", served.http_url, "--grace", "1"]
+        drained = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert time.monotonic() - started < 30
+        assert drained.returncode == 1
+        assert "had not ended within 1 s were given up" in drained.stderr
+        assert given_up.exception() is not None or "OUT" not in given_up.result()
+    assert served.process.wait(10) == 0
     assert_nothing_left(pid)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DOWN = "in ensemble 'sdxl', not begun: vae_decoder is down and being loaded again; retry in a few seconds"
 LOST_TO_A_MODEL = "in ensemble 'sdxl', vae_decoder is down and being loaded again; retry in a few seconds"
 LOST = "Stub process 'denoiser_0_0' is not healthy."
-BEFORE_IT_WAS_ACCEPTED = "in ensemble 'sdxl', Stub process 'preprocess_0_0' is not healthy."
+AT_THE_DOOR = "in ensemble 'sdxl', Stub process 'preprocess_0_0' is not healthy."
 UNKNOWN = "Request for unknown model: 'sdxl' has no available versions"
 DRAINING = "the server is about to stop and takes no new requests; retry elsewhere"
 
@@ -108,7 +108,7 @@ def test_no_more_often_than_it_was_asked_to(monkeypatch: pytest.MonkeyPatch, mes
         assert server.seeds == [1] * (1 + most)
 
 
-@pytest.mark.parametrize("message", [DOWN, UNKNOWN, DRAINING, BEFORE_IT_WAS_ACCEPTED])
+@pytest.mark.parametrize("message", [DOWN, UNKNOWN, DRAINING])
 def test_waiting_for_a_server_that_cannot_begin_uses_up_no_try(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     server = Server(*(restarting(message) for _ in range(9)), restarting(LOST))
     asyncio.run(client(monkeypatch, server, retries=1).generate(GenerationRequest("a cat", seed=1)))
@@ -174,6 +174,23 @@ def test_a_stream_that_begins_again_tells_no_step_twice(monkeypatch: pytest.Monk
     *steps, picture = asyncio.run(events())
     assert [each.step for each in steps if isinstance(each, Progress)] == [1, 2, 3]
     assert isinstance(picture, GenerationResult)
+
+
+@pytest.mark.parametrize("model", ["preprocess", "my-anime_preprocess"])
+def test_what_is_lost_at_the_door_is_sent_as_often_again_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    lost, at_the_door = restarting(LOST), restarting(AT_THE_DOOR.replace("preprocess", model))
+    request = GenerationRequest("a cat", seed=1)
+    asyncio.run(client(monkeypatch, Server(*2 * [at_the_door], *2 * [lost]), retries=2).generate(request))
+    with pytest.raises(ServerRestarting, match=model):
+        asyncio.run(client(monkeypatch, Server(*5 * [at_the_door]), retries=2).generate(request))
+
+
+def test_a_controlnet_is_no_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(*2 * [restarting(AT_THE_DOOR.replace("preprocess", "controlnet_preprocess"))])
+    with pytest.raises(ServerRestarting, match="controlnet"):
+        asyncio.run(client(monkeypatch, server, retries=1).generate(GenerationRequest("a cat", seed=1)))
 
 
 def test_the_entry_model_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:

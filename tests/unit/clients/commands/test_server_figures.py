@@ -25,9 +25,9 @@ swiftdiffusion_requests_waiting{{pipeline="sdxl",model="unet_shard0"}} 3
 swiftdiffusion_requests_waiting{{pipeline="sdxl",model="unet_shard1"}} 4
 swiftdiffusion_requests_running{{pipeline="sdxl",model="unet_shard0"}} 8
 # TYPE swiftdiffusion_busy_seconds_total counter
-swiftdiffusion_busy_seconds_total{{model="unet_shard0",model_instance="unet_shard0_0_0"}} {busy}
-swiftdiffusion_busy_seconds_total{{model="text",model_instance="text_0_0"}} {busy}
-swiftdiffusion_busy_seconds_total{{model="text",model_instance="text_0_1"}} 1
+swiftdiffusion_busy_seconds_total{{model="unet_shard0",model_instance="unet_shard0_0_0-0"}} {busy}
+swiftdiffusion_busy_seconds_total{{model="text",model_instance="text_0_0-0"}} {busy}
+swiftdiffusion_busy_seconds_total{{model="text",model_instance="text_0_1-0"}} 1
 # TYPE swiftdiffusion_model_down gauge
 swiftdiffusion_model_down{{model="vae_decoder"}} 1
 # TYPE swiftdiffusion_heals_total counter
