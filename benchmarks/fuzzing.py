@@ -21,7 +21,7 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 from fuzz_cases import GrpcCase, HttpCase
 from fuzz_requests import Fuzzer
 
-ANSWER_S = 30.0
+ANSWER_S = 60.0
 SERVICE = "/inference.GRPCInferenceService/"
 UNANSWERED = "unanswered"
 
