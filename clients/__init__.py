@@ -16,6 +16,7 @@ from .client.errors import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
+from .client.pipelines import LoraDescription, NamedControlNet, NamedScheduler, PipelineDescription
 from .client.request import ControlNet, GenerationRequest, Lora
 from .client.result import ControlNetReport, GenerationInfo, GenerationResult, LoraReport, Progress
 
@@ -32,10 +33,14 @@ __all__ = [
     "Health",
     "InvalidRequest",
     "Lora",
+    "LoraDescription",
     "LoraReport",
     "LoraUnavailable",
     "ModelNotFound",
     "ModelState",
+    "NamedControlNet",
+    "NamedScheduler",
+    "PipelineDescription",
     "Progress",
     "RequestCancelled",
     "RequestTimeout",

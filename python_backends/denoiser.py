@@ -8,6 +8,7 @@ model an asynchronous one returns before the reschedule flag is set, and the seq
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from .common.pulse import ups
 from .controlnets.images import ControlImages
 from .engine.front import Front
 from .engine.front_run import FrontRun, cancelled, ending_of, info_of
+from .engine.handover import Handover
 from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry
@@ -95,6 +97,10 @@ class TritonPythonModel(Model):
                 self._ends.failed(Ending.of(CompletedRequest.from_json(text.decode("utf-8", "replace"))), failure)
             return failure
         run.in_hand = request
+        if not self._decoupled and run.request.previews is not None:
+            run.failure = InvalidRequestError(
+                f"PREVIEWS is {run.request.previews.every}; allowed: 0, or the model {self._pipeline}_stream"
+            )
         if not run.starts:
             self._ends.take(run.request.run_id)
         return run
@@ -105,7 +111,7 @@ class TritonPythonModel(Model):
             return self._send(request, self._stopped(run), ended=True)
         if self._decoupled:
             for step in range(run.told + 1, min(run.state.step, run.state.of - 1) + 1):
-                self._send(request, self._progress({"step": step, "of": run.state.of}), ended=False)
+                self._send(request, self._progress(run, step), ended=False)
                 run.told = step
         if run.failure is None and run.latents is None:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
@@ -116,7 +122,8 @@ class TritonPythonModel(Model):
             if info.get("forecast_ms"):
                 self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
             self._ends.hand_on(run.request.run_id)
-            return self._send(request, _response(run.latents, False, info), ended=True)
+            handover = Handover(True, run.request, time.monotonic(), ending_of(run))
+            return self._send(request, _response(run.latents, handover, info), ended=True)
         self._ends.failed(ending_of(run), failure)
         return self._send(request, self._stopped(failure), ended=True)
 
@@ -126,8 +133,14 @@ class TritonPythonModel(Model):
             request.get_response_sender().send(response, flags=flags)
         return response
 
-    def _progress(self, info: dict[str, Any]) -> Any:
-        return _response(np.zeros((1, self._channels, 1, 1), np.float32), True, info)
+    def _progress(self, run: FrontRun, step: int) -> Any:
+        info = {"step": step, "of": run.state.of}
+        if run.preview is not None and run.preview[0] == step:
+            return _response(run.preview[1], Handover(request=run.request), info)
+        return self._without_latents(Handover(), info)
+
+    def _without_latents(self, handover: Handover, info: dict[str, Any]) -> Any:
+        return _response(np.zeros((1, self._channels, 1, 1), np.float32), handover, info)
 
     def _stopped(self, error: RequestError) -> Any:
         """The end without a picture: an error; in a stream a response like the others, which `vae_decoder` makes one.
@@ -135,14 +148,16 @@ class TritonPythonModel(Model):
         An error in a stream would overtake progress that is still in `vae_decoder`; Triton 2.51 then never ends the
         ensemble's request.
         """
-        return self._progress({"error": to_report(error)}) if self._decoupled else error_response(error)
+        if not self._decoupled:
+            return error_response(error)
+        return self._without_latents(Handover(error=to_report(error)), {})
 
 
-def _response(latents: np.ndarray | None, preview: bool, info: dict[str, Any]) -> Any:
+def _response(latents: np.ndarray | None, handover: Handover, info: dict[str, Any]) -> Any:
     return pb_utils.InferenceResponse(
         [
             pb_utils.Tensor("LATENTS", latents),
-            pb_utils.Tensor("PREVIEW", np.array([[preview]])),
+            text_tensor("HANDOVER", handover.to_json()),
             text_tensor("INFO", json.dumps(info)),
         ]
     )

@@ -1,10 +1,10 @@
-"""The model `vae_decoder`: final latents become a picture; latents of a progress report become nothing."""
+"""The model `vae_decoder`: final latents become a picture, raw or as a file; those of a run that goes on, a preview."""
 
 from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,29 @@ from .backend import metrics
 from .backend.compute import ComputeSettings
 from .backend.memory import keep_freed_memory
 from .backend.model import Model
-from .backend.request_ends import Ending, RequestEnds
+from .backend.request_ends import RequestEnds
 from .backend.responses import answer_all, error_response
-from .backend.settings import ModelSettings, input_arrays, input_text, text_tensor
+from .backend.settings import ModelSettings, bytes_tensor, input_text, text_tensor
 from .backend.stage_times import AFTER, StageTime
 from .backend.tensors import input_tensor, output_tensor
-from .common.errors import RequestError, from_report
+from .common.errors import InvalidRequestError, RequestError, from_report
+from .engine.handover import Handover
 from .networks.idle_cores import IdleCores
 from .networks.latent_decoding import decode_latents
+from .networks.linear_preview import LinearPreview
+from .networks.picture_files import encode_picture, resized
 from .networks.runtimes import Runtime
+from .request.webui_text import KEYWORD, webui_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
+
+    from .request.outputs import PreviewDecoder
+
+INFO_KEYWORD = "swiftdiffusion"
+"""Of the text chunk with INFO in a PNG; A1111's text has one beside it."""
 
 
 class TritonPythonModel(Model):
@@ -42,6 +53,7 @@ class TritonPythonModel(Model):
         checkpoint = compute.checkpoint
         self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
+        self._linear = LinearPreview.from_json(settings.parameters["linear_preview"])
         keep_freed_memory()
         Runtime().prepare(self._vae, compute.device)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
@@ -49,46 +61,75 @@ class TritonPythonModel(Model):
         self._cores = IdleCores(self._vae) if compute.device.type == "cpu" else None
 
     def respond(self, requests: list[Any]) -> list[Any]:
-        """IMAGE and INFO for final latents, INFO for progress, an error for a stream that ends without a picture."""
+        """The picture and INFO for final latents, INFO for progress, an error for a stream that ends without one."""
         return answer_all(requests, self._decode, "decoding", self._failed)
 
     def _decode(self, requests: list[Any]) -> list[Any]:
         start = time.perf_counter()
-        final = [not input_arrays(request, ["PREVIEW"])["PREVIEW"].any() for request in requests]
-        infos = [json.loads(input_text(request, "INFO")) for request in requests]
-        endings = [_ending(info) for info in infos]
-        for ending in endings:
-            if ending is not None:
-                self._ends.take(ending.run_id)
-        latents = [input_tensor(request, "LATENTS") for request, last in zip(requests, final, strict=True) if last]
+        handovers = [_handover(request) for request in requests]
+        for handover in handovers:
+            if handover.ending is not None:
+                self._ends.take(handover.ending.run_id)
+        latents = [
+            input_tensor(request, "LATENTS")
+            for request, handover in zip(requests, handovers, strict=True)
+            if handover.final
+        ]
         rows = [len(tensor) for tensor in latents]
         # Shards wait, where theirs was the only request.
         borrowed = self._cores.borrowed() if self._cores else nullcontext()
         with self._busy.counted() if latents else nullcontext(), borrowed:
             images = iter(decode_latents(self._vae, torch.cat(latents)).split(rows) if latents else ())
         milliseconds = 1000 * (time.perf_counter() - start)
-        responses = []
-        for info, last, ending in zip(infos, final, endings, strict=True):
-            image = next(images) if last else None
-            if "error" in info:
-                responses.append(error_response(from_report(info["error"])))
-                continue
-            tensors = []
-            if image is not None:
-                info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
-                after_s = max(0.0, time.monotonic() - info.pop("done_at"))
-                self._after.note(after_s)
-                tensors.append(output_tensor("IMAGE", image))
-                if ending is not None:
-                    self._ends.picture(replace(ending, seconds={**ending.seconds, "vae": after_s}))
-            responses.append(pb_utils.InferenceResponse([*tensors, text_tensor("INFO", json.dumps(info))]))
-        return responses
+        return [
+            self._picture(request, handover, next(images), milliseconds)
+            if handover.final
+            else self._on_the_way(request, handover)
+            for request, handover in zip(requests, handovers, strict=True)
+        ]
+
+    def _picture(self, request: Any, handover: Handover, image: torch.Tensor, milliseconds: float) -> Any:
+        """The end of a request: its picture, as it wants it."""
+        info = json.loads(input_text(request, "INFO"))
+        info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
+        asked = handover.request
+        if asked is None or asked.output is None:
+            picture = output_tensor("IMAGE", image)
+        else:
+            start, file = time.perf_counter(), asked.output
+            info["output_format"] = file.format
+            texts = {INFO_KEYWORD: json.dumps(info), KEYWORD: webui_text(asked, info)} if file.metadata else {}
+            picture = bytes_tensor("ENCODED_IMAGE", encode_picture(image[0].numpy(), file, texts))
+            info["timings_ms"]["encoding"] = round(1000 * (time.perf_counter() - start), 3)
+        after_s = max(0.0, time.monotonic() - (handover.done_at or time.monotonic()))
+        self._after.note(after_s)
+        if handover.ending is not None:
+            ending = handover.ending
+            self._ends.picture(replace(ending, seconds={**ending.seconds, "vae": after_s}))
+        return pb_utils.InferenceResponse([picture, text_tensor("INFO", json.dumps(info))])
+
+    def _on_the_way(self, request: Any, handover: Handover) -> Any:
+        """Progress with a preview or without, or why there will be no picture."""
+        if handover.error is not None:
+            return error_response(from_report(dict(handover.error)))
+        tensors, asked = [text_tensor("INFO", input_text(request, "INFO"))], handover.request
+        if asked is not None and asked.previews is not None:
+            pixels = self._preview(input_tensor(request, "LATENTS"), asked.previews.decoder)
+            small = resized(pixels, min(asked.previews.size, max(asked.height, asked.width)))
+            tensors.append(bytes_tensor("ENCODED_IMAGE", encode_picture(small, asked.previews.file, {})))
+        return pb_utils.InferenceResponse(tensors)
+
+    def _preview(self, latents: torch.Tensor, decoder: PreviewDecoder) -> np.ndarray:
+        """[h, w, 3] uint8 of [1, C, h', w'] latents."""
+        if decoder == "linear":
+            return self._linear(latents[0])
+        with self._busy.counted():
+            return decode_latents(self._vae, latents)[0].numpy()
 
     def _failed(self, request: Any, error: RequestError) -> None:
-        self._ends.failed(_ending(json.loads(input_text(request, "INFO"))), error)
+        with suppress(InvalidRequestError):  # a client called this model by itself
+            self._ends.failed(_handover(request).ending, error)
 
 
-def _ending(info: dict[str, Any]) -> Ending | None:
-    """Taken out of INFO, where it is for this model alone."""
-    ending = info.pop("ending", None)
-    return None if ending is None else Ending(**ending)
+def _handover(request: Any) -> Handover:
+    return Handover.from_json(input_text(request, "HANDOVER"))

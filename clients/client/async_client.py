@@ -19,7 +19,8 @@ from .errors import (
     ServerUnreachable,
     SwiftDiffusionError,
 )
-from .request import GenerationRequest, Tensor, cancel_tensors
+from .pipelines import PipelineDescription, parse_pipelines
+from .request import GenerationRequest, Tensor, cancel_tensors, pipelines_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
 from .retries import RETRIABLE, Retries
 from .transport import Answer, Transport, open_transport
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 ENTRY_MODELS = ("sdxl", "sd15")
-CANCEL_MODEL = "cancel"
+CANCEL_MODEL, PIPELINES_MODEL = "cancel", "pipelines"
 
 _HEALTH_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
@@ -135,9 +136,10 @@ class AsyncClient:
                 try:
                     async with aclosing(self._answers(tensors, deadline)) as answers:
                         async for answer in answers:
-                            if answer["IMAGE"] is not None:
+                            progress = parse_progress(answer, request)
+                            if progress is None:
                                 last = answer
-                            elif (progress := parse_progress(answer)) is not None and progress.step > told:
+                            elif progress.step > told:
                                 told = progress.step
                                 yield progress
                     last = last or {}
@@ -156,6 +158,17 @@ class AsyncClient:
             outputs = await self._open().infer(CANCEL_MODEL, cancel_tensors(request_id), outputs=("CANCELLED",))
         answer = outputs["CANCELLED"]
         return answer is not None and bool(answer.any())
+
+    async def pipelines(self) -> dict[str, PipelineDescription]:
+        """What the server has to ask for, by entry model.
+
+        Raises:
+            SwiftDiffusionError: as `generate`.
+        """
+        answer = await self._within_health_time(
+            self._open().infer(PIPELINES_MODEL, pipelines_tensors(), outputs=("PIPELINES",))
+        )
+        return parse_pipelines(answer)
 
     async def model(self) -> str:
         """Name of the entry model.

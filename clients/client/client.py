@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .async_client import DEFAULT_URL, AsyncClient, Health
+from .pipelines import PipelineDescription
 from .request import GenerationRequest
 from .result import GenerationResult, Progress
 
@@ -65,6 +66,10 @@ class Client:
     def cancel(self, request_id: str) -> bool:
         """See `AsyncClient.cancel`."""
         return _wait(self._client.cancel(request_id))
+
+    def pipelines(self) -> dict[str, PipelineDescription]:
+        """See `AsyncClient.pipelines`."""
+        return _wait(self._client.pipelines())
 
     def model(self) -> str:
         """See `AsyncClient.model`."""

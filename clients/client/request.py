@@ -89,6 +89,12 @@ class GenerationRequest:
         guidance_rescale: share of the guided prediction that gets the deviation of the prompt's own, 0 to 1; for
             zero-SNR checkpoints.
         priority: `low`, `normal` or `high`: who overtakes whom in line, at most twice.
+        output_format: `png`, `webp` or `jpeg`: the server encodes the picture; `raw`, the default, sends its pixels.
+        output_quality: of WebP (100 keeps every pixel) and JPEG, 1 to 100.
+        output_metadata: whether a PNG says what it was made of; by default it does.
+        previews: a preview every so many steps, for `stream`.
+        preview_size: longer side of a preview in pixels.
+        preview_decoder: `linear`, nearly for nothing, or `vae`.
         prompt_syntax: `plain`, or `weighted`: A1111's, such as `(word:1.3)` and BREAK, of any length.
     """
 
@@ -111,6 +117,12 @@ class GenerationRequest:
     guidance_rescale: float | None = None
     prompt_syntax: str | None = None
     priority: str | None = None
+    output_format: str | None = None
+    output_quality: int | None = None
+    output_metadata: bool | None = None
+    previews: int | None = None
+    preview_size: int | None = None
+    preview_decoder: str | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -147,6 +159,12 @@ class GenerationRequest:
                 ("REQUEST_ID", "BYTES", self.request_id),
                 ("TIMEOUT_MS", "INT32", self.timeout_ms),
                 ("PRIORITY", "BYTES", self.priority),
+                ("OUTPUT_FORMAT", "BYTES", self.output_format),
+                ("OUTPUT_QUALITY", "INT32", self.output_quality),
+                ("OUTPUT_METADATA", "BOOL", self.output_metadata),
+                ("PREVIEWS", "INT32", self.previews),
+                ("PREVIEW_SIZE", "INT32", self.preview_size),
+                ("PREVIEW_DECODER", "BYTES", self.preview_decoder),
             )
             if value is not None
         ]
@@ -155,12 +173,17 @@ class GenerationRequest:
         return tensors
 
 
+def pipelines_tensors() -> list[Tensor]:
+    """Input of the model `pipelines`."""
+    return [_scalar("PIPELINE", "BYTES", "*")]
+
+
 def cancel_tensors(request_id: str) -> list[Tensor]:
     """Input of the model `cancel`."""
     return [_scalar("REQUEST_ID", "BYTES", request_id)]
 
 
-_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_}
 
 
 def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:

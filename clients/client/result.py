@@ -1,5 +1,8 @@
 """What comes back: the picture, the report on how it was made, progress (the wire contract's output side)."""
 
+import base64
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -68,6 +71,7 @@ class GenerationInfo(_Report):
         height: pixels.
         width: pixels.
         scheduler: the contract's name, or the class of the checkpoint's own.
+        output_format: of the file that it came as; None: raw pixels.
         clip_skip: None: none.
         prompt_syntax: `weighted`; None: `plain`.
         prompt_truncated: whether the text encoders read less than the prompt.
@@ -90,6 +94,7 @@ class GenerationInfo(_Report):
     height: int | None = None
     width: int | None = None
     scheduler: str | None = None
+    output_format: str | None = None
     clip_skip: int | None = None
     prompt_syntax: str | None = None
     prompt_truncated: bool | None = None
@@ -136,10 +141,17 @@ _REPEATED = (
 
 
 class Progress(_Report):
-    """`step` of `of` denoising steps are done."""
+    """`step` of `of` denoising steps are done.
+
+    Attributes:
+        step: done.
+        of: in all.
+        preview: a file that shows the picture so far, where one was asked for.
+    """
 
     step: int
     of: int
+    preview: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,13 +159,15 @@ class GenerationResult:
     """A finished picture.
 
     Attributes:
-        pixels: uint8 [H, W, 3].
+        raw: uint8 [H, W, 3], where the request asked for no file.
+        encoded: the file that it asked for.
         info: how it was made.
         request: what was sent, with its id.
         seconds: from sending to receiving, as this client saw it.
     """
 
-    pixels: npt.NDArray[np.uint8] = field(repr=False)
+    raw: npt.NDArray[np.uint8] | None = field(repr=False)
+    encoded: bytes | None = field(repr=False)
     info: GenerationInfo
     request: GenerationRequest
     seconds: float
@@ -164,9 +178,14 @@ class GenerationResult:
         return self.request.request_id or ""
 
     @cached_property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The picture as uint8 [H, W, 3]; read from its file at first use, if it came as one."""
+        return np.asarray(self.image.convert("RGB")) if self.raw is None else self.raw
+
+    @cached_property
     def image(self) -> Image.Image:
         """The picture as a PIL image, made at first use."""
-        return Image.fromarray(self.pixels)
+        return Image.open(io.BytesIO(self.encoded or b"")) if self.raw is None else Image.fromarray(self.raw)
 
     def replay(self) -> GenerationRequest:
         """The request that makes this picture again; see `GenerationInfo.replay`."""
@@ -177,27 +196,41 @@ Outputs = Mapping[str, npt.NDArray[Any] | None]
 
 
 def parse_result(outputs: Outputs, request: GenerationRequest, seconds: float) -> GenerationResult:
-    """A finished picture from the outputs IMAGE [1, H, W, 3] and INFO [1, 1].
+    """A finished picture from the outputs IMAGE [1, H, W, 3] or ENCODED_IMAGE [1, 1], and INFO [1, 1].
 
     Raises:
         ServerFailure: an output is missing.
     """
-    image, info = outputs.get("IMAGE"), outputs.get("INFO")
-    if image is None or info is None:
-        raise ServerFailure(f"the server's answer lacks {'IMAGE' if image is None else 'INFO'}")
-    return GenerationResult(image[0], GenerationInfo.model_validate_json(_text(info)), request, seconds)
+    image, encoded, info = (outputs.get(name) for name in ("IMAGE", "ENCODED_IMAGE", "INFO"))
+    if info is None or (image is None and encoded is None):
+        raise ServerFailure(f"the server's answer lacks {'INFO' if info is None else 'IMAGE and ENCODED_IMAGE'}")
+    return GenerationResult(
+        None if image is None else image[0],
+        None if encoded is None else _file(encoded, request),
+        GenerationInfo.model_validate_json(_text(info)),
+        request,
+        seconds,
+    )
 
 
-def parse_progress(outputs: Outputs) -> Progress | None:
-    """Progress from a response without IMAGE; None if it says nothing of a step."""
-    info = outputs.get("INFO")
-    return None if info is None else Progress.model_validate_json(_text(info))
+def parse_progress(outputs: Outputs, request: GenerationRequest) -> Progress | None:
+    """Progress from a response, with its preview if it has one; None if it says nothing of a step."""
+    info, preview = outputs.get("INFO"), outputs.get("ENCODED_IMAGE")
+    told = {} if info is None else json.loads(_text(info))
+    if "step" not in told:
+        return None
+    return Progress(**told, preview=None if preview is None else _file(preview, request))
 
 
 def _replayed(lora: LoraReport) -> Lora:
     if lora.patched_at_step is None:
         raise ValueError(f"the report does not say at which step the LoRA {lora.name} went on")
     return Lora(lora.name, lora.scale, lora.patched_at_step)
+
+
+def _file(tensor: npt.NDArray[Any], request: GenerationRequest) -> bytes:
+    asked_as_text = (request.output_format or "").endswith(";base64")
+    return base64.b64decode(_text(tensor)) if asked_as_text else _text(tensor)
 
 
 def _text(tensor: npt.NDArray[Any]) -> bytes:

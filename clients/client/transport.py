@@ -18,7 +18,7 @@ from .request import Tensor
 
 T = TypeVar("T")
 Answer = dict[str, npt.NDArray[Any] | None]
-OUTPUTS = ("IMAGE", "INFO")
+OUTPUTS = ("IMAGE", "ENCODED_IMAGE", "INFO")
 
 # A server drops connections that ping more often than every 5 minutes without data, which a long request looks like;
 # load balancers forget connections that are idle for 350 s. Between the two:

@@ -47,6 +47,12 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("REQUEST_ID", "STRING", (1,), True),
     ("TIMEOUT_MS", "INT32", (1,), True),
     ("PRIORITY", "STRING", (1,), True),
+    ("OUTPUT_FORMAT", "STRING", (1,), True),
+    ("OUTPUT_QUALITY", "INT32", (1,), True),
+    ("OUTPUT_METADATA", "BOOL", (1,), True),
+    ("PREVIEWS", "INT32", (1,), True),
+    ("PREVIEW_SIZE", "INT32", (1,), True),
+    ("PREVIEW_DECODER", "STRING", (1,), True),
 )
 """The wire contract's inputs: name, type, shape without the batch dimension, optional for Triton.
 

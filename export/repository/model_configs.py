@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...python_backends.request.description import to_json
 from . import needs
 from .config_parts import Model, batched, python_model
 from .engine_checks import controlnet_rows, users_of
@@ -33,11 +34,14 @@ def repository_models(pipelines: Mapping[str, ServedPipeline], reference: Callab
     """
     prefixes = {name: f"{name}_" if len(pipelines) > 1 else "" for name in pipelines}
     encoders = shared_text_encoders(pipelines, prefixes)
-    parts = (
-        PipelineModels(name, prefixes[name], served, encoders[name], reference) for name, served in pipelines.items()
-    )
-    models = [model for each in parts for model in each.models()]
-    return [*models, *controlnet_models(pipelines, reference), Model(_cancel(), "cancel")]
+    parts = {
+        name: PipelineModels(name, prefixes[name], served, encoders[name], reference)
+        for name, served in pipelines.items()
+    }
+    models = [model for each in parts.values() for model in each.models()]
+    described = {name: each.described() for name, each in parts.items()}
+    of_all = [Model(_pipelines(to_json(described)), "pipelines"), Model(_cancel(), "cancel")]
+    return [*models, *controlnet_models(pipelines, reference), *of_all]
 
 
 def controlnet_models(pipelines: Mapping[str, ServedPipeline], reference: Callable[[Path], str]) -> list[Model]:
@@ -74,6 +78,16 @@ def _controlnet(network: ServedControlNet, users: list[ServedPipeline], referenc
 def _control_images() -> pb.ModelConfig:
     return python_model(
         "control_images", [("IMAGE", "UINT8", (-1, -1, 3))], [("KEY", "STRING", (1,))], {}, max_batch_size=1
+    )
+
+
+def _pipelines(described: str) -> pb.ModelConfig:
+    return python_model(
+        "pipelines",
+        [("PIPELINE", "STRING", (1,))],
+        [("PIPELINES", "STRING", (1,))],
+        {"pipelines": described},
+        max_batch_size=1,
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import cache
 from typing import TYPE_CHECKING
 
+from ...python_backends.networks.linear_preview import LinearPreview, fit_linear_preview
+from ...python_backends.request.controlnets import KnownControlNet
+from ...python_backends.request.description import DescribedPipeline
 from . import needs
 from .config_parts import (
     CLIENT_INPUTS,
@@ -34,7 +38,7 @@ REQUEST: Tensor = ("REQUEST", "STRING", (1,))
 TICKETS: Tensor = ("TICKETS", "STRING", (1,))
 ENCODING: Tensor = ("ENCODING", "STRING", (1,))
 INFO: Tensor = ("INFO", "STRING", (1,))
-IMAGE: Tensor = ("IMAGE", "UINT8", (-1, -1, 3))
+PICTURE: list[Tensor] = [("IMAGE", "UINT8", (-1, -1, 3)), ("ENCODED_IMAGE", "STRING", (1,)), INFO]
 
 
 def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
@@ -50,6 +54,15 @@ def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
     if checkpoint.guidance_embedding_width is not None:
         tensors.append(("TIMESTEP_COND", "FP32", (checkpoint.guidance_embedding_width,)))
     return tensors
+
+
+@cache
+def linear_preview(checkpoint: Checkpoint) -> LinearPreview:
+    """Of a checkpoint's autoencoder, whose weights are read for it."""
+    import torch
+
+    vae = checkpoint.load_vae(torch.device("cpu"), torch.float32)
+    return fit_linear_preview(vae, checkpoint.vae_scale_factor)
 
 
 def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[Path], str]) -> dict[str, str]:
@@ -87,7 +100,7 @@ class PipelineModels:
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
         self._unet_inputs = unet_inputs(served.checkpoint)
         self._latents = self._unet_inputs[0]
-        self._progress: list[Tensor] = [self._latents, ("PREVIEW", "BOOL", (1,)), INFO]
+        self._handed_over: list[Tensor] = [self._latents, ("HANDOVER", "STRING", (1,)), INFO]
 
     def models(self) -> list[Model]:
         """All of them."""
@@ -100,15 +113,21 @@ class PipelineModels:
         models += [Model(self._shard(index, name), "unet_shard") for index, name in enumerate(self._shards)]
         return [*models, Model(self._vae_decoder(), "vae_decoder")]
 
+    def described(self) -> DescribedPipeline:
+        """What clients may ask of the pipeline."""
+        return DescribedPipeline(self._rules, self._known_controlnets, self._catalogue["loras"])
+
+    @property
+    def _known_controlnets(self) -> dict[str, KnownControlNet]:
+        return {each.name: KnownControlNet(each.control_modes, each.pools) for each in self._options.controlnets}
+
     @property
     def _shards(self) -> list[str]:
         return [f"{self._prefix}unet_shard{index}" for index in range(self._options.unet_shards)]
 
     def _preprocess(self) -> pb.ModelConfig:
         rules = {key: _text(value) for key, value in asdict(self._rules).items()}
-        known = {
-            each.name: {"control_modes": each.control_modes, "pools": each.pools} for each in self._options.controlnets
-        }
+        known = {name: asdict(each) for name, each in self._known_controlnets.items()}
         names = {
             "controlnets": json.dumps(known, sort_keys=True),
             "text_encoder": self._text_encoder,
@@ -156,7 +175,7 @@ class PipelineModels:
         config = python_model(
             f"{self._prefix}{name}",
             [REQUEST, ENCODING, TICKETS],
-            self._progress,
+            self._handed_over,
             parameters,
             max_batch_size=CANDIDATES_PER_PLACE * self._options.max_batch_size,
         )
@@ -201,10 +220,11 @@ class PipelineModels:
     def _vae_decoder(self) -> pb.ModelConfig:
         return self._computing(
             f"{self._prefix}vae_decoder",
-            self._progress,
-            [IMAGE, INFO],
+            self._handed_over,
+            PICTURE,
             self._options.vae_gpu,
             pipeline=self._name,
+            linear_preview=linear_preview(self._checkpoint).to_json(),
             **needs.vae_decoder(self._checkpoint, self._options),
         )
 
@@ -223,15 +243,15 @@ class PipelineModels:
 
     def _ensemble(self, suffix: str) -> pb.ModelConfig:
         fields = {field[0]: field[0] for field in CLIENT_INPUTS}
-        latents = {"LATENTS": "latents", "PREVIEW": "preview", "INFO": "denoiser_info"}
+        latents = {"LATENTS": "latents", "HANDOVER": "handover", "INFO": "denoiser_info"}
         given = {"REQUEST": "request", "ENCODING": "encoding", "TICKETS": "tickets"}
         steps = [
             (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
             (self._text_encoder, {"REQUEST": "request", "TICKETS": "tickets"}, {"ENCODING": "encoding"}),
             (f"{self._prefix}denoiser{suffix}", given, latents),
-            (f"{self._prefix}vae_decoder", latents, {"IMAGE": "IMAGE", "INFO": "INFO"}),
+            (f"{self._prefix}vae_decoder", latents, {name: name for name, _, _ in PICTURE}),
         ]
-        return ensemble(f"{self._name}{suffix}", steps, [IMAGE, INFO])
+        return ensemble(f"{self._name}{suffix}", steps, PICTURE)
 
 
 def _text(value: object) -> str:

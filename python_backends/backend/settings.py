@@ -66,7 +66,10 @@ class ModelSettings:
 
     def path(self, parameter: str) -> Path | None:
         """A parameter that is a path, relative to the repository's or absolute; None where it is absent or empty."""
-        text = self.parameters.get(parameter)
+        return self.resolved(self.parameters.get(parameter))
+
+    def resolved(self, text: str | None) -> Path | None:
+        """A path as a repository refers to it; None where there is none."""
         return (self.repository / as_path(text).expanduser()).resolve() if text else None
 
     def required_path(self, parameter: str) -> Path:
@@ -118,6 +121,11 @@ def response_texts(response: Any, name: str) -> list[str]:
 
 def _texts(tensor: Any) -> list[str]:
     return [text.decode("utf-8") for text in tensor.as_numpy().reshape(-1)]
+
+
+def bytes_tensor(name: str, content: bytes) -> Any:
+    """A BYTES tensor of shape [1, 1]."""
+    return pb_utils.Tensor(name, np.array([[content]], dtype=object))
 
 
 def text_tensor(name: str, *texts: str) -> Any:

@@ -203,7 +203,11 @@ class Front:
             if state is None:
                 self._lose(run, down(shard))
                 continue
-            run.state, run.latents = state, latents.get(run_id)
+            run.state = state
+            if state.previews:
+                run.preview = state.step, latents[run_id]
+            else:
+                run.latents = latents.get(run_id)
             if state.error is not None:
                 run.failure = from_report(dict(state.error))
         return self._news_in(polled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..backend.request_ends import Ending
@@ -34,6 +34,7 @@ class FrontRun:
         state: What is known of it.
         told: Steps that its client was told of.
         latents: [1, C, h, w] float32, once it is done.
+        preview: After which step something of it can be seen, and the latents to show, like those.
         failure: Why it ends without a picture, once it does.
         joined: When it came, in seconds of the monotonic clock.
         waits_since: Since when something that it needs next is down, likewise; None while nothing is.
@@ -48,6 +49,7 @@ class FrontRun:
     state: RunState = NOTHING_YET
     told: int = 0
     latents: np.ndarray | None = None
+    preview: tuple[int, np.ndarray] | None = None
     failure: RequestError | None = None
     joined: float = field(default_factory=time.monotonic)
     waits_since: float | None = None
@@ -74,15 +76,9 @@ class FrontRun:
 
 
 def info_of(run: FrontRun) -> dict[str, Any]:
-    """INFO of a run that is done, with its time here and what it was forecast, in milliseconds.
-
-    `done_at`, in seconds of the monotonic clock, and `ending` are for `vae_decoder` alone.
-    """
+    """INFO of a run that is done, with its time here and what it was forecast, in milliseconds."""
     info, now = json.loads(json.dumps(run.state.info)), time.monotonic()
     info["timings_ms"]["denoiser"] = round(1000 * (now - run.joined), 3)
-    info["done_at"] = now
-    if ending := ending_of(run):
-        info["ending"] = asdict(ending)
     if run.request.claim is not None:
         info["forecast_ms"] = round(1000 * run.request.claim.forecast_s, 3)
         info["forecast_came_to_ms"] = round(1000 * (now - run.request.claim.at), 3)

@@ -50,7 +50,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class Poll:
-    """How far are these runs? Answered by `Polled`; final latents come as LATENTS, one run's after another's."""
+    """How far are these runs? Answered by `Polled`; latents come as LATENTS, one run's after another's."""
 
     runs: tuple[str, ...]
     op: Literal["poll"] = "poll"
@@ -140,11 +140,12 @@ class RunState:
     Attributes:
         step: Steps done.
         of: Steps in all.
-        shape: Of its final latents, once they are there.
+        shape: Of the latents that come beside it: final ones, or what a preview is made of.
         info: INFO of a run that is done.
         error: Why it ends without a picture, as `errors.to_report` says it.
         waited_s: Seconds from its coming to its first step; None before that.
         lacks: What it waits for because that is down, in a sentence; "" while there is nothing.
+        previews: Whether they are for a preview of this step.
     """
 
     step: int
@@ -154,6 +155,7 @@ class RunState:
     error: Mapping[str, str] | None = None
     waited_s: float | None = None
     lacks: str = ""
+    previews: bool = False
 
     @property
     def ended(self) -> bool:

@@ -25,13 +25,12 @@ ABANDONED_AFTER_S, SILENT_AFTER_S = 120.0, 1.0
 class Published:
     """States of runs, and the latents of those that are done, until they are fetched; any thread may call.
 
-    Whoever finds a state in which a run is done finds its latents too: they are there before it.
+    Latents are published with the state that says of them, and replaced with it.
     """
 
     def __init__(self) -> None:
         """None yet."""
-        self._states: dict[str, RunState] = {}
-        self._latents: dict[str, torch.Tensor] = {}
+        self._states: dict[str, tuple[RunState, torch.Tensor | None]] = {}
         self._asked_at: dict[str, float] = {}
         self._senders: dict[str, int] = {}
 
@@ -39,24 +38,22 @@ class Published:
         """Tells of a run that has come, from a process."""
         self._senders[run] = sender
         self._asked_at[run] = time.monotonic()
-        self._states[run] = RunState(0, steps)
+        self._states[run] = RunState(0, steps), None
 
     def put(self, run: str, state: RunState, latents: torch.Tensor | None = None) -> None:
-        """Tells of a run, with its latents if they are final."""
-        if latents is not None:
-            self._latents[run] = latents
-        self._states[run] = state
+        """Tells of a run, with its latents if they are final or for a preview."""
+        self._states[run] = state, latents
 
     def fetch(self, runs: Sequence[str]) -> tuple[dict[str, RunState | None], list[torch.Tensor]]:
-        """States, None of unknown runs, and latents of those that are done; what has ended is forgotten with this."""
-        states = {run: self._states.get(run) for run in runs}
-        known = {run: state for run, state in states.items() if state is not None}
+        """States, None of unknown runs, and the latents of those that have a shape; what has ended is forgotten."""
+        published = {run: self._states.get(run) for run in runs}
+        known = {run: each for run, each in published.items() if each is not None}
         self._asked_at.update(dict.fromkeys(known, time.monotonic()))
-        latents = [self._latents[run] for run, state in known.items() if state.info is not None]
-        for run, state in known.items():
+        latents = [latents for _, latents in known.values() if latents is not None]
+        for run, (state, _) in known.items():
             if state.ended:
                 self.forget(run)
-        return states, latents
+        return {run: None if each is None else each[0] for run, each in published.items()}, latents
 
     def abandoned(self) -> list[str]:
         """Runs that nobody asks after any more."""
@@ -65,7 +62,6 @@ class Published:
     def forget(self, run: str) -> None:
         """Nothing is left of a run."""
         self._states.pop(run, None)
-        self._latents.pop(run, None)
         self._asked_at.pop(run, None)
         self._senders.pop(run, None)
 
@@ -77,10 +73,13 @@ class Published:
 
 
 def state_of(run: Denoising) -> tuple[RunState, torch.Tensor | None]:
-    """How far a run is, and its latents on the CPU if they are final."""
+    """How far a run is, and on the CPU its latents if they are final, or what its client sees of them on the way."""
     so_far = RunState(run.step, run.steps, waited_s=run.report.waited_s, lacks=run.lacks)
     if run.failure is not None:
         return replace(so_far, error=to_report(run.failure)), None
     if not run.done:
-        return so_far, None
+        previews = run.request.previews
+        if previews is None or not previews.shows(run.step):
+            return so_far, None
+        return replace(so_far, shape=tuple(run.latents.shape), previews=True), run.sampler.predicted().cpu()
     return replace(so_far, shape=tuple(run.latents.shape), info=final_info(run)), run.latents.cpu()

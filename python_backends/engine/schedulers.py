@@ -36,7 +36,8 @@ class Sampler:
         timesteps: Of the UNet's evaluations, scalars on the CPU; some schedulers make more of them than steps.
         order: Evaluations per step.
         coefficients: Of every evaluation, in the scheduler's place; None for samplers that are not affine.
-        denoised: What `cfg_step` gave in the last step beside the latents, like them; unused before.
+        denoised: What `cfg_step` gave in the last step beside the latents, like them; unused before, and by samplers
+            that are not affine.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Sampler:
         self.latents = self.denoised = noise.to(device)
         given = {"eta": 0.0 if name is None else SCHEDULERS[name].eta, "generator": generator}
         taken = inspect.signature(scheduler.step).parameters
+        self._output: Any = None
         self._options = {key: value for key, value in given.items() if key in taken}
         if of_sdxl and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -97,9 +99,29 @@ class Sampler:
             row = torch.tensor([self.coefficients[step].row(1.0)]).to(self.latents.device, non_blocking=True)
             self.latents, self.denoised = cfg_step(self.latents, prediction, row, None, self.denoised)
             return
-        self.latents = self._scheduler.step(
-            prediction, self.timesteps[step], self.latents, **self._options, return_dict=False
-        )[0]
+        self._output = self._scheduler.step(prediction, self.timesteps[step], self.latents, **self._options)
+        self.latents = self._output.prev_sample
+
+    def predicted(self) -> torch.Tensor:
+        """The latents that the last step's prediction implies for the end of the run (x0), [1, C, h, w] float32.
+
+        For previews alone: where a scheduler keeps them to itself, these are its noisy latents at unit deviation.
+        """
+        if self.coefficients is not None:
+            return self.denoised
+        for name in ("pred_original_sample", "denoised"):  # LCM's is called `denoised`
+            found = getattr(self._output, name, None)
+            if found is not None:
+                return found
+        outputs = [each for each in getattr(self._scheduler, "model_outputs", ()) if each is not None]
+        if outputs and _keeps_x0(self._scheduler.config):
+            return outputs[-1]
+        return self.latents / max(1.0, float(self.latents.std()))
+
+
+def _keeps_x0(config: Mapping[str, Any]) -> bool:
+    """Whether what a multistep scheduler keeps of its steps are x0."""
+    return "++" in config.get("algorithm_type", "") or bool(config.get("predict_x0"))
 
 
 def schedulers_for(own_config: Mapping[str, Any], of_sdxl: bool) -> tuple[str, ...]:

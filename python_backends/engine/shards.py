@@ -67,7 +67,7 @@ class Shards:
         ask(name, Cancel(tuple(runs)), Submitted)
 
     def poll(self, name: str, runs: Iterable[str]) -> tuple[Polled, dict[str, np.ndarray]]:
-        """How far a shard's runs are; and the final latents, float32, of those that are done."""
+        """How far a shard's runs are; and the latents, float32, of those whose states have a shape."""
         polled, response = ask(name, Poll(tuple(runs)), Polled, outputs=["LATENTS"])
         tensor = pb_utils.get_output_tensor_by_name(response, "LATENTS")
         flat = np.empty(0, np.float32) if tensor is None else tensor.as_numpy()

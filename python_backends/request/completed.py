@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from .json_text import read_json
+from .outputs import FileOutput, Previews
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -181,6 +182,8 @@ class CompletedRequest:
         evaluations: Of the UNet, in all; None: one in each step.
         halves: That it evaluates in each; None: both with guidance, else one.
         arrival: When it came, and where; None if that was not at a server.
+        output: The file that its picture becomes; None for raw pixels.
+        previews: What its client sees on the way; None for nothing.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -207,6 +210,8 @@ class CompletedRequest:
     evaluations: Annotated[int, Field(ge=1, le=100_000)] | None = None
     halves: Annotated[int, Field(ge=1, le=2)] | None = None
     arrival: Arrival | None = None
+    output: FileOutput | None = None
+    previews: Previews | None = None
 
     @property
     def due(self) -> float | None:

@@ -77,6 +77,11 @@ class Fields:
             raise InvalidRequestError(f"{field} is {float(value):g}; allowed: {low:g} to {high:g}")
         return float(value)
 
+    def boolean(self, field: str) -> bool | None:
+        """True or false."""
+        value = self._scalar(field)
+        return None if value is None else bool(value)
+
     def size(self, field: str, rules: RequestRules) -> int | None:
         """A height or width in pixels."""
         value = self._scalar(field)

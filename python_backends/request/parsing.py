@@ -12,6 +12,7 @@ from .completed import PRIORITIES, CompletedRequest, Priority
 from .controlnets import NONE_KNOWN, AskedControlNets
 from .fields import Fields
 from .loras import AskedLoras
+from .outputs import parse_output, parse_previews
 from .prompt_syntax import PLAIN, SYNTAXES, check_weights
 from .schedulers import SCHEDULERS, Evaluations
 
@@ -64,6 +65,8 @@ def parse_request(
     width = _given(fields.size("WIDTH", rules), rules.width)
     negative_prompt = fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters)
     scheduler = _scheduler(fields, rules, loras)
+    output = parse_output(fields)
+    previews = parse_previews(fields, rules, output)
     own = Evaluations(rules.own_per_step, rules.own_more)
     evaluations = own if scheduler is None else SCHEDULERS[scheduler].evaluations
     return CompletedRequest(
@@ -87,6 +90,8 @@ def parse_request(
         priority=_priority(fields),
         evaluations=evaluations.of(steps),
         halves=rules.halves if guidance_scale > 1 else 1,
+        output=output,
+        previews=previews,
     )
 
 

@@ -32,32 +32,39 @@ class NamedScheduler:
         changes: What it is told beside that configuration.
         eta: What diffusers' pipelines are given as `eta`, for classes whose `step` takes it.
         evaluations: Of the UNet.
+        sampler: What A1111's web UI calls it.
+        schedule: What that calls its "schedule type".
     """
 
     class_name: str
+    sampler: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     eta: float = 0.0
     evaluations: Evaluations = ONE_A_STEP
+    schedule: str = "Automatic"
 
 
+SGM_UNIFORM, KARRAS = "SGM Uniform", "Karras"
 _KARRAS = {"use_karras_sigmas": True}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _TRAILING = {"timestep_spacing": "trailing"}
 
 SCHEDULERS = {
-    "euler": NamedScheduler("EulerDiscreteScheduler"),
-    "euler_a": NamedScheduler("EulerAncestralDiscreteScheduler"),
-    "euler_trailing": NamedScheduler("EulerDiscreteScheduler", _TRAILING),
-    "ddim": NamedScheduler("DDIMScheduler"),
-    "ddim_trailing": NamedScheduler("DDIMScheduler", _TRAILING),
-    "dpmpp_2m": NamedScheduler("DPMSolverMultistepScheduler"),
-    "dpmpp_2m_karras": NamedScheduler("DPMSolverMultistepScheduler", _KARRAS),
-    "dpmpp_2m_sde": NamedScheduler("DPMSolverMultistepScheduler", _SDE),
-    "dpmpp_2m_sde_karras": NamedScheduler("DPMSolverMultistepScheduler", _SDE | _KARRAS),
-    "heun": NamedScheduler("HeunDiscreteScheduler", evaluations=Evaluations(2, -1)),
-    "unipc": NamedScheduler("UniPCMultistepScheduler"),
-    "lcm": NamedScheduler("LCMScheduler"),
-    "tcd": NamedScheduler("TCDScheduler", eta=0.3),
+    "euler": NamedScheduler("EulerDiscreteScheduler", "Euler"),
+    "euler_a": NamedScheduler("EulerAncestralDiscreteScheduler", "Euler a"),
+    "euler_trailing": NamedScheduler("EulerDiscreteScheduler", "Euler", _TRAILING, schedule=SGM_UNIFORM),
+    "ddim": NamedScheduler("DDIMScheduler", "DDIM"),
+    "ddim_trailing": NamedScheduler("DDIMScheduler", "DDIM", _TRAILING, schedule=SGM_UNIFORM),
+    "dpmpp_2m": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M"),
+    "dpmpp_2m_karras": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M", _KARRAS, schedule=KARRAS),
+    "dpmpp_2m_sde": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M SDE", _SDE),
+    "dpmpp_2m_sde_karras": NamedScheduler(
+        "DPMSolverMultistepScheduler", "DPM++ 2M SDE", _SDE | _KARRAS, schedule=KARRAS
+    ),
+    "heun": NamedScheduler("HeunDiscreteScheduler", "Heun", evaluations=Evaluations(2, -1)),
+    "unipc": NamedScheduler("UniPCMultistepScheduler", "UniPC"),
+    "lcm": NamedScheduler("LCMScheduler", "LCM"),
+    "tcd": NamedScheduler("TCDScheduler", "TCD", eta=0.3),
 }
 """Those that requests may name: the samplers of few-step models as their authors call them in diffusers (Lightning:
 `euler_trailing`; Hyper-SD: `ddim_trailing`, `tcd`; LCM: `lcm`), and those asked for most of the others, if diffusers'

@@ -14,6 +14,7 @@ from swiftdiffusion.python_backends.launcher.binary import find_server_binary
 LIGHT = (
     "preprocess",
     "cancel",
+    "pipelines",
     "control_image_store",
     "lora.loading.catalogue",
     "lora.loading.store",

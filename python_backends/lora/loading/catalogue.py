@@ -101,6 +101,11 @@ class Catalogue:
         self._refresh()
         return sorted(self._entries)
 
+    def all_defaults(self) -> dict[str, LoraDefaults]:
+        """What requests default to that name a LoRA, for every one."""
+        self._refresh()
+        return {name: entry.defaults for name, entry in self._entries.items()}
+
     def entry(self, name: str) -> CatalogueEntry:
         """The LoRA of that name.
 

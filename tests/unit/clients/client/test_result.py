@@ -137,10 +137,11 @@ def test_missing_output_is_the_servers_failure(outputs: dict[str, np.ndarray], m
 
 
 def test_progress() -> None:
-    progress = parse_progress({"INFO": info(step=3, of=20), "IMAGE": None})
+    progress = parse_progress({"INFO": info(step=3, of=20), "IMAGE": None}, REQUEST)
     assert progress is not None
-    assert (progress.step, progress.of) == (3, 20)
-    assert parse_progress({"INFO": None, "IMAGE": None}) is None
+    assert (progress.step, progress.of, progress.preview) == (3, 20, None)
+    assert parse_progress({"INFO": None, "IMAGE": None}, REQUEST) is None
+    assert parse_progress({"INFO": info(seed=1), "IMAGE": PIXELS}, REQUEST) is None
 
 
 def test_contact_sheet_holds_every_picture() -> None:

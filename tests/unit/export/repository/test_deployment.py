@@ -92,7 +92,7 @@ def test_pipelines_have_models_of_their_own_and_share_the_rest(
     models = {f"{pipeline}_{name}" for pipeline in ("first", "second", "old") for name in own}
     models |= {f"first_unet_shard{index}" for index in (1, 2)} | {"old_unet_shard1"}
     models |= {"first", "first_stream", "second", "second_stream", "old", "old_stream"}
-    models |= {"controlnet_edges", "controlnet_old_edges", "control_images", "cancel"}
+    models |= {"controlnet_edges", "controlnet_old_edges", "control_images", "pipelines", "cancel"}
     models |= {"first_text_encoder", "old_text_encoder"}
     assert set(written) == models
     assert parameter(written["second_denoiser"], "text_encoder") == "first_text_encoder"

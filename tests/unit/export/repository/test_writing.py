@@ -66,7 +66,7 @@ def test_the_committed_repository_is_what_the_exporter_writes(tmp_path: Path) ->
 def test_what_it_will_need_is_said_and_written(sd15: Path, tmp_path: Path) -> None:
     code, output = export(sd15, tmp_path / "r", "--unet-shards", "1")
     assert code == 0
-    for said in (r"memory of unet_shard0: \d+ MiB", r"memory: \d+ MiB for 8 processes", "shared memory: at most"):
+    for said in (r"memory of unet_shard0: \d+ MiB", r"memory: \d+ MiB for 9 processes", "shared memory: at most"):
         assert re.search(said, output)
     assert re.search(r"a step of denoiser: 0.000118 TFLOP, about \S+ s on 1 thread of this machine", output)
     parameters = config_of(tmp_path / "r", "unet_shard0").parameters
@@ -90,7 +90,7 @@ def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Pa
         assert export(checkpoint, repository)[0] == 0
         models = {entry.name for entry in repository.iterdir()}
         shared = {"preprocess", "text_encoder", "denoiser", "denoiser_stream", "vae_decoder", "cancel", "lora_store"}
-        assert models == shared | {"unet_shard0", "unet_shard1", name, f"{name}_stream"}
+        assert models == shared | {"unet_shard0", "unet_shard1", "pipelines", name, f"{name}_stream"}
         for model in models:
             assert config_of(repository, model).name == model
 

@@ -1,0 +1,3 @@
+from swiftdiffusion.python_backends.pipelines import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
