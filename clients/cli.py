@@ -20,6 +20,7 @@ from ..python_backends.launcher.serve_command import serve
 from ..python_backends.launcher.watch_command import watch
 from .commands.generate_command import generate
 from .commands.top_command import top
+from .gateway.command import gateway
 from .load.lora_variants import lora_variants
 from .load.replay_command import replay_trace
 from .load.trace_command import trace
@@ -46,6 +47,7 @@ app.command()(watch)
 app.command()(probe)
 app.command("drain")(drain_command)
 app.command()(generate)
+app.command()(gateway)
 app.command()(top)
 app.command()(perf)
 app.command(context_settings={"obj": catalogue_names})(lora_mix)

@@ -1,0 +1,150 @@
+"""What every request passes: its id, its key, the limits of its body, a line in the log, metrics."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
+from typing import Any
+
+from .errors import ApiError
+from .keys import Caller, Keys
+from .metrics import Metrics
+
+logger = logging.getLogger("swiftdiffusion.gateway")
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+GUARDED = ("/v1/", "/sdapi/")
+OPEN = "/v1/images/files/"
+"""Pictures by signed URL, which needs no key."""
+
+DRAWING = {"/v1/images/generations", "/sdapi/v1/txt2img"}
+"""Routes of which a caller may have so many requests at once."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+class Door:
+    """The outermost of the application, plain ASGI: what it holds for a request lasts as long as its answer."""
+
+    def __init__(self, app: App, keys: Keys, metrics: Metrics, *, max_body_bytes: int, body_seconds: float) -> None:
+        self._app, self._keys, self._metrics = app, keys, metrics
+        self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request in, or says why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        visit = _Visit(scope, _request_id(headers.get(b"x-request-id")), send)
+        try:
+            with ExitStack() as held:
+                path = scope["path"]
+                if path.startswith(GUARDED) and not path.startswith(OPEN):
+                    visit.caller = self._keys.caller(headers.get(b"authorization"), visit.address)
+                    if path in DRAWING:
+                        held.enter_context(self._keys.busy(visit.caller))
+                scope.setdefault("state", {}).update(request_id=visit.request_id, caller=visit.caller.name)
+                body = await self._body(headers, receive)
+                await self._app(scope, _replayed(body, receive), visit.send)
+        except ApiError as error:
+            self._metrics.refused.labels(error.code or str(error.status)).inc()
+            await error.response(scope["path"])(scope, receive, visit.send)
+        except _Gone:
+            visit.status = visit.status or 499
+        finally:
+            self._note(visit)
+
+    async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
+        """All of it, within its limits."""
+        if int(headers.get(b"content-length", "0")) > self._max_body_bytes:  # a server has checked that it is a number
+            raise self._too_large()
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body was not here within {self._body_seconds:g} s", code="request_timeout"
+            ) from None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is too large; allowed: {self._max_body_bytes} bytes", code="request_too_large")
+
+    def _note(self, visit: "_Visit") -> None:
+        """One line, in which there is nothing that a caller wrote but its id and a route that there is."""
+        seconds = time.monotonic() - visit.began
+        route, method = visit.route, visit.scope["method"] if visit.route != OTHER else OTHER
+        self._metrics.requests.labels(route, method, str(visit.status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        logger.info(
+            "%s %s %d %.3f s id=%s caller=%s", method, route, visit.status, seconds, visit.request_id, visit.caller.name
+        )
+
+
+OTHER = "other"
+"""Paths that are no route."""
+
+
+class _Gone(Exception):  # noqa: N818
+    """The caller went before its request was here."""
+
+
+class _Visit:
+    """One request."""
+
+    def __init__(self, scope: Scope, request_id: str, send: Send) -> None:
+        self.scope, self.request_id, self._send = scope, request_id, send
+        self.address = str((scope.get("client") or ("unknown",))[0])
+        self.caller = Caller(self.address)
+        self.began, self.status = time.monotonic(), 0
+
+    async def send(self, message: Message) -> None:
+        """Hands the answer on, with headers of its own."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = [*HEADERS, (b"x-request-id", self.request_id.encode("ascii"))]
+            message = {**message, "headers": [*message.get("headers", ()), *own]}
+        await self._send(message)
+
+    @property
+    def route(self) -> str:
+        """Its pattern, once the application has found it."""
+        route = self.scope.get("route")
+        return str(getattr(route, "path", None) or OTHER)
+
+
+def _request_id(given: str | None) -> str:
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body at once, then whatever comes: that the caller goes."""
+    rest = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return rest.pop() if rest else await receive()
+
+    return replay

@@ -1,0 +1,110 @@
+"""OpenAI's images API: `/v1/images/generations` and `/v1/models`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ..client.pipelines import PipelineDescription
+from ..client.result import GenerationResult
+from .bodies import read_body
+from .errors import ApiError
+from .links import Links
+from .openai_answers import completed_event, error_event, partial_event, pictures_answer, progress_event
+from .openai_fields import ImageGeneration
+from .runs import Run, Runs, numbered, while_asked_for
+from .servers import Servers
+from .settings import GatewaySettings
+from .streams import EventStream, happenings
+
+OWNER = "swiftdiffusion"
+
+
+def openai_routes(settings: GatewaySettings, servers: Servers, runs: Runs, links: Links) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        """Pipelines, and their LoRAs as `PIPELINE:LORA`."""
+        return {"object": "list", "data": _cards(await servers.pipelines())}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """One of them."""
+        for card in _cards(await servers.pipelines()):
+            if card["id"] == name:
+                return card
+        raise ApiError(404, f"no model is called {name[:128]!r}", param="model", code="model_not_found")
+
+    @router.post("/images/generations")
+    async def generations(request: Request) -> Response:
+        """Pictures of a prompt."""
+        asked = await read_body(request, ImageGeneration)
+        name = asked.pipeline or next(iter(await servers.pipelines()))
+        pipeline, state = await servers.pipeline(name), request.state
+        first = await asked.request(pipeline, settings.max_pixels, state.request_id)
+        begun = runs.begin(name, numbered(first, asked.n), state.caller, streamed=asked.stream)
+        if asked.stream:
+            size = f"{first.width or pipeline.width}x{first.height or pipeline.height}"
+            return EventStream(begun, _events(begun[0], asked, size))
+        async with while_asked_for(begun, request.receive):
+            results = await asyncio.gather(*(run.result() for run in begun))
+        return JSONResponse(
+            pictures_answer(results, _urls(request, results) if asked.response_format == "url" else None)
+        )
+
+    @router.get("/images/files/{name}")
+    async def file(name: str, expires: int, signature: str) -> Response:
+        """A picture that was asked for by URL."""
+        kept = links.get(name, expires, signature)
+        return Response(kept.content, media_type=kept.media_type, headers={"cache-control": "private, immutable"})
+
+    def _urls(request: Request, results: list[GenerationResult]) -> list[str]:
+        base = (settings.public_url or str(request.base_url)).rstrip("/")
+        return [
+            f"{base}/v1/images/files/{links.put(result.encoded or b'', result.info.output_format or 'png')}"
+            for result in results
+        ]
+
+    return router
+
+
+async def _events(run: Run, asked: ImageGeneration, size: str) -> AsyncIterator[bytes]:
+    """What a stream tells of a run."""
+    partial = 0
+    async for happened in happenings(run):
+        match happened:
+            case None:
+                yield b": still at it\n\n"
+            case GenerationResult():
+                yield completed_event(happened)
+            case ApiError():
+                yield error_event(happened)
+            case progress:
+                if progress.preview is not None and _is_partial(progress.step, progress.of, partial, asked):
+                    yield partial_event(progress.preview, partial, asked.output_format, size)
+                    partial += 1
+                if asked.progress:
+                    yield progress_event(progress, asked.output_format, shows=asked.preview_every > 0)
+
+
+def _is_partial(step: int, of: int, sent: int, asked: ImageGeneration) -> bool:
+    """Whether a preview is far enough on to be the next partial image."""
+    between = max(1, of // (asked.partial_images + 1))
+    return sent < asked.partial_images and step >= between * (sent + 1)
+
+
+def _cards(pipelines: dict[str, PipelineDescription]) -> list[dict[str, Any]]:
+    cards: list[dict[str, Any]] = []
+    for name, pipeline in pipelines.items():
+        described = pipeline.model_dump(mode="json")
+        cards.append({**_card(name), "pipeline": described})
+        cards += [{**_card(f"{name}:{lora.name}"), "root": name} for lora in pipeline.loras]
+    return cards
+
+
+def _card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": OWNER}

@@ -1,0 +1,80 @@
+"""Pictures that callers send: base64 of a file, bounded before anything of it is decoded."""
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from .errors import ApiError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+_DATA_URL = re.compile(r"data:image/[a-z+.-]{1,40};base64,")
+
+
+async def read_picture(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
+    """A picture as [H, W, 3] uint8, turned as its EXIF says; of an animation the first.
+
+    Args:
+        text: Its base64, or a data URL of that.
+        max_pixels: Height times width that it may have.
+        field: Where it stands, for the message.
+
+    Raises:
+        ApiError: If it is no picture, or too large.
+    """
+    return await asyncio.to_thread(_read, text, max_pixels, field)
+
+
+def picture_bytes(text: str, field: str) -> bytes:
+    """The file.
+
+    Raises:
+        ApiError: If the text is no base64.
+    """
+    prefix = _DATA_URL.match(text)
+    try:
+        return base64.b64decode(text[prefix.end() if prefix else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(
+            400, f"{field} is no base64; allowed: base64 of a PNG, JPEG or WebP", param=_param(field)
+        ) from None
+
+
+def _read(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
+    content = picture_bytes(text, field)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is this module's
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                if picture.width * picture.height > max_pixels:
+                    raise ApiError(
+                        400,
+                        f"{field} is {picture.width}x{picture.height}; allowed: at most {max_pixels} pixels",
+                        param=_param(field),
+                    )
+                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except ApiError:
+        raise
+    except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
+        said = type(error).__name__
+        raise ApiError(
+            400, f"{field} is no whole picture ({said}); allowed: PNG, JPEG or WebP", param=_param(field)
+        ) from None
+
+
+def one_size(pictures: list[npt.NDArray[np.uint8]], height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    """Pictures as they are, if they agree in size; else each resized as the server would resize it by itself."""
+    if len({picture.shape for picture in pictures}) <= 1:
+        return pictures
+    size = width, height
+    return [np.asarray(Image.fromarray(each).resize(size, Image.Resampling.LANCZOS)) for each in pictures]
+
+
+def _param(field: str) -> str:
+    return re.split(r"[.\[]", field)[0]

@@ -1,0 +1,109 @@
+"""The Triton servers behind a gateway: what they have, and which takes the next picture."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..client.async_client import AsyncClient
+from ..client.errors import ModelNotFound, ServerUnreachable, SwiftDiffusionError
+from ..client.pipelines import PipelineDescription
+
+logger = logging.getLogger(__name__)
+
+KNOWN_FOR_S = 5.0
+"""What a server has is asked for again after so long: operators add LoRAs while it runs."""
+
+
+class Servers:
+    """Any number of servers with any pipelines.
+
+    A pipeline that several have is expected to be the same on each: its pictures go to the one that has the fewest of
+    this gateway's to make.
+    """
+
+    def __init__(self, urls: tuple[str, ...], ca_file: Path | None = None) -> None:
+        """Calls none yet.
+
+        Args:
+            urls: `grpc://HOST:PORT` of each.
+            ca_file: Who signed their certificates.
+        """
+        self._urls, self._ca_file = urls, ca_file
+        self._clients: dict[tuple[str, str | None], AsyncClient] = {}
+        self._running: Counter[str] = Counter()
+        self._had: dict[str, dict[str, PipelineDescription]] = {}
+        self._asked_at: float | None = None
+        self._asking = asyncio.Lock()
+
+    async def pipelines(self) -> dict[str, PipelineDescription]:
+        """Those of all servers, by name.
+
+        Raises:
+            SwiftDiffusionError: if none of them answers: what the last said.
+        """
+        async with self._asking:
+            if self._asked_at is None or time.monotonic() - self._asked_at > KNOWN_FOR_S:
+                await self._ask()
+        return {name: each for had in self._had.values() for name, each in had.items()}
+
+    async def pipeline(self, name: str) -> PipelineDescription:
+        """One of them.
+
+        Raises:
+            ModelNotFound: if no server has it.
+        """
+        known = await self.pipelines()
+        if name not in known:
+            raise ModelNotFound(f"no pipeline is called {name[:128]!r}; allowed: {', '.join(known)}")
+        return known[name]
+
+    def by_load(self, pipeline: str) -> list[str]:
+        """URLs of those that have a pipeline, the least busy first."""
+        having = [url for url in self._urls if pipeline in self._had.get(url, {})]
+        return sorted(having, key=lambda url: self._running[url])
+
+    @contextmanager
+    def lent(self, url: str, pipeline: str) -> Iterator[AsyncClient]:
+        """The client of a server's pipeline, while it makes one more picture."""
+        self._running[url] += 1
+        try:
+            yield self._client(url, pipeline)
+        finally:
+            self._running[url] -= 1
+
+    async def ready(self) -> dict[str, bool]:
+        """Whether each is."""
+        ready = await asyncio.gather(*(self._client(url, None).is_ready() for url in self._urls))
+        return dict(zip(self._urls, ready, strict=True))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        for client in self._clients.values():
+            await client.close()
+
+    async def _ask(self) -> None:
+        answers = await asyncio.gather(
+            *(self._client(url, None).pipelines() for url in self._urls), return_exceptions=True
+        )
+        had: dict[str, dict[str, PipelineDescription]] = {}
+        for url, answer in zip(self._urls, answers, strict=True):
+            if isinstance(answer, SwiftDiffusionError | TimeoutError):
+                logger.warning("%s does not say what it has: %s", url, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                had[url] = answer
+        if not had:
+            failure = answers[-1]
+            raise failure if isinstance(failure, SwiftDiffusionError) else ServerUnreachable("no server answers")
+        self._had, self._asked_at = had, time.monotonic()
+
+    def _client(self, url: str, pipeline: str | None) -> AsyncClient:
+        key = url, pipeline
+        if key not in self._clients:
+            self._clients[key] = AsyncClient(url, pipeline, ca_file=self._ca_file)
+        return self._clients[key]
