@@ -13,15 +13,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ..client.errors import SwiftDiffusionError
+from . import openai_routes, webui_lists, webui_routes
 from .door import App, Door
 from .errors import ApiError, api_error
 from .keys import Keys
-from .links import Links
-from .metrics import Metrics
-from .openai_routes import openai_routes
-from .runs import Runs
-from .servers import Servers
 from .settings import GatewaySettings
+from .shared import Shared
 
 logger = logging.getLogger(__name__)
 
@@ -34,32 +31,32 @@ def gateway(settings: GatewaySettings) -> App:
     Raises:
         KeysError: If the file of keys cannot be used.
     """
-    keys, metrics = Keys(settings.keys_file), Metrics()
-    servers = Servers(settings.servers, settings.ca_file)
-    runs = Runs(servers, metrics, retries=settings.retries, most=settings.max_runs, seconds=settings.run_seconds)
-    links = Links(settings.kept_bytes, settings.kept_seconds)
+    keys = Keys(settings.keys_file)
+    shared = Shared.of(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        await runs.close()
-        await servers.close()
+        await shared.runs.close()
+        await shared.servers.close()
 
     app = FastAPI(
         title="SwiftDiffusion gateway", openapi_url="/openapi.json", docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.include_router(openai_routes(settings, servers, runs, links))
+    app.state.shared = shared
+    for router in (openai_routes.router, webui_routes.router, webui_lists.router):
+        app.include_router(router)
 
     @app.get("/health")
     async def health() -> Response:
         """Whether a server behind this gateway takes requests."""
-        ready = await servers.ready()
+        ready = await shared.servers.ready()
         return JSONResponse({"ready": any(ready.values()), "servers": ready}, 200 if any(ready.values()) else 503)
 
     @app.get("/metrics")
     async def measured() -> Response:
         """For Prometheus."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(shared.metrics.text(), media_type="text/plain; version=0.0.4")
 
     if settings.page:
         app.mount("/page", StaticFiles(directory=PAGE), name="page")
@@ -69,7 +66,7 @@ def gateway(settings: GatewaySettings) -> App:
             return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
     _handle_errors(app)
-    door = Door(app, keys, metrics, max_body_bytes=settings.max_body_bytes, body_seconds=settings.body_seconds)
+    door = Door(app, keys, shared.metrics, max_body_bytes=settings.max_body_bytes, body_seconds=settings.body_seconds)
     if not settings.origins:
         return door
     return CORSMiddleware(

@@ -56,7 +56,8 @@ def _validated(kind: type[B], values: dict[str, Any]) -> B:
             case "missing":
                 message = f"{place} is missing"
             case "value_error":
-                message = f"{place}: {first['ctx']['error']}"
+                said = str(first["ctx"]["error"])
+                message = f"{place}: {said}" if first["loc"] else said
             case _:
                 message = f"{place} is {_shown(first['input'])}: {first['msg']}"
         raise ApiError(400, message, param=param) from None

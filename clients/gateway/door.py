@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-GUARDED = ("/v1/", "/sdapi/")
+GUARDED = ("/v1/", "/sdapi/", "/controlnet/")
 OPEN = "/v1/images/files/"
 """Pictures by signed URL, which needs no key."""
 

@@ -1,7 +1,7 @@
 """OpenAI's images API: `/v1/images/generations` and `/v1/models`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,65 +11,60 @@ from ..client.pipelines import PipelineDescription
 from ..client.result import GenerationResult
 from .bodies import read_body
 from .errors import ApiError
-from .links import Links
 from .openai_answers import completed_event, error_event, partial_event, pictures_answer, progress_event
 from .openai_fields import ImageGeneration
-from .runs import Run, Runs, numbered, while_asked_for
-from .servers import Servers
-from .settings import GatewaySettings
+from .runs import Run, numbered, while_asked_for
+from .shared import Gateway, Shared
 from .streams import EventStream, happenings
 
 OWNER = "swiftdiffusion"
 
 
-def openai_routes(settings: GatewaySettings, servers: Servers, runs: Runs, links: Links) -> APIRouter:
-    """The routes."""
-    router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1")
 
-    @router.get("/models")
-    async def models() -> dict[str, Any]:
-        """Pipelines, and their LoRAs as `PIPELINE:LORA`."""
-        return {"object": "list", "data": _cards(await servers.pipelines())}
 
-    @router.get("/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        """One of them."""
-        for card in _cards(await servers.pipelines()):
-            if card["id"] == name:
-                return card
-        raise ApiError(404, f"no model is called {name[:128]!r}", param="model", code="model_not_found")
+@router.get("/models")
+async def models(gateway: Gateway) -> dict[str, Any]:
+    """Pipelines, and their LoRAs as `PIPELINE:LORA`."""
+    return {"object": "list", "data": _cards(await gateway.servers.pipelines())}
 
-    @router.post("/images/generations")
-    async def generations(request: Request) -> Response:
-        """Pictures of a prompt."""
-        asked = await read_body(request, ImageGeneration)
-        name = asked.pipeline or next(iter(await servers.pipelines()))
-        pipeline, state = await servers.pipeline(name), request.state
-        first = await asked.request(pipeline, settings.max_pixels, state.request_id)
-        begun = runs.begin(name, numbered(first, asked.n), state.caller, streamed=asked.stream)
-        if asked.stream:
-            size = f"{first.width or pipeline.width}x{first.height or pipeline.height}"
-            return EventStream(begun, _events(begun[0], asked, size))
-        async with while_asked_for(begun, request.receive):
-            results = await asyncio.gather(*(run.result() for run in begun))
-        return JSONResponse(
-            pictures_answer(results, _urls(request, results) if asked.response_format == "url" else None)
-        )
 
-    @router.get("/images/files/{name}")
-    async def file(name: str, expires: int, signature: str) -> Response:
-        """A picture that was asked for by URL."""
-        kept = links.get(name, expires, signature)
-        return Response(kept.content, media_type=kept.media_type, headers={"cache-control": "private, immutable"})
+@router.get("/models/{name:path}")
+async def model(name: str, gateway: Gateway) -> dict[str, Any]:
+    """One of them."""
+    for card in _cards(await gateway.servers.pipelines()):
+        if card["id"] == name:
+            return card
+    raise ApiError(404, f"no model is called {name[:128]!r}", param="model", code="model_not_found")
 
-    def _urls(request: Request, results: list[GenerationResult]) -> list[str]:
-        base = (settings.public_url or str(request.base_url)).rstrip("/")
-        return [
-            f"{base}/v1/images/files/{links.put(result.encoded or b'', result.info.output_format or 'png')}"
-            for result in results
-        ]
 
-    return router
+@router.post("/images/generations")
+async def generations(request: Request, gateway: Gateway) -> Response:
+    """Pictures of a prompt."""
+    asked = await read_body(request, ImageGeneration)
+    name, pipeline = await gateway.pipeline(asked.pipeline)
+    first = await asked.request(pipeline, gateway.settings.max_pixels, request.state.request_id)
+    begun = gateway.runs.begin(name, numbered(first, asked.n), request.state.caller, streamed=asked.stream)
+    if asked.stream:
+        size = f"{first.width or pipeline.width}x{first.height or pipeline.height}"
+        return EventStream(begun, _events(begun[0], asked, size))
+    async with while_asked_for(begun, request.receive):
+        results = await asyncio.gather(*(run.result() for run in begun))
+    urls = _urls(request, gateway, results) if asked.response_format == "url" else None
+    return JSONResponse(pictures_answer(results, urls))
+
+
+@router.get("/images/files/{name}")
+async def file(name: str, expires: int, signature: str, gateway: Gateway) -> Response:
+    """A picture that was asked for by URL."""
+    kept = gateway.links.get(name, expires, signature)
+    return Response(kept.content, media_type=kept.media_type, headers={"cache-control": "private, immutable"})
+
+
+def _urls(request: Request, gateway: Shared, results: Sequence[GenerationResult]) -> list[str]:
+    base = (gateway.settings.public_url or str(request.base_url)).rstrip("/")
+    kept = (gateway.links.put(result.encoded or b"", result.info.output_format or "png") for result in results)
+    return [f"{base}/v1/images/files/{each}" for each in kept]
 
 
 async def _events(run: Run, asked: ImageGeneration, size: str) -> AsyncIterator[bytes]:

@@ -68,6 +68,20 @@ def _read(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
         ) from None
 
 
+def texts_of(content: bytes) -> dict[str, str]:
+    """Text chunks of a PNG by keyword; nothing of another file is read, nor its pixels.
+
+    Raises:
+        ApiError: If it is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return {key: str(value) for key, value in getattr(picture, "text", {}).items()}
+    except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
+        said = type(error).__name__
+        raise ApiError(400, f"image is no picture ({said}); allowed: PNG, JPEG or WebP", param="image") from None
+
+
 def one_size(pictures: list[npt.NDArray[np.uint8]], height: int, width: int) -> list[npt.NDArray[np.uint8]]:
     """Pictures as they are, if they agree in size; else each resized as the server would resize it by itself."""
     if len({picture.shape for picture in pictures}) <= 1:

@@ -33,7 +33,8 @@ class NamedScheduler:
         eta: What diffusers' pipelines are given as `eta`, for classes whose `step` takes it.
         evaluations: Of the UNet.
         sampler: What A1111's web UI calls it.
-        schedule: What that calls its "schedule type".
+        schedule: What that calls its "schedule type"; `Automatic` stands there for the one that suits the sampler,
+            which is not the uniform one for DPM++.
     """
 
     class_name: str
@@ -44,7 +45,7 @@ class NamedScheduler:
     schedule: str = "Automatic"
 
 
-SGM_UNIFORM, KARRAS = "SGM Uniform", "Karras"
+UNIFORM, SGM_UNIFORM, KARRAS = "Uniform", "SGM Uniform", "Karras"
 _KARRAS = {"use_karras_sigmas": True}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _TRAILING = {"timestep_spacing": "trailing"}
@@ -55,9 +56,9 @@ SCHEDULERS = {
     "euler_trailing": NamedScheduler("EulerDiscreteScheduler", "Euler", _TRAILING, schedule=SGM_UNIFORM),
     "ddim": NamedScheduler("DDIMScheduler", "DDIM"),
     "ddim_trailing": NamedScheduler("DDIMScheduler", "DDIM", _TRAILING, schedule=SGM_UNIFORM),
-    "dpmpp_2m": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M"),
+    "dpmpp_2m": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M", schedule=UNIFORM),
     "dpmpp_2m_karras": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M", _KARRAS, schedule=KARRAS),
-    "dpmpp_2m_sde": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M SDE", _SDE),
+    "dpmpp_2m_sde": NamedScheduler("DPMSolverMultistepScheduler", "DPM++ 2M SDE", _SDE, schedule=UNIFORM),
     "dpmpp_2m_sde_karras": NamedScheduler(
         "DPMSolverMultistepScheduler", "DPM++ 2M SDE", _SDE | _KARRAS, schedule=KARRAS
     ),

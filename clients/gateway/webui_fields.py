@@ -1,0 +1,191 @@
+"""The body of A1111's `POST /sdapi/v1/txt2img`: what is read of it, and what may stand in it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..client.pipelines import PipelineDescription
+from ..client.request import ControlNet, GenerationRequest
+from .errors import ApiError
+from .pictures import read_picture
+from .webui_controlnet import ControlNetUnit, resized, units
+from .webui_prompt import without_loras
+from .webui_samplers import scheduler_named
+
+Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+
+MOST_PICTURES = 64
+PREVIEWS = 10
+"""Of a run, for `progress`; the setting `live_previews_enable` turns them off."""
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "enable_hr": (False,),
+    "restore_faces": (False,),
+    "tiling": (False,),
+    "styles": ([],),
+    "subseed_strength": (0,),
+    "seed_resize_from_h": (0, -1),
+    "seed_resize_from_w": (0, -1),
+    "script_name": ("", "None"),
+    "script_args": ([],),
+    "refiner_checkpoint": ("", "None"),
+    "save_images": (False,),
+    "disable_extra_networks": (False,),
+    "firstpass_image": ("",),
+    "infotext": ("",),
+    "eta": (0, 1),
+    "s_churn": (0,),
+    "s_tmin": (0,),
+    "s_tmax": (0,),
+    "s_noise": (1,),
+    "s_min_uncond": (0,),
+}
+"""What this server does not do, and the values that do not ask for it; clients send all fields with these."""
+
+WITHOUT_MEANING = {
+    "subseed": "without subseed_strength",
+    "denoising_strength": "without enable_hr",
+    "firstphase_width": "",
+    "firstphase_height": "",
+    "hr_scale": "",
+    "hr_upscaler": "",
+    "hr_second_pass_steps": "",
+    "hr_resize_x": "",
+    "hr_resize_y": "",
+    "hr_checkpoint_name": "",
+    "hr_sampler_name": "",
+    "hr_scheduler": "",
+    "hr_prompt": "",
+    "hr_negative_prompt": "",
+    "refiner_switch_at": "without refiner_checkpoint",
+    "do_not_save_samples": "nothing is saved",
+    "do_not_save_grid": "",
+    "override_settings_restore_afterwards": "settings are each request's own",
+    "comments": "",
+}
+"""Fields that say nothing once the others are neutral."""
+
+
+class Settings(BaseModel):
+    """`override_settings`, as far as they are supported."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sd_model_checkpoint: str | None = Field(default=None, max_length=256)
+    CLIP_stop_at_last_layers: int = Field(default=1, ge=1, le=64)
+    samples_format: Literal["png", "webp", "jpg", "jpeg"] = "png"
+    live_previews_enable: bool = True
+    sd_vae: Literal["Automatic", "None"] = "Automatic"
+
+
+class TextToImage(BaseModel):
+    """What is read; see `NEUTRAL` and `WITHOUT_MEANING` for the rest of A1111's fields.
+
+    Attributes:
+        prompt: of A1111's syntax, with `<lora:NAME:SCALE>`.
+        negative_prompt: likewise, without LoRAs.
+        seed: of the first picture; -1: random.
+        sampler_name: A1111's, or the contract's.
+        sampler_index: its old name.
+        scheduler: schedule type.
+        steps: of denoising.
+        cfg_scale: guidance.
+        width: in pixels.
+        height: in pixels.
+        batch_size: pictures; with `n_iter` their number.
+        n_iter: likewise.
+        override_settings: of this request alone.
+        alwayson_scripts: ControlNet; others only where they are off.
+        send_images: whether the answer has them.
+        force_task_id: what `progress` and `interrupt` may call it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = Field(-1, ge=-1, le=2**63 - 1 - MOST_PICTURES)
+    sampler_name: str | None = Field(None, max_length=128)
+    sampler_index: str | None = Field(None, max_length=128)
+    scheduler: str | None = Field(None, max_length=128)
+    steps: int | None = None
+    cfg_scale: Number | None = None
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = Field(1, ge=1, le=MOST_PICTURES)
+    n_iter: int = Field(1, ge=1, le=MOST_PICTURES)
+    override_settings: Settings = Settings()
+    alwayson_scripts: dict[str, Any] = {}
+    send_images: bool = True
+    force_task_id: str | None = Field(None, max_length=128)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_for_nothing_else(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name, allowed in NEUTRAL.items():
+            if name in values and values[name] not in allowed:
+                shown = str(values[name])[:80]
+                raise ValueError(f"{name} is {shown}; allowed: {' or '.join(map(str, allowed))}: it is not supported")
+        return {name: value for name, value in values.items() if name not in NEUTRAL and name not in WITHOUT_MEANING}
+
+    @property
+    def count(self) -> int:
+        """Pictures.
+
+        Raises:
+            ApiError: If they are too many.
+        """
+        count = self.batch_size * self.n_iter
+        if count > MOST_PICTURES:
+            raise ApiError(400, f"batch_size times n_iter is {count}; allowed: at most {MOST_PICTURES}")
+        return count
+
+    async def request(self, pipeline: PipelineDescription, max_pixels: int, request_id: str) -> GenerationRequest:
+        """What is asked of the server, of the first picture.
+
+        Args:
+            pipeline: That makes it.
+            max_pixels: Of each picture that the caller sends.
+            request_id: Of it.
+
+        Raises:
+            ApiError: If the pipeline has no such sampler, a script is not supported, or a picture is none.
+        """
+        settings, height, width = self.override_settings, self.height or pipeline.height, self.width or pipeline.width
+        prompt, loras = without_loras(self.prompt)
+        asked = units(self.alwayson_scripts)
+        pictures = [
+            resized(
+                await read_picture(unit.picture, max_pixels, f"ControlNet unit {position}: image"),
+                unit.resize_mode,
+                height,
+                width,
+            )
+            for position, unit in enumerate(asked)
+        ]
+        steps = self.steps or pipeline.steps
+        return GenerationRequest(
+            prompt=prompt,
+            negative_prompt=self.negative_prompt or None,
+            prompt_syntax="weighted",
+            seed=None if self.seed < 0 else self.seed,
+            steps=self.steps,
+            guidance_scale=self.cfg_scale,
+            height=self.height,
+            width=self.width,
+            scheduler=scheduler_named(pipeline, self.sampler_name or self.sampler_index, self.scheduler),
+            clip_skip=settings.CLIP_stop_at_last_layers - 1 or None,
+            loras=loras,
+            controlnets=tuple(_controlnet(unit) for unit in asked),
+            control_images=pictures,
+            request_id=request_id,
+            output_format=settings.samples_format.replace("jpg", "jpeg"),
+            previews=max(1, steps // PREVIEWS) if settings.live_previews_enable else None,
+        )
+
+
+def _controlnet(unit: ControlNetUnit) -> ControlNet:
+    return ControlNet(
+        unit.name, unit.weight, unit.guidance_start, unit.guidance_end, guess_mode=unit.guess_mode or None
+    )
