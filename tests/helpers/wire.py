@@ -40,10 +40,16 @@ TYPES = {
     "REQUEST_ID": "BYTES",
     "TIMEOUT_MS": "INT32",
     "PRIORITY": "BYTES",
+    "OUTPUT_FORMAT": "BYTES",
+    "OUTPUT_QUALITY": "INT32",
+    "OUTPUT_METADATA": "BOOL",
+    "PREVIEWS": "INT32",
+    "PREVIEW_SIZE": "INT32",
+    "PREVIEW_DECODER": "BYTES",
 }
 PROMPT = "a red circle above a blue square"
 Loras = list[tuple[str, float]]
-NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
+NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True)
