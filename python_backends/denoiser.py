@@ -27,7 +27,7 @@ from .common.pulse import ups
 from .controlnets.images import ControlImages
 from .engine.front import Front
 from .engine.front_run import FrontRun, cancelled, ending_of, info_of
-from .engine.handover import Handover
+from .engine.handover import Handover, Report
 from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry
@@ -150,7 +150,7 @@ class TritonPythonModel(Model):
         """
         if not self._decoupled:
             return error_response(error)
-        return self._without_latents(Handover(error=to_report(error)), {})
+        return self._without_latents(Handover(error=Report(**to_report(error))), {})
 
 
 def _response(latents: np.ndarray | None, handover: Handover, info: dict[str, Any]) -> Any:

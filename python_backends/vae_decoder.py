@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,7 +111,7 @@ class TritonPythonModel(Model):
     def _on_the_way(self, request: Any, handover: Handover) -> Any:
         """Progress with a preview or without, or why there will be no picture."""
         if handover.error is not None:
-            return error_response(from_report(dict(handover.error)))
+            return error_response(from_report(asdict(handover.error)))
         tensors, asked = [text_tensor("INFO", input_text(request, "INFO"))], handover.request
         if asked is not None and asked.previews is not None:
             pixels = self._preview(input_tensor(request, "LATENTS"), asked.previews.decoder)

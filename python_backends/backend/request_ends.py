@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..common.processes import is_alive
 from ..common.runtime_directory import runtime_directory
+from ..request.completed import RunId
 from .metrics import Counter, Histogram
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Ending:
         seconds: Stage → what it took, as far as it came.
     """
 
-    run_id: str
+    run_id: RunId
     request_id: str | None
     pipeline: str
     at: float

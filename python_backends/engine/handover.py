@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from pydantic import ConfigDict
@@ -11,6 +10,16 @@ from pydantic import ConfigDict
 from ..backend.request_ends import Ending
 from ..request.completed import CompletedRequest
 from ..request.json_text import read_json
+
+
+@dataclass(frozen=True)
+class Report:
+    """An error, as `errors.to_report` says it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    type: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Handover:
         request: Whose they are, where anything is made of them.
         done_at: When they were final, in seconds of the monotonic clock.
         ending: What is told of the request at its end.
-        error: Why its stream ends without a picture, as `errors.to_report` says it.
+        error: Why its stream ends without a picture.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -31,7 +40,7 @@ class Handover:
     request: CompletedRequest | None = None
     done_at: float | None = None
     ending: Ending | None = None
-    error: Mapping[str, str] | None = None
+    error: Report | None = None
 
     def to_json(self) -> str:
         """As it travels."""

@@ -12,6 +12,8 @@ from .json_text import read_json
 from .outputs import FileOutput, Previews
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
+RunId = Annotated[str, StringConstraints(pattern="^[0-9A-Za-z_-]{1,64}$")]
+"""Files are called after it."""
 ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
@@ -188,7 +190,7 @@ class CompletedRequest:
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    run_id: str
+    run_id: RunId
     prompt: str
     negative_prompt: str | None
     seed: int

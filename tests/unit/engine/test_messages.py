@@ -68,7 +68,7 @@ CONTROLNETS = st.builds(
 )
 REQUESTS = st.builds(
     CompletedRequest,
-    run_id=TEXTS,
+    run_id=KEYS,
     prompt=TEXTS,
     negative_prompt=st.none() | TEXTS,
     seed=st.integers(0, 2**63 - 1),
