@@ -17,7 +17,7 @@ from .backend.memory import keep_freed_memory
 from .backend.model import Model
 from .backend.request_ends import RequestEnds
 from .backend.responses import answer_all, error_response
-from .backend.settings import ModelSettings, bytes_tensor, input_text, text_tensor
+from .backend.settings import ModelSettings, bytes_tensor, input_bytes, text_tensor
 from .backend.stage_times import AFTER, StageTime
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import InvalidRequestError, RequestError, from_report
@@ -27,6 +27,7 @@ from .networks.latent_decoding import decode_latents
 from .networks.linear_preview import LinearPreview
 from .networks.picture_files import encode_picture, resized
 from .networks.runtimes import Runtime
+from .request.json_text import read_json
 from .request.webui_text import KEYWORD, webui_text
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class TritonPythonModel(Model):
 
     def _picture(self, request: Any, handover: Handover, image: torch.Tensor, milliseconds: float) -> Any:
         """The end of a request: its picture, as it wants it."""
-        info = json.loads(input_text(request, "INFO"))
+        info = _info(request)
         info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
         asked = handover.request
         if asked is None or asked.output is None:
@@ -112,7 +113,7 @@ class TritonPythonModel(Model):
         """Progress with a preview or without, or why there will be no picture."""
         if handover.error is not None:
             return error_response(from_report(asdict(handover.error)))
-        tensors, asked = [text_tensor("INFO", input_text(request, "INFO"))], handover.request
+        tensors, asked = [text_tensor("INFO", _text(request, "INFO"))], handover.request
         if asked is not None and asked.previews is not None:
             pixels = self._preview(input_tensor(request, "LATENTS"), asked.previews.decoder)
             small = resized(pixels, min(asked.previews.size, max(asked.height, asked.width)))
@@ -132,4 +133,17 @@ class TritonPythonModel(Model):
 
 
 def _handover(request: Any) -> Handover:
-    return Handover.from_json(input_text(request, "HANDOVER"))
+    return Handover.from_json(_text(request, "HANDOVER"))
+
+
+def _info(request: Any) -> dict[str, Any]:
+    """INFO of a run that is done; InvalidRequestError, if it is anything else."""
+    wrong = "INFO is not what a denoiser writes"
+    info = read_json(dict[str, Any], _text(request, "INFO"), wrong)
+    if not isinstance(info.get("timings_ms"), dict) or not isinstance(info.get("scheduler"), str):
+        raise InvalidRequestError(wrong)
+    return info
+
+
+def _text(request: Any, name: str) -> str:
+    return input_bytes(request, name).decode("utf-8", "replace")
