@@ -35,7 +35,7 @@ class KeysError(ValueError):
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    key: Annotated[str, StringConstraints(min_length=16, max_length=512)] | None = None
+    key: Annotated[str, StringConstraints(min_length=16, max_length=512, pattern="^[!-~]*$")] | None = None
     key_sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
     concurrent: Annotated[int, Field(ge=1, le=10_000)] = 8
 
@@ -111,7 +111,10 @@ class Keys:
         Raises:
             ApiError: If it has too many requests at once.
         """
-        if caller.concurrent is not None and self._busy[caller.name] >= caller.concurrent:
+        if caller.concurrent is None:
+            yield
+            return
+        if self._busy[caller.name] >= caller.concurrent:
             raise ApiError(
                 429,
                 f"{caller.concurrent} requests of this key are being served; allowed: no more at once",
@@ -147,11 +150,12 @@ class Keys:
 
 
 def _read(file: Path) -> dict[bytes, Caller]:
+    document: dict[str, object] = {}
     try:
-        entries = _Entries.validate_python(tomllib.loads(file.read_text("utf-8")))
+        document = tomllib.loads(file.read_text("utf-8"))
+        entries = _Entries.validate_python(document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise KeysError(f"{file}: {'.'.join(map(str, first['loc'][:2]))}: {first['msg']}") from None
+        raise KeysError(f"{file}: {_without_names(error, list(document))}") from None
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no TOML"
         raise KeysError(f"{file}: {said}") from None
@@ -159,6 +163,18 @@ def _read(file: Path) -> dict[bytes, Caller]:
     if len(callers) < len(entries):
         raise KeysError(f"{file}: two callers have the same key")
     return callers
+
+
+def _without_names(error: ValidationError, names: list[str]) -> str:
+    """Which entry is wrong, and how: a name, of a caller or of a field, may be a key that was put in its place."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    entry = f"entry {names.index(str(first['loc'][0])) + 1}"
+    if first["type"] == "extra_forbidden":
+        return f"{entry}: a field that there is not; allowed: {', '.join(_Entry.model_fields)}"
+    if first["type"] == "model_type":
+        return f"{entry}: it is no table; wanted: [NAME], below it key = …"
+    field = first["loc"][1] if len(first["loc"]) > 1 and first["loc"][1] in _Entry.model_fields else None
+    return f"{entry}: {first['msg']}" if field is None else f"{entry}: {field}: {first['msg']}"
 
 
 def _key_of(authorization: str) -> str:
