@@ -13,6 +13,10 @@ B = TypeVar("B", bound=BaseModel)
 MOST_VALUES = 2_000
 """Of one body, all levels together: more make errors, and lists of them, larger than anything that is asked for."""
 
+MOST_MARKS = 100_000
+"""Commas and opening brackets of one body, those in its texts too: what has more is not even parsed, since a value of
+three characters takes tens of bytes."""
+
 
 async def read_body(request: Request, kind: type[B]) -> B:
     """A request's body.
@@ -28,8 +32,11 @@ async def read_body(request: Request, kind: type[B]) -> B:
     if content_type != "application/json":
         # Nothing else needs a browser to ask before it sends a page's request here.
         raise ApiError(415, f"Content-Type is {content_type[:80]!r}; allowed: application/json")
+    body = await request.body()
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_MARKS:
+        raise ApiError(400, f"the body has more than {MOST_MARKS} commas and brackets; allowed: at most so many")
     try:
-        values = from_json(await request.body(), cache_strings="keys")
+        values = from_json(body, cache_strings="keys")
     except ValueError as error:
         raise ApiError(400, f"the body is no JSON: {str(error)[:200]}") from None
     if not isinstance(values, dict):
@@ -44,7 +51,7 @@ def _validated(kind: type[B], values: dict[str, Any]) -> B:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place, param = _place(first["loc"]), str(first["loc"][0]) if first["loc"] else None
+        place, param = _place(first["loc"]), str(first["loc"][0])[:80] if first["loc"] else None
         match first["type"]:
             case "extra_forbidden":
                 names = ", ".join(kind.model_fields)

@@ -29,6 +29,7 @@ DRAWING = {"/v1/images/generations", "/sdapi/v1/txt2img"}
 """Routes of which a caller may have so many requests at once."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_ADDRESS = re.compile(r"[A-Za-z0-9_.:%-]{1,64}")
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -52,7 +53,7 @@ class Door:
         visit = _Visit(scope, _request_id(headers.get(b"x-request-id")), send)
         try:
             with ExitStack() as held:
-                path = scope["path"]
+                path = visit.path
                 if path.startswith(GUARDED) and not path.startswith(OPEN):
                     visit.caller = self._keys.caller(headers.get(b"authorization"), visit.address)
                     if path in DRAWING:
@@ -62,7 +63,7 @@ class Door:
                 await self._app(scope, _replayed(body, receive), visit.send)
         except ApiError as error:
             self._metrics.refused.labels(error.code or str(error.status)).inc()
-            await error.response(scope["path"])(scope, receive, visit.send)
+            await error.response(visit.path)(scope, receive, visit.send)
         except _Gone:
             visit.status = visit.status or 499
         finally:
@@ -96,7 +97,8 @@ class Door:
     def _note(self, visit: "_Visit") -> None:
         """One line, in which there is nothing that a caller wrote but its id and a route that there is."""
         seconds = time.monotonic() - visit.began
-        route, method = visit.route, visit.scope["method"] if visit.route != OTHER else OTHER
+        route = visit.route
+        method = visit.scope["method"] if route != OTHER and visit.scope["method"] in METHODS else OTHER
         self._metrics.requests.labels(route, method, str(visit.status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         logger.info(
@@ -105,7 +107,8 @@ class Door:
 
 
 OTHER = "other"
-"""Paths that are no route."""
+"""Paths that are no route, and methods that none has."""
+METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 
 
 class _Gone(Exception):  # noqa: N818
@@ -117,7 +120,9 @@ class _Visit:
 
     def __init__(self, scope: Scope, request_id: str, send: Send) -> None:
         self.scope, self.request_id, self._send = scope, request_id, send
-        self.address = str((scope.get("client") or ("unknown",))[0])
+        address = str((scope.get("client") or ("",))[0])
+        self.path = _own_path(scope)
+        self.address = address if _ADDRESS.fullmatch(address) else "unknown"  # a proxy's header may say anything
         self.caller = Caller(self.address)
         self.began, self.status = time.monotonic(), 0
 
@@ -134,6 +139,12 @@ class _Visit:
         """Its pattern, once the application has found it."""
         route = self.scope.get("route")
         return str(getattr(route, "path", None) or OTHER)
+
+
+def _own_path(scope: Scope) -> str:
+    """As the application's routes are compared with it, should it be mounted in another."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 def _request_id(given: str | None) -> str:

@@ -13,7 +13,7 @@ AUTO_PREVIEW_SIZE = 512
 """Longer side of partial images, in pixels, where the picture is larger."""
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Body(BaseModel):
