@@ -26,6 +26,8 @@ RETRY_SECONDS = 5
 _RETRY_AFTER = re.compile(r"retry_after_ms (\d+)")
 _OVERLOADED = re.compile(r"the request would be done in \d+ ms|queue|retry_after_ms|; try again later")
 _IN_ENSEMBLE = re.compile(r"^in ensemble '[^']*', ")
+_QUOTED = re.compile(r'"[^"]*"')
+"""What the caller itself has written."""
 _FIELD = re.compile(r"([A-Z][A-Z_]+)\b")
 
 FIELDS = {
@@ -48,6 +50,8 @@ FIELDS = {
     "PRIORITY": "priority",
     "OUTPUT_FORMAT": "output_format",
     "OUTPUT_QUALITY": "output_compression",
+    "OUTPUT_METADATA": "output_metadata",
+    "PREVIEWS": "preview_every",
 }
 """Input of the wire contract, which the server's sentences name → field of the OpenAI route."""
 
@@ -96,7 +100,7 @@ def api_error(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
-        case InvalidRequest():
+        case InvalidRequest() | ValueError():
             field = _FIELD.match(message)
             return ApiError(400, message, param=FIELDS.get(field[1]) if field else None)
         case ModelNotFound():
@@ -111,8 +115,6 @@ def api_error(error: BaseException) -> ApiError:
             return _unavailable(message)
         case SwiftDiffusionError():
             return ApiError(500, message, "server_error", code="server_error")
-        case ValueError():
-            return ApiError(400, message)
     return ApiError(500, "the gateway failed; its log says more", "server_error", code="gateway_error")
 
 
@@ -120,6 +122,6 @@ def _unavailable(message: str) -> ApiError:
     """Too much to do is 429, what cannot be had 503."""
     said = _RETRY_AFTER.search(message)
     seconds = max(1, math.ceil(int(said[1]) / 1000)) if said else RETRY_SECONDS
-    if _OVERLOADED.search(message):
+    if _OVERLOADED.search(_QUOTED.sub("", message)):
         return ApiError(429, message, "rate_limit_error", code="overloaded", retry_after=seconds)
     return ApiError(503, message, "server_error", code="server_unavailable", retry_after=seconds)

@@ -112,7 +112,7 @@ def test_many_values_are_refused_soon_and_in_little_memory(
     refusal(body)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < most_memory
+    assert peak < len(body) + most_memory
 
 
 def test_long_prompts_may_have_commas() -> None:
