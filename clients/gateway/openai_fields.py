@@ -1,5 +1,6 @@
 """The body of OpenAI's `POST /v1/images/generations`, and what this project adds to it."""
 
+import asyncio
 import re
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..client.pipelines import PipelineDescription
 from ..client.request import ControlNet, GenerationRequest, Lora
+from .errors import ApiError
 from .pictures import one_size, read_picture
 
 AUTO_PREVIEW_SIZE = 512
@@ -153,14 +155,19 @@ class ImageGeneration(_Body):
             request_id: Of it.
 
         Raises:
-            ApiError: if such a picture is none.
+            ApiError: if such a picture is none, or there are too many.
         """
+        if len(self.controlnet) > pipeline.max_controlnets:
+            said = f"controlnet has {len(self.controlnet)} entries; allowed: at most {pipeline.max_controlnets}"
+            raise ApiError(400, said, param="controlnet")
         sized = _SIZE.fullmatch(self.size)
         width, height = (int(sized[1]), int(sized[2])) if sized else (None, None)
         pictures = [
             await read_picture(each.image, max_pixels, f"controlnet[{index}].image")
             for index, each in enumerate(self.controlnet)
         ]
+        sides = (min(side, pipeline.max_size) for side in (height or pipeline.height, width or pipeline.width))
+        pictures = await asyncio.to_thread(one_size, pictures, *sides)  # what is larger, the server refuses
         every = self._preview_every(pipeline)
         named = (self.model or "").partition(":")[2]
         return GenerationRequest(
@@ -178,7 +185,7 @@ class ImageGeneration(_Body):
             loras=(*((Lora(named),) if named else ()), *(Lora(**each.model_dump()) for each in self.lora)),
             lora_bound=self.lora_bound,
             controlnets=tuple(ControlNet(**each.model_dump(exclude={"image"})) for each in self.controlnet),
-            control_images=one_size(pictures, height or pipeline.height, width or pipeline.width),
+            control_images=tuple(pictures),
             request_id=request_id,
             timeout_ms=self.timeout_ms,
             priority=self.priority,
@@ -199,6 +206,12 @@ class ImageGeneration(_Body):
         """Steps between previews: the smaller of what `preview_every` says and what `partial_images` wants."""
         if not self.partial_images:
             return self.preview_every
-        steps = self.num_inference_steps or pipeline.steps
+        steps = self.num_inference_steps or self._default_steps(pipeline)
         between = max(1, steps // (self.partial_images + 1))
         return min(between, self.preview_every or between)
+
+    def _default_steps(self, pipeline: PipelineDescription) -> int:
+        """Those of a LoRA that has its own, such as one that distils; else the pipeline's."""
+        names = {(self.model or "").partition(":")[2], *(each.name for each in self.lora)}
+        of_loras = [lora.steps for lora in pipeline.loras if lora.name in names and lora.steps is not None]
+        return min(of_loras, default=pipeline.steps)

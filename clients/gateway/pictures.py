@@ -58,9 +58,13 @@ def _read(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
                         f"{field} is {picture.width}x{picture.height}; allowed: at most {max_pixels} pixels",
                         param=_param(field),
                     )
-                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+                return np.asarray(_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB"))
     except ApiError:
         raise
+    except Image.DecompressionBombError:  # Pillow has a bound of its own
+        raise ApiError(
+            400, f"{field} is too large; allowed: at most {max_pixels} pixels", param=_param(field)
+        ) from None
     except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
         said = type(error).__name__
         raise ApiError(
@@ -80,6 +84,11 @@ def texts_of(content: bytes) -> dict[str, str]:
     except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
         said = type(error).__name__
         raise ApiError(400, f"image is no picture ({said}); allowed: PNG, JPEG or WebP", param="image") from None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A depth map's 16 bits as 8: Pillow's own conversion makes white of all but the darkest."""
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode == "I;16" else picture
 
 
 def one_size(pictures: list[npt.NDArray[np.uint8]], height: int, width: int) -> list[npt.NDArray[np.uint8]]:

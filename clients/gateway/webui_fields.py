@@ -1,5 +1,6 @@
 """The body of A1111's `POST /sdapi/v1/txt2img`: what is read of it, and what may stand in it."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -155,15 +156,14 @@ class TextToImage(BaseModel):
         settings, height, width = self.override_settings, self.height or pipeline.height, self.width or pipeline.width
         prompt, loras = without_loras(self.prompt)
         asked = units(self.alwayson_scripts)
-        pictures = [
-            resized(
-                await read_picture(unit.picture, max_pixels, f"ControlNet unit {position}: image"),
-                unit.resize_mode,
-                height,
-                width,
-            )
-            for position, unit in enumerate(asked)
-        ]
+        if len(asked) > pipeline.max_controlnets:
+            said = f"ControlNet has {len(asked)} units; allowed: at most {pipeline.max_controlnets}"
+            raise ApiError(400, said, param="alwayson_scripts")
+        sides = tuple(max(1, min(side, pipeline.max_size)) for side in (height, width))  # the server refuses others
+        pictures = []
+        for position, unit in enumerate(asked):
+            picture = await read_picture(unit.picture, max_pixels, f"ControlNet unit {position}: image")
+            pictures.append(await asyncio.to_thread(resized, picture, unit.resize_mode, *sides))
         steps = self.steps or pipeline.steps
         return GenerationRequest(
             prompt=prompt,
