@@ -7,7 +7,7 @@ ARGS ?=
 # Processes that run tests; those of one server, or of one module, share a process.
 WORKERS ?= 2
 
-.PHONY: setup demo serve test unit lint bench perf repository clean
+.PHONY: setup demo serve gateway test unit lint bench perf repository clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ demo: setup  ## start the server, make out/demo.png over HTTP and gRPC, print la
 
 serve: setup  ## serve the demo family on ports 8000 (HTTP), 8001 (gRPC), 8002 (metrics)
 	$(BIN)/swiftdiffusion serve --repository model_repository $(ARGS)
+
+gateway: setup  ## OpenAI's images API, A1111's API and a page on port 8080, in front of a server that runs (make serve)
+	$(BIN)/swiftdiffusion gateway $(ARGS)
 
 test: setup  ## all tests that this machine can run
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 from demo_controls import COLUMNS as CONTROL_COLUMNS
 from demo_controls import ControlledPictures
+from demo_gateway import draw_through_gateway
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -88,6 +89,7 @@ def main(
         plain = _draw_plain(server, [COLUMNS[0].request(prompt) for prompt in prompts[:count]], latencies)
         grid = _draw_styled(server, prompts[:styled], latencies)
         controlled = ControlledPictures(server.grpc_url, prompts[:steered], latencies)
+        doors = draw_through_gateway(server.grpc_url, plain[:2])
     sheets = [
         contact_sheet(
             [(_resized(picture, SIDE), prompt.text) for picture, prompt in zip(plain, prompts, strict=False)], columns=4
@@ -113,6 +115,8 @@ def main(
         console.print(f"first picture with {describe_lora(report)}", style="dim", highlight=False)
     right = sum(COLUMNS[0].is_right(picture.pixels, prompt) for picture, prompt in zip(plain, prompts, strict=False))
     console.print(f"{right} of {count} pictures without LoRAs show the colours, shapes and positions of their prompt")
+    for sentence in doors:
+        console.print(sentence, highlight=False)
     console.print(f"contact sheet: {out}")
 
 

@@ -65,7 +65,13 @@ def test_every_scheduler_has_the_web_uis_name(name: str) -> None:
     told = values(replace(REQUEST, scheduler=name), name)
     assert (told["Sampler"], told["Schedule type"]) == (SCHEDULERS[name].sampler, SCHEDULERS[name].schedule)
     assert told["Schedule type"] == (
-        "Karras" if "karras" in name else "SGM Uniform" if "trailing" in name else "Automatic"
+        "Karras"
+        if "karras" in name
+        else "SGM Uniform"
+        if "trailing" in name
+        else "Uniform"
+        if "dpmpp" in name
+        else "Automatic"
     )
 
 
