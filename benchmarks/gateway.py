@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from gateway_process import gateway_process
 from machine import describe
 from openai import OpenAI
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from gateway_process import gateway_process
 from swiftdiffusion.clients import Client, GenerationRequest
 from swiftdiffusion.python_backends.launcher import TritonServer
 
