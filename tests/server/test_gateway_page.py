@@ -1,0 +1,131 @@
+"""The gateway's page in a real browser, in front of a real server."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, sync_playwright
+
+from gateways import GatewayThread, gateway_thread
+from swiftdiffusion.clients.gateway.settings import GatewaySettings
+from swiftdiffusion.python_backends.launcher import TritonServer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EDGES = Path(__file__).resolve().parents[2] / "docs" / "edges.png"
+SECONDS = 60.0
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def gateway(server: TritonServer) -> Iterator[GatewayThread]:
+    with gateway_thread(GatewaySettings(servers=(server.grpc_url,))) as running:
+        yield running
+
+
+@pytest.fixture
+def page(gateway: GatewayThread) -> Iterator[Page]:
+    """A new browser at the page, whose errors fail the test."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened, errors = browser.new_page(viewport={"width": 1280, "height": 800}), []
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.on("request", lambda request: errors.append(request.url) if _is_foreign(request.url, gateway) else None)
+        opened.goto(gateway.url)
+        opened.wait_for_selector("#generate:enabled")
+        yield opened
+        browser.close()
+        assert errors == []
+
+
+def _is_foreign(url: str, gateway: GatewayThread) -> bool:
+    return not url.startswith((gateway.url, "data:", "blob:"))
+
+
+def wait(page: Page, condition: Callable[[], bool], what: str) -> None:
+    """Until it holds; the page's own policy forbids the functions that playwright would have evaluated there."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        page.wait_for_timeout(20)
+
+
+def pictures(page: Page) -> Locator:
+    return page.locator("#gallery .tile img")
+
+
+def take_lora(page: Page, name: str) -> None:
+    page.fill("#lora-search", name)
+    page.press("#lora-search", "Enter")
+    page.wait_for_selector(f'#loras .lora[data-name="{name}"]')
+
+
+def test_a_picture_with_a_lora_is_seen_to_grow(page: Page) -> None:
+    page.fill("#prompt", "a red circle above a blue square")
+    page.fill("#seed", "7")
+    page.fill("#steps", "40")
+    take_lora(page, "night")
+    page.click("#generate")
+    bars: set[float] = set()
+    previews: set[str] = set()
+
+    def is_done() -> bool:
+        bars.update(page.evaluate("() => [...document.querySelectorAll('#runs progress')].map(each => each.value)"))
+        previews.update(page.evaluate("() => [...document.querySelectorAll('#runs .preview')].map(each => each.src)"))
+        return pictures(page).count() == 1
+
+    wait(page, is_done, "no picture")
+    assert len(bars) > 3
+    assert len(previews) > 2
+    size = page.evaluate("() => { const i = document.querySelector('#gallery .tile img'); return i.naturalWidth }")
+    assert size == 128
+    page.click("#gallery .tile button")
+    words = page.locator("#details").inner_text()
+    assert "night" in words
+    assert "red circle" in words
+
+
+def test_a_cancelled_picture_ends_on_the_server_too(page: Page, gateway: GatewayThread) -> None:
+    page.fill("#prompt", "a green star on a grey background")
+    page.fill("#steps", "200")
+    page.click("#generate")
+    wait(page, lambda: page.locator("#runs .run img.preview").count() == 1, "no preview")
+    assert gateway.runs() == 1
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#runs .run.cancelled")
+    wait(page, lambda: gateway.runs() == 0, "it goes on")
+    assert pictures(page).count() == 0
+
+
+def test_pictures_survive_a_reload_and_are_made_again(page: Page) -> None:
+    page.fill("#prompt", "a blue ring above an orange star")
+    page.fill("#seed", "11")
+    page.click("#controlnet-add")
+    page.set_input_files("#controlnets input.controlnet-file", EDGES)
+    page.wait_for_selector("#controlnets img.thumbnail")
+    page.click("#generate")
+    wait(page, lambda: pictures(page).count() == 1, "no picture")
+    page.reload()
+    page.wait_for_selector("#generate:enabled")
+    wait(page, lambda: pictures(page).count() == 1, "the picture is gone")
+    page.fill("#prompt", "something else")
+    page.click("#gallery .tile button")
+    page.click("#same-again")
+    assert page.input_value("#prompt") == "a blue ring above an orange star"
+    assert page.input_value("#seed") == "11"
+    assert page.locator("#controlnets .controlnet").count() == 1
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: pictures(page).count() == 2, "no second picture")
+
+
+def test_the_servers_own_sentence_is_shown(page: Page) -> None:
+    page.fill("#prompt", "<img src=x onerror=alert(1)>")
+    page.fill("#steps", "999")
+    page.click("#generate")
+    page.wait_for_selector("#runs .run.failed")
+    assert "STEPS is 999; allowed: 1 to 200" in page.locator("#runs .run .reason").inner_text()
+    assert page.locator("#runs img[src=x]").count() == 0
