@@ -19,9 +19,10 @@ from fuzz_cases import GrpcCase, HttpCase
 from swiftdiffusion.export.repository.config_parts import CLIENT_INPUTS
 
 TYPES = {name: "BYTES" if kind == "STRING" else kind for name, kind, *_ in CLIENT_INPUTS}
-INNER = {"REQUEST": "BYTES", "TICKETS": "BYTES", "ENCODING": "BYTES", "LATENTS": "FP32", "CONTROL": "BYTES"}
+INNER = dict.fromkeys(("REQUEST", "TICKETS", "ENCODING", "CONTROL", "HANDOVER", "INFO", "PIPELINE"), "BYTES")
+INNER["LATENTS"] = "FP32"
 OTHER_TYPES = ("BYTES", "BOOL", "UINT8", "INT8", "INT32", "INT64", "UINT64", "FP16", "BF16", "FP32", "FP64", "", "X")
-SIZES = {"UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
+SIZES = {"BOOL": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
 NUMBERS = (0, 1, -1, 3, 8, 64, 127, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**64, 10**40, 0.5, -1e308, 1e-320)
 DIMENSIONS = (0, 1, 1, 1, 2, 3, 64, -1, 2**31, 2**62, -(2**63))
 SMALL = (0, 1, 1, 1, 2, 3, 64, -1)
@@ -29,6 +30,7 @@ TEXTS = (
     "", "a red circle", "a (b:1.2) [c] BREAK d", "((((", "\\", "a\0b", "\u202e\u0301\U0001f921", "é" * 900, "x" * 5000,
     "../../etc/passwd", "[{", '[{"name": "x"}]', '[{"name": "night", "scale": 1e999}]', '[{"name": "night"}]',
     "[" * 600, "null", "{}", "euler", '[{"name": "edges", "start": 2}]', "%s%n", "NaN", "low", '{"id": 1}',
+    "png", "webp;base64", "jpeg", "linear", "vae", "*", '{"final": true}', '{"error": {}}',
 )  # fmt: skip
 
 
@@ -67,6 +69,8 @@ class Fuzzer:
             return self._pick(None, True, [], {}, [[1]], self._text(), *NUMBERS)
         if kind == "BYTES":
             return self._text()
+        if kind == "BOOL":
+            return self._chance(0.5)
         return self._random.choice(NUMBERS) if self._chance(0.3) else self._random.randrange(9)
 
     def _shape(self, dimensions: tuple[int, ...] = DIMENSIONS) -> list[int]:

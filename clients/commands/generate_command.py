@@ -17,14 +17,15 @@ from ..client.async_client import DEFAULT_URL, AsyncClient
 from ..client.errors import ServerFailure, ServerUnreachable, SwiftDiffusionError
 from ..client.request import ControlNet, GenerationRequest, Lora
 from ..client.result import GenerationResult, LoraReport
-from .contact_sheet import contact_sheet
+from .saving import of_suffix, save
 
 
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="What to show; several give a contact sheet.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write; its suffix is the format.")] = Path(
-        "out/picture.png"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Picture to write; its suffix is the format. A PNG says what it was made of."),
+    ] = Path("out/picture.png"),
     prompt_file: Annotated[
         Path | None, typer.Option("--prompts", exists=True, dir_okay=False, help="More prompts, one a line.")
     ] = None,
@@ -100,7 +101,7 @@ def generate(
         timeout_ms=timeout_ms,
         priority=priority,
     )
-    requests = _requests(base, _all_prompts(prompts, prompt_file), count, seed)
+    requests = of_suffix(out, _requests(base, _all_prompts(prompts, prompt_file), count, seed))
 
     async def run() -> list[GenerationResult]:
         async with AsyncClient(url, model, timeout, retries, ca_file=ca_file) as client:
@@ -108,7 +109,7 @@ def generate(
 
     try:
         results = asyncio.run(run())
-        _save(out, requests, results)
+        save(out, results)
     except ServerUnreachable as error:
         _fail(console, f"{error}\nStart one with `swiftdiffusion serve`, or name another with --url.", error)
     except (SwiftDiffusionError, ValueError, OSError) as error:
@@ -228,15 +229,6 @@ def _parse_control(text: str) -> tuple[ControlNet, Path]:
     if slash and not mode.isdecimal():
         raise typer.BadParameter(f"the control mode of --control {text} is {mode!r}; wanted: a number")
     return ControlNet(name, scale, control_mode=int(mode) if slash else None), Path(image)
-
-
-def _save(out: Path, requests: Sequence[GenerationRequest], results: Sequence[GenerationResult]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if len(results) == 1:
-        results[0].image.save(out)
-        return
-    pairs = zip(requests, results, strict=True)
-    contact_sheet([(r.image, f"{request.prompt} ({r.info.seed})") for request, r in pairs]).save(out)
 
 
 def _fail(console: Console, message: str, error: Exception) -> None:

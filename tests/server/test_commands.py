@@ -45,9 +45,27 @@ def test_command_writes_a_picture(tmp_path: Path, url: str, generate: Callable[.
     assert answer.strip() == str(out)
     assert "seed 7" in messages
     assert re.search(r"night:0\.8: on from step 1 in \d+ modules, .*, loaded in .* ms, patched in .* ms", messages)
+    picture = Image.open(out)
+    assert picture.text["parameters"].startswith(f"{PROMPT} <lora:night:0.8>\nSteps: 3, Sampler: ")
     with Client(url) as client:
         same = replace(REQUEST, loras=[Lora("night", 0.8, patch_step=1)])
-        assert (np.asarray(Image.open(out)) == client.generate(same).pixels).all()
+        assert (np.asarray(picture) == client.generate(same).pixels).all()
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".webp", "WEBP"), (".JPG", "JPEG"), (".jpeg", "JPEG"), (".bmp", "BMP")])
+def test_the_suffix_is_the_format(
+    tmp_path: Path, url: str, generate: Callable[..., "subprocess.Popen[str]"], suffix: str, name: str
+) -> None:
+    out = tmp_path / f"x{suffix}"
+    process = generate(PROMPT, "--seed", "7", "--steps", "3", "--guidance", "1", "--out", str(out))
+    _answer, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert Image.open(out).format == name
+    with Client(url) as client:
+        same = client.generate(
+            replace(REQUEST, guidance_scale=1.0, output_format=None if name == "BMP" else name.lower())
+        )
+    assert (np.asarray(Image.open(out)) == same.pixels).all()
 
 
 def test_command_makes_a_sheet_of_several(tmp_path: Path, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
@@ -57,7 +75,9 @@ def test_command_makes_a_sheet_of_several(tmp_path: Path, generate: Callable[...
     _answer, messages = process.communicate(timeout=60)
     assert process.returncode == 0, messages
     assert messages.count("seed ") == 6
-    assert Image.open(out).width > 3 * 128
+    sheet = Image.open(out)
+    assert sheet.width > 3 * 128
+    assert sheet.text == {}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ REQUESTS = 600
 
 
 def test_every_bad_request_is_answered_and_harms_nobody(tiny: Any) -> None:
-    models = (tiny.model, f"{tiny.model}_stream", "cancel", "control_images", *map(tiny.inner, INNER))
+    models = (tiny.model, f"{tiny.model}_stream", "cancel", "pipelines", "control_images", *map(tiny.inner, INNER))
     with Client(tiny.grpc_url, model=tiny.model, retries=3) as client:  # its models may have loaded just now
         expected = client.generate(GOOD).image
     before = processes(tiny.running.pid)
