@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -64,6 +65,10 @@ def gateway(
         run_seconds=run_seconds,
         page=page,
     )
+    for url in settings.servers:
+        address = urlsplit(url)
+        if address.scheme not in ("grpc", "grpcs") or not address.netloc:
+            raise typer.BadParameter(f"--server is {url!r}; wanted: grpc://HOST:PORT, or grpcs with TLS")
     try:
         app = application(settings)
     except KeysError as error:

@@ -62,7 +62,7 @@ class Run:
             await asyncio.wait([self.task])
         if isinstance(self.end, GenerationResult):
             return self.end
-        raise self.end or ApiError(499, "the picture was cancelled", "cancelled", code="cancelled")
+        raise self.end or _cancelled()
 
     def cancel(self) -> None:
         """Ends it, here and on its server, unless it has ended."""
@@ -135,9 +135,6 @@ class Runs:
         except Exception as error:
             logger.exception("picture %s", run.request.request_id)
             run.end = api_error(error)
-        finally:
-            self._metrics.pictures.labels(run.pipeline, _outcome(run)).inc()
-            run.events.put_nowait(run.end or ApiError(499, "the picture was cancelled", "cancelled", code="cancelled"))
 
     async def _anywhere(self, run: Run, streamed: bool) -> GenerationResult:
         """On the least busy server; where that dies, on another, and on any again after a while."""
@@ -173,8 +170,11 @@ class Runs:
         run.events.put_nowait(progress)
 
     def _left(self, run: Run, _task: "asyncio.Task[None]") -> None:
+        """Not at the end of the task itself: one that is cancelled before it has begun does not get there."""
         self.running.discard(run)
         self._metrics.runs.labels(run.pipeline).dec()
+        self._metrics.pictures.labels(run.pipeline, _outcome(run)).inc()
+        run.events.put_nowait(run.end or _cancelled())
 
 
 @asynccontextmanager
@@ -209,6 +209,10 @@ def numbered(request: GenerationRequest, count: int) -> list[GenerationRequest]:
         replace(first, seed=(first.seed or 0) + index, request_id=f"{first.request_id}-{batch}-{index}")
         for index in range(count)
     ]
+
+
+def _cancelled() -> ApiError:
+    return ApiError(499, "the picture was cancelled", "cancelled", code="cancelled")
 
 
 def _outcome(run: Run) -> str:
