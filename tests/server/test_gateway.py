@@ -170,7 +170,7 @@ def test_models_are_pipelines_and_their_loras(client: OpenAI) -> None:
     models = list(client.models.list())
     for model in models:
         Model.model_validate(model.to_dict())
-    assert [model.id for model in models][0] == "sdxl"
+    assert models[0].id == "sdxl"
     assert {"sdxl:night", "sdxl:outline"} <= {model.id for model in models}
     assert extras(models[0])["pipeline"]["controlnets"]
     assert client.models.retrieve("sdxl:night").id == "sdxl:night"
