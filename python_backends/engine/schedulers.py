@@ -77,6 +77,7 @@ class Sampler:
         given = {"eta": 0.0 if name is None else SCHEDULERS[name].eta, "generator": generator}
         taken = inspect.signature(scheduler.step).parameters
         self._output: Any = None
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._options = {key: value for key, value in given.items() if key in taken}
         if of_sdxl and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -99,13 +100,14 @@ class Sampler:
             row = torch.tensor([self.coefficients[step].row(1.0)]).to(self.latents.device, non_blocking=True)
             self.latents, self.denoised = cfg_step(self.latents, prediction, row, None, self.denoised)
             return
+        self._last = prediction, self.timesteps[step], self.latents
         self._output = self._scheduler.step(prediction, self.timesteps[step], self.latents, **self._options)
         self.latents = self._output.prev_sample
 
     def predicted(self) -> torch.Tensor:
         """The latents that the last step's prediction implies for the end of the run (x0), [1, C, h, w] float32.
 
-        For previews alone: where a scheduler keeps them to itself, these are its noisy latents at unit deviation.
+        For previews alone: where neither scheduler nor betas tell of them, they are the noisy ones at unit deviation.
         """
         if self.coefficients is not None:
             return self.denoised
@@ -116,7 +118,21 @@ class Sampler:
         outputs = [each for each in getattr(self._scheduler, "model_outputs", ()) if each is not None]
         if outputs and _keeps_x0(self._scheduler.config):
             return outputs[-1]
-        return self.latents / max(1.0, float(self.latents.std()))
+        x0 = None if self._last is None else _x0(self._scheduler, *self._last)
+        return self.latents / max(1.0, float(self.latents.std())) if x0 is None else x0
+
+
+def _x0(
+    scheduler: SchedulerMixin, prediction: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor
+) -> torch.Tensor | None:
+    """What a prediction says of the end of the run, if latents have unit variance all the way; else None."""
+    kept, kind = getattr(scheduler, "alphas_cumprod", None), scheduler.config.get("prediction_type")
+    if kept is None or float(scheduler.init_noise_sigma) != 1 or not 0 <= int(timestep) < len(kept):
+        return None
+    signal, noise = float(kept[int(timestep)]) ** 0.5, float(1 - kept[int(timestep)]) ** 0.5
+    if kind == "epsilon" and signal > 0:
+        return (sample - noise * prediction) / signal
+    return signal * sample - noise * prediction if kind == "v_prediction" else None
 
 
 def _keeps_x0(config: Mapping[str, Any]) -> bool:
