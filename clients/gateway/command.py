@@ -1,6 +1,7 @@
 """`swiftdiffusion gateway`: OpenAI's images API, A1111's web UI API and a page in front of Triton servers."""
 
 import logging
+import signal
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -73,6 +74,7 @@ def gateway(
         app = application(settings)
     except KeysError as error:
         raise typer.BadParameter(str(error)) from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again once it has ended well
     uvicorn.run(
         app,
         host=host,

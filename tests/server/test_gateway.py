@@ -77,8 +77,8 @@ def test_several_pictures_have_seeds_that_count_up(client: OpenAI, raw: np.ndarr
     first, second = answer.data
     assert [extras(each)["seed"] for each in (first, second)] == [7, 8]
     assert extras(first)["info"]["steps"] == 4
-    assert (pixels(first.b64_json) == raw).all()
-    assert (pixels(second.b64_json) != raw).any()
+    distances = [np.abs(pixels(each.b64_json).astype(int) - raw).mean() for each in (first, second)]
+    assert distances[0] < 1 < distances[1], "steps of several pictures are made together, which rounds differently"
 
 
 @pytest.mark.parametrize(("output_format", "compression"), [("png", 100), ("png", None), ("webp", 100)])
