@@ -72,7 +72,7 @@ def test_loras_samplers_and_controlnets_reach_the_server(api: WebUIApi, server: 
             LORAS='[{"name": "outline", "scale": 0.8}]',
             LORA_BOUND=0,
             CONTROLNETS='[{"name": "edges", "scale": 0.7, "end": 0.9}]',
-            CONTROL_IMAGES=pixels[None],
+            CONTROL_IMAGES=pixels[None, None],
         )
         difference = np.abs(np.asarray(image).astype(int) - wanted.image)
         assert difference.max() <= 1  # the two are evaluated together, which moves last bits
