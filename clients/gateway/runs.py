@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 GRACE_S = 5.0
 """The server itself ends a request at its TIMEOUT_MS; the gateway so much later, should it not."""
 
+MOST_UNREAD = 8
+"""A caller who reads no faster than that misses steps, not the picture."""
+
 Event = Progress | GenerationResult | ApiError
 Receive = Callable[[], Awaitable[Any]]
 
@@ -167,7 +170,8 @@ class Runs:
         if run.progress is not None and progress.step <= run.progress.step:
             return  # begun again elsewhere, the caller has seen that
         run.progress, run.preview = progress, progress.preview or run.preview
-        run.events.put_nowait(progress)
+        if run.events.qsize() < MOST_UNREAD:
+            run.events.put_nowait(progress)
 
     def _left(self, run: Run, _task: "asyncio.Task[None]") -> None:
         """Not at the end of the task itself: one that is cancelled before it has begun does not get there."""
