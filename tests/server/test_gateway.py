@@ -250,7 +250,7 @@ def test_keys_from_end_to_end(server: TritonServer, tmp_path: Path) -> None:
         with gateway.openai(KEY) as client:
             (picture,) = ask(client, response_format="url").data or ()
             assert httpx2.get(picture.url or "").status_code == 200, "who has the URL needs no key"
-            assert httpx2.get((picture.url or "")[:-1] + "0").status_code in (200, 403)
+            assert httpx2.get((picture.url or "")[:-1] + "x").status_code == 403
             assert client.models.list().data
         with gateway.openai("sk-mallory-0123456789") as client:
             for call in (lambda: ask(client), lambda: events(client), lambda: client.models.list()):
