@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from .errors import ApiError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+_LINE_ENDS = dict.fromkeys(map(ord, "\r\n"))  # `base64` writes lines
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,40};base64,")
 
 
@@ -39,7 +40,7 @@ def picture_bytes(text: str, field: str) -> bytes:
     """
     prefix = _DATA_URL.match(text)
     try:
-        return base64.b64decode(text[prefix.end() if prefix else 0 :], validate=True)
+        return base64.b64decode(text[prefix.end() if prefix else 0 :].translate(_LINE_ENDS), validate=True)
     except (binascii.Error, ValueError):
         raise ApiError(
             400, f"{field} is no base64; allowed: base64 of a PNG, JPEG or WebP", param=_param(field)

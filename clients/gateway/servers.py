@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 KNOWN_FOR_S = 5.0
 """What a server has is asked for again after so long: operators add LoRAs while it runs."""
 
+ASKED_AT_MOST_EVERY_S = 1.0
+"""By callers who name what no server has."""
+
 
 class Servers:
     """Any number of servers with any pipelines.
@@ -36,18 +39,22 @@ class Servers:
         self._clients: dict[tuple[str, str | None], AsyncClient] = {}
         self._running: Counter[str] = Counter()
         self._had: dict[str, dict[str, PipelineDescription]] = {}
-        self._asked_at: float | None = None
+        self._asked_at = 0.0
+        self._asked_anew: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
 
     async def pipelines(self) -> dict[str, PipelineDescription]:
-        """Those of all servers, by name.
+        """Those of all servers, by name, as they were told a moment ago: who asks waits only where nothing is known.
 
         Raises:
             SwiftDiffusionError: if none of them answers: what the last said.
         """
-        async with self._asking:
-            if self._asked_at is None or time.monotonic() - self._asked_at > KNOWN_FOR_S:
-                await self._ask()
+        if not self._had:
+            async with self._asking:
+                if not self._had:
+                    await self._ask()
+        elif time.monotonic() - self._asked_at > KNOWN_FOR_S and not self._asking.locked():
+            self._asked_anew = asyncio.create_task(self._ask_anew())
         return {name: each for had in self._had.values() for name, each in had.items()}
 
     async def pipeline(self, name: str) -> PipelineDescription:
@@ -57,6 +64,9 @@ class Servers:
             ModelNotFound: if no server has it.
         """
         known = await self.pipelines()
+        if name not in known and time.monotonic() - self._asked_at > ASKED_AT_MOST_EVERY_S:
+            await self._ask_anew()
+            known = await self.pipelines()
         if name not in known:
             raise ModelNotFound(f"no pipeline is called {name[:128]!r}; allowed: {', '.join(known)}")
         return known[name]
@@ -82,8 +92,18 @@ class Servers:
 
     async def close(self) -> None:
         """Closes the connections."""
+        if self._asked_anew is not None:
+            self._asked_anew.cancel()
+            await asyncio.gather(self._asked_anew, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
+
+    async def _ask_anew(self) -> None:
+        async with self._asking:
+            try:
+                await self._ask()
+            except SwiftDiffusionError:  # which `_ask` has logged; what was known stays
+                self._asked_at = time.monotonic()
 
     async def _ask(self) -> None:
         answers = await asyncio.gather(

@@ -66,6 +66,11 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
 
 
+def test_base64_may_have_lines() -> None:
+    content = file(halves())
+    assert (read(base64.encodebytes(content).decode("ascii")) == read(text(content))).all()
+
+
 @pytest.mark.parametrize(("file_format", "near"), [("PNG", 0), ("JPEG", 6), ("WEBP", 12)])
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:image/svg+xml;base64,"])
 def test_files_and_data_urls_of_them_are_read(file_format: str, near: int, prefix: str) -> None:
