@@ -122,7 +122,8 @@ class TritonPythonModel(Model):
             if info.get("forecast_ms"):
                 self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
             self._ends.hand_on(run.request.run_id)
-            handover = Handover(True, run.request, time.monotonic(), ending_of(run))
+            asked = None if run.request.output is None else run.request
+            handover = Handover(True, asked, time.monotonic(), ending_of(run))
             return self._send(request, _response(run.latents, handover, info), ended=True)
         self._ends.failed(ending_of(run), failure)
         return self._send(request, self._stopped(failure), ended=True)

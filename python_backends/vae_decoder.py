@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from .request.outputs import PreviewDecoder
+    from .request.outputs import FileOutput, PreviewDecoder
 
 INFO_KEYWORD = "swiftdiffusion"
 """Of the text chunk with INFO in a PNG; A1111's text has one beside it."""
@@ -54,6 +56,7 @@ class TritonPythonModel(Model):
         checkpoint = compute.checkpoint
         self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
+        self._encoders = ThreadPoolExecutor(os.cpu_count(), "encoder")
         self._linear = LinearPreview.from_json(settings.parameters["linear_preview"])
         keep_freed_memory()
         Runtime().prepare(self._vae, compute.device)
@@ -82,26 +85,36 @@ class TritonPythonModel(Model):
         with self._busy.counted() if latents else nullcontext(), borrowed:
             images = iter(decode_latents(self._vae, torch.cat(latents)).split(rows) if latents else ())
         milliseconds = 1000 * (time.perf_counter() - start)
+        infos = [
+            _info(request) if handover.final else {} for request, handover in zip(requests, handovers, strict=True)
+        ]
+        pictures = [
+            self._picture(handover, next(images), info, milliseconds) if handover.final else None
+            for handover, info in zip(handovers, infos, strict=True)
+        ]
         return [
-            self._picture(request, handover, next(images), milliseconds)
-            if handover.final
-            else self._on_the_way(request, handover)
-            for request, handover in zip(requests, handovers, strict=True)
+            self._on_the_way(request, handover) if picture is None else self._end(handover, picture, info)
+            for request, handover, picture, info in zip(requests, handovers, pictures, infos, strict=True)
         ]
 
-    def _picture(self, request: Any, handover: Handover, image: torch.Tensor, milliseconds: float) -> Any:
-        """The end of a request: its picture, as it wants it."""
-        info = _info(request)
+    def _picture(
+        self, handover: Handover, image: torch.Tensor, info: dict[str, Any], milliseconds: float
+    ) -> torch.Tensor | Future[bytes]:
+        """A picture as its request wants it: its pixels, or a file, which is made beside the batch's others."""
         info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
         asked = handover.request
         if asked is None or asked.output is None:
-            picture = output_tensor("IMAGE", image)
+            return image
+        info["output_format"] = asked.output.format
+        described = {INFO_KEYWORD: json.dumps(info), KEYWORD: webui_text(asked, info)} if asked.output.metadata else {}
+        return self._encoders.submit(_timed_file, image[0].numpy(), asked.output, described, info["timings_ms"])
+
+    def _end(self, handover: Handover, made: torch.Tensor | Future[bytes], info: dict[str, Any]) -> Any:
+        """The response with a picture."""
+        if isinstance(made, torch.Tensor):
+            picture = output_tensor("IMAGE", made)
         else:
-            start, file = time.perf_counter(), asked.output
-            info["output_format"] = file.format
-            texts = {INFO_KEYWORD: json.dumps(info), KEYWORD: webui_text(asked, info)} if file.metadata else {}
-            picture = bytes_tensor("ENCODED_IMAGE", encode_picture(image[0].numpy(), file, texts))
-            info["timings_ms"]["encoding"] = round(1000 * (time.perf_counter() - start), 3)
+            picture = bytes_tensor("ENCODED_IMAGE", made.result())
         after_s = max(0.0, time.monotonic() - (handover.done_at or time.monotonic()))
         self._after.note(after_s)
         if handover.ending is not None:
@@ -130,6 +143,13 @@ class TritonPythonModel(Model):
     def _failed(self, request: Any, error: RequestError) -> None:
         with suppress(InvalidRequestError):  # a client called this model by itself
             self._ends.failed(_handover(request).ending, error)
+
+
+def _timed_file(pixels: np.ndarray, file: FileOutput, texts: dict[str, str], timings_ms: dict[str, float]) -> bytes:
+    start = time.perf_counter()
+    encoded = encode_picture(pixels, file, texts)
+    timings_ms["encoding"] = round(1000 * (time.perf_counter() - start), 3)
+    return encoded
 
 
 def _handover(request: Any) -> Handover:

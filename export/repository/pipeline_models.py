@@ -7,6 +7,8 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from ...python_backends.networks.linear_preview import LinearPreview, fit_linear_preview
 from ...python_backends.request.controlnets import KnownControlNet
 from ...python_backends.request.description import DescribedPipeline
@@ -59,8 +61,6 @@ def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
 @cache
 def linear_preview(checkpoint: Checkpoint) -> LinearPreview:
     """Of a checkpoint's autoencoder, whose weights are read for it."""
-    import torch
-
     vae = checkpoint.load_vae(torch.device("cpu"), torch.float32)
     return fit_linear_preview(vae, checkpoint.vae_scale_factor)
 

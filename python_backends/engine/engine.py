@@ -269,6 +269,12 @@ class Engine:
     def _publish(self, run: Denoising) -> None:
         """Says how far a run is; one that is done, or has failed, takes no further step."""
         run_id = run.request.run_id
+        previews = run.request.previews
+        if previews is not None and previews.shows(run.step) and not run.done and run.failure is None:
+            try:
+                self._published.show(run_id, run.step, run.sampler.predicted().cpu())
+            except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
+                run.failure = as_request_error(error, "previewing")
         state, latents = state_of(run)
         if state.ended:
             self._end(run_id)

@@ -204,8 +204,8 @@ class Front:
                 self._lose(run, down(shard))
                 continue
             run.state = state
-            if state.previews:
-                run.preview = state.step, latents[run_id]
+            if state.preview_step is not None:
+                run.preview = state.preview_step, latents[run_id]
             else:
                 run.latents = latents.get(run_id)
             if state.error is not None:

@@ -145,7 +145,7 @@ class RunState:
         error: Why it ends without a picture, as `errors.to_report` says it.
         waited_s: Seconds from its coming to its first step; None before that.
         lacks: What it waits for because that is down, in a sentence; "" while there is nothing.
-        previews: Whether they are for a preview of this step.
+        preview_step: The step that these are to be seen of; None of final ones.
     """
 
     step: int
@@ -155,7 +155,7 @@ class RunState:
     error: Mapping[str, str] | None = None
     waited_s: float | None = None
     lacks: str = ""
-    previews: bool = False
+    preview_step: int | None = None
 
     @property
     def ended(self) -> bool:

@@ -31,6 +31,7 @@ class Published:
     def __init__(self) -> None:
         """None yet."""
         self._states: dict[str, tuple[RunState, torch.Tensor | None]] = {}
+        self._previews: dict[str, tuple[int, torch.Tensor]] = {}
         self._asked_at: dict[str, float] = {}
         self._senders: dict[str, int] = {}
 
@@ -41,19 +42,33 @@ class Published:
         self._states[run] = RunState(0, steps), None
 
     def put(self, run: str, state: RunState, latents: torch.Tensor | None = None) -> None:
-        """Tells of a run, with its latents if they are final or for a preview."""
+        """Tells of a run, with its latents if they are final."""
         self._states[run] = state, latents
+
+    def show(self, run: str, step: int, latents: torch.Tensor) -> None:
+        """Keeps what there is to see of a run after a step, until it is fetched, or there is another."""
+        self._previews[run] = step, latents
 
     def fetch(self, runs: Sequence[str]) -> tuple[dict[str, RunState | None], list[torch.Tensor]]:
         """States, None of unknown runs, and the latents of those that have a shape; what has ended is forgotten."""
         published = {run: self._states.get(run) for run in runs}
         known = {run: each for run, each in published.items() if each is not None}
         self._asked_at.update(dict.fromkeys(known, time.monotonic()))
-        latents = [latents for _, latents in known.values() if latents is not None]
+        known = {run: self._with_preview(run, *each) for run, each in known.items()}
         for run, (state, _) in known.items():
             if state.ended:
                 self.forget(run)
-        return {run: None if each is None else each[0] for run, each in published.items()}, latents
+        states = {run: known[run][0] if run in known else None for run in runs}
+        return states, [latents for _, latents in known.values() if latents is not None]
+
+    def _with_preview(
+        self, run: str, state: RunState, latents: torch.Tensor | None
+    ) -> tuple[RunState, torch.Tensor | None]:
+        preview = None if state.ended else self._previews.pop(run, None)
+        if preview is None:
+            return state, latents
+        step, seen = preview
+        return replace(state, shape=tuple(seen.shape), preview_step=step), seen
 
     def abandoned(self) -> list[str]:
         """Runs that nobody asks after any more."""
@@ -62,6 +77,7 @@ class Published:
     def forget(self, run: str) -> None:
         """Nothing is left of a run."""
         self._states.pop(run, None)
+        self._previews.pop(run, None)
         self._asked_at.pop(run, None)
         self._senders.pop(run, None)
 
@@ -73,13 +89,10 @@ class Published:
 
 
 def state_of(run: Denoising) -> tuple[RunState, torch.Tensor | None]:
-    """How far a run is, and on the CPU its latents if they are final, or what its client sees of them on the way."""
+    """How far a run is, and its latents on the CPU if they are final."""
     so_far = RunState(run.step, run.steps, waited_s=run.report.waited_s, lacks=run.lacks)
     if run.failure is not None:
         return replace(so_far, error=to_report(run.failure)), None
     if not run.done:
-        previews = run.request.previews
-        if previews is None or not previews.shows(run.step):
-            return so_far, None
-        return replace(so_far, shape=tuple(run.latents.shape), previews=True), run.sampler.predicted().cpu()
+        return so_far, None
     return replace(so_far, shape=tuple(run.latents.shape), info=final_info(run)), run.latents.cpu()

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PICTURES, SIDE = 12, 256
 DIGITS = 3
-"""Decimal digits of the map: a 256-valued pixel needs no more, and the same repository is written on every machine."""
+"""Decimal digits of the map: a pixel needs no more, and machines whose sums differ in the last bits nearly always
+write the same repository."""
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,16 @@ def step(run: Denoising) -> None:
 def test_a_run_tells_of_its_latents_after_every_so_many_steps_and_at_its_end(scheduler: str) -> None:
     run, unseen = previewed("a", 2, steps=5, scheduler=scheduler), make_run("a", steps=5, scheduler=scheduler)
     shown = {}
+    previews = run.request.previews
+    assert previews is not None
     while not run.done:
-        state, latents = state_of(run)
-        assert (latents is not None) == state.previews == (state.shape is not None)
-        if latents is not None:
-            shown[state.step] = latents.clone(), latents
+        assert state_of(run)[1] is None
+        if previews.shows(run.step):
+            latents = run.sampler.predicted().cpu()
+            shown[run.step] = latents.clone(), latents
         step(run)
     state, latents = state_of(run)
-    assert (state.previews, state.shape) == (False, (1, 4, SIDE, SIDE))
+    assert (state.preview_step, state.shape) == (None, (1, 4, SIDE, SIDE))
     assert list(shown) == [2, 4]
     assert all(torch.equal(*each) for each in shown.values())  # nobody writes over what was published
     assert latents is not None
@@ -154,8 +156,8 @@ def test_an_engine_shows_previews_of_those_who_want_them(shards: Callable[..., L
             if state.shape is not None:
                 each = next(rest)
                 assert each.shape == state.shape
-                if state.previews:
-                    seen[name].add(state.step)
+                if state.preview_step is not None:
+                    seen[name].add(state.preview_step)
                 else:
                     final[name] = each
         assert next(rest, None) is None
@@ -176,17 +178,31 @@ def test_latents_belong_to_the_state_they_came_with() -> None:
     published.begin("a", 4, 1)
     published.begin("b", 4, 1)
     assert published.fetch(["a", "b", "nobody"]) == ({"a": RunState(0, 4), "b": RunState(0, 4), "nobody": None}, [])
-    preview, other, last = (torch.full((1, 4, 2, 2), float(value)) for value in range(3))
-    after_two, after_three = (RunState(step, 4, shape=(1, 4, 2, 2), previews=True) for step in (2, 3))
-    published.put("a", after_two, preview)
-    published.put("b", after_three, other)
+    preview, other = (torch.full((1, 4, 2, 2), float(value)) for value in range(2))
+    published.show("a", 2, preview)
+    published.put("a", RunState(2, 4))
+    published.show("b", 3, other)
+    published.put("b", RunState(3, 4))
     states, latents = published.fetch(["b", "a"])
-    assert states == {"b": after_three, "a": after_two}
+    assert states == {
+        "b": RunState(3, 4, shape=(1, 4, 2, 2), preview_step=3),
+        "a": RunState(2, 4, shape=(1, 4, 2, 2), preview_step=2),
+    }
     assert [float(each.mean()) for each in latents] == [1.0, 0.0]
+    assert published.fetch(["a", "b"]) == ({"a": RunState(2, 4), "b": RunState(3, 4)}, [])
+
+
+def test_a_preview_waits_until_it_is_fetched_and_goes_with_the_picture() -> None:
+    published = Published()
+    published.begin("a", 4, 1)
+    preview, last = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    published.show("a", 2, preview)
+    published.put("a", RunState(2, 4))
     published.put("a", RunState(3, 4))
-    states, latents = published.fetch(["a", "b"])
-    assert states == {"a": RunState(3, 4), "b": after_three}
-    assert [float(each.mean()) for each in latents] == [1.0]
+    states, latents = published.fetch(["a"])
+    assert states == {"a": RunState(3, 4, shape=(1, 4, 2, 2), preview_step=2)}
+    assert latents == [preview]
+    published.show("a", 3, preview)
     done = RunState(4, 4, shape=(1, 4, 2, 2), info={"seed": 1})
     published.put("a", done, last)
     assert published.fetch(["a"]) == ({"a": done}, [last])
