@@ -1,10 +1,10 @@
 """What a server has to ask for: the answer of its model `pipelines`."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import ServerFailure
 
@@ -77,14 +77,21 @@ class PipelineDescription(_Part):
     max_controlnets: int
     controlnets: tuple[NamedControlNet, ...]
 
+    def steps_with(self, loras: Container[str]) -> int:
+        """Default of requests that name these LoRAs: that of one which has its own, such as one that distils."""
+        return min((each.steps for each in self.loras if each.name in loras and each.steps), default=self.steps)
+
 
 def parse_pipelines(outputs: Mapping[str, npt.NDArray[Any] | None]) -> dict[str, PipelineDescription]:
     """Pipelines by name from the output PIPELINES [1, 1].
 
     Raises:
-        ServerFailure: the output is missing.
+        ServerFailure: the output is missing, or another release's.
     """
     told = outputs.get("PIPELINES")
     if told is None:
         raise ServerFailure("the server's answer lacks PIPELINES")
-    return TypeAdapter(dict[str, PipelineDescription]).validate_json(told.reshape(-1)[0])
+    try:
+        return TypeAdapter(dict[str, PipelineDescription]).validate_json(told.reshape(-1)[0])
+    except ValidationError as error:
+        raise ServerFailure(f"PIPELINES is not as this client knows it: {error.errors()[0]['msg']}") from None

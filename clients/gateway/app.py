@@ -1,6 +1,5 @@
 """The application: routes behind the door, and what they share."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +16,9 @@ from . import openai_routes, webui_lists, webui_routes
 from .door import App, Door
 from .errors import ApiError, api_error
 from .keys import Keys
+from .origins import Origins
 from .settings import GatewaySettings
 from .shared import Shared
-
-logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 
@@ -32,6 +30,7 @@ def gateway(settings: GatewaySettings) -> App:
         KeysError: If the file of keys cannot be used.
     """
     keys = Keys(settings.keys_file)
+    origins = Origins(settings.origins, settings.public_url, settings.keys_file is not None)
     shared = Shared.of(settings)
 
     @asynccontextmanager
@@ -51,7 +50,7 @@ def gateway(settings: GatewaySettings) -> App:
     async def health() -> Response:
         """Whether a server behind this gateway takes requests."""
         ready = await shared.servers.ready()
-        return JSONResponse({"ready": any(ready.values()), "servers": ready}, 200 if any(ready.values()) else 503)
+        return JSONResponse({"ready": ready > 0, "servers_ready": ready}, 200 if ready else 503)
 
     @app.get("/metrics")
     async def measured() -> Response:
@@ -66,7 +65,9 @@ def gateway(settings: GatewaySettings) -> App:
             return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
     _handle_errors(app)
-    door = Door(app, keys, shared.metrics, max_body_bytes=settings.max_body_bytes, body_seconds=settings.body_seconds)
+    door = Door(
+        app, keys, origins, shared.metrics, max_body_bytes=settings.max_body_bytes, body_seconds=settings.body_seconds
+    )
     if not settings.origins:
         return door
     return CORSMiddleware(
@@ -86,6 +87,10 @@ def _handle_errors(app: FastAPI) -> None:
     async def of_ours(request: Request, error: Exception) -> Response:
         return api_error(error).response(request.url.path)
 
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return api_error(error).response(request.url.path)  # the door logs it
+
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
         message = {404: "there is no such route", 405: "the route takes another method"}.get(error.status_code)
@@ -97,8 +102,3 @@ def _handle_errors(app: FastAPI) -> None:
         return ApiError(400, f"{first['loc'][-1]}: {first['msg']}", param=str(first["loc"][-1])).response(
             request.url.path
         )
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        logger.error("request %s", request.state.request_id, exc_info=error)
-        return api_error(error).response(request.url.path)

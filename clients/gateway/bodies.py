@@ -1,14 +1,15 @@
 """JSON bodies → typed requests, with a sentence for the first mistake."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from .errors import ApiError
 
 B = TypeVar("B", bound=BaseModel)
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 MOST_VALUES = 2_000
 """Of one body, all levels together: more make errors, and lists of them, larger than anything that is asked for."""
@@ -32,7 +33,7 @@ async def read_body(request: Request, kind: type[B]) -> B:
     if content_type != "application/json":
         # Nothing else needs a browser to ask before it sends a page's request here.
         raise ApiError(415, f"Content-Type is {content_type[:80]!r}; allowed: application/json")
-    body = await request.body()
+    body = b"".join([chunk async for chunk in request.stream()])  # `request.body` would keep it
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_MARKS:
         raise ApiError(400, f"the body has more than {MOST_MARKS} commas and brackets; allowed: at most so many")
     try:

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from typing import Any
 
-from .errors import ApiError
+from .errors import ApiError, api_error, frames_of
 from .keys import Caller, Keys
 from .metrics import Metrics
+from .origins import Origins
 
 logger = logging.getLogger("swiftdiffusion.gateway")
 
@@ -28,10 +29,14 @@ OPEN = "/v1/images/files/"
 DRAWING = {"/v1/images/generations", "/sdapi/v1/txt2img"}
 """Routes of which a caller may have so many requests at once."""
 
+UNREAD_S = 120.0
+"""A caller who reads nothing for so long has gone."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _ADDRESS = re.compile(r"[A-Za-z0-9_.:%-]{1,64}")
+NOWHERE = b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
 HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"),
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; " + NOWHERE),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
@@ -40,8 +45,10 @@ HEADERS = (
 class Door:
     """The outermost of the application, plain ASGI: what it holds for a request lasts as long as its answer."""
 
-    def __init__(self, app: App, keys: Keys, metrics: Metrics, *, max_body_bytes: int, body_seconds: float) -> None:
-        self._app, self._keys, self._metrics = app, keys, metrics
+    def __init__(
+        self, app: App, keys: Keys, origins: Origins, metrics: Metrics, *, max_body_bytes: int, body_seconds: float
+    ) -> None:
+        self._app, self._keys, self._origins, self._metrics = app, keys, origins, metrics
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,26 +60,31 @@ class Door:
         visit = _Visit(scope, _request_id(headers.get(b"x-request-id")), send)
         try:
             with ExitStack() as held:
-                path = visit.path
+                path, most = visit.path, 0  # only routes behind a key read a body
                 if path.startswith(GUARDED) and not path.startswith(OPEN):
+                    self._origins.check(headers)
+                    most = self._max_body_bytes
                     visit.caller = self._keys.caller(headers.get(b"authorization"), visit.address)
                     if path in DRAWING:
                         held.enter_context(self._keys.busy(visit.caller))
                 scope.setdefault("state", {}).update(request_id=visit.request_id, caller=visit.caller.name)
-                body = await self._body(headers, receive)
-                await self._app(scope, _replayed(body, receive), visit.send)
+                await self._app(scope, _replayed(await self._body(headers, receive, most), receive), visit.send)
         except ApiError as error:
             self._metrics.refused.labels(error.code or str(error.status)).inc()
             await error.response(visit.path)(scope, receive, visit.send)
         except _Gone:
             visit.status = visit.status or 499
+        except Exception as error:  # noqa: BLE001  whatever one request brings, its caller is told, and the log
+            logger.error("request %s failed:\n%s", visit.request_id, frames_of(error))
+            if not visit.status:
+                await api_error(error).response(visit.path)(scope, receive, visit.send)
         finally:
             self._note(visit)
 
-    async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
-        """All of it, within its limits."""
-        if int(headers.get(b"content-length", "0")) > self._max_body_bytes:  # a server has checked that it is a number
-            raise self._too_large()
+    async def _body(self, headers: dict[bytes, str], receive: Receive, most: int) -> bytes:
+        """All of it, of at most so many bytes."""
+        if int(headers.get(b"content-length", "0")) > most:  # a server has checked that it is a number
+            raise _too_large(most)
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._body_seconds):
@@ -82,17 +94,14 @@ class Door:
                         raise _Gone
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > self._max_body_bytes:
-                        raise self._too_large()
+                    if size > most:
+                        raise _too_large(most)
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
             raise ApiError(
                 408, f"the body was not here within {self._body_seconds:g} s", code="request_timeout"
             ) from None
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is too large; allowed: {self._max_body_bytes} bytes", code="request_too_large")
 
     def _note(self, visit: "_Visit") -> None:
         """One line, in which there is nothing that a caller wrote but its id and a route that there is."""
@@ -111,8 +120,12 @@ OTHER = "other"
 METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 
 
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is too large; allowed: {most} bytes", code="request_too_large")
+
+
 class _Gone(Exception):  # noqa: N818
-    """The caller went before its request was here."""
+    """The caller went before its request was here, or does not read its answer."""
 
 
 class _Visit:
@@ -132,7 +145,11 @@ class _Visit:
             self.status = message["status"]
             own = [*HEADERS, (b"x-request-id", self.request_id.encode("ascii"))]
             message = {**message, "headers": [*message.get("headers", ()), *own]}
-        await self._send(message)
+        try:
+            async with asyncio.timeout(UNREAD_S):
+                await self._send(message)
+        except TimeoutError:
+            raise _Gone from None
 
     @property
     def route(self) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import traceback
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -86,7 +87,8 @@ class ApiError(Exception):
         """In the shape that callers of a path expect."""
         if path.startswith(WEBUI):
             return {"error": self.kind, "detail": self.message, "body": "", "errors": self.message}
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        later = {} if self.retry_after is None else {"retry_after": self.retry_after}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code, **later}}
 
     def response(self, path: str) -> JSONResponse:
         """The whole answer."""
@@ -109,13 +111,26 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(499, message, "cancelled", code="cancelled")
         case RequestTimeout():
             return ApiError(504, message, "timeout", param="timeout_ms", code="timeout")
-        case ServerRestarting() | ServerUnreachable():
+        case ServerUnreachable():  # whose sentence has the server's address
+            return ApiError(
+                503,
+                "no server answers; try again later",
+                "server_error",
+                code="server_unavailable",
+                retry_after=RETRY_SECONDS,
+            )
+        case ServerRestarting():
             return ApiError(503, message, "server_error", code="server_unavailable", retry_after=RETRY_SECONDS)
         case ServerUnavailable():
             return _unavailable(message)
         case SwiftDiffusionError():
             return ApiError(500, message, "server_error", code="server_error")
     return ApiError(500, "the gateway failed; its log says more", "server_error", code="gateway_error")
+
+
+def frames_of(error: BaseException) -> str:
+    """Where an error comes from that nobody foresaw, for the log: its own text may hold what a caller sent."""
+    return "".join([*traceback.format_tb(error.__traceback__), type(error).__name__])
 
 
 def _unavailable(message: str) -> ApiError:

@@ -50,6 +50,7 @@ class Links:
         """
         if not hmac.compare_digest(self._signature(name, expires).encode(), signature.encode("utf-8")):
             raise ApiError(403, "the signature is not this gateway's", code="invalid_signature")
+        self._drop_old()
         kept = self._kept.get(name)
         if kept is None or time.time() > expires:
             raise ApiError(410, "the picture is not kept any more", code="expired")

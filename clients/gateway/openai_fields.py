@@ -2,20 +2,20 @@
 
 import asyncio
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..client.pipelines import PipelineDescription
 from ..client.request import ControlNet, GenerationRequest, Lora
+from .bodies import Number
 from .errors import ApiError
-from .pictures import one_size, read_picture
+from .pictures import of_size, read_picture
 
 AUTO_PREVIEW_SIZE = 512
 """Longer side of partial images, in pixels, where the picture is larger."""
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Body(BaseModel):
@@ -167,7 +167,7 @@ class ImageGeneration(_Body):
             for index, each in enumerate(self.controlnet)
         ]
         sides = (min(side, pipeline.max_size) for side in (height or pipeline.height, width or pipeline.width))
-        pictures = await asyncio.to_thread(one_size, pictures, *sides)  # what is larger, the server refuses
+        pictures = await asyncio.to_thread(of_size, pictures, *sides)  # what is larger, the server refuses
         every = self._preview_every(pipeline)
         named = (self.model or "").partition(":")[2]
         return GenerationRequest(
@@ -206,12 +206,7 @@ class ImageGeneration(_Body):
         """Steps between previews: the smaller of what `preview_every` says and what `partial_images` wants."""
         if not self.partial_images:
             return self.preview_every
-        steps = self.num_inference_steps or self._default_steps(pipeline)
+        names = {(self.model or "").partition(":")[2], *(each.name for each in self.lora)}
+        steps = self.num_inference_steps or pipeline.steps_with(names)
         between = max(1, steps // (self.partial_images + 1))
         return min(between, self.preview_every or between)
-
-    def _default_steps(self, pipeline: PipelineDescription) -> int:
-        """Those of a LoRA that has its own, such as one that distils; else the pipeline's."""
-        names = {(self.model or "").partition(":")[2], *(each.name for each in self.lora)}
-        of_loras = [lora.steps for lora in pipeline.loras if lora.name in names and lora.steps is not None]
-        return min(of_loras, default=pipeline.steps)

@@ -1,21 +1,21 @@
 """OpenAI's images API: `/v1/images/generations` and `/v1/models`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ..client.pipelines import PipelineDescription
-from ..client.result import GenerationResult
+from ..client.result import GenerationResult, Progress
 from .bodies import read_body
 from .errors import ApiError
 from .openai_answers import completed_event, error_event, partial_event, pictures_answer, progress_event
 from .openai_fields import ImageGeneration
-from .runs import Run, numbered, while_asked_for
+from .runs import numbered, while_asked_for
 from .shared import Gateway, Shared
-from .streams import EventStream, happenings
+from .streams import EventStream, Happening
 
 OWNER = "swiftdiffusion"
 
@@ -44,10 +44,11 @@ async def generations(request: Request, gateway: Gateway) -> Response:
     asked = await read_body(request, ImageGeneration)
     name, pipeline = await gateway.pipeline(asked.pipeline)
     first = await asked.request(pipeline, gateway.settings.max_pixels, request.state.request_id)
+    asked = asked.model_copy(update={"controlnet": ()})  # megabytes of text, which nobody needs any more
     begun = gateway.runs.begin(name, numbered(first, asked.n), request.state.caller, streamed=asked.stream)
     if asked.stream:
         size = f"{first.width or pipeline.width}x{first.height or pipeline.height}"
-        return EventStream(begun, _events(begun[0], asked, size))
+        return EventStream(begun[0], _Telling(asked, size), request.url.path)
     async with while_asked_for(begun, request.receive):
         results = await asyncio.gather(*(run.result() for run in begun))
     urls = _urls(request, gateway, results) if asked.response_format == "url" else None
@@ -67,10 +68,13 @@ def _urls(request: Request, gateway: Shared, results: Sequence[GenerationResult]
     return [f"{base}/v1/images/files/{each}" for each in kept]
 
 
-async def _events(run: Run, asked: ImageGeneration, size: str) -> AsyncIterator[bytes]:
+class _Telling:
     """What a stream tells of a run."""
-    partial = 0
-    async for happened in happenings(run):
+
+    def __init__(self, asked: ImageGeneration, size: str) -> None:
+        self._asked, self._size, self._partial = asked, size, 0
+
+    def __call__(self, happened: Happening) -> Iterator[bytes]:
         match happened:
             case None:
                 yield b": still at it\n\n"
@@ -79,17 +83,16 @@ async def _events(run: Run, asked: ImageGeneration, size: str) -> AsyncIterator[
             case ApiError():
                 yield error_event(happened)
             case progress:
-                if progress.preview is not None and _is_partial(progress.step, progress.of, partial, asked):
-                    yield partial_event(progress.preview, partial, asked.output_format, size)
-                    partial += 1
-                if asked.progress:
-                    yield progress_event(progress, asked.output_format, shows=asked.preview_every > 0)
+                if progress.preview is not None and self._is_partial(progress):
+                    yield partial_event(progress.preview, self._partial, self._asked.output_format, self._size)
+                    self._partial += 1
+                if self._asked.progress:
+                    yield progress_event(progress, self._asked.output_format, shows=self._asked.preview_every > 0)
 
-
-def _is_partial(step: int, of: int, sent: int, asked: ImageGeneration) -> bool:
-    """Whether a preview is far enough on to be the next partial image."""
-    between = max(1, of // (asked.partial_images + 1))
-    return sent < asked.partial_images and step >= between * (sent + 1)
+    def _is_partial(self, progress: Progress) -> bool:
+        """Whether it is far enough on to have the next partial image."""
+        between = max(1, progress.of // (self._asked.partial_images + 1))
+        return self._partial < self._asked.partial_images and progress.step >= between * (self._partial + 1)
 
 
 def _cards(pipelines: dict[str, PipelineDescription]) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ from PIL import Image, ImageOps
 
 from .errors import ApiError
 
+KEYWORD = "parameters"
+"""Of the text chunk of a PNG that A1111's tools read."""
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 _LINE_ENDS = dict.fromkeys(map(ord, "\r\n"))  # `base64` writes lines
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,40};base64,")
@@ -81,7 +84,8 @@ def texts_of(content: bytes) -> dict[str, str]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            return {key: str(value) for key, value in getattr(picture, "text", {}).items()}
+            # Not its `text`, which would decode it.
+            return {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
     except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
         said = type(error).__name__
         raise ApiError(400, f"image is no picture ({said}); allowed: PNG, JPEG or WebP", param="image") from None
@@ -92,12 +96,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode == "I;16" else picture
 
 
-def one_size(pictures: list[npt.NDArray[np.uint8]], height: int, width: int) -> list[npt.NDArray[np.uint8]]:
-    """Pictures as they are, if they agree in size; else each resized as the server would resize it by itself."""
-    if len({picture.shape for picture in pictures}) <= 1:
-        return pictures
+def of_size(pictures: list[npt.NDArray[np.uint8]], height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    """Pictures [height, width, 3], resized as the server does it, which so gets no more than it uses."""
     size = width, height
-    return [np.asarray(Image.fromarray(each).resize(size, Image.Resampling.LANCZOS)) for each in pictures]
+    return [
+        each
+        if each.shape[:2] == (height, width)
+        else np.asarray(Image.fromarray(each).resize(size, Image.Resampling.LANCZOS))
+        for each in pictures
+    ]
 
 
 def _param(field: str) -> str:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..client.errors import RequestTimeout, ServerRestarting, ServerUnreachable, SwiftDiffusionError
+from ..client.errors import LoraUnavailable, RequestTimeout, ServerUnavailable, SwiftDiffusionError
 from ..client.request import GenerationRequest
 from ..client.result import GenerationResult, Progress
 from ..client.retries import RETRIABLE, Retries
-from .errors import ApiError, api_error
+from .errors import ApiError, api_error, frames_of
 from .metrics import Metrics
 from .servers import Servers
 
@@ -68,8 +68,8 @@ class Run:
         raise self.end or _cancelled()
 
     def cancel(self) -> None:
-        """Ends it, here and on its server, unless it has ended."""
-        if self.task is not None:
+        """Ends it, here and on its server, unless it has ended or is about to: that takes a call to the server."""
+        if self.task is not None and not self.task.cancelling():
             self.task.cancel()
 
 
@@ -95,7 +95,7 @@ class Runs:
 
         Args:
             pipeline: That makes them.
-            requests: One for each.
+            requests: One for each, as `numbered` makes them.
             caller: Whose they are.
             streamed: Whether there is progress.
 
@@ -110,7 +110,7 @@ class Runs:
                 code="overloaded",
                 retry_after=1,
             )
-        runs = [Run(pipeline, request.with_request_id().with_seed(), caller) for request in requests]
+        runs = [Run(pipeline, request, caller) for request in requests]
         for run in runs:
             run.task = asyncio.create_task(self._live(run, streamed), name=f"picture {run.request.request_id}")
             self.running.add(run)
@@ -135,24 +135,28 @@ class Runs:
             run.end = api_error(RequestTimeout(f"no picture within {seconds:g} s"))
         except (SwiftDiffusionError, ValueError) as error:
             run.end = api_error(error)
-        except Exception as error:
-            logger.exception("picture %s", run.request.request_id)
+        except Exception as error:  # noqa: BLE001  its caller is told, and the log, whatever it is
+            logger.error("picture %s failed:\n%s", run.request.request_id, frames_of(error))
             run.end = api_error(error)
 
     async def _anywhere(self, run: Run, streamed: bool) -> GenerationResult:
-        """On the least busy server; where that dies, on another, and on any again after a while."""
+        """On the least busy server; where that dies or is full, on another, after deaths on any again after a while."""
         retries = Retries(self._retries)
         while True:
-            failure: ServerRestarting | ServerUnreachable | None = None
+            failure: ServerUnavailable | None = None
             for url in self._servers.by_load(run.pipeline):
                 try:
                     return await self._on(url, run, streamed)
-                except RETRIABLE as error:
+                except LoraUnavailable:
+                    raise
+                except ServerUnavailable as error:
                     failure = error
             if failure is None:
                 await self._servers.pipeline(run.pipeline)  # raises, unless it has come back meanwhile
-            else:
+            elif isinstance(failure, RETRIABLE):
                 await retries.pause(failure)
+            else:
+                raise failure
 
     async def _on(self, url: str, run: Run, streamed: bool) -> GenerationResult:
         with self._servers.lent(url, run.pipeline) as client:

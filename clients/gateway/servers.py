@@ -18,7 +18,7 @@ KNOWN_FOR_S = 5.0
 """What a server has is asked for again after so long: operators add LoRAs while it runs."""
 
 ASKED_AT_MOST_EVERY_S = 1.0
-"""By callers who name what no server has."""
+"""By callers who name what no server has, or ask whether one is ready."""
 
 
 class Servers:
@@ -42,6 +42,7 @@ class Servers:
         self._asked_at = 0.0
         self._asked_anew: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
+        self._looking, self._looked_at, self._ready = asyncio.Lock(), -ASKED_AT_MOST_EVERY_S, 0
 
     async def pipelines(self) -> dict[str, PipelineDescription]:
         """Those of all servers, by name, as they were told a moment ago: who asks waits only where nothing is known.
@@ -53,7 +54,7 @@ class Servers:
             async with self._asking:
                 if not self._had:
                     await self._ask()
-        elif time.monotonic() - self._asked_at > KNOWN_FOR_S and not self._asking.locked():
+        elif time.monotonic() - self._asked_at > KNOWN_FOR_S and (self._asked_anew is None or self._asked_anew.done()):
             self._asked_anew = asyncio.create_task(self._ask_anew())
         return {name: each for had in self._had.values() for name, each in had.items()}
 
@@ -85,10 +86,13 @@ class Servers:
         finally:
             self._running[url] -= 1
 
-    async def ready(self) -> dict[str, bool]:
-        """Whether each is."""
-        ready = await asyncio.gather(*(self._client(url, None).is_ready() for url in self._urls))
-        return dict(zip(self._urls, ready, strict=True))
+    async def ready(self) -> int:
+        """How many are, as of a moment ago."""
+        async with self._looking:
+            if time.monotonic() - self._looked_at > ASKED_AT_MOST_EVERY_S:
+                self._ready = sum(await asyncio.gather(*(self._client(url, None).is_ready() for url in self._urls)))
+                self._looked_at = time.monotonic()
+        return self._ready
 
     async def close(self) -> None:
         """Closes the connections."""

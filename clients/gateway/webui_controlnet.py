@@ -1,15 +1,15 @@
 """Units of A1111's ControlNet extension."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .bodies import Number
 from .errors import ApiError
 
-Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 MOST_UNITS = 16
 
 JUST_RESIZE, CROP, FILL = "Just Resize", "Crop and Resize", "Resize and Fill"

@@ -2,21 +2,20 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..client.pipelines import PipelineDescription
 from ..client.request import ControlNet, GenerationRequest
+from .bodies import Number
 from .errors import ApiError
 from .pictures import read_picture
 from .webui_controlnet import ControlNetUnit, resized, units
 from .webui_prompt import without_loras
 from .webui_samplers import scheduler_named
 
-Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
-
-MOST_PICTURES = 64
+MOST_PICTURES = 16
 PREVIEWS = 10
 """Of a run, for `progress`; the setting `live_previews_enable` turns them off."""
 
@@ -44,27 +43,29 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 """What this server does not do, and the values that do not ask for it; clients send all fields with these."""
 
-WITHOUT_MEANING = {
-    "subseed": "without subseed_strength",
-    "denoising_strength": "without enable_hr",
-    "firstphase_width": "",
-    "firstphase_height": "",
-    "hr_scale": "",
-    "hr_upscaler": "",
-    "hr_second_pass_steps": "",
-    "hr_resize_x": "",
-    "hr_resize_y": "",
-    "hr_checkpoint_name": "",
-    "hr_sampler_name": "",
-    "hr_scheduler": "",
-    "hr_prompt": "",
-    "hr_negative_prompt": "",
-    "refiner_switch_at": "without refiner_checkpoint",
-    "do_not_save_samples": "nothing is saved",
-    "do_not_save_grid": "",
-    "override_settings_restore_afterwards": "settings are each request's own",
-    "comments": "",
-}
+WITHOUT_MEANING = frozenset(
+    {
+        "subseed",
+        "denoising_strength",
+        "firstphase_width",
+        "firstphase_height",
+        "hr_scale",
+        "hr_upscaler",
+        "hr_second_pass_steps",
+        "hr_resize_x",
+        "hr_resize_y",
+        "hr_checkpoint_name",
+        "hr_sampler_name",
+        "hr_scheduler",
+        "hr_prompt",
+        "hr_negative_prompt",
+        "refiner_switch_at",
+        "do_not_save_samples",
+        "do_not_save_grid",
+        "override_settings_restore_afterwards",
+        "comments",
+    }
+)
 """Fields that say nothing once the others are neutral."""
 
 
@@ -164,7 +165,7 @@ class TextToImage(BaseModel):
         for position, unit in enumerate(asked):
             picture = await read_picture(unit.picture, max_pixels, f"ControlNet unit {position}: image")
             pictures.append(await asyncio.to_thread(resized, picture, unit.resize_mode, *sides))
-        steps = self.steps or pipeline.steps
+        steps = self.steps or pipeline.steps_with({lora.name for lora in loras})
         return GenerationRequest(
             prompt=prompt,
             negative_prompt=self.negative_prompt or None,

@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from .bodies import read_body
 from .errors import ApiError
-from .pictures import picture_bytes, texts_of
+from .pictures import KEYWORD, picture_bytes, texts_of
 from .shared import Gateway, Shared
 from .webui_fields import Settings
-from .webui_routes import KEYWORD
 from .webui_samplers import AUTOMATIC, samplers
 
 

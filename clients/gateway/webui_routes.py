@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,15 +11,11 @@ from fastapi import APIRouter, Request
 from ..client.result import GenerationResult
 from .bodies import read_body
 from .errors import ApiError
-from .pictures import texts_of
+from .pictures import KEYWORD, texts_of
 from .runs import Run, numbered, while_asked_for
 from .shared import Gateway
 from .webui_fields import TextToImage
 from .webui_jobs import IDLE, Job
-
-KEYWORD = "parameters"
-"""Of the text chunk of a PNG that A1111's tools read."""
-
 
 router = APIRouter(prefix="/sdapi/v1")
 
@@ -34,7 +31,10 @@ async def txt2img(request: Request, gateway: Gateway) -> dict[str, Any]:
     job = Job(caller, asked.force_task_id, begun)
     with gateway.jobs.begun(job):
         async with while_asked_for(begun, request.receive):
-            await asyncio.wait([run.task for run in begun if run.task])
+            with suppress(ApiError):
+                await asyncio.gather(*(run.result() for run in begun))
+            if job.interrupted:  # else what has failed ends the others
+                await asyncio.gather(*(run.task for run in begun if run.task), return_exceptions=True)
     return _answer(asked, name, job)
 
 
@@ -56,6 +56,9 @@ async def interrupt(request: Request, gateway: Gateway, id_task: str | None = No
 
 def _answer(asked: TextToImage, model: str, job: Job) -> dict[str, Any]:
     """What A1111 answers; an interrupted run's picture is its last preview, as there."""
+    failures = [run.end for run in job.runs if isinstance(run.end, ApiError)]
+    if failures and not job.interrupted:
+        raise failures[0]
     made: list[tuple[Run, bytes]] = []
     for run in job.runs:
         if isinstance(run.end, GenerationResult):

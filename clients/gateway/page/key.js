@@ -1,8 +1,8 @@
 // The API key: asked for when the server answers 401, kept until the tab is closed.
 import { byId } from "./dom.js";
+import { recallForTab, rememberForTab } from "./storage.js";
 
-const NAME = "swiftdiffusion.api_key";
-let key = sessionStorage.getItem(NAME) ?? "";
+let key = recallForTab("api_key");
 
 export const apiKey = () => key;
 
@@ -23,8 +23,7 @@ export function connectKey(onChange) {
   byId("key-bar").addEventListener("submit", (event) => {
     event.preventDefault();
     key = byId("api-key").value.trim();
-    if (key) sessionStorage.setItem(NAME, key);
-    else sessionStorage.removeItem(NAME);
+    rememberForTab("api_key", key);
     byId("key-bar").hidden = true;
     onChange();
   });

@@ -19,7 +19,7 @@ export async function requestBody(parameters) {
     const encode = async (control) => ({ ...control, image: await blobToBase64(control.image) });
     body.controlnet = await Promise.all(parameters.controlnets.map(encode));
   }
-  // About ten previews: each costs the server a decode.
+  // About ten previews: more are hardly seen.
   const preview_every = Math.max(1, Math.round((steps ?? 20) / 10));
   Object.assign(body, { output_format: "png", stream: true, progress: true, preview_every });
   return `${JSON.stringify(body).slice(0, -1)},"seed":${parameters.seed}}`; // digits as they are, see above

@@ -19,6 +19,23 @@ export function recall(name, otherwise = null) {
   }
 }
 
+/** Kept until the tab is closed. */
+export function rememberForTab(name, text) {
+  try {
+    sessionStorage.setItem(`${SCOPE}${name}`, text);
+  } catch {
+    // switched off
+  }
+}
+
+export function recallForTab(name) {
+  try {
+    return sessionStorage.getItem(`${SCOPE}${name}`) ?? "";
+  } catch {
+    return "";
+  }
+}
+
 let opened = null;
 
 function database() {
