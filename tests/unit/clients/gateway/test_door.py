@@ -17,6 +17,7 @@ from starlette.responses import StreamingResponse
 from swiftdiffusion.clients.gateway.door import Door
 from swiftdiffusion.clients.gateway.keys import Keys
 from swiftdiffusion.clients.gateway.metrics import Metrics
+from swiftdiffusion.clients.gateway.origins import Origins
 
 KEY = "sk-alice-0123456789abcdef"
 GENERATIONS = "/v1/images/generations"
@@ -58,7 +59,14 @@ class Gateway:
         async def broken() -> None:
             raise ZeroDivisionError
 
-        self.door = Door(app, Keys(keys), self.metrics, max_body_bytes=LIMIT, body_seconds=body_seconds)
+        self.door = Door(
+            app,
+            Keys(keys),
+            Origins((), None, keys is not None),
+            self.metrics,
+            max_body_bytes=LIMIT,
+            body_seconds=body_seconds,
+        )
 
     def client(self) -> httpx2.AsyncClient:
         transport = httpx2.ASGITransport(self.door, raise_app_exceptions=False, client=("10.1.2.3", 123))
@@ -154,6 +162,19 @@ def test_without_a_key_nothing_of_an_api_is_reached(keys: Path, path: str) -> No
             assert answer.status_code == 401
             told = answer.json()
             assert "wanted: Authorization" in (told["error"]["message"] if path.startswith("/v1") else told["errors"])
+
+    asyncio.run(run())
+
+
+def test_pages_elsewhere_reach_no_api() -> None:
+    async def run() -> None:
+        async with Gateway().client() as client:
+            for path in ("/v1/images/generations", "/sdapi/v1/txt2img"):
+                answer = await client.post(path, headers={"origin": "https://evil.example"}, content=b"{}")
+                assert answer.status_code == 403
+                assert "a page of 'https://evil.example' sends this" in answer.text
+            answer = await client.post("/nothing", content=b"x")
+            assert answer.status_code == 413  # what no key guards reads no body
 
     asyncio.run(run())
 

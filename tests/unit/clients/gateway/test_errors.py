@@ -45,7 +45,7 @@ NO_STORE = 'LORAS names "queue": its store does not have the file'
         (RequestCancelled('REQUEST_ID "a" was cancelled'), 499, "cancelled", None, "cancelled", 0),
         (RequestTimeout("TIMEOUT_MS passed"), 504, "timeout", "timeout_ms", "timeout", 0),
         (ServerRestarting("x; retry in a few seconds"), 503, "server_error", None, "server_unavailable", 5),
-        (ServerUnreachable("no server answers"), 503, "server_error", None, "server_unavailable", 5),
+        (ServerUnreachable("no server answers; try again later"), 503, "server_error", None, "server_unavailable", 5),
         (ServerUnavailable("controlnet canny is down"), 503, "server_error", None, "server_unavailable", 5),
         (ServerUnavailable("down (retry_after_ms 1)"), 429, "rate_limit_error", None, "overloaded", 1),
         (ServerUnavailable(FULL), 429, "rate_limit_error", None, "overloaded", 3),
@@ -70,6 +70,10 @@ def test_every_failure_has_its_status_type_param_code_and_pause(
     assert told.retry_after == (retry_after or None)
     if code != "gateway_error":
         assert told.message == str(error)
+
+
+def test_where_servers_are_is_not_told() -> None:
+    assert "gpu1" not in api_error(ServerUnreachable("no server answers at grpc://gpu1:8001 (refused)")).message
 
 
 def test_what_went_wrong_in_the_gateway_itself_is_not_told() -> None:

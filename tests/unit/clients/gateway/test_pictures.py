@@ -7,6 +7,7 @@ import base64
 import io
 import resource
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from swiftdiffusion.clients.gateway.errors import ApiError
-from swiftdiffusion.clients.gateway.pictures import one_size, picture_bytes, read_picture
+from swiftdiffusion.clients.gateway.pictures import of_size, picture_bytes, read_picture, texts_of
 
 LIMIT = 4096 * 4096
 FIELD = "controlnet[1].image"
@@ -198,11 +199,29 @@ def test_a_damaged_file_is_a_picture_or_a_refusal(place: int, byte: int) -> None
         assert error.status == 400
 
 
-def test_pictures_of_one_size_stay_and_others_are_resized_to_what_is_made() -> None:
+def test_pictures_are_resized_to_what_is_made_as_the_server_does_it() -> None:
     small, large = (np.full((side, 2 * side, 3), 7, np.uint8) for side in (8, 16))
-    assert one_size([], 32, 64) == []
-    alike = [small, small.copy()]
-    assert all(after is before for after, before in zip(one_size(alike, 32, 64), alike, strict=True))
-    resized = one_size([small, large], 32, 64)
+    assert of_size([], 32, 64) == []
+    right = np.zeros((32, 64, 3), np.uint8)
+    assert of_size([right], 32, 64)[0] is right
+    resized = of_size([small, large], 32, 64)
     assert [picture.shape for picture in resized] == [(32, 64, 3)] * 2
     assert all((picture == 7).all() for picture in resized)
+    halved = np.asarray(halves())
+    wanted = Image.fromarray(halved).resize((20, 24), Image.Resampling.LANCZOS)
+    assert (of_size([halved], 24, 20)[0] == np.asarray(wanted)).all()
+
+
+def test_texts_of_a_picture_are_read_without_its_pixels() -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", "a cat")
+    chunks.add_itxt("more", "ä cat")
+    content = file(Image.new("RGB", (4000, 4000)), pnginfo=chunks)
+    tracemalloc.start()
+    texts = texts_of(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (texts["parameters"], texts["more"]) == ("a cat", "ä cat")
+    assert peak < 2**20
+    with pytest.raises(ApiError, match="image is no picture"):
+        texts_of(b"no picture")

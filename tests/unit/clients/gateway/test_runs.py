@@ -14,7 +14,7 @@ from swiftdiffusion.clients.cli import app
 from swiftdiffusion.clients.client.request import GenerationRequest
 from swiftdiffusion.clients.gateway.errors import ApiError
 from swiftdiffusion.clients.gateway.metrics import Metrics
-from swiftdiffusion.clients.gateway.runs import Runs, numbered, while_asked_for
+from swiftdiffusion.clients.gateway.runs import Run, Runs, numbered, while_asked_for
 from swiftdiffusion.clients.gateway.servers import Servers
 from swiftdiffusion.clients.gateway.streams import happenings
 
@@ -87,6 +87,31 @@ def test_pictures_end_when_their_caller_goes() -> None:
         assert [isinstance(end, ApiError) and end.status for end in ends] == [499, 499]
 
     run_with(use)
+
+
+def test_a_second_cancel_does_not_disturb_the_first() -> None:
+    """Cancelling takes a call to the server, in which the gateway may be told to end."""
+    ended: list[str] = []
+
+    async def slow_to_cancel() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            ended.append("told the server")
+
+    async def run() -> None:
+        picture = Run("sdxl", REQUEST, "alice")
+        picture.task = asyncio.create_task(slow_to_cancel())
+        await asyncio.sleep(0)
+        for _ in range(3):
+            picture.cancel()
+            await asyncio.sleep(0.01)
+        await asyncio.wait([picture.task])
+        assert picture.task.cancelled()
+
+    asyncio.run(run())
+    assert ended == ["told the server"]
 
 
 def test_several_pictures_have_ids_of_their_own_and_seeds_that_count_up() -> None:
