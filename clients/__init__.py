@@ -1,6 +1,6 @@
 """Clients of the wire contract: Python, command line, perf_analyzer."""
 
-from .client.async_client import DEFAULT_URL, AsyncClient, Health, ModelState
+from .client.async_client import DEFAULT_URL, AsyncClient
 from .client.client import Client
 from .client.errors import (
     AdminKeyWanted,
@@ -16,6 +16,7 @@ from .client.errors import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
+from .client.health import Health, ModelState
 from .client.pipelines import LoraDescription, NamedControlNet, NamedScheduler, PipelineDescription
 from .client.request import ControlNet, GenerationRequest, Lora
 from .client.result import ControlNetReport, GenerationInfo, GenerationResult, LoraReport, Progress

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -19,6 +18,7 @@ from .errors import (
     ServerUnreachable,
     SwiftDiffusionError,
 )
+from .health import Health, ModelState
 from .pipelines import PipelineDescription, parse_pipelines
 from .request import GenerationRequest, Tensor, cancel_tensors, pipelines_tensors
 from .result import GenerationResult, Progress, parse_progress, parse_result
@@ -36,30 +36,6 @@ _HEALTH_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
 _CANCEL_GRACE_SECONDS = 1.0
 _POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """One model of the server's repository; `reason` says why it is not `READY`."""
-
-    name: str
-    state: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Health:
-    """How the server is.
-
-    Attributes:
-        version: of the server.
-        ready: the server and all models take requests.
-        models: every model of the repository.
-    """
-
-    version: str
-    ready: bool
-    models: tuple[ModelState, ...]
 
 
 class AsyncClient:

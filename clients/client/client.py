@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .async_client import DEFAULT_URL, AsyncClient, Health
+from .async_client import DEFAULT_URL, AsyncClient
+from .health import Health
 from .pipelines import PipelineDescription
 from .request import GenerationRequest
 from .result import GenerationResult, Progress
