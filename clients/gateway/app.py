@@ -23,15 +23,19 @@ from .shared import Shared
 PAGE = Path(__file__).parent / "page"
 
 
-def gateway(settings: GatewaySettings) -> App:
+def gateway(settings: GatewaySettings, shared: Shared | None = None) -> App:
     """The whole application, as an ASGI server runs it.
+
+    Args:
+        settings: Of it.
+        shared: What its routes share, for who wants a part in it.
 
     Raises:
         KeysError: If the file of keys cannot be used.
     """
     keys = Keys(settings.keys_file)
     origins = Origins(settings.origins, settings.public_url, settings.keys_file is not None)
-    shared = Shared.of(settings)
+    shared = shared or Shared.of(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -66,7 +70,13 @@ def gateway(settings: GatewaySettings) -> App:
 
     _handle_errors(app)
     door = Door(
-        app, keys, origins, shared.metrics, max_body_bytes=settings.max_body_bytes, body_seconds=settings.body_seconds
+        app,
+        keys,
+        origins,
+        shared.metrics,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+        routes=[str(getattr(route, "path", "")) for route in app.routes],
     )
     if not settings.origins:
         return door

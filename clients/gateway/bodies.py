@@ -1,15 +1,46 @@
 """JSON bodies → typed requests, with a sentence for the first mistake."""
 
-from typing import Annotated, Any, TypeVar
+import difflib
+from typing import Annotated, Any, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from .errors import ApiError
 
 B = TypeVar("B", bound=BaseModel)
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+"""Beginning of a pydantic type of error → what the value should be."""
+
+OTHER_NAMES = {
+    "steps": "num_inference_steps",
+    "loras": "lora",
+    "controlnets": "controlnet",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "width": "size",
+    "height": "size",
+    "weight": "scale",
+    "num_images": "n",
+    "format": "output_format",
+    "response": "response_format",
+}
+"""What other APIs call a field."""
 
 MOST_VALUES = 2_000
 """Of one body, all levels together: more make errors, and lists of them, larger than anything that is asked for."""
@@ -55,20 +86,50 @@ def _validated(kind: type[B], values: dict[str, Any]) -> B:
         place, param = _place(first["loc"]), str(first["loc"][0])[:80] if first["loc"] else None
         match first["type"]:
             case "extra_forbidden":
-                names = ", ".join(kind.model_fields)
-                message = (
-                    f"{place} is no field of this route; allowed: {names}"
-                    if len(first["loc"]) == 1
-                    else (f"{place} is no field of it")
-                )
+                message = _unknown(place, first["loc"], kind)
             case "missing":
                 message = f"{place} is missing"
             case "value_error":
                 said = str(first["ctx"]["error"])
                 message = f"{place}: {said}" if first["loc"] else said
             case _:
-                message = f"{place} is {_shown(first['input'])}: {first['msg']}"
+                message = f"{place} is {_shown(first['input'])}; allowed: {_allowed(first)}"
         raise ApiError(400, message, param=param) from None
+
+
+def _unknown(place: str, loc: tuple[int | str, ...], kind: type[BaseModel]) -> str:
+    """A field that there is not: those that there are where it stands, and the nearest."""
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in kind.model_fields:
+            kind = _model_in(kind.model_fields[part].annotation) or kind
+    names, given = list(kind.model_fields), str(loc[-1])[:80]
+    near = OTHER_NAMES.get(given) if OTHER_NAMES.get(given) in names else None
+    near = near or next(iter(difflib.get_close_matches(given, names, n=1)), None)
+    return f"{place} is no field of this route; allowed: {', '.join(names)}" + (
+        f"; the nearest: {near}" if near else ""
+    )
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """The model that a field holds, or a list of which."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each))), None)
+
+
+def _allowed(error: ErrorDetails) -> str:
+    """What a value should be."""
+    context = error.get("ctx", {})
+    for bound, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        if bound in context:
+            return f"{words} {context[bound]}"
+    if "max_length" in context:
+        return f"a length of at most {context['max_length']}"
+    if "min_length" in context:
+        return f"a length of at least {context['min_length']}"
+    if "expected" in context:
+        return str(context["expected"])
+    return next((words for kind, words in KINDS.items() if error["type"].startswith(kind)), error["msg"])
 
 
 def _check_count(values: Any) -> None:
@@ -88,5 +149,7 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 def _shown(value: object) -> str:
     """Short values alone: prompts and pictures are not repeated."""
-    text = repr(value)
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{type(value).__name__} of {len(text)} characters"

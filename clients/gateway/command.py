@@ -10,6 +10,9 @@ import typer
 
 from .settings import MIB, GatewaySettings
 
+logger = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 def gateway(
     server: Annotated[
@@ -48,11 +51,14 @@ def gateway(
         import uvicorn
 
         from .app import gateway as application
+        from .draining import LAST_WORDS_S, GatewayServer
+        from .shared import Shared
     except ImportError as error:
         raise typer.BadParameter(f"{error.name} is missing; wanted: pip install 'swiftdiffusion[gateway]'") from error
     from .keys import KeysError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("swiftdiffusion.clients.client").setLevel(logging.WARNING)  # a line for every try is too many
     settings = GatewaySettings(
         servers=tuple(server or GatewaySettings.servers),
         ca_file=ca_file,
@@ -70,17 +76,26 @@ def gateway(
         address = urlsplit(url)
         if address.scheme not in ("grpc", "grpcs") or not address.netloc:
             raise typer.BadParameter(f"--server is {url!r}; wanted: grpc://HOST:PORT, or grpcs with TLS")
+    who = "everybody" if keys is None else f"who has a key of {keys}"
+    logger.info("in front of %s, for %s", ", ".join(settings.servers), who)
+    if keys is None and host not in LOOPBACK:
+        logger.warning("--host is %s, and there is no --keys: everybody who reaches it may come in", host)
     try:
-        app = application(settings)
+        shared = Shared.of(settings)
+        app = application(settings, shared)
     except KeysError as error:
         raise typer.BadParameter(str(error)) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again once it has ended well
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        access_log=False,  # the door has one, without queries
-        log_config=None,
-        timeout_graceful_shutdown=drain_seconds,
-        server_header=False,
-    )
+    GatewayServer(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            access_log=False,  # the door has one, without queries
+            log_config=None,
+            timeout_graceful_shutdown=drain_seconds + LAST_WORDS_S,
+            server_header=False,
+        ),
+        shared,
+        drain_seconds,
+    ).run()

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -46,9 +46,29 @@ class Door:
     """The outermost of the application, plain ASGI: what it holds for a request lasts as long as its answer."""
 
     def __init__(
-        self, app: App, keys: Keys, origins: Origins, metrics: Metrics, *, max_body_bytes: int, body_seconds: float
+        self,
+        app: App,
+        keys: Keys,
+        origins: Origins,
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
+        body_seconds: float,
+        routes: Iterable[str] = (),
     ) -> None:
+        """Before an application.
+
+        Args:
+            app: That.
+            keys: Who may come in.
+            origins: Whose pages may send requests.
+            metrics: Of the gateway.
+            max_body_bytes: Of one request.
+            body_seconds: In which it has to be here.
+            routes: Paths that may be told of requests that are refused here.
+        """
         self._app, self._keys, self._origins, self._metrics = app, keys, origins, metrics
+        self._routes = frozenset(routes)
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +77,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        visit = _Visit(scope, _request_id(headers.get(b"x-request-id")), send)
+        visit = _Visit(scope, _request_id(headers.get(b"x-request-id")), send, self._routes)
         try:
             with ExitStack() as held:
                 path, most = visit.path, 0  # only routes behind a key read a body
@@ -110,11 +130,13 @@ class Door:
         method = visit.scope["method"] if route != OTHER and visit.scope["method"] in METHODS else OTHER
         self._metrics.requests.labels(route, method, str(visit.status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        logger.info(
-            "%s %s %d %.3f s id=%s caller=%s", method, route, visit.status, seconds, visit.request_id, visit.caller.name
-        )
+        level = logging.DEBUG if route == STATIC else logging.INFO
+        said = method, route, visit.status, seconds, visit.request_id, visit.caller.name
+        logger.log(level, "%s %s %d %.3f s id=%s caller=%s", *said)
 
 
+STATIC = "/page/"
+"""Files of the page: no lines of theirs are in the log."""
 OTHER = "other"
 """Paths that are no route, and methods that none has."""
 METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
@@ -131,7 +153,8 @@ class _Gone(Exception):  # noqa: N818
 class _Visit:
     """One request."""
 
-    def __init__(self, scope: Scope, request_id: str, send: Send) -> None:
+    def __init__(self, scope: Scope, request_id: str, send: Send, routes: frozenset[str]) -> None:
+        self._routes = routes
         self.scope, self.request_id, self._send = scope, request_id, send
         address = str((scope.get("client") or ("",))[0])
         self.path = _own_path(scope)
@@ -153,9 +176,11 @@ class _Visit:
 
     @property
     def route(self) -> str:
-        """Its pattern, once the application has found it."""
-        route = self.scope.get("route")
-        return str(getattr(route, "path", None) or OTHER)
+        """Its pattern, once the application has found it; else the path, if that is one."""
+        if self.path.startswith(STATIC):
+            return STATIC
+        route = getattr(self.scope.get("route"), "path", None)
+        return str(route or (self.path if self.path in self._routes else OTHER))
 
 
 def _own_path(scope: Scope) -> str:

@@ -24,6 +24,7 @@ WEBUI = "/sdapi/"
 RETRY_SECONDS = 5
 """Where the server does not say when to come back."""
 
+_NEVER = "; it would never be"
 _RETRY_AFTER = re.compile(r"retry_after_ms (\d+)")
 _OVERLOADED = re.compile(r"the request would be done in \d+ ms|queue|retry_after_ms|; try again later")
 _IN_ENSEMBLE = re.compile(r"^in ensemble '[^']*', ")
@@ -134,7 +135,9 @@ def frames_of(error: BaseException) -> str:
 
 
 def _unavailable(message: str) -> ApiError:
-    """Too much to do is 429, what cannot be had 503."""
+    """Too much to do is 429, what cannot be had 503; what no waiting helps against is the caller's to change."""
+    if _NEVER in message:
+        return ApiError(400, message, param="timeout_ms" if "TIMEOUT_MS" in message else None, code="never_in_time")
     said = _RETRY_AFTER.search(message)
     seconds = max(1, math.ceil(int(said[1]) / 1000)) if said else RETRY_SECONDS
     if _OVERLOADED.search(_QUOTED.sub("", message)):

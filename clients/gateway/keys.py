@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 import time
 import tomllib
 from collections import Counter
@@ -101,7 +102,8 @@ class Keys:
             if hmac.compare_digest(digest, given):
                 found = caller
         if found is None:
-            raise ApiError(401, "wanted: Authorization: Bearer KEY, with a key of this gateway", code="invalid_api_key")
+            said = "this gateway does not know the key" if authorization else "there is no key"
+            raise ApiError(401, f"{said}; wanted: Authorization: Bearer KEY", code="invalid_api_key")
         return found
 
     @contextmanager
@@ -157,7 +159,8 @@ def _read(file: Path) -> dict[bytes, Caller]:
     except ValidationError as error:
         raise KeysError(f"{file}: {_without_names(error, list(document))}") from None
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no TOML"
+        place = re.search(r"at line \d+, column \d+", str(error))
+        said = error.strerror if isinstance(error, OSError) else f"it is no TOML{f' ({place[0]})' if place else ''}"
         raise KeysError(f"{file}: {said}") from None
     callers = {entry.digest: Caller(name, entry.concurrent) for name, entry in entries.items()}
     if len(callers) < len(entries):

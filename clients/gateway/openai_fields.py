@@ -70,7 +70,7 @@ class ImageGeneration(_Body):
         scheduler: sampler.
         clip_skip: layers.
         prompt_syntax: `plain` or `weighted`.
-        lora: one, or a list.
+        lora: one, or a list; a name stands for one with its usual scale.
         lora_bound: steps.
         controlnet: one, or a list.
         priority: in line.
@@ -114,7 +114,8 @@ class ImageGeneration(_Body):
     @field_validator("lora", "controlnet", mode="before")
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, dict) else tuple(given) if isinstance(given, list) else given
+        several = tuple(given) if isinstance(given, list | tuple) else (given,)
+        return tuple({"name": each} if isinstance(each, str) else each for each in several)
 
     @field_validator("size")
     @classmethod

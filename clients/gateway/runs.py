@@ -14,7 +14,7 @@ from ..client.errors import LoraUnavailable, RequestTimeout, ServerUnavailable, 
 from ..client.request import GenerationRequest
 from ..client.result import GenerationResult, Progress
 from ..client.retries import RETRIABLE, Retries
-from .errors import ApiError, api_error, frames_of
+from .errors import RETRY_SECONDS, ApiError, api_error, frames_of
 from .metrics import Metrics
 from .servers import Servers
 
@@ -119,9 +119,16 @@ class Runs:
         return runs
 
     async def close(self) -> None:
-        """Ends all."""
+        """Ends all, since the gateway does."""
         running = list(self.running)
         for run in running:
+            run.end = run.end or ApiError(
+                503,
+                "the gateway stops; try again later",
+                "server_error",
+                code="server_unavailable",
+                retry_after=RETRY_SECONDS,
+            )
             run.cancel()
         await asyncio.gather(*(run.task for run in running if run.task), return_exceptions=True)
 

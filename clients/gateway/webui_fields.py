@@ -1,6 +1,7 @@
 """The body of A1111's `POST /sdapi/v1/txt2img`: what is read of it, and what may stand in it."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -127,8 +128,8 @@ class TextToImage(BaseModel):
     def _asks_for_nothing_else(cls, values: dict[str, Any]) -> dict[str, Any]:
         for name, allowed in NEUTRAL.items():
             if name in values and values[name] not in allowed:
-                shown = str(values[name])[:80]
-                raise ValueError(f"{name} is {shown}; allowed: {' or '.join(map(str, allowed))}: it is not supported")
+                shown, neutral = json.dumps(values[name])[:80], " or ".join(map(json.dumps, allowed))
+                raise ValueError(f"{name} is {shown}; allowed: {neutral}: it is not supported")
         return {name: value for name, value in values.items() if name not in NEUTRAL and name not in WITHOUT_MEANING}
 
     @property

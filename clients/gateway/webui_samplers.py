@@ -20,6 +20,9 @@ def scheduler_named(pipeline: PipelineDescription, sampler: str | None, schedule
         ApiError: If the pipeline has no such pair.
     """
     if not sampler or sampler == pipeline.scheduler:
+        if _plain(schedule) not in ("", _plain(AUTOMATIC)):
+            said = f"scheduler is {str(schedule)[:80]!r}; allowed for the checkpoint's own sampler: {AUTOMATIC}"
+            raise ApiError(400, said, param="scheduler")
         return None
     for each in pipeline.schedulers:
         both = _plain(each.sampler + each.schedule)

@@ -144,16 +144,25 @@ def test_at_its_end_the_gateway_finishes_what_it_has_begun(server: TritonServer,
         assert "Traceback" not in gateway.log
 
 
-def test_who_takes_too_long_at_its_end_is_cut_off_and_cancelled(server: TritonServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_takes_too_long_at_its_end_is_told_and_cancelled(
+    server: TritonServer, tmp_path: Path, stream: bool
+) -> None:
     before = metrics(server)
     arguments = ("--server", server.grpc_url, "--drain-seconds", "0")
+    body = {**LONG, "stream": stream, "progress": stream}
     with gateway_process(tmp_path / "log", *arguments) as gateway, ThreadPoolExecutor(1) as thread:
-        picture = thread.submit(httpx2.post, f"{gateway.url}/v1/images/generations", json=LONG, timeout=120)
+        picture = thread.submit(httpx2.post, f"{gateway.url}/v1/images/generations", json=body, timeout=120)
         begun(gateway, server, before)
         gateway.process.send_signal(signal.SIGTERM)
+        answer = picture.result(30)
+        assert "the gateway stops; try again later" in answer.text
+        if stream:
+            assert answer.text.rstrip().splitlines()[-2] == "event: error"
+        else:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert gateway.process.wait(30) == 0
-        failure = picture.exception(30)
-        assert isinstance(failure, httpx2.TransportError) or picture.result().status_code >= 500
+        assert "Traceback" not in gateway.log
     wait_for(lambda: latest_metrics(server)[CANCELLED] == before[CANCELLED] + 1, 20)
 
 

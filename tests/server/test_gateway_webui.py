@@ -133,7 +133,8 @@ def test_what_there_is_is_listed(api: WebUIApi) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"enable_hr": True}, "enable_hr is True; allowed: False: it is not supported"),
+        ({"enable_hr": True}, "enable_hr is true; allowed: false: it is not supported"),
+        ({"sampler_name": "", "sampler_index": "", "scheduler": "Karras"}, "scheduler is 'Karras'; allowed for the"),
         (
             {"prompt": "x <lora:nigth:1>"},
             'LORAS names \\"nigth\\"; allowed: names of the catalogue, the nearest: night',

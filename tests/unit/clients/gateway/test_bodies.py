@@ -134,24 +134,37 @@ def test_deep_nesting_is_400(depth: int, opening: bytes, closing: bytes) -> None
         ({}, "prompt", "prompt is missing"),
         ({"promt": "a", "prompt": "a"}, "promt", "promt is no field of this route; allowed: prompt, model, n, "),
         ({"prompt": "a", "x" * 10_000: 1}, "x" * 80, f"{'x' * 80} is no field of this route; allowed: prompt, "),
-        ({"prompt": 3}, "prompt", "prompt is 3: Input should be a valid string"),
-        ({"prompt": ["a" * 100]}, "prompt", "prompt is list of 104 characters: Input should be a valid string"),
-        ({"prompt": "a", "n": "2"}, "n", "n is '2': Input should be a valid integer"),
-        ({"prompt": "a", "n": 2.0}, "n", "n is 2.0: Input should be a valid integer"),
-        ({"prompt": "a", "n": True}, "n", "n is True: Input should be a valid integer"),
-        ({"prompt": "a", "n": 10**4000}, "n", "n is int of 4001 characters: Input should be less than"),
-        ({"prompt": "a", "stream": 1}, "stream", "stream is 1: Input should be a valid boolean"),
-        ({"prompt": "a", "guidance_scale": "5"}, "guidance_scale", "guidance_scale is '5': Input should be a valid"),
-        ({"prompt": "a", "guidance_scale": True}, "guidance_scale", "guidance_scale is True: Input should be a valid"),
-        ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale", "guidance_scale is nan: Input should be a"),
-        ({"prompt": "a", "guidance_scale": 10**400}, "guidance_scale", "guidance_scale is int of 401 characters: "),
-        ({"prompt": "a", "lora": "night"}, "lora", "lora is 'night': "),
-        ({"prompt": "a", "lora": [{"name": "x"}, 7]}, "lora", "lora[1] is 7: "),
-        ({"prompt": "a", "lora": {"name": ""}}, "lora", "lora[0].name is '': String should have at least 1"),
-        ({"prompt": "a", "lora": {"nmae": "x", "name": "x"}}, "lora", "lora[0].nmae is no field of it"),
+        ({"prompt": 3}, "prompt", "prompt is 3; allowed: a text"),
+        ({"prompt": ["a" * 100]}, "prompt", "prompt is a list of 1; allowed: a text"),
+        ({"prompt": "a", "n": "2"}, "n", "n is '2'; allowed: a whole number"),
+        ({"prompt": "a", "n": 2.0}, "n", "n is 2.0; allowed: a whole number"),
+        ({"prompt": "a", "n": True}, "n", "n is true; allowed: a whole number"),
+        ({"prompt": "a", "n": 10**4000}, "n", "n is int of 4001 characters; allowed: at most 10"),
+        ({"prompt": "a", "stream": 1}, "stream", "stream is 1; allowed: true or false"),
+        ({"prompt": "a", "guidance_scale": "5"}, "guidance_scale", "guidance_scale is '5'; allowed: a number"),
+        ({"prompt": "a", "guidance_scale": True}, "guidance_scale", "guidance_scale is true; allowed: a number"),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale", "guidance_scale is nan; allowed: a number"),
+        (
+            {"prompt": "a", "guidance_scale": 10**400},
+            "guidance_scale",
+            "guidance_scale is int of 401 characters; allowed: a number",
+        ),
+        ({"prompt": "a", "lora": 7}, "lora", "lora[0] is 7; allowed: an object"),
+        ({"prompt": "a", "lora": [{"name": "x"}, 7]}, "lora", "lora[1] is 7; allowed: an object"),
+        ({"prompt": "a", "lora": {"name": ""}}, "lora", "lora[0].name is ''; allowed: a length of at least 1"),
+        (
+            {"prompt": "a", "lora": {"nmae": "x", "name": "x"}},
+            "lora",
+            "lora[0].nmae is no field of this route; allowed: name, scale, patch_step; the nearest: name",
+        ),
         ({"prompt": "a", "lora": [{"scale": 1.0}]}, "lora", "lora[0].name is missing"),
-        ({"prompt": "a", "lora": [{"name": "x"}] * 65}, "lora", "lora is tuple of "),
+        (
+            {"prompt": "a", "lora": [{"name": "x"}] * 65},
+            "lora",
+            "lora is a list of 65; allowed: a length of at most 64",
+        ),
         ({"prompt": "a", "controlnet": [{"name": "edges"}]}, "controlnet", "controlnet[0].image is missing"),
+        ({"prompt": "a", "quality": "hd"}, "quality", "quality is 'hd'; allowed: 'auto' or 'standard'"),
         ({"prompt": "a", "size": "big"}, "size", "size: 'big' is no size; allowed: WIDTHxHEIGHT, auto"),
     ],
 )
@@ -160,6 +173,18 @@ def test_the_first_mistake_is_named(values: dict[str, Any], param: str, said: st
     assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
     assert error.message.startswith(said)
     assert len(error.message) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("steps", "num_inference_steps"), ("loras", "lora"), ("sede", "seed"), ("width", "size")]
+)
+def test_what_other_apis_call_a_field_is_told_the_nearest(given: str, nearest: str) -> None:
+    assert refusal({"prompt": "a", given: 1}).message.endswith(f"; the nearest: {nearest}")
+
+
+def test_a_lora_may_be_its_name() -> None:
+    whole = read({"prompt": "a", "lora": [{"name": "night"}]})
+    assert read({"prompt": "a", "lora": "night"}) == read({"prompt": "a", "lora": ["night"]}) == whole
 
 
 def test_what_is_null_is_absent() -> None:

@@ -172,6 +172,11 @@ def test_samplers_by_the_names_that_clients_use(sampler: str | None, schedule: s
     assert scheduler_named(PIPELINE, sampler, schedule) == name
 
 
+def test_a_schedule_needs_a_sampler() -> None:
+    with pytest.raises(ApiError, match="scheduler is 'Karras'; allowed for the checkpoint's own sampler: Automatic"):
+        scheduler_named(PIPELINE, None, "Karras")
+
+
 def test_an_unknown_sampler_is_told_those_that_there_are() -> None:
     with pytest.raises(ApiError, match=r"sampler_name is 'PLMS'; allowed: Euler, Euler a, .*, PNDMScheduler"):
         scheduler_named(PIPELINE, "PLMS", None)
