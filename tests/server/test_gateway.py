@@ -228,10 +228,10 @@ def test_what_is_refused_is_a_typed_error_with_the_server_s_sentence(
 def test_too_little_time_is_told_with_the_server_s_sentence(client: OpenAI, timeout_ms: int, stream: bool) -> None:
     with pytest.raises(APIError, match="TIMEOUT_MS") as caught:
         (events if stream else ask)(client, {"timeout_ms": timeout_ms, "num_inference_steps": 100})
-    assert caught.value.code in ("overloaded", "timeout")
+    assert caught.value.code in ("never_in_time", "overloaded", "timeout")
     if isinstance(caught.value, APIStatusError):
-        assert caught.value.status_code in (429, 504)
-        assert caught.value.status_code == 504 or caught.value.response.headers["retry-after"].isdigit()
+        assert caught.value.status_code in (400, 429, 504)
+        assert caught.value.status_code != 429 or caught.value.response.headers["retry-after"].isdigit()
 
 
 def test_more_pictures_than_the_gateway_takes_are_a_rate_limit(server: TritonServer) -> None:
@@ -254,7 +254,7 @@ def test_keys_from_end_to_end(server: TritonServer, tmp_path: Path) -> None:
             assert client.models.list().data
         with gateway.openai("sk-mallory-0123456789") as client:
             for call in (lambda: ask(client), lambda: events(client), lambda: client.models.list()):
-                with pytest.raises(AuthenticationError, match="with a key of this gateway") as caught:
+                with pytest.raises(AuthenticationError, match="this gateway does not know the key") as caught:
                     call()
                 assert caught.value.code == "invalid_api_key"
         assert httpx2.get(f"{gateway.url}/health").status_code == 200
