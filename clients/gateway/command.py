@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import typer
 from .settings import MIB, GatewaySettings
 
 logger = logging.getLogger(__name__)
+STARTUP_FAILURE = 3  # uvicorn's own
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -86,7 +88,7 @@ def gateway(
     except KeysError as error:
         raise typer.BadParameter(str(error)) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again once it has ended well
-    GatewayServer(
+    serving = GatewayServer(
         uvicorn.Config(
             app,
             host=host,
@@ -98,4 +100,8 @@ def gateway(
         ),
         shared,
         drain_seconds,
-    ).run()
+    )
+    with suppress(KeyboardInterrupt):
+        serving.run()
+    if not serving.started:  # the log says why
+        raise typer.Exit(STARTUP_FAILURE)
