@@ -95,19 +95,21 @@ def test_a_name_that_there_is_not_is_refused(
 
 def test_a_lora_that_is_added_while_the_server_runs_shows(pipelines: dict[str, TinyServer]) -> None:
     server = pipelines["sd15"]
-    index, added = server.loras / "catalogue.json", server.loras / "added.safetensors"
+    index, added = server.loras / "catalogue.json", server.loras / "shown-later.safetensors"
     before = asked(server, "sd15")["sd15"]["loras"]
     assert not index.exists()
     try:
         shutil.copy(next(path for path in sorted(server.loras.iterdir()) if path.stem != "toy"), added)
-        index.write_text(json.dumps({"loras": {"added": {"steps": 3, "scheduler": "ddim", "scale": 0.5}}}), "utf-8")
+        index.write_text(
+            json.dumps({"loras": {"shown-later": {"steps": 3, "scheduler": "ddim", "scale": 0.5}}}), "utf-8"
+        )
         now = asked(server, "sd15")["sd15"]["loras"]
-        assert {"name": "added", "steps": 3, "scheduler": "ddim", "scale": 0.5} in now
-        assert [each for each in now if each["name"] != "added"] == before
+        assert {"name": "shown-later", "steps": 3, "scheduler": "ddim", "scale": 0.5} in now
+        assert [each for each in now if each["name"] != "shown-later"] == before
         with Client(server.grpc_url, model="sd15") as client:
             described = {each.name: each for each in client.pipelines()["sd15"].loras}
-            picture = client.generate(GenerationRequest("a cat", loras=[Lora("added")]))
-        assert (described["added"].steps, described["added"].guidance_scale) == (3, None)
+            picture = client.generate(GenerationRequest("a cat", loras=[Lora("shown-later")]))
+        assert (described["shown-later"].steps, described["shown-later"].guidance_scale) == (3, None)
         assert (picture.info.steps, picture.info.scheduler) == (3, "ddim")
     finally:
         index.unlink(missing_ok=True)

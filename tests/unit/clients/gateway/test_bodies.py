@@ -96,7 +96,7 @@ def levels(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [keys, entries, levels])
-@pytest.mark.parametrize(("count", "most_memory"), [(2_100, 2**21), (40_000, 2**24), (1_000_000, 2**16)])
+@pytest.mark.parametrize(("count", "most_memory"), [(2_100, 2**21), (40_000, 2**24), (1_000_000, 2**20)])
 def test_many_values_are_refused_soon_and_in_little_memory(
     make: Callable[[int], bytes], count: int, most_memory: int
 ) -> None:
