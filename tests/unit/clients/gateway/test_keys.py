@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftdiffusion.clients.gateway import keys as keys_module
-from swiftdiffusion.clients.gateway import keys as keys_module
 from swiftdiffusion.clients.gateway.errors import ApiError
 from swiftdiffusion.clients.gateway.keys import Caller, Keys, KeysError
 
