@@ -25,7 +25,8 @@ from wire import PROMPT, generate
 
 EDGES = Path(__file__).resolve().parents[2] / "docs/edges.png"
 ASKED: dict[str, Any] = {"prompt": PROMPT, "model": "sdxl", "size": "128x128"}
-MORE: dict[str, Any] = {"seed": 7, "num_inference_steps": 4}
+MORE: dict[str, Any] = {"seed": 7, "num_inference_steps": 4, "guidance_scale": 1.0}
+"""Of one row: rounding depends on which rows a shard evaluates together."""
 KEY = "sk-alice-0123456789abcdef"
 
 
@@ -45,7 +46,7 @@ def client(gateway: GatewayThread) -> Iterator[OpenAI]:
 @pytest.fixture(scope="module")
 def raw(server: TritonServer) -> np.ndarray:
     """The picture that all of these are, as tritonclient gets it."""
-    return generate(server, "sdxl", PROMPT=PROMPT, SEED=7, STEPS=4, HEIGHT=128, WIDTH=128).image
+    return generate(server, "sdxl", PROMPT=PROMPT, SEED=7, STEPS=4, GUIDANCE_SCALE=1.0, HEIGHT=128, WIDTH=128).image
 
 
 def pixels(text: str | None) -> np.ndarray:
@@ -114,6 +115,7 @@ def test_loras_and_controlnets_are_what_they_are_on_the_wire(client: OpenAI, ser
         PROMPT=PROMPT,
         SEED=7,
         STEPS=4,
+        GUIDANCE_SCALE=1.0,
         HEIGHT=128,
         WIDTH=128,
         LORAS=json.dumps([{"name": "night"}, {"name": "outline", "scale": 0.7}]),
@@ -128,7 +130,8 @@ def test_loras_and_controlnets_are_what_they_are_on_the_wire(client: OpenAI, ser
         "controlnet": [{"name": "edges", "image": f"data:image/png;base64,{picture}", "scale": 0.8}],
     }
     (got,) = ask(client, more, model="sdxl:night").data or ()
-    assert (pixels(got.b64_json) == wanted.image).all()
+    difference = np.abs(pixels(got.b64_json).astype(int) - wanted.image)
+    assert difference.max() <= 1  # LoRAs go into the weights or stay beside them, as costs less then
     info = extras(got)["info"]
     assert [(lora["name"], lora["scale"]) for lora in info["loras"]] == [("night", 1.0), ("outline", 0.7)]
     assert info["controlnets"][0]["name"] == "edges"

@@ -19,7 +19,7 @@ from swiftdiffusion.python_backends.launcher import TritonServer
 from wire import PROMPT, generate
 
 EDGES = Path(__file__).resolve().parents[2] / "docs/edges.png"
-SIZE: dict[str, Any] = {"width": 128, "height": 128, "seed": 7, "steps": 4, "cfg_scale": 2}
+SIZE: dict[str, Any] = {"width": 128, "height": 128, "seed": 7, "steps": 4, "cfg_scale": 1}
 KEY = "sk-alice-0123456789abcdef"
 
 
@@ -40,13 +40,15 @@ def client(gateway: GatewayThread, **access: str) -> WebUIApi:
 
 def test_a_picture_is_the_one_of_the_wire(api: WebUIApi, server: TritonServer) -> None:
     result = api.txt2img(prompt=PROMPT, **SIZE)
-    wanted = generate(server, "sdxl", PROMPT=PROMPT, PROMPT_SYNTAX="weighted", SEED=7, STEPS=4, SCHEDULER="euler")
+    wanted = generate(
+        server, "sdxl", PROMPT=PROMPT, PROMPT_SYNTAX="weighted", SEED=7, STEPS=4, GUIDANCE_SCALE=1.0, SCHEDULER="euler"
+    )
     assert (np.asarray(result.image) == wanted.image).all()
     assert result.info["all_seeds"] == [7]
     told = api.png_info(result.image).info
     assert told == result.info["infotexts"][0]
     assert told.splitlines()[0] == PROMPT
-    assert "Steps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 2, Seed: 7, Size: 128x128" in told
+    assert "Steps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 1, Seed: 7, Size: 128x128" in told
 
 
 def test_loras_samplers_and_controlnets_reach_the_server(api: WebUIApi, server: TritonServer) -> None:
@@ -68,6 +70,7 @@ def test_loras_samplers_and_controlnets_reach_the_server(api: WebUIApi, server: 
             PROMPT_SYNTAX="weighted",
             SEED=seed,
             STEPS=4,
+            GUIDANCE_SCALE=1.0,
             SCHEDULER="dpmpp_2m_karras",
             LORAS='[{"name": "outline", "scale": 0.8}]',
             LORA_BOUND=0,
