@@ -129,9 +129,11 @@ def export(
     from ..python_backends.common.library_messages import silence_libraries
     from ..python_backends.launcher.checks import Status
     from ..python_backends.launcher.needs import check_needs
+    from ..python_backends.networks.checkpoint import CheckpointError
     from ..python_backends.networks.speed import gflops_per_second
     from ..python_backends.tensorrt.versions import TensorRTUnavailableError
     from .repository.deployment import Deployment, DeploymentError
+    from .repository.pipeline_models import linear_preview
     from .repository.writing import RepositoryError, write_pipelines
     from .tensorrt.engines import BuildError
     from .tensorrt.missing_engines import build_missing
@@ -147,11 +149,14 @@ def export(
         for plan in build_missing(pipelines):
             typer.echo(str(plan))
         models = write_pipelines(pipelines, repository, only_controlnets)
-    except (DeploymentError, RepositoryError, TensorRTUnavailableError, BuildError) as error:
+    except (CheckpointError, DeploymentError, RepositoryError, TensorRTUnavailableError, BuildError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{repository}: {', '.join(models)}")
     for public, served in pipelines.items():
+        if not only_controlnets:
+            off = linear_preview(served.checkpoint).error
+            typer.echo(f"linear previews of {public}: off by {off:.3f} of a colour's range (root mean square)")
         if served.checkpoint.has_safety_checker:
             typer.secho(f"note: the safety checker of {public} is not run by this server", fg="yellow", err=True)
     if not is_plain(repository.resolve()):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...python_backends.common.sentences import in_a_sentence
+from ...python_backends.networks.checkpoint import CheckpointError
 from ...python_backends.networks.linear_preview import LinearPreview, fit_linear_preview
 from ...python_backends.request.controlnets import KnownControlNet
 from ...python_backends.request.description import DescribedPipeline
@@ -60,9 +62,14 @@ def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
 
 @cache
 def linear_preview(checkpoint: Checkpoint) -> LinearPreview:
-    """Of a checkpoint's autoencoder, whose weights are read for it."""
-    vae = checkpoint.load_vae(torch.device("cpu"), torch.float32)
-    return fit_linear_preview(vae, checkpoint.vae_scale_factor)
+    """Of a checkpoint's autoencoder, whose weights are read for it.
+
+    Raises:
+        CheckpointError: If they cannot be.
+    """
+    with in_a_sentence(f"{checkpoint.path}: its VAE cannot be read", CheckpointError):
+        vae = checkpoint.load_vae(torch.device("cpu"), torch.float32)
+        return fit_linear_preview(vae, checkpoint.vae_scale_factor)
 
 
 def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[Path], str]) -> dict[str, str]:

@@ -84,6 +84,19 @@ def test_a_shard_on_a_gpu_needs_less_for_weights_and_more_for_loras(sd15: Path, 
     assert needs_mib("--unet-gpus", "0", "--loras", str(tmp_path / "loras")) > 1024  # the last LoRAs stay there
 
 
+def test_a_vae_whose_weights_cannot_be_read_is_told(sd15: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(sd15, tmp_path / "damaged")
+    weights = damaged / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, output = export(damaged, tmp_path / "r")
+    assert code == 2
+    assert re.search(r"vae cannot be read|its VAE cannot be read", output)
+    assert not (tmp_path / "r").exists()
+    code, output = export(sd15, tmp_path / "r")
+    assert code == 0
+    assert re.search(r"linear previews of sd15: off by 0\.\d{3} of a colour's range", output)
+
+
 def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Path) -> None:
     for checkpoint, name in ((sdxl, "sdxl"), (sd15, "sd15")):
         repository = tmp_path / name
