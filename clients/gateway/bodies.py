@@ -17,6 +17,7 @@ KINDS = {
     "float": "a number",
     "finite": "a number",
     "bool": "true or false",
+    "none": "null",
     "string": "a text",
     "list": "a list",
     "tuple": "a list",
@@ -74,16 +75,27 @@ async def read_body(request: Request, kind: type[B]) -> B:
     if not isinstance(values, dict):
         raise ApiError(400, "the body is no JSON object")
     _check_count(values)
-    return _validated(kind, values)
+    return validated(kind, values)
 
 
-def _validated(kind: type[B], values: dict[str, Any]) -> B:
-    """Checked; what is null is absent."""
+def validated(kind: type[B], values: dict[str, Any], within: str = "", param: str | None = None) -> B:
+    """Values of a JSON object, checked; what is null is absent.
+
+    Args:
+        kind: What they should be.
+        values: By name.
+        within: What stands before a mistake, for an object that is inside of others.
+        param: The field that a mistake is told of; None: the one that it is in.
+
+    Raises:
+        ApiError: At the first mistake.
+    """
     try:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place, param = _place(first["loc"]), str(first["loc"][0])[:80] if first["loc"] else None
+        place = _place(first["loc"])
+        param = param or (str(first["loc"][0])[:80] if first["loc"] else None)
         match first["type"]:
             case "extra_forbidden":
                 message = _unknown(place, first["loc"], kind)
@@ -94,7 +106,7 @@ def _validated(kind: type[B], values: dict[str, Any]) -> B:
                 message = f"{place}: {said}" if first["loc"] else said
             case _:
                 message = f"{place} is {_shown(first['input'])}; allowed: {_allowed(first)}"
-        raise ApiError(400, message, param=param) from None
+        raise ApiError(400, f"{within}{message}", param=param) from None
 
 
 def _unknown(place: str, loc: tuple[int | str, ...], kind: type[BaseModel]) -> str:

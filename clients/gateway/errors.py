@@ -113,20 +113,19 @@ def api_error(error: BaseException) -> ApiError:
         case RequestTimeout():
             return ApiError(504, message, "timeout", param="timeout_ms", code="timeout")
         case ServerUnreachable():  # whose sentence has the server's address
-            return ApiError(
-                503,
-                "no server answers; try again later",
-                "server_error",
-                code="server_unavailable",
-                retry_after=RETRY_SECONDS,
-            )
+            return unavailable("no server answers; try again later")
         case ServerRestarting():
-            return ApiError(503, message, "server_error", code="server_unavailable", retry_after=RETRY_SECONDS)
+            return unavailable(message)
         case ServerUnavailable():
-            return _unavailable(message)
+            return _full_or_away(message)
         case SwiftDiffusionError():
             return ApiError(500, message, "server_error", code="server_error")
     return ApiError(500, "the gateway failed; its log says more", "server_error", code="gateway_error")
+
+
+def unavailable(message: str, seconds: int = RETRY_SECONDS) -> ApiError:
+    """What cannot be had now, and may be in so many seconds."""
+    return ApiError(503, message, "server_error", code="server_unavailable", retry_after=seconds)
 
 
 def frames_of(error: BaseException) -> str:
@@ -134,7 +133,7 @@ def frames_of(error: BaseException) -> str:
     return "".join([*traceback.format_tb(error.__traceback__), type(error).__name__])
 
 
-def _unavailable(message: str) -> ApiError:
+def _full_or_away(message: str) -> ApiError:
     """Too much to do is 429, what cannot be had 503; what no waiting helps against is the caller's to change."""
     if _NEVER in message:
         return ApiError(400, message, param="timeout_ms" if "TIMEOUT_MS" in message else None, code="never_in_time")
@@ -142,4 +141,4 @@ def _unavailable(message: str) -> ApiError:
     seconds = max(1, math.ceil(int(said[1]) / 1000)) if said else RETRY_SECONDS
     if _OVERLOADED.search(_QUOTED.sub("", message)):
         return ApiError(429, message, "rate_limit_error", code="overloaded", retry_after=seconds)
-    return ApiError(503, message, "server_error", code="server_unavailable", retry_after=seconds)
+    return unavailable(message, seconds)

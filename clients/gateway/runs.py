@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from ..client.errors import LoraUnavailable, RequestTimeout, ServerUnavailable, 
 from ..client.request import GenerationRequest
 from ..client.result import GenerationResult, Progress
 from ..client.retries import RETRIABLE, Retries
-from .errors import RETRY_SECONDS, ApiError, api_error, frames_of
+from .errors import ApiError, api_error, frames_of, unavailable
 from .metrics import Metrics
 from .servers import Servers
 
@@ -38,7 +37,6 @@ class Run:
         pipeline: that makes it.
         request: with its id and its seed.
         caller: whose it is.
-        began: in seconds of the monotonic clock.
         events: what happens, ending with the picture or an error.
         progress: the last.
         preview: the last, a file.
@@ -48,7 +46,6 @@ class Run:
     pipeline: str
     request: GenerationRequest
     caller: str
-    began: float = field(default_factory=time.monotonic)
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     progress: Progress | None = None
     preview: bytes | None = None
@@ -122,13 +119,7 @@ class Runs:
         """Ends all, since the gateway does."""
         running = list(self.running)
         for run in running:
-            run.end = run.end or ApiError(
-                503,
-                "the gateway stops; try again later",
-                "server_error",
-                code="server_unavailable",
-                retry_after=RETRY_SECONDS,
-            )
+            run.end = run.end or unavailable("the gateway stops; try again later")
             run.cancel()
         await asyncio.gather(*(run.task for run in running if run.task), return_exceptions=True)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..client.async_client import AsyncClient
-from ..client.errors import ModelNotFound, ServerUnreachable, SwiftDiffusionError
+from ..client.errors import ModelNotFound, SwiftDiffusionError
 from ..client.pipelines import PipelineDescription
 
 logger = logging.getLogger(__name__)
@@ -114,16 +114,17 @@ class Servers:
             *(self._client(url, None).pipelines() for url in self._urls), return_exceptions=True
         )
         had: dict[str, dict[str, PipelineDescription]] = {}
+        failure: SwiftDiffusionError | None = None
         for url, answer in zip(self._urls, answers, strict=True):
-            if isinstance(answer, SwiftDiffusionError | TimeoutError):
+            if isinstance(answer, SwiftDiffusionError):
                 logger.warning("%s does not say what it has: %s", url, answer)
+                failure = answer
             elif isinstance(answer, BaseException):
                 raise answer
             else:
                 had[url] = answer
-        if not had:
-            failure = answers[-1]
-            raise failure if isinstance(failure, SwiftDiffusionError) else ServerUnreachable("no server answers")
+        if not had and failure is not None:
+            raise failure
         self._had, self._asked_at = had, time.monotonic()
 
     def _client(self, url: str, pipeline: str | None) -> AsyncClient:

@@ -5,9 +5,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from .bodies import Number
+from .bodies import Number, validated
 from .errors import ApiError
 
 MOST_UNITS = 16
@@ -131,9 +131,4 @@ def resized(picture: npt.NDArray[np.uint8], mode: int | str, height: int, width:
 def _unit(position: int, given: Any) -> ControlNetUnit:
     if not isinstance(given, dict):
         raise ApiError(400, f"ControlNet unit {position} is no object", param="alwayson_scripts")
-    try:
-        return ControlNetUnit.model_validate({key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part)[:80] for part in first["loc"])
-        raise ApiError(400, f"ControlNet unit {position}: {place}: {first['msg']}", param="alwayson_scripts") from None
+    return validated(ControlNetUnit, given, f"ControlNet unit {position}: ", "alwayson_scripts")

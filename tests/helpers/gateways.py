@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ class _Lines(logging.Handler):
         self.lines.append(self.format(record))
 
 
-class Gateway:
+class Gateway(ABC):
     """One that runs.
 
     Attributes:
@@ -60,9 +61,9 @@ class Gateway:
         return sum(value for name, value in self.metrics().items() if name.startswith("swiftdiffusion_gateway_runs{"))
 
     @property
+    @abstractmethod
     def log(self) -> str:
         """What it has logged."""
-        raise NotImplementedError
 
 
 class GatewayThread(Gateway):

@@ -15,6 +15,7 @@ import checkpoints
 import lora_files
 from lora_kinds import eight_kinds
 from supervised import SUPERVISED
+from swiftdiffusion.clients.gateway.settings import GatewaySettings
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
 from swiftdiffusion.python_backends.launcher import ServerOptions, TritonServer
@@ -25,6 +26,7 @@ from throwaway import broken_repository, fine_repository
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from gateways import GatewayThread
     from lora_files import MadeLora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +75,15 @@ def broken(tmp_path: Path) -> Path:
 def server() -> Iterator[TritonServer]:
     """The committed repository: the demo family as the model `sdxl`."""
     with TritonServer(ROOT / "model_repository", options=AT_ONCE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(server: TritonServer) -> Iterator[GatewayThread]:
+    """A gateway in front of the demo server, for everybody."""
+    from gateways import gateway_thread  # most tests here do without OpenAI's client and a web server
+
+    with gateway_thread(GatewaySettings(servers=(server.grpc_url,))) as running:
         yield running
 
 

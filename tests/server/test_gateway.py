@@ -30,13 +30,6 @@ MORE: dict[str, Any] = {"seed": 7, "num_inference_steps": 4, "guidance_scale": 1
 KEY = "sk-alice-0123456789abcdef"
 
 
-@pytest.fixture(scope="module")
-def gateway(server: TritonServer) -> Iterator[GatewayThread]:
-    """In front of the demo server, for everybody."""
-    with gateway_thread(GatewaySettings(servers=(server.grpc_url,))) as running:
-        yield running
-
-
 @pytest.fixture
 def client(gateway: GatewayThread) -> Iterator[OpenAI]:
     with gateway.openai() as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,6 @@ STEPS = 200
 LONG: dict[str, Any] = {"prompt": PROMPT, "size": "128x128", "seed": 7, "num_inference_steps": STEPS}
 SHORT = {**LONG, "num_inference_steps": 4}
 CANCELLED = 'swiftdiffusion_requests_finished_total{outcome="cancelled",pipeline="sdxl"}'
-
-
-@pytest.fixture(scope="module")
-def gateway(server: TritonServer) -> Iterator[GatewayThread]:
-    with gateway_thread(GatewaySettings(servers=(server.grpc_url,))) as running:
-        yield running
 
 
 def steps(told: dict[str, float]) -> float:

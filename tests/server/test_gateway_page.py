@@ -10,21 +10,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from gateways import GatewayThread, gateway_thread
-from swiftdiffusion.clients.gateway.settings import GatewaySettings
-from swiftdiffusion.python_backends.launcher import TritonServer
+from gateways import GatewayThread
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EDGES = Path(__file__).resolve().parents[2] / "docs" / "edges.png"
 SECONDS = 60.0
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH (apt-get install chromium)")
-
-
-@pytest.fixture(scope="module")
-def gateway(server: TritonServer) -> Iterator[GatewayThread]:
-    with gateway_thread(GatewaySettings(servers=(server.grpc_url,))) as running:
-        yield running
 
 
 @pytest.fixture

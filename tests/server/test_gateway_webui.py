@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from wire import PROMPT, generate
 EDGES = Path(__file__).resolve().parents[2] / "docs/edges.png"
 SIZE: dict[str, Any] = {"width": 128, "height": 128, "seed": 7, "steps": 4, "cfg_scale": 1}
 KEY = "sk-alice-0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def gateway(server: TritonServer) -> Iterator[GatewayThread]:
-    with gateway_thread(GatewaySettings(servers=(server.grpc_url,))) as running:
-        yield running
 
 
 @pytest.fixture
