@@ -16,17 +16,22 @@ class ProcessState:
     Attributes:
         letter: `R`, `S`, `D`, `T` …; see proc(5).
         parent: Id of its parent.
+        threads: How many it has, those that have ended and wait for the others among them.
         started: When it began, in clock ticks since boot: tells it from a later one of the same id.
     """
 
     letter: str
     parent: int
+    threads: int
     started: int
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is more than what its parent has not taken note of: a zombie."""
-        return self.letter not in "ZX"
+        """Whether it is more than what its parent has not taken note of, a zombie.
+
+        A process whose first thread ended before the others looks like one while they end.
+        """
+        return self.letter not in "ZX" or (self.letter == "Z" and self.threads > 1)
 
     @property
     def is_stopped(self) -> bool:
@@ -40,7 +45,7 @@ def process_state(pid: int) -> ProcessState | None:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return ProcessState(fields[0], int(fields[1]), int(fields[19]))
+    return ProcessState(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
 
 
 def close_inherited_connections() -> None:

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from controls import Use, request
 from file_server import wait_for
-from shard_roles import roles
+from shard_roles import roles, shards_of
 from wire import METRICS_WITHIN_S, Stream, generate, latest_metrics, metrics, stub_of
 
 if TYPE_CHECKING:
@@ -88,8 +88,10 @@ def cancel(tiny: TinyServer, request_id: str) -> bool:
 def test_a_request_with_a_picture_is_in_time_and_told_by_stage(tiny: TinyServer) -> None:
     before = metrics(tiny)
     with ending(tiny, in_time=2):
-        generate(tiny, tiny.model, **FIELDS)
-        generate(tiny, tiny.model, **FIELDS, TIMEOUT_MS=60000, REQUEST_ID='x" outcome=failed')
+        pictures = [
+            generate(tiny, tiny.model, **FIELDS),
+            generate(tiny, tiny.model, **FIELDS, TIMEOUT_MS=60000, REQUEST_ID='x" outcome=failed'),
+        ]
     own = f'{{pipeline="{tiny.model}"}}'
     told = metrics(tiny)
     grown = {name: value - before.get(name, 0.0) for name, value in told.items()}
@@ -98,9 +100,13 @@ def test_a_request_with_a_picture_is_in_time_and_told_by_stage(tiny: TinyServer)
     steps = {name: value for name, value in grown.items() if name.startswith("swiftdiffusion_step_seconds_count")}
     assert sum(value for name, value in steps.items() if f'pipeline="{tiny.model}"' in name) == 8
     assert sum(value for name, value in steps.items() if 'rows="2"' in name) == 8
-    for model in ("vae_decoder", "unet_shard0", "text_encoder"):
-        name = tiny.inner(model)
-        assert grown[f'swiftdiffusion_busy_seconds_total{{model="{name}",model_instance="{name}_0_0-0"}}'] > 0
+    others = {tiny.inner("vae_decoder"), tiny.inner("text_encoder")}
+    shards = {shard for picture in pictures for shard in picture.info["shards"]}
+
+    def busy(model: str) -> float:
+        return grown[f'swiftdiffusion_busy_seconds_total{{model="{model}",model_instance="{model}_0_0-0"}}']
+
+    assert {model for model in {*others, *shards_of(tiny)} if busy(model) > 0} == others | shards
     line = log_lines(tiny)[-1]
     assert "secret" not in line
     assert ' id="x\\" outcome=failed" outcome=in_time ' in line

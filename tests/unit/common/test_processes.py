@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from file_server import wait_for
 from swiftdiffusion.python_backends.common.processes import is_alive
 
 
@@ -20,6 +22,20 @@ def test_a_process_lives_until_it_ends() -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
     assert not is_alive(process.pid)
     process.wait()
+    assert not is_alive(process.pid)
+
+
+def test_a_process_lives_while_one_of_its_threads_does() -> None:
+    code = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.readline).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    stat = Path(f"/proc/{process.pid}/stat")
+    wait_for(lambda: ") Z " in stat.read_text())
+    assert is_alive(process.pid) and process.poll() is None
+    process.communicate(b"\n", timeout=30)
     assert not is_alive(process.pid)
 
 
