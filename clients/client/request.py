@@ -190,7 +190,8 @@ def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:
     if isinstance(value, str):
         return Tensor(name, datatype, np.array([[value.encode()]], dtype=np.object_))
     try:
-        return Tensor(name, datatype, np.array([[value]], dtype=_DTYPES[datatype]))
+        with np.errstate(over="ignore"):  # infinity; the server says what is allowed
+            return Tensor(name, datatype, np.array([[value]], dtype=_DTYPES[datatype]))
     except OverflowError as error:
         raise ValueError(f"{name} is {value}, which does not fit {datatype}") from error
 
