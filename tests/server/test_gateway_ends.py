@@ -23,6 +23,8 @@ from wire import PROMPT, latest_metrics, metrics
 
 STEPS = 200
 LONG: dict[str, Any] = {"prompt": PROMPT, "size": "128x128", "seed": 7, "num_inference_steps": STEPS}
+SLOW = {**LONG, "size": "512x512"}
+"""Of whose steps few are made in the time in which a server tells of them."""
 SHORT = {**LONG, "num_inference_steps": 4}
 CANCELLED = 'swiftdiffusion_requests_finished_total{outcome="cancelled",pipeline="sdxl"}'
 
@@ -30,6 +32,11 @@ CANCELLED = 'swiftdiffusion_requests_finished_total{outcome="cancelled",pipeline
 def steps(told: dict[str, float]) -> float:
     """That were denoised, of all requests."""
     return sum(value for name, value in told.items() if name.startswith("swiftdiffusion_step_seconds_count"))
+
+
+def running(told: dict[str, float]) -> float:
+    """Requests that denoise."""
+    return sum(value for name, value in told.items() if name.startswith("swiftdiffusion_requests_running{"))
 
 
 def begun(gateway: Gateway, server: TritonServer, before: dict[str, float]) -> None:
@@ -42,6 +49,7 @@ def ended_early(gateway: Gateway, server: TritonServer, before: dict[str, float]
     """Waits until as many pictures are cancelled, on both sides, after fewer than `most` steps; none follows."""
     wait_for(lambda: latest_metrics(server)[CANCELLED] == before[CANCELLED] + count, 20)
     wait_for(lambda: gateway.runs() == 0, 10)
+    wait_for(lambda: running(latest_metrics(server)) == 0, 10)  # the step that they were in has ended
     after = metrics(server)
     assert after[CANCELLED] == before[CANCELLED] + count
     assert steps(after) - steps(before) < most
@@ -51,7 +59,7 @@ def ended_early(gateway: Gateway, server: TritonServer, before: dict[str, float]
 
 def test_who_closes_a_stream_has_its_picture_cancelled(gateway: GatewayThread, server: TritonServer) -> None:
     before = metrics(server)
-    body = {**LONG, "stream": True, "progress": True}
+    body = {**SLOW, "stream": True, "progress": True}
     with httpx2.stream("POST", f"{gateway.url}/v1/images/generations", json=body, timeout=60) as answer:
         lines = answer.iter_lines()  # which closes the connection when nobody has it any more
         assert next(lines) == "event: image_generation.progress"
@@ -62,7 +70,7 @@ def test_who_closes_a_stream_has_its_picture_cancelled(gateway: GatewayThread, s
 def test_who_closes_a_silent_stream_has_its_picture_cancelled(gateway: GatewayThread, server: TritonServer) -> None:
     """Nothing is sent to it before its picture is there: that it has gone is noticed all the same."""
     before = metrics(server)
-    with httpx2.stream("POST", f"{gateway.url}/v1/images/generations", json={**LONG, "stream": True}, timeout=60):
+    with httpx2.stream("POST", f"{gateway.url}/v1/images/generations", json={**SLOW, "stream": True}, timeout=60):
         begun(gateway, server, before)
     ended_early(gateway, server, before, 20)
 
@@ -72,7 +80,7 @@ def test_who_does_not_wait_for_its_answer_has_its_pictures_cancelled(
 ) -> None:
     before = metrics(server)
     with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{gateway.url}/v1/images/generations", json={**LONG, "n": 2}, timeout=2)
+        httpx2.post(f"{gateway.url}/v1/images/generations", json={**SLOW, "n": 2}, timeout=2)
     ended_early(gateway, server, before, STEPS // 2, count=2)
     assert gateway.metrics()['swiftdiffusion_gateway_pictures_total{outcome="cancelled",pipeline="sdxl"}'] >= 2
 
