@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
@@ -37,6 +38,17 @@ def lora_name(text: str) -> str:
     return name
 
 
+def _location(text: str) -> str:
+    """A path, or a URL that can be taken apart."""
+    try:
+        path = unquote(urlsplit(text).path) if "://" in text else text
+    except ValueError:
+        raise ValueError("wanted: a path or a URL") from None
+    if "\0" in path:
+        raise ValueError("wanted: a path or a URL without a NUL character")
+    return text
+
+
 class Annotation(BaseModel):
     """What `catalogue.json` says about one LoRA.
 
@@ -45,7 +57,7 @@ class Annotation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    location: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    location: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_location)] | None = None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$", to_lower=True)] | None = None
     bound: Annotated[int, Field(ge=0, le=10_000)] | None = None
     alpha: Annotated[float, Field(gt=0, lt=1e6)] | None = None
