@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from ...common.errors import UnknownLoraError
 from ...common.filesystem import as_path, as_text
@@ -216,8 +215,6 @@ def is_remote(location: str) -> bool:
 
 def _resolve(location: str, directory: Path) -> str:
     """An absolute path, or the URL itself; of a directory, the file that PEFT writes into it."""
-    if location.startswith("file://"):
-        location = unquote(urlsplit(location).path)
     if is_remote(location):
         return f"{location}{PEFT_FILE}" if location.endswith("/") else location
     path = directory / as_path(location)

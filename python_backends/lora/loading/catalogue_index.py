@@ -39,14 +39,14 @@ def lora_name(text: str) -> str:
 
 
 def _location(text: str) -> str:
-    """A path, or a URL that can be taken apart."""
+    """A path, also of a `file://` URL, or the URL of what is elsewhere."""
     try:
         path = unquote(urlsplit(text).path) if "://" in text else text
     except ValueError:
         raise ValueError("wanted: a path or a URL") from None
     if "\0" in path:
         raise ValueError("wanted: a path or a URL without a NUL character")
-    return text
+    return path if text.startswith("file://") else text
 
 
 class Annotation(BaseModel):

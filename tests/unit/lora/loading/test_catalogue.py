@@ -8,15 +8,11 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue, CatalogueError
-from swiftdiffusion.python_backends.lora.loading.catalogue_index import lora_name
 from swiftdiffusion.python_backends.request.loras import LoraDefaults
 
 SHA256 = "ab" * 32
@@ -215,35 +211,6 @@ def test_a_profile_of_another_file_is_left_out(directory: Path, caplog: pytest.L
         assert bound(catalogue, "far") == expected
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("[]", "catalogue.json: "),
-        ("{", "catalogue.json: Invalid JSON"),
-        ("{}", "loras"),
-        ('{"loras": {}, "lora": {}}', "lora is not known; allowed: loras"),
-        (
-            '{"loras": {"x": {"bond": 1}}}',
-            "loras.x.bond is not known; allowed: location, sha256, bound, alpha, description, steps, gui",
-        ),
-        (r'{"loras": {"x": {"location": "x\u0000"}}}', "loras.x.location is .*: .* without a NUL character"),
-        ('{"loras": {"x": {"location": "file:///x%00"}}}', "loras.x.location is .*: .* without a NUL character"),
-        ('{"loras": {"x": {"location": "file://["}}}', "loras.x.location is .*: .* a path or a URL"),
-        ('{"loras": {"x": {"location": "x", "bound": -1}}}', "loras.x.bound is -1: "),
-        ('{"loras": {"x": {"location": "x", "bound": "1"}}}', 'loras.x.bound is "1": '),
-        ('{"loras": {"x": {"location": "x", "sha256": "abc"}}}', 'loras.x.sha256 is "abc": '),
-        ('{"loras": {"x": {"location": "x", "steps": 0}}}', "loras.x.steps is 0: "),
-        ('{"loras": {"x": {"location": "x", "guidance_scale": NaN}}}', "guidance_scale"),
-        ('{"loras": {"../x": {"location": "x"}}}', r"loras.\.\./x"),
-        ('{"loras": {"x\\n": {"location": "x"}}}', "loras.x"),
-    ],
-)
-def test_a_broken_index_names_the_field_at_start(directory: Path, content: str, sentence: str) -> None:
-    (directory / "catalogue.json").write_text(content)
-    with pytest.raises(CatalogueError, match=sentence):
-        Catalogue(directory)
-
-
 def test_an_annotation_without_a_file_is_left_out(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     index(directory, {"gone": {"bound": 1}})
     catalogue = Catalogue(directory)
@@ -286,38 +253,3 @@ def test_the_identity_follows_the_file_and_the_index(directory: Path) -> None:
     index(directory, {"papercut": {"location": "https://host/x"}})
     seen.append(catalogue.entry("papercut").identity)
     assert len(set(seen)) == len(seen)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-ENTRY = st.fixed_dictionaries(
-    {},
-    optional={
-        "location": st.text(max_size=8) | JSON,
-        "sha256": st.just(SHA256) | JSON,
-        "bound": st.integers(-1, 3) | JSON,
-        "description": st.text(max_size=8) | JSON,
-        "other": JSON,
-    },
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.dictionaries(st.text(max_size=4) | st.sampled_from(["a", "b"]), ENTRY | JSON, max_size=3) | JSON)
-def test_any_index_is_read_or_refused_with_its_name(directory: Path, content: Any) -> None:
-    add(directory, "a")
-    index(directory, content)
-    try:
-        catalogue = Catalogue(directory)
-    except CatalogueError as error:
-        assert "catalogue.json" in str(error)
-        return
-    for name in catalogue.names():
-        entry = catalogue.entry(name)
-        assert lora_name(name) == name
-        assert entry.bound is None or 0 <= entry.bound <= 10_000
-        assert entry.sha256 in (None, SHA256)
-        assert entry.is_remote or Path(entry.location).is_absolute()
