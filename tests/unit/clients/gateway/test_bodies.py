@@ -96,7 +96,7 @@ def levels(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [keys, entries, levels])
-@pytest.mark.parametrize(("count", "most_memory"), [(2_100, 2**21), (40_000, 2**24), (1_000_000, 2**20)])
+@pytest.mark.parametrize(("count", "most_memory"), [(2_100, 2**21), (40_000, 2**24), (1_000_000, 2**16)])
 def test_many_values_are_refused_soon_and_in_little_memory(
     make: Callable[[int], bytes], count: int, most_memory: int
 ) -> None:
@@ -108,11 +108,16 @@ def test_many_values_are_refused_soon_and_in_little_memory(
     assert re.fullmatch(
         r"the body has more than 2000 values; .*|the body has more than 100000 commas .*", error.message
     )
+    assert min(peak_memory(lambda: refusal(body)) for _ in range(3)) < len(body) + most_memory  # other threads go on
+
+
+def peak_memory(do: Callable[[], object]) -> int:
     tracemalloc.start()
-    refusal(body)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < len(body) + most_memory
+    try:
+        do()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_long_prompts_may_have_commas() -> None:
