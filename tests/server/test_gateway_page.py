@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from gateways import GatewayThread
@@ -121,3 +122,50 @@ def test_the_servers_own_sentence_is_shown(page: Page) -> None:
     page.wait_for_selector("#runs .run.failed")
     assert "STEPS is 999; allowed: 1 to 200" in page.locator("#runs .run .reason").inner_text()
     assert page.locator("#runs img[src=x]").count() == 0
+
+
+def test_a_contact_sheet_is_seen_and_saved(page: Page, tmp_path: Path) -> None:
+    page.fill("#prompt", "a red circle above a blue square")
+    page.fill("#steps", "4")
+    page.fill("#count", "2")
+    page.click("#generate")
+    wait(page, lambda: pictures(page).count() == 2, "no pictures")
+    page.click("#sheet-toggle")
+    assert page.get_attribute("#sheet-toggle", "aria-pressed") == "true"
+    assert page.locator("#form").is_hidden() and page.locator("#sheet-save").is_visible()
+    with page.expect_download() as saved:
+        page.click("#sheet-save")
+    saved.value.save_as(tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 2 * 400 and len(sheet.getcolors(sheet.width * sheet.height) or ()) > 100
+    page.keyboard.press("Escape")
+    assert page.locator("#form").is_visible()
+
+
+def test_pictures_are_gone_through_and_deleted_by_keys(page: Page) -> None:
+    page.fill("#prompt", "a green star")
+    page.fill("#steps", "4")
+    page.fill("#count", "2")
+    page.click("#generate")
+    wait(page, lambda: pictures(page).count() == 2, "no pictures")
+    page.locator("#gallery .tile button").first.click()
+    seen = [page.get_attribute("#details .stage img", "src")]
+    page.keyboard.press("ArrowRight")
+    seen.append(page.get_attribute("#details .stage img", "src"))
+    assert len(set(seen)) == 2
+    page.keyboard.press("Delete")
+    wait(page, lambda: pictures(page).count() == 1, "it is still there")
+    page.reload()
+    page.wait_for_selector("#generate:enabled")
+    wait(page, lambda: pictures(page).count() == 1, "it came back")
+
+
+def test_dark_and_light_are_remembered(page: Page) -> None:
+    before = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    after = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert after != before
+    page.reload()
+    page.wait_for_selector("#generate:enabled")
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == after
