@@ -71,20 +71,24 @@ COLUMNS = len(StepCoefficients(x0_of_output=0.0).row(1.0))
 """Of `cfg_step`'s coefficients."""
 
 
-def run_coefficients(scheduler: Any) -> tuple[StepCoefficients, ...]:
-    """The coefficients of all steps of a run that begins with the first.
+def run_coefficients(scheduler: Any, begin: int = 0) -> tuple[StepCoefficients, ...]:
+    """The coefficients of all steps of a run.
 
     Args:
         scheduler: As for `step_coefficients`; with `set_begin_index` called if it will be.
+        begin: The first step that is taken, as an index into its timesteps.
 
     Raises:
-        NotAffineError: As `step_coefficients`; or if `step` would not count from 0: told only the first timestep, where
-            that comes twice.
+        NotAffineError: As `step_coefficients`; or if `step` would not count from there: told only the first timestep,
+            where that comes twice.
     """
     _check_known(scheduler)
-    if getattr(scheduler, "begin_index", 0) is None and scheduler.index_for_timestep(scheduler.timesteps[0]) != 0:
+    if (
+        getattr(scheduler, "begin_index", 0) is None
+        and scheduler.index_for_timestep(scheduler.timesteps[begin]) != begin
+    ):
         raise NotAffineError(f"{type(scheduler).__name__} whose first timestep comes twice")
-    return tuple(step_coefficients(scheduler, step) for step in range(len(scheduler.timesteps)))
+    return tuple(step_coefficients(scheduler, step, step > begin) for step in range(begin, len(scheduler.timesteps)))
 
 
 def step_coefficients(scheduler: Any, step: int, has_previous: bool | None = None) -> StepCoefficients:

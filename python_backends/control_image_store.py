@@ -10,8 +10,8 @@ from .backend.model import Model
 from .backend.responses import answer_each
 from .backend.settings import input_arrays, text_tensor
 from .common.errors import InvalidRequestError
-from .controlnets.images import ControlImages
-from .request.controlnets import MAX_CONTROL_SIDE
+from .request.picture_inputs import MAX_SIDE
+from .shared_memory.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,15 +22,17 @@ class TritonPythonModel(Model):
 
     def load(self, args: Mapping[str, str]) -> None:
         """Opens the pictures of this server."""
-        self._images = ControlImages()
+        self._pictures = Pictures()
 
     def respond(self, requests: list[Any]) -> list[Any]:
-        """KEY of every IMAGE [1, H, W, 3]."""
+        """KEY of every IMAGE [1, H, W, 3 or 4]."""
         return answer_each(requests, self._keep, "keeping a picture")
 
     def _keep(self, request: Any) -> Any:
         image = input_arrays(request, ["IMAGE"])["IMAGE"][0]
-        height, width = image.shape[:2]
-        if not (1 <= height <= MAX_CONTROL_SIDE and 1 <= width <= MAX_CONTROL_SIDE):
-            raise InvalidRequestError(f"IMAGE is {height} high and {width} wide; allowed: 1 to {MAX_CONTROL_SIDE}")
-        return pb_utils.InferenceResponse([text_tensor("KEY", self._images.put(image, height, width))])
+        height, width, channels = image.shape
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise InvalidRequestError(f"IMAGE is {height} high and {width} wide; allowed: 1 to {MAX_SIDE}")
+        if channels not in (3, 4):
+            raise InvalidRequestError(f"IMAGE has {channels} channels; allowed: 3 or 4")
+        return pb_utils.InferenceResponse([text_tensor("KEY", self._pictures.put(image))])

@@ -15,9 +15,9 @@ from .backend.responses import answer_all
 from .backend.settings import ModelSettings, input_texts, text_tensor
 from .backend.tensors import joined_inputs, output_tensor
 from .common.errors import row_reports
-from .controlnets.images import ControlImages
 from .controlnets.network import ControlNet
 from .request.completed import ControlNetUse, use_from_json
+from .shared_memory.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class TritonPythonModel(Model):
             compute.checkpoint,
             compute.device,
             compute.dtype,
-            ControlImages().get,
+            Pictures().get,
             compute.runtime,
             engine=settings.name,
         )

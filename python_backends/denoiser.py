@@ -24,7 +24,6 @@ from .backend.settings import ModelSettings, input_bytes, input_text, text_tenso
 from .backend.stage_times import BEFORE, StageTime
 from .common.errors import InvalidRequestError, RequestError, to_report
 from .common.pulse import ups
-from .controlnets.images import ControlImages
 from .engine.front import Front
 from .engine.front_run import FrontRun, cancelled, ending_of, info_of
 from .engine.handover import Handover, Report
@@ -32,6 +31,7 @@ from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
 from .request.cancellation import RequestRegistry
 from .request.completed import CompletedRequest
+from .shared_memory.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -54,9 +54,10 @@ class TritonPythonModel(Model):
         self._front = Front(
             Shards(settings.parameters["unet_shards"].split(",")),
             settings.parameters["text_encoder"],
+            settings.parameters["vae_encoder"],
             settings.parameters["lora_store"],
             RequestRegistry(),
-            ControlImages(),
+            Pictures(),
             StageTime(BEFORE, self._pipeline),
             LineGauges(self._pipeline),
             settings.name,
@@ -90,7 +91,8 @@ class TritonPythonModel(Model):
 
     def _take_up(self, request: Any, text: bytes) -> FrontRun | RequestError:
         try:
-            run = self._front.take_up(text, input_text(request, "ENCODING"), input_text(request, "TICKETS"))
+            names = ("ENCODING", "LATENT_KEYS", "TICKETS")
+            run = self._front.take_up(text, *(input_text(request, name) for name in names))
         except Exception as error:  # noqa: BLE001  whatever one request brings must not end the others
             failure = as_request_error(error, "denoising")
             with suppress(InvalidRequestError):  # a client called this model by itself
@@ -122,7 +124,8 @@ class TritonPythonModel(Model):
             if info.get("forecast_ms"):
                 self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
             self._ends.hand_on(run.request.run_id)
-            asked = None if run.request.output is None else run.request
+            changes = run.request.output is not None or (run.request.edit is not None and run.request.edit.composite)
+            asked = run.request if changes else None
             handover = Handover(True, asked, time.monotonic(), ending_of(run))
             return self._send(request, _response(run.latents, handover, info), ended=True)
         self._ends.failed(ending_of(run), failure)

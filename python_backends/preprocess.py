@@ -21,7 +21,6 @@ from .backend.settings import ModelSettings, input_arrays, parameter_names, text
 from .common.draining import is_draining
 from .common.errors import DrainingError, ModelDownError, NotBegunError, RequestError, UnknownLoraError
 from .common.pulse import DOOR, is_up
-from .controlnets.images import ControlImages
 from .engine.admission import Admission
 from .engine.shards import Shards
 from .lora.loading.catalogue import Catalogue
@@ -32,6 +31,7 @@ from .request.controlnets import KnownControlNet
 from .request.parameters import refuse_unread
 from .request.parsing import parse_request
 from .request.rules import RequestRules
+from .shared_memory.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,10 +79,10 @@ class TritonPythonModel(Model):
         self._refusals = metrics.Counter(*metrics.LORA_REFUSALS)
         self._registry = RequestRegistry()
         self._lora_store = settings.parameters["lora_store"]
-        self._needed = [settings.parameters[name] for name in ("text_encoder", "vae_decoder")]
+        self._needed = [settings.parameters[name] for name in ("text_encoder", "vae_encoder", "vae_decoder")]
         known = json.loads(settings.parameters["controlnets"])
         self._controlnets = {name: KnownControlNet(**values) for name, values in known.items()}
-        self._images = ControlImages()
+        self._pictures = Pictures()
         self._input_names = [tensor["name"] for tensor in settings.config["input"]]
 
     def respond(self, requests: list[Any]) -> list[Any]:
@@ -103,7 +103,7 @@ class TritonPythonModel(Model):
         given = {name: array[0] for name, array in input_arrays(request, self._input_names).items()}
         refuse_unread(parameter_names(request), self._input_names, self._rules.ignored_parameters)
         try:
-            parsed = parse_request(given, self._rules, self._catalogue, self._controlnets, self._images.put)
+            parsed = parse_request(given, self._rules, self._catalogue, self._controlnets, self._pictures.put)
         except UnknownLoraError:
             self._refusals.add(reason="unknown")
             raise

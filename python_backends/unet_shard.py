@@ -16,7 +16,6 @@ from .backend.settings import ModelSettings, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import to_report
 from .controlnets.calls import ControlNetCalls, Endpoint
-from .controlnets.images import ControlImages
 from .controlnets.local import LocalControlNet
 from .engine.adapter_services import AdapterServices
 from .engine.desk import Desk
@@ -43,8 +42,10 @@ from .engine.step_times import StepTimes
 from .engine.unet_calls import UNetCall
 from .lora.patching.resident import ResidentLoras
 from .networks.kept_embeddings import KeptEmbeddings
+from .networks.kept_moments import KeptMoments
 from .networks.unet import UNet
 from .shared_memory.host_cache import EvictedError, host_cache_directory
+from .shared_memory.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +73,9 @@ class TritonPythonModel(Model):
             timeout_s=float(parameters.get("lora_timeout_s", 300)),
         )
         scheduler_config = json.loads(parameters["scheduler_config"])
-        self._new_runs = NewRuns(compute.checkpoint, scheduler_config, compute.device, embeddings, adapters)
+        self._new_runs = NewRuns(
+            compute.checkpoint, scheduler_config, compute.device, embeddings, KeptMoments(), Pictures(), adapters
+        )
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
         times = StepTimes()
@@ -153,7 +156,7 @@ def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:
             return LocalControlNet(name, timeout_s)
         from .controlnets.remote import RemoteControlNet  # needs gRPC, which a server without such ControlNets does not
 
-        return RemoteControlNet(name, urls[name], timeout_s, ControlImages().get)
+        return RemoteControlNet(name, urls[name], timeout_s, Pictures().get)
 
     return ControlNetCalls(endpoint, timeout_s)
 

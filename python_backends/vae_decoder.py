@@ -31,6 +31,7 @@ from .networks.picture_files import encode_picture, resized
 from .networks.runtimes import Runtime
 from .request.json_text import read_json
 from .request.webui_text import KEYWORD, webui_text
+from .shared_memory.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,7 @@ class TritonPythonModel(Model):
         checkpoint = compute.checkpoint
         self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
         self._vae = checkpoint.load_vae(compute.device, compute.dtype)
+        self._pictures = Pictures()
         self._encoders = ThreadPoolExecutor(os.cpu_count(), "encoder")
         self._linear = LinearPreview.from_json(settings.parameters["linear_preview"])
         keep_freed_memory()
@@ -103,6 +105,9 @@ class TritonPythonModel(Model):
         """A picture as its request wants it: its pixels, or a file, which is made beside the batch's others."""
         info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
         asked = handover.request
+        if asked is not None and asked.edit is not None and asked.edit.composite and asked.edit.mask is not None:
+            kept, mask = (torch.from_numpy(self._pictures.get(key)) for key in (asked.edit.picture, asked.edit.mask))
+            image = image.where(mask[..., None] != 0, kept)
         if asked is None or asked.output is None:
             return image
         info["output_format"] = asked.output.format

@@ -73,7 +73,7 @@ def unet_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iter
     unet = checkpoint.load_unet(CPU, dtype)
     fuse(unet)
     keep_dtype(unet, dtype)
-    inputs = example_inputs(checkpoint, dtype, sizes)
+    inputs = example_inputs(checkpoint, checkpoint.unet_channels, dtype, sizes)
     encoder = WithoutAbsentInputs(EncoderHalf(unet), ENCODER_INPUTS, list(inputs))
     shapes = output_shapes(encoder, inputs)
     halfway = halfway_of(len(shapes))
@@ -95,7 +95,7 @@ def controlnet_parts(
     pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
     embedder = ControlEmbedder(controlnet.embed)
     (embedded,) = output_shapes(embedder, pixels)
-    given = example_inputs(checkpoint, dtype, sizes)
+    given = example_inputs(checkpoint, checkpoint.latent_channels, dtype, sizes)
     inputs = {key: tensor for key, tensor in given.items() if key in CONTROLNET_INPUTS}
     inputs[CONTROL_EMBEDDING] = torch.zeros(embedded, dtype=dtype)
     module = WithoutAbsentInputs(controlnet, (*CONTROLNET_INPUTS, CONTROL_EMBEDDING), list(inputs))
@@ -131,10 +131,10 @@ def vae_part(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> GraphP
     return GraphPart("vae_decoder", "vae", Tensors(VaeDecoderGraph(vae)), vae, {"latents": latents}, ["image"], sizes)
 
 
-def example_inputs(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> dict[str, torch.Tensor]:
+def example_inputs(checkpoint: Checkpoint, channels: int, dtype: torch.dtype, sizes: Sizes) -> dict[str, torch.Tensor]:
     """What the UNet's encoder half takes: zeros under the names of ENCODER_INPUTS, absent inputs left out."""
     tensors = example(checkpoint, sizes.rows)
-    tensors["LATENTS"] = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width)
+    tensors["LATENTS"] = torch.zeros(sizes.rows, channels, sizes.height, sizes.width)
     tensors["TIMESTEPS"] = torch.zeros(sizes.rows, 1)
     given = dict(zip(ENCODER_INPUTS, arguments(tensors, CPU, dtype), strict=True))
     return {name: tensor for name, tensor in given.items() if tensor.numel()}

@@ -76,7 +76,7 @@ def _checked(served: ServedControlNet, files: ControlNetFiles) -> ServedControlN
 def _residuals(files: ControlNetFiles) -> list[tuple[int, ...]]:
     """Shapes of what it gives for the UNet's inputs at the default size, computed without values."""
     module = PositionalControlNet(files.empty())
-    inputs = empty_arguments(files.checkpoint, 1)[:ARGUMENTS]
+    inputs = empty_arguments(files.checkpoint, 1, files.checkpoint.latent_channels)[:ARGUMENTS]
     height, width = files.checkpoint.default_size
     options = {"modes": (0,), "scale": None} if module.control_modes else {}
     try:
@@ -98,6 +98,8 @@ def _skips(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
 def _reason(files: ControlNetFiles, error: Exception) -> str:
     for key in INPUTS:
         own, unets = files.config.get(key), files.checkpoint.unet_config.get(key)
+        if key == "in_channels":  # of a UNet that inpaints, a ControlNet takes the latents alone
+            unets = files.checkpoint.latent_channels
         if _plain(own) != _plain(unets):
             return f"its {key} is {own}, the UNet's {unets}"
     return " ".join(str(error).split())

@@ -77,7 +77,7 @@ def _controlnet(network: ServedControlNet, users: list[ServedPipeline], referenc
 
 def _control_images() -> pb.ModelConfig:
     return python_model(
-        "control_images", [("IMAGE", "UINT8", (-1, -1, 3))], [("KEY", "STRING", (1,))], {}, max_batch_size=1
+        "control_images", [("IMAGE", "UINT8", (-1, -1, -1))], [("KEY", "STRING", (1,))], {}, max_batch_size=1
     )
 
 

@@ -22,7 +22,13 @@ from ...python_backends.controlnets.network import EMBEDDING_BYTES
 from ...python_backends.controlnets.weights import ControlNetFiles
 from ...python_backends.lora.patching.resident import DEVICE_BYTES, KEPT_BYTES
 from ...python_backends.networks.controlnet_modules import PositionalControlNet
-from ...python_backends.networks.needs import controlnet_needs, text_encoder_needs, unet_needs, vae_needs
+from ...python_backends.networks.needs import (
+    controlnet_needs,
+    text_encoder_needs,
+    unet_needs,
+    vae_encoder_needs,
+    vae_needs,
+)
 from ...python_backends.networks.prompt_encoding import PromptEncoder
 from ...python_backends.networks.prompt_projections import MOST_BYTES
 
@@ -46,10 +52,19 @@ def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> d
     return _parameters(needs, options.dtype_on(gpu), patched, kept)
 
 
+def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
+    """Of a VAE encoder."""
+    return _parameters(_of(vae_encoder_needs, checkpoint), _vae_dtype(checkpoint, options))
+
+
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of a VAE decoder."""
+    return _parameters(_of(vae_needs, checkpoint), _vae_dtype(checkpoint, options))
+
+
+def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions) -> str:
     dtype = getattr(torch, options.dtype_on(options.vae_gpu))
-    return _parameters(_of(vae_needs, checkpoint), str(checkpoint.vae_dtype(dtype)).removeprefix("torch."))
+    return str(checkpoint.vae_dtype(dtype)).removeprefix("torch.")
 
 
 def text_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:

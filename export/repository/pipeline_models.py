@@ -41,6 +41,7 @@ CANDIDATES_PER_PLACE = 8
 REQUEST: Tensor = ("REQUEST", "STRING", (1,))
 TICKETS: Tensor = ("TICKETS", "STRING", (1,))
 ENCODING: Tensor = ("ENCODING", "STRING", (1,))
+LATENT_KEYS: Tensor = ("LATENT_KEYS", "STRING", (1,))
 INFO: Tensor = ("INFO", "STRING", (1,))
 PICTURE: list[Tensor] = [("IMAGE", "UINT8", (-1, -1, 3)), ("ENCODED_IMAGE", "STRING", (1,)), INFO]
 
@@ -49,7 +50,7 @@ def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
     """What a checkpoint's UNet takes, as tensors of its model; LATENTS first."""
     _, width = checkpoint.text_embedding_shape
     tensors: list[Tensor] = [
-        ("LATENTS", "FP32", (checkpoint.latent_channels, -1, -1)),
+        ("LATENTS", "FP32", (checkpoint.unet_channels, -1, -1)),
         ("TIMESTEPS", "FP32", (1,)),
         ("ENCODER_HIDDEN_STATES", "FP32", (-1, width)),
     ]
@@ -106,7 +107,7 @@ class PipelineModels:
         loras = self._options.loras
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
         self._unet_inputs = unet_inputs(served.checkpoint)
-        self._latents = self._unet_inputs[0]
+        self._latents: Tensor = ("LATENTS", "FP32", (served.checkpoint.latent_channels, -1, -1))
         self._handed_over: list[Tensor] = [self._latents, ("HANDOVER", "STRING", (1,)), INFO]
 
     def models(self) -> list[Model]:
@@ -118,7 +119,7 @@ class PipelineModels:
             models.append(Model(self._denoiser(f"denoiser{suffix}"), "denoiser"))
             models.append(Model(self._ensemble(suffix), None))
         models += [Model(self._shard(index, name), "unet_shard") for index, name in enumerate(self._shards)]
-        return [*models, Model(self._vae_decoder(), "vae_decoder")]
+        return [*models, Model(self._vae_encoder(), "vae_encoder"), Model(self._vae_decoder(), "vae_decoder")]
 
     def described(self) -> DescribedPipeline:
         """What clients may ask of the pipeline."""
@@ -138,6 +139,7 @@ class PipelineModels:
         names = {
             "controlnets": json.dumps(known, sort_keys=True),
             "text_encoder": self._text_encoder,
+            "vae_encoder": f"{self._prefix}vae_encoder",
             "vae_decoder": f"{self._prefix}vae_decoder",
             "lora_store": f"{self._prefix}lora_store",
             "unet_shards": ",".join(self._shards),
@@ -174,6 +176,7 @@ class PipelineModels:
         parameters = {
             "unet_shards": ",".join(self._shards),
             "text_encoder": self._text_encoder,
+            "vae_encoder": f"{self._prefix}vae_encoder",
             "lora_store": f"{self._prefix}lora_store",
             "vae_decoder": f"{self._prefix}vae_decoder",
             "pipeline": self._name,
@@ -181,7 +184,7 @@ class PipelineModels:
         }
         config = python_model(
             f"{self._prefix}{name}",
-            [REQUEST, ENCODING, TICKETS],
+            [REQUEST, ENCODING, LATENT_KEYS, TICKETS],
             self._handed_over,
             parameters,
             max_batch_size=CANDIDATES_PER_PLACE * self._options.max_batch_size,
@@ -224,6 +227,15 @@ class PipelineModels:
         )
         return config
 
+    def _vae_encoder(self) -> pb.ModelConfig:
+        return self._computing(
+            f"{self._prefix}vae_encoder",
+            [REQUEST],
+            [LATENT_KEYS],
+            self._options.vae_gpu,
+            **needs.vae_encoder(self._checkpoint, self._options),
+        )
+
     def _vae_decoder(self) -> pb.ModelConfig:
         return self._computing(
             f"{self._prefix}vae_decoder",
@@ -251,10 +263,11 @@ class PipelineModels:
     def _ensemble(self, suffix: str) -> pb.ModelConfig:
         fields = {field[0]: field[0] for field in CLIENT_INPUTS}
         latents = {"LATENTS": "latents", "HANDOVER": "handover", "INFO": "denoiser_info"}
-        given = {"REQUEST": "request", "ENCODING": "encoding", "TICKETS": "tickets"}
+        given = {"REQUEST": "request", "ENCODING": "encoding", "LATENT_KEYS": "latent_keys", "TICKETS": "tickets"}
         steps = [
             (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
             (self._text_encoder, {"REQUEST": "request", "TICKETS": "tickets"}, {"ENCODING": "encoding"}),
+            (f"{self._prefix}vae_encoder", {"REQUEST": "request"}, {"LATENT_KEYS": "latent_keys"}),
             (f"{self._prefix}denoiser{suffix}", given, latents),
             (f"{self._prefix}vae_decoder", latents, {name: name for name, _, _ in PICTURE}),
         ]

@@ -109,6 +109,7 @@ class ServingOptions:
             raise SchedulerError(f"{checkpoint.path}: {error}") from None
         evaluations = evaluations_of(own)
         height, width = checkpoint.default_size
+        img2img_strength, inpaint_strength = checkpoint.strength_defaults
         return RequestRules(
             steps=self.steps,
             guidance_scale=self.guidance_scale,
@@ -128,6 +129,10 @@ class ServingOptions:
             ignored_parameters=self.ignored_parameters,
             slo_ms=self.slo_ms,
             slo_factor=self.slo_factor,
+            latent_cell=checkpoint.vae_scale_factor,
+            img2img_strength=img2img_strength,
+            inpaint_strength=inpaint_strength,
+            only_inpaints=checkpoint.only_inpaints,
         )
 
 

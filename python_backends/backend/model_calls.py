@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from ..common.errors import ModelDownError, ModelFailedError, NoRoomError
 from ..common.pulse import is_up
-from ..request.encoding import Encoding
+from ..request.encoding import Encoding, PictureEncoding
 from .dead_models import FULL_MEMORY, is_dead, is_full
 from .settings import response_texts, text_tensor
 
@@ -111,3 +111,9 @@ def encode_prompts(text_encoder: str, request: CompletedRequest, tickets: str) -
     inputs = [text_tensor("REQUEST", request.to_json()), text_tensor("TICKETS", tickets)]
     response = ask_model(text_encoder, inputs, ["ENCODING"])
     return Encoding.from_json(response_texts(response, "ENCODING")[0])
+
+
+def encode_picture(vae_encoder: str, request: CompletedRequest) -> PictureEncoding:
+    """Has a request's picture encoded; errors as `ask_model`."""
+    response = ask_model(vae_encoder, [text_tensor("REQUEST", request.to_json())], ["LATENT_KEYS"])
+    return PictureEncoding.from_json(response_texts(response, "LATENT_KEYS")[0])

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..networks.runtimes import Call
     from ..request.completed import ControlNetUse
 
+UNKNOWN = -1.0
+"""What an inpainting ControlNet takes for a pixel that is to be painted anew."""
+
 EMBEDDING_BYTES = 2**28
 """Embedded pictures that are kept, in bytes."""
 
@@ -51,7 +54,8 @@ class ControlNet:
             checkpoint: Whose latents and embeddings it takes.
             device: Where it computes.
             dtype: Of weights and activations.
-            get_image: Picture [H, W, 3] uint8 of a key, of the latents' size in pixels; may raise a RequestError.
+            get_image: Picture [H, W, 3 or 4] uint8 of a key (see `Pictures`), of the latents' size in pixels; may raise
+                a RequestError.
             runtime: What evaluates it.
             engine: Its name among the runtime's TensorRT engines.
 
@@ -82,7 +86,13 @@ class ControlNet:
             self._traced = dict(zip(map(shapes, examples), graphs, strict=True))
 
         eager = runtime.traces(device)
-        warm_up(checkpoint, evaluate, trace_all if eager and not self._modes else None, eager)
+        warm_up(
+            checkpoint,
+            evaluate,
+            trace_all if eager and not self._modes else None,
+            eager,
+            checkpoint.latent_channels,
+        )
 
     def __call__(
         self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]
@@ -159,7 +169,10 @@ class ControlNet:
         """[1, channels, h, w]: the picture as the first layer takes it."""
         known = self._embedded.get(key)
         if known is None:
-            pixels = torch.from_numpy(self._get_image(key)).permute(2, 0, 1)[None].float() / 255
+            picture = torch.from_numpy(self._get_image(key)).permute(2, 0, 1)[None]
+            pixels = picture[:, :3].float() / 255
+            if picture.shape[1] == 4:  # where the fourth is 0, nothing is known: diffusers' `make_inpaint_condition`
+                pixels = pixels.where(picture[:, 3:] != 0, UNKNOWN)
             with torch.inference_mode():
                 known = self._embed(pixels.to(self._device, self._dtype))
             if known.nbytes <= EMBEDDING_BYTES:

@@ -50,5 +50,5 @@ def advance(runs: Iterable[Denoising], predictions: Mapping[Denoising, dict[int,
         torch.cat([run.sampler.denoised for run in runs]) if has_memory else None,
     )
     for run, *after in zip(runs, latents.split(1), denoised.split(1), strict=True):
-        run.sampler.latents, run.sampler.denoised = after
+        run.sampler.take(run.step, *after)
         run.step += 1

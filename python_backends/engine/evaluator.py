@@ -161,7 +161,7 @@ class Evaluator:
         started = time.perf_counter()
         self._loras.use_beside(part.beside)
         beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
-        with self._controlnets.start(call.tensors, call.controls) as pending:
+        with self._controlnets.start(self._of_controlnets(call), call.controls) as pending:
             encoded = self._unet.encode(call.tensors, (part.patched, part.beside))
             halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
@@ -179,6 +179,13 @@ class Evaluator:
         beside = [bool(each) for each in part.beside]
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
+
+    def _of_controlnets(self, call: UNetCall) -> Mapping[str, torch.Tensor]:
+        """What ControlNets take of a call: of a UNet that inpaints not the mask, nor the masked picture."""
+        latents, channels = call.tensors["LATENTS"], self._unet.latent_channels
+        if not any(call.controls) or latents.shape[1] == channels:
+            return call.tensors
+        return {**call.tensors, "LATENTS": latents[:, :channels].contiguous()}
 
     def enter_thread(self) -> None:
         """In the thread that will call it, first."""

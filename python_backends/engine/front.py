@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..backend.model_calls import down, encode_prompts, load_loras, traced
+from ..backend.model_calls import down, encode_picture, encode_prompts, load_loras, traced
 from ..common.errors import (
     EmbeddingsUnavailableError,
     ModelDownError,
@@ -21,7 +21,7 @@ from ..common.errors import (
 )
 from ..common.pulse import is_up
 from ..request.completed import CompletedRequest
-from ..request.encoding import Encoding
+from ..request.encoding import Encoding, PictureEncoding
 from .admission import best_first
 from .front_run import FrontRun, cancelled
 from .messages import Submit
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..backend.stage_times import StageTime
-    from ..controlnets.images import ControlImages
     from ..request.cancellation import RequestRegistry
+    from ..shared_memory.pictures import Pictures
     from .messages import Polled
     from .shard_metrics import LineGauges
     from .shards import Shards
@@ -54,9 +54,10 @@ class Front:
         self,
         shards: Shards,
         text_encoder: str,
+        vae_encoder: str,
         lora_store: str,
         registry: RequestRegistry,
-        images: ControlImages,
+        pictures: Pictures,
         before: StageTime,
         line: LineGauges,
         name: str,
@@ -67,28 +68,31 @@ class Front:
         Args:
             shards: Where they run.
             text_encoder: Encodes prompts again whose embeddings have gone.
+            vae_encoder: Encodes pictures again, likewise.
             lora_store: Loads LoRAs again for runs that start again.
             registry: Says who is cancelled.
-            images: Of requests' ControlNets, held while they run.
+            pictures: Of requests, held while they run.
             before: Of requests on their way here.
             line: Of the pipeline.
             name: Of the denoiser.
             every_step: Whether clients are told of each step, not of the last alone.
         """
-        self._shards, self._text_encoder, self._lora_store = shards, text_encoder, lora_store
-        self._registry, self._images, self._before = registry, images, before
+        self._shards, self._lora_store = shards, lora_store
+        self._text_encoder, self._vae_encoder = text_encoder, vae_encoder
+        self._registry, self._pictures, self._before = registry, pictures, before
         self._line, self._name = line, name
         self._every_step = every_step
         self._runs: dict[bytes, FrontRun] = {}
         self._look_at = 0.0
         self._show_homeless()
 
-    def take_up(self, text: bytes, encoding: str, tickets: str) -> FrontRun:
+    def take_up(self, text: bytes, encoding: str, picture: str, tickets: str) -> FrontRun:
         """The run of a request that the server hands over, the first time or again.
 
         Args:
             text: REQUEST.
             encoding: ENCODING.
+            picture: LATENT_KEYS.
             tickets: TICKETS.
 
         Raises:
@@ -97,11 +101,11 @@ class Front:
         run = self._runs.get(text)
         if run is None:
             request = CompletedRequest.from_json(text.decode("utf-8"))
-            run = FrontRun(Submit(request, Encoding.from_json(encoding), tickets, os.getpid()))
+            encoded = Encoding.from_json(encoding), PictureEncoding.from_json(picture)
+            run = FrontRun(Submit(request, encoded[0], tickets, os.getpid(), picture=encoded[1]))
             with ExitStack() as held:
-                for use in request.controlnets:
-                    for key in use.images:
-                        held.enter_context(self._images.lease(key))
+                for key in request.pictures:
+                    held.enter_context(self._pictures.lease(key))
                 if request.request_id is not None:
                     self._registry.enter(request.request_id, request.run_id)
                 run.held = held.pop_all()
@@ -173,14 +177,17 @@ class Front:
     def _submit(self, run: FrontRun, shard: str) -> None:
         answer = self._shards.submit(shard, run.message)
         if answer.missing:
-            run.message = replace(
-                run.message, encoding=encode_prompts(self._text_encoder, run.request, run.message.tickets)
-            )
+            encoding = encode_prompts(self._text_encoder, run.request, run.message.tickets)
+            run.message = replace(run.message, encoding=encoding)
+            if run.request.edit is not None:
+                run.message = replace(run.message, picture=encode_picture(self._vae_encoder, run.request))
             answer = self._shards.submit(shard, run.message)
         if answer.error is not None:
             run.failure = from_report(dict(answer.error))
         elif answer.missing:
-            run.failure = EmbeddingsUnavailableError("PROMPT: its embeddings went before they were used; try again")
+            run.failure = EmbeddingsUnavailableError(
+                "what was encoded for the request went before it was used; try again"
+            )
         else:
             claim = run.request.claim
             if claim is not None and claim.shard == shard and run.starts == 0 and run.waits_since is None:

@@ -15,6 +15,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
     """
     request, report = denoising.request, denoising.report
     return {
+        **_start(denoising),
         "seed": request.seed,
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
@@ -36,5 +37,17 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,
         "largest_batch": report.largest_batch,
-        "timings_ms": {"text_encoder": round(report.encoding.ms, 3)},
+        "timings_ms": {
+            "text_encoder": round(report.encoding.ms, 3),
+            **({} if request.edit is None else {"vae_encoder": round(report.picture.ms, 3)}),
+        },
     }
+
+
+def _start(denoising: Denoising) -> dict[str, Any]:
+    """What the run began with."""
+    edit = denoising.request.edit
+    if edit is None:
+        return {"kind": "text_to_image"}
+    kept = denoising.request.steps - edit.skipped
+    return {"kind": edit.kind, "strength": edit.strength, "steps_kept": kept, "composite": edit.composite}

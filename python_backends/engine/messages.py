@@ -18,7 +18,7 @@ from ..common.errors import InvalidRequestError
 from ..common.sentences import misread
 from ..lora.files.lora_set import LoraSet
 from ..request.completed import CompletedRequest, ControlNetUse
-from ..request.encoding import Encoding
+from ..request.encoding import NO_PICTURE, Encoding, PictureEncoding
 from ..request.json_text import adapter
 from .work import Work
 
@@ -38,6 +38,7 @@ class Submit:
         tickets: What `lora_store` did.
         sender: Process, of this machine, that will ask after it.
         again: Whether it ran elsewhere before.
+        picture: What `vae_encoder` wrote for it.
     """
 
     request: CompletedRequest
@@ -45,6 +46,7 @@ class Submit:
     tickets: str
     sender: Annotated[int, Field(gt=0, le=MAX_PID)]
     again: bool = False
+    picture: PictureEncoding = NO_PICTURE
     op: Literal["submit"] = "submit"
 
 
@@ -127,7 +129,7 @@ Message = Submit | Poll | Cancel | Quote | Claim | Borrow | Evaluate
 
 @dataclass(frozen=True)
 class Submitted:
-    """The run was taken up, unless it has an `error` (`errors.to_report`) or its embeddings are `missing`."""
+    """The run was taken up, unless it has an `error` (`errors.to_report`) or what was encoded for it is `missing`."""
 
     error: Mapping[str, str] | None = None
     missing: bool = False

@@ -8,6 +8,7 @@ import torch
 
 from ..request.completed import CompletedRequest
 from .run import Denoising, LatentGeometry
+from .starts import Start
 from .unet_calls import unet_calls
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from ..networks.checkpoint import Checkpoint
     from ..networks.kept_embeddings import Embeddings, KeptEmbeddings
+    from ..networks.kept_moments import KeptMoments
+    from ..shared_memory.pictures import Pictures
     from .adapter_services import AdapterServices
     from .messages import Submit
 
@@ -29,6 +32,8 @@ class NewRuns:
         scheduler_config: Mapping[str, Any],
         device: torch.device,
         embeddings: KeptEmbeddings,
+        moments: KeptMoments,
+        pictures: Pictures,
         adapters: AdapterServices,
     ) -> None:
         """Reads the checkpoint's latents.
@@ -38,13 +43,17 @@ class NewRuns:
             scheduler_config: `Checkpoint.scheduler_config`.
             device: Where that is.
             embeddings: Where messages' keys lie.
+            moments: Likewise, of pictures.
+            pictures: Likewise, of masks.
             adapters: For requests with LoRAs.
         """
         self._scheduler_config = scheduler_config
         self._geometry = LatentGeometry(
             checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
         )
-        self._device, self._embeddings, self._adapters = device, embeddings, adapters
+        self._scale = checkpoint.latent_scale
+        self._device, self._adapters = device, adapters
+        self._embeddings, self._moments, self._pictures = embeddings, moments, pictures
         pooled = None if checkpoint.pooled_width is None else torch.zeros(2, checkpoint.pooled_width)
         self._zeros: Embeddings = torch.zeros(2, *checkpoint.text_embedding_shape), pooled
 
@@ -61,18 +70,43 @@ class NewRuns:
         """A run at step 0, with what is there of its LoRAs.
 
         Raises:
-            EvictedError: If its embeddings have gone.
+            EvictedError: If its embeddings have gone, or its picture's moments.
             RequestError: If it cannot be run as it is asked for.
         """
         encoding = message.encoding
         embeddings = self._embeddings.pair(encoding.negative, encoding.prompt)
+        start = self._start(message)
         loras = self._adapters.take_up(message.request, message.tickets, encoding.loras)
         try:
             run = Denoising(
-                message.request, self._scheduler_config, self._geometry, embeddings, encoding, loras, self._device
+                message.request,
+                self._scheduler_config,
+                self._geometry,
+                embeddings,
+                encoding,
+                loras,
+                self._device,
+                start,
             )
+            run.report.picture = message.picture
             run.put_on_loras()
         except Exception:
             loras.close()
             raise
         return run
+
+    def _start(self, message: Submit) -> Start | None:
+        """The picture that a run begins with."""
+        edit, keys = message.request.edit, message.picture
+        if edit is None:
+            return None
+        cell = self._geometry.scale_factor
+        mask = None if edit.mask is None else self._pictures.get(edit.mask)[::cell, ::cell]
+        return Start(
+            scale=self._scale,
+            skipped=edit.skipped,
+            picture=None if keys.picture is None else self._moments.get(keys.picture),
+            mask=None if mask is None else torch.from_numpy(mask.astype("float32"))[None, None],
+            masked=None if keys.masked is None else self._moments.get(keys.masked),
+            from_noise=edit.starts_from_noise,
+        )

@@ -12,7 +12,7 @@ import torch
 from ..common.errors import InvalidRequestError, RequestError
 from ..common.sentences import first_sentence
 from ..request.completed import StepHistory
-from ..request.encoding import Encoding
+from ..request.encoding import NO_PICTURE, Encoding, PictureEncoding
 from .request_loras import RequestLoras
 from .schedulers import Sampler
 from .work import Work
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..common.errors import ControlNetDownError
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
+    from .starts import Start
 
 CPU = torch.device("cpu")
 NO_ENCODING = Encoding(None, "", 0.0, False)
@@ -66,6 +67,7 @@ class RunReport:
 
     Attributes:
         encoding: The text encoder's report.
+        picture: The picture encoder's.
         shards: Names of the shards that evaluated any of its halves.
         largest_batch: Most requests that it shared a step with, itself included.
         lora_path: `patched` (into the weights) or `beside` them → evaluations of a half with LoRAs.
@@ -75,6 +77,7 @@ class RunReport:
     """
 
     encoding: Encoding
+    picture: PictureEncoding = NO_PICTURE
     shards: set[str] = field(default_factory=set)
     largest_batch: int = 0
     stale: Counter[int] = field(default_factory=Counter)
@@ -117,6 +120,7 @@ class Denoising:
         encoding: Encoding = NO_ENCODING,
         loras: RequestLoras | None = None,
         device: torch.device = CPU,
+        start: Start | None = None,
     ) -> None:
         """Draws the initial latents.
 
@@ -128,6 +132,7 @@ class Denoising:
             encoding: The text encoder's report.
             loras: The request's LoRAs.
             device: Where latents and conditioning are kept: where the UNet is.
+            start: The picture that the request begins with, if it does.
 
         Raises:
             InvalidRequestError: If the scheduler does not take so many steps (LCM bounds them by its distillation), or
@@ -144,6 +149,7 @@ class Denoising:
                 shape=(1, geometry.channels, height, width),
                 of_sdxl=embeddings[1] is not None,
                 device=device,
+                start=start,
             )
         except ValueError as error:
             raise InvalidRequestError(
@@ -230,7 +236,7 @@ class Denoising:
 
     @property
     def steps(self) -> int:
-        """UNet evaluations from noise to picture; some samplers take more than the request's `steps`."""
+        """UNet evaluations to the picture: some samplers take more than the request's `steps`, edits fewer."""
         return len(self.sampler.timesteps)
 
     @property
@@ -251,7 +257,10 @@ class Denoising:
         return self.step == self.steps
 
     def model_input(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled latents [1, C, h, w] and timestep [1, 1] of the current step, float32. Once per step."""
+        """Latents [1, C, h, w] as the UNet takes them, and timestep [1, 1] of the current step, float32. Once per step.
+
+        Scaled; for UNets that inpaint, with mask and masked picture's latents.
+        """
         timestep = self.sampler.timesteps[self.step]
         return self.sampler.model_input(self.step), timestep.reshape(1, 1).float()
 

@@ -6,12 +6,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from ...kernels.cfg_step import cfg_step
 from ...kernels.step_coefficients import NotAffineError, run_coefficients
 from ..common.sentences import first_sentence
 from ..request.schedulers import SCHEDULERS, Evaluations
+from .starts import Drawn, Pins, noise_levels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
     from ...kernels.step_coefficients import StepCoefficients
+    from .starts import Start
 
 TRIAL_STEPS = 4
 COUNTED_STEPS = 4, 5
@@ -36,6 +37,7 @@ class Sampler:
         timesteps: Of the UNet's evaluations, scalars on the CPU; some schedulers make more of them than steps.
         order: Evaluations per step.
         coefficients: Of every evaluation, in the scheduler's place; None for samplers that are not affine.
+        beside: As of `Drawn`, where the latents are.
         denoised: What `cfg_step` gave in the last step beside the latents, like them; unused before, and by samplers
             that are not affine.
     """
@@ -50,6 +52,7 @@ class Sampler:
         shape: tuple[int, ...],
         of_sdxl: bool,
         device: torch.device | None = None,
+        start: Start | None = None,
     ) -> None:
         """Draws the initial latents: on the CPU, so that they are the same wherever they go.
 
@@ -62,18 +65,21 @@ class Sampler:
             of_sdxl: Whether as in SDXL's pipeline, else as in Stable Diffusion's.
             device: Where the latents go; None for the CPU. The scheduler's own tables stay on the CPU, so that no step
                 waits for the device.
+            start: The picture that it begins with; None for noise alone.
 
         Raises:
-            ValueError: If the scheduler does not take so many steps.
+            InvalidRequestError: If the scheduler cannot begin with a picture.
+            ValueError: If it does not take so many steps.
         """
         self._scheduler = scheduler = _make(own_config, name)
         self._scales = of_sdxl or hasattr(scheduler, "scale_model_input")
         scheduler.set_timesteps(steps, device="cpu")
-        self.timesteps = list(scheduler.timesteps)
         self.order = int(scheduler.order)  # which the pipelines read: they run none that lacks it
+        begin = 0 if start is None else start.skipped * self.order
+        self.timesteps = list(scheduler.timesteps)[begin:]
         generator = torch.Generator("cpu").manual_seed(seed)
-        noise = randn_tensor(shape, generator=generator, dtype=torch.float32) * scheduler.init_noise_sigma
-        self.latents = self.denoised = noise.to(device)
+        drawn = Drawn(start, shape, generator)
+        self.beside = None if drawn.beside is None else drawn.beside.to(device)
         given = {"eta": 0.0 if name is None else SCHEDULERS[name].eta, "generator": generator}
         taken = inspect.signature(scheduler.step).parameters
         self._output: Any = None
@@ -81,14 +87,33 @@ class Sampler:
         self._options = {key: value for key, value in given.items() if key in taken}
         if of_sdxl and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
+        self._pins: Pins | None = None
+        if start is None:
+            latents = drawn.noise * scheduler.init_noise_sigma
+        else:
+            latents = self._begin(start, drawn, begin, device)
+        self.latents = self.denoised = latents.to(device)
         self.coefficients: tuple[StepCoefficients, ...] | None
         try:
-            self.coefficients = run_coefficients(scheduler)
+            self.coefficients = run_coefficients(scheduler, begin)
         except NotAffineError:
             self.coefficients = None
 
+    def _begin(self, start: Start, drawn: Drawn, begin: int, device: torch.device | None) -> torch.Tensor:
+        """The first latents of a run that begins with a picture."""
+        (of_picture, of_noise), *later = noise_levels(self._scheduler, begin)
+        if drawn.original is not None and start.mask is not None and drawn.beside is None:
+            self._pins = Pins(drawn.original, drawn.noise, start.mask, later, device)
+        if drawn.original is None or start.from_noise:
+            return drawn.noise * self._scheduler.init_noise_sigma
+        return of_picture * drawn.original + of_noise * drawn.noise
+
     def model_input(self, step: int) -> torch.Tensor:
         """What the UNet takes for latents in a step, [1, C, h, w]; once per step, before `advance`."""
+        scaled = self._scaled(step)
+        return scaled if self.beside is None else torch.cat([scaled, self.beside], 1)
+
+    def _scaled(self, step: int) -> torch.Tensor:
         if self.coefficients is not None:
             divisor = self.coefficients[step].input_divisor
             return self.latents if divisor == 1 else self.latents / divisor
@@ -98,11 +123,16 @@ class Sampler:
         """The latents after a step for which the UNet said [1, C, h, w]."""
         if self.coefficients is not None:
             row = torch.tensor([self.coefficients[step].row(1.0)]).to(self.latents.device, non_blocking=True)
-            self.latents, self.denoised = cfg_step(self.latents, prediction, row, None, self.denoised)
+            self.take(step, *cfg_step(self.latents, prediction, row, None, self.denoised))
             return
         self._last = prediction, self.timesteps[step], self.latents
         self._output = self._scheduler.step(prediction, self.timesteps[step], self.latents, **self._options)
-        self.latents = self._output.prev_sample
+        self.take(step, self._output.prev_sample, self.denoised)
+
+    def take(self, step: int, latents: torch.Tensor, denoised: torch.Tensor) -> None:
+        """Goes on from a step with what it gave, [1, C, h, w] each."""
+        self.latents = latents if self._pins is None else self._pins(step, latents)
+        self.denoised = denoised
 
     def predicted(self) -> torch.Tensor:
         """The latents that the last step's prediction implies for the end of the run (x0), [1, C, h, w] float32.

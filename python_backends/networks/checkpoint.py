@@ -20,12 +20,26 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, PreTrainedModel
 
-FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
+    from .latent_encoding import LatentScale
+
+FAMILIES = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionInpaintPipeline": "sd15",
+}
 """diffusers' pipeline class of a checkpoint → name of its public model."""
+
+EDITING = {
+    "sdxl": ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    "sd15": ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+}
+"""Of a family, diffusers' classes that begin with a picture: of all of it, and of what a mask leaves."""
 
 DEFAULTED = "_use_default_values"
 """diffusers' key for the names of what a configuration leaves out."""
 
+MASK_CHANNELS = 1
 DEFAULT_SAMPLE_SIZES = {"sdxl": 128, "sd15": 64}
 """Cells along a side of the latents of a UNet that says nothing of them."""
 
@@ -56,11 +70,12 @@ class Checkpoint(CheckpointFiles):
                 f"{self.path} holds a {self.pipeline_class_name}; served are {', '.join(sorted(FAMILIES))}"
             )
         self.weight_files("unet")  # raises, if there are none
-        taken, given = self.latent_channels, self.vae_config.get("latent_channels", 4)
-        if taken != given:
+        plain = self.latent_channels
+        inpainting = 2 * plain + MASK_CHANNELS
+        if self.unet_channels not in (plain, inpainting):
             raise CheckpointError(
-                f"{self.path}: the UNet takes {taken} channels, the VAE gives {given}; "
-                "inpainting and other image-conditioned UNets are not served"
+                f"{self.path}: the UNet takes {self.unet_channels} channels, the VAE gives {plain}; served are UNets "
+                f"that take {plain}, or {inpainting} to inpaint"
             )
         unserved = {"text", "text_image", "image", "image_hint"}
         if self.unet_config.get("addition_embed_type") in unserved or self.unet_config.get("encoder_hid_dim_type"):
@@ -125,7 +140,17 @@ class Checkpoint(CheckpointFiles):
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
+        return int(self.vae_config.get("latent_channels", 4))
+
+    @property
+    def unet_channels(self) -> int:
+        """Channels that the UNet takes: those of a latent; to inpaint, mask and masked picture's latent as well."""
         return int(self.unet_config.get("in_channels", 4))
+
+    @property
+    def only_inpaints(self) -> bool:
+        """Whether the UNet takes a mask and a masked picture too."""
+        return self.unet_channels != self.latent_channels
 
     @property
     def text_embedding_shape(self) -> tuple[int, int]:
@@ -156,6 +181,23 @@ class Checkpoint(CheckpointFiles):
         parameters = inspect.signature(self._pipeline_class.__call__).parameters
         return int(parameters["num_inference_steps"].default), float(parameters["guidance_scale"].default)
 
+    @property
+    def latent_scale(self) -> LatentScale:
+        """Between what the autoencoder gives and what the UNet takes."""
+        from .latent_encoding import LatentScale
+
+        factor, mean, std = (self._vae_setting(name) for name in ("scaling_factor", "latents_mean", "latents_std"))
+        return LatentScale(float(factor), mean, std)
+
+    @property
+    def strength_defaults(self) -> tuple[float, float]:
+        """Strengths that diffusers' pipeline calls default to: of image to image, and of inpainting."""
+        import diffusers
+
+        calls = [inspect.signature(getattr(diffusers, name).__call__) for name in EDITING[self.family]]
+        image_to_image, inpainting = (float(call.parameters["strength"].default) for call in calls)
+        return image_to_image, inpainting
+
     def load_unet(self, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
         """The UNet in evaluation mode.
 
@@ -172,8 +214,7 @@ class Checkpoint(CheckpointFiles):
         """What the autoencoder computes in where the rest is of this type."""
         import torch
 
-        default = inspect.signature(self.network_class("vae").__init__).parameters["force_upcast"].default
-        overflows = dtype == torch.float16 and self.vae_config.get("force_upcast", default)
+        overflows = dtype == torch.float16 and self._vae_setting("force_upcast")
         return torch.float32 if overflows else dtype
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
@@ -237,6 +278,11 @@ class Checkpoint(CheckpointFiles):
     def text_encoders(self) -> tuple[str, ...]:
         """Names of the parts that encode texts."""
         return ("text_encoder", "text_encoder_2") if self.family == "sdxl" else ("text_encoder",)
+
+    def _vae_setting(self, name: str) -> Any:
+        """Of the autoencoder's configuration, what its class says where that lacks it."""
+        taken = inspect.signature(self.network_class("vae").__init__).parameters
+        return self.vae_config.get(name, taken[name].default if name in taken else None)
 
     def _text_config(self, encoder: str) -> CLIPTextConfig:
         from transformers import CLIPTextConfig

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..lora.files.modules import adaptable_weights
 from .controlnet_modules import ARGUMENTS
 from .latent_decoding import decode
+from .latent_encoding import VaeEncoder
 from .unet import META, empty_arguments, example
 from .unet_halves import DecoderHalf, EncoderHalf
 
@@ -111,8 +112,15 @@ def unet_needs(checkpoint: Checkpoint) -> Needs:
 
 def vae_needs(checkpoint: Checkpoint) -> Needs:
     """Of an autoencoder that decodes a picture."""
-    vae, latents = checkpoint.empty_part("vae"), example(checkpoint, 1)["LATENTS"].to(META)
+    vae, latents = checkpoint.empty_part("vae"), example(checkpoint, 1, checkpoint.latent_channels)["LATENTS"].to(META)
     return _needs([vae], lambda: decode(vae, latents))
+
+
+def vae_encoder_needs(checkpoint: Checkpoint) -> Needs:
+    """Of an autoencoder's encoder, for a picture."""
+    vae, (height, width) = checkpoint.empty_part("vae"), checkpoint.default_size
+    encoder = VaeEncoder(vae)
+    return _needs([encoder], lambda: encoder(torch.zeros(1, 3, height, width, device=META)))
 
 
 def text_encoder_needs(checkpoint: Checkpoint) -> Needs:
@@ -130,7 +138,8 @@ def controlnet_needs(module: PositionalControlNet, checkpoint: Checkpoint) -> Ne
         module: On the meta device.
         checkpoint: Whose UNet it steers.
     """
-    given, (height, width) = empty_arguments(checkpoint, ROWS)[:ARGUMENTS], checkpoint.default_size
+    given = empty_arguments(checkpoint, ROWS, checkpoint.latent_channels)[:ARGUMENTS]
+    height, width = checkpoint.default_size
     picture = torch.zeros(1, 3, height, width, device=META)
     options = {"modes": (0,), "scale": None} if module.control_modes else {}
     return _needs(

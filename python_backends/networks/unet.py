@@ -61,6 +61,7 @@ class UNet:
     Attributes:
         patcher: Patches LoRAs into the weights.
         beside: Holds LoRAs beside them; None where the runtime does without.
+        latent_channels: Of what it predicts, which are the first of what it takes.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class UNet:
         runtime.prepare(unet, device)
         running = runtime.unet(unet, device, dtype)
         self.patcher, self.beside = running.patcher, running.beside
+        self.latent_channels = checkpoint.latent_channels
         self._projections = running.projections
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
@@ -97,9 +99,9 @@ class UNet:
         """The encoder half.
 
         Args:
-            tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL
-                TEXT_EMBEDS [B, pooled width] and TIME_IDS [B, 6]; for guidance-distilled UNets
-                TIMESTEP_COND [B, width].
+            tensors: LATENTS [B, C, h, w], with mask and masked picture's latents for UNets that inpaint; TIMESTEPS
+                [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL TEXT_EMBEDS [B, pooled width] and TIME_IDS
+                [B, 6]; for guidance-distilled UNets TIMESTEP_COND [B, width].
                 Float32, on any device.
             weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
                 work. None shares nothing.
@@ -164,9 +166,15 @@ def shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
     return tensors["LATENTS"].shape, tensors["ENCODER_HIDDEN_STATES"].shape
 
 
-def empty_arguments(checkpoint: Checkpoint, rows: int) -> tuple[torch.Tensor, ...]:
-    """The arguments of `EncoderHalf.forward` at the default size, without values: on the meta device, float32."""
-    return arguments(example(checkpoint, rows), META, torch.float32)
+def empty_arguments(checkpoint: Checkpoint, rows: int, channels: int | None = None) -> tuple[torch.Tensor, ...]:
+    """The arguments of `EncoderHalf.forward` at the default size, without values: on the meta device, float32.
+
+    Args:
+        checkpoint: Whose inputs they are.
+        rows: Of the batch.
+        channels: As of `example`.
+    """
+    return arguments(example(checkpoint, rows, channels), META, torch.float32)
 
 
 def trace(network: torch.nn.Module, calls: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Call]:
@@ -195,6 +203,7 @@ def warm_up(
     evaluate: Callable[[Tensors], object],
     trace: Callable[[Sequence[Tensors]], None] | None,
     is_eager: bool,
+    channels: int | None = None,
 ) -> None:
     """Evaluates with each of WARM_UP_ROWS, traced where that helps.
 
@@ -206,10 +215,11 @@ def warm_up(
         evaluate: By the trace of its `shapes`, if there is one.
         trace: Makes those of several examples; None for what is not traced.
         is_eager: Whether the first call of a shape costs no more than others: nothing is compiled or captured.
+        channels: As of `example`.
     """
     examples: list[Tensors] = []
     for rows in WARM_UP_ROWS:
-        given = example(checkpoint, rows)
+        given = example(checkpoint, rows, channels)
         if is_eager:
             start = time.thread_time()  # not of the clock: others may have the core
             evaluate(given)
@@ -223,11 +233,11 @@ def warm_up(
             evaluate(tensors)
 
 
-def example(checkpoint: Checkpoint, rows: int) -> dict[str, torch.Tensor]:
-    """Inputs of the default size."""
+def example(checkpoint: Checkpoint, rows: int, channels: int | None = None) -> dict[str, torch.Tensor]:
+    """Inputs of the default size, of which LATENTS has so many channels; None for what the UNet takes."""
     height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
     tensors = {
-        "LATENTS": torch.zeros(rows, checkpoint.latent_channels, height, width),
+        "LATENTS": torch.zeros(rows, channels or checkpoint.unet_channels, height, width),
         "TIMESTEPS": torch.zeros(rows, 1),
         "ENCODER_HIDDEN_STATES": torch.zeros(rows, *checkpoint.text_embedding_shape),
     }

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from .editing import Edit, ImageKey
 from .json_text import read_json
 from .outputs import FileOutput, Previews
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 RunId = Annotated[str, StringConstraints(pattern="^[0-9A-Za-z_-]{1,64}$")]
 """Files are called after it."""
-ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ControlNetUse:
 
     Attributes:
         name: Of the model, without `controlnet_`.
-        images: Keys of its pictures among the server's `ControlImages`: one, or one per control mode.
+        images: Keys of its pictures among the server's `Pictures`: one, or one per control mode.
         scale: Multiplies its residuals.
         start: Fraction of the steps before which it is not used.
         end: Fraction of the steps after which it is not used.
@@ -186,6 +186,7 @@ class CompletedRequest:
         arrival: When it came, and where; None if that was not at a server.
         output: The file that its picture becomes; None for raw pixels.
         previews: What its client sees on the way; None for nothing.
+        edit: The picture that it begins with; None for noise alone.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -214,6 +215,13 @@ class CompletedRequest:
     arrival: Arrival | None = None
     output: FileOutput | None = None
     previews: Previews | None = None
+    edit: Edit | None = None
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Keys of all that it needs."""
+        of_controls = [key for use in self.controlnets for key in use.images]
+        return (*of_controls, *(self.edit.keys if self.edit else ()))
 
     @property
     def due(self) -> float | None:

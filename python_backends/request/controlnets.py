@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,9 +13,12 @@ from ..common.errors import InvalidRequestError
 from ..common.sentences import shown
 from .completed import ControlNetUse
 from .fields import Entry, Fields
+from .picture_inputs import MAX_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from .editing import AskedEdit
 
 Mode = Annotated[int, Field(ge=0)]
 
@@ -30,6 +33,7 @@ class ControlNet(Entry):
     guess_mode: bool = False
     control_mode: Mode | Annotated[list[Mode], Field(max_length=16)] | None = None
     stale: bool = False
+    picture: Literal["inpaint"] | None = None
 
     @property
     def control_modes(self) -> tuple[int, ...]:
@@ -40,8 +44,8 @@ class ControlNet(Entry):
 
     @property
     def pictures(self) -> int:
-        """How many it takes."""
-        return max(1, len(self.control_modes))
+        """How many of CONTROL_IMAGES it takes."""
+        return 0 if self.picture else max(1, len(self.control_modes))
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,6 @@ class KnownControlNet:
 
 
 NONE_KNOWN: Mapping[str, KnownControlNet] = MappingProxyType({})
-MAX_CONTROL_SIDE = 4096
-"""Largest height and width of CONTROL_IMAGES."""
 
 
 class AskedControlNets:
@@ -90,21 +92,27 @@ class AskedControlNets:
         if len(self._images) != wanted:
             raise InvalidRequestError(
                 f"CONTROL_IMAGES holds {len(self._images)} pictures; allowed: one per entry of CONTROLNETS, of a union "
-                f"one per control mode: {wanted}"
+                f'one per control mode, of one with the picture "inpaint" none: {wanted}'
             )
         height, width = self._images.shape[1:3]
-        if not (1 <= height <= MAX_CONTROL_SIDE and 1 <= width <= MAX_CONTROL_SIDE):
-            raise InvalidRequestError(
-                f"CONTROL_IMAGES are {height} high and {width} wide; allowed: 1 to {MAX_CONTROL_SIDE}"
-            )
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise InvalidRequestError(f"CONTROL_IMAGES are {height} high and {width} wide; allowed: 1 to {MAX_SIDE}")
 
-    def uses(self, keep_image: Callable[[np.ndarray], str]) -> tuple[ControlNetUse, ...]:
-        """The entries completed; `keep_image` gives a picture's key."""
-        keys = map(keep_image, self._images)
+    def uses(self, keep_picture: Callable[[np.ndarray], str], edit: AskedEdit) -> tuple[ControlNetUse, ...]:
+        """The entries completed.
+
+        Args:
+            keep_picture: Gives a picture's key.
+            edit: What the request changes, for ControlNets that are steered by it.
+
+        Raises:
+            InvalidRequestError: If one is, and it changes no part of a picture.
+        """
+        keys = map(keep_picture, self._images)
         return tuple(
             ControlNetUse(
                 name=entry.name,
-                images=tuple(next(keys) for _ in range(entry.pictures)),
+                images=tuple(next(keys) for _ in range(entry.pictures)) or (keep_picture(edit.known()),),
                 scale=entry.scale,
                 start=entry.start,
                 end=entry.end,
@@ -123,6 +131,11 @@ class AskedControlNets:
         if entry.start >= entry.end:
             raise InvalidRequestError(
                 f"CONTROLNETS has start {entry.start:g} and end {entry.end:g}; allowed: start below end"
+            )
+        if entry.picture and len(entry.control_modes) > 1:
+            raise InvalidRequestError(
+                f"CONTROLNETS has the picture {shown(entry.picture)} and {len(entry.control_modes)} control modes; "
+                "allowed: one"
             )
         modes, count = entry.control_modes, self._known[entry.name].control_modes
         given = f"CONTROLNETS gives {shown(entry.name)} the control_mode {entry.control_mode}"

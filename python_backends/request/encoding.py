@@ -1,4 +1,4 @@
-"""What `text_encoder` says of a request's prompts: where their embeddings are, and how they were made."""
+"""What encoders say of a request: where embeddings and pictures' moments are, and how they were made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from .json_text import read_json
 
-EmbeddingKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+ContentKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 LoraKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16,64}$")]
 
 
@@ -28,8 +28,8 @@ class Encoding:
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    negative: EmbeddingKey | None
-    prompt: EmbeddingKey
+    negative: ContentKey | None
+    prompt: ContentKey
     ms: float
     prompt_truncated: bool
     loras: Annotated[tuple[tuple[LoraKey, float], ...], Field(max_length=64)] = ()
@@ -46,3 +46,37 @@ class Encoding:
             InvalidRequestError: If the text is anything else (a client called an inner model by itself).
         """
         return read_json(cls, text, "ENCODING is not what `text_encoder` writes")
+
+
+@dataclass(frozen=True)
+class PictureEncoding:
+    """Keys of the moments of a request's picture in shared memory; who finds one gone has the picture encoded again.
+
+    Attributes:
+        picture: Of the picture's; None where nothing of it is wanted.
+        masked: Of the picture's without what the mask covers, for UNets that inpaint; else None.
+        ms: What encoding took.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    picture: ContentKey | None = None
+    masked: ContentKey | None = None
+    ms: float = 0.0
+
+    def to_json(self) -> str:
+        """As it travels between models."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> PictureEncoding:
+        """What `to_json` wrote.
+
+        Raises:
+            InvalidRequestError: If the text is anything else (a client called an inner model by itself).
+        """
+        return read_json(cls, text, "LATENT_KEYS is not what `vae_encoder` writes")
+
+
+NO_PICTURE = PictureEncoding()
+"""Of text to image."""

@@ -68,14 +68,21 @@ class Fields:
             raise InvalidRequestError(f"{field} is {int(value)}; allowed: {low} to {high}")
         return int(value)
 
+    def content(self, field: str, most: int) -> bytes | None:
+        """Bytes, at most so many."""
+        return self._bytes(field, most, f"at most {most} bytes")
+
     def number(self, field: str, low: float, high: float) -> float | None:
-        """A finite number from `low` to `high`."""
+        """A finite number from `low` to `high`; of a narrower float the shortest decimal that it stands for.
+
+        (A client that writes 0.7 means 0.7, and not 0.699999988: ten steps of that are six.)
+        """
         value = self._scalar(field)
         if value is None:
             return None
         if not math.isfinite(value) or not low <= value <= high:
             raise InvalidRequestError(f"{field} is {float(value):g}; allowed: {low:g} to {high:g}")
-        return float(value)
+        return float(str(value))
 
     def boolean(self, field: str) -> bool | None:
         """True or false."""

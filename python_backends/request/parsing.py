@@ -10,9 +10,11 @@ from ..common.errors import InvalidRequestError
 from ..common.sentences import shown
 from .completed import PRIORITIES, CompletedRequest, Priority
 from .controlnets import NONE_KNOWN, AskedControlNets
+from .editing import AskedEdit
 from .fields import Fields
 from .loras import AskedLoras
 from .outputs import parse_output, parse_previews
+from .picture_inputs import fitted
 from .prompt_syntax import PLAIN, SYNTAXES, check_weights
 from .schedulers import SCHEDULERS, Evaluations
 
@@ -31,7 +33,7 @@ def parse_request(
     rules: RequestRules,
     catalogue: KnownLoras,
     controlnets: Mapping[str, KnownControlNet] = NONE_KNOWN,
-    keep_image: Callable[[np.ndarray, int, int], str] = lambda _image, _height, _width: "",
+    keep_picture: Callable[[np.ndarray], str] = lambda _picture: "0" * 64,
 ) -> CompletedRequest:
     """Checks and completes one client request.
 
@@ -40,8 +42,7 @@ def parse_request(
         rules: Defaults and limits.
         catalogue: The LoRAs that there are.
         controlnets: The ControlNets that there are, by name.
-        keep_image: Called with each picture of CONTROL_IMAGES, [H, W, 3] uint8, and the request's height and width,
-            once all else is right; gives its key.
+        keep_picture: Called with each of its pictures, in its size, once all else is right; gives its key.
 
     Raises:
         ImageUnavailableError: If there is no room for a picture.
@@ -61,14 +62,16 @@ def parse_request(
     if guidance_scale is None:
         guidance_scale = _given(_default(loras, "GUIDANCE_SCALE", 0, rules.max_guidance_scale), rules.guidance_scale)
     asked = AskedControlNets(fields, controlnets, rules.max_json_bytes, rules.max_controlnets)
-    height = _given(fields.size("HEIGHT", rules), rules.height)
-    width = _given(fields.size("WIDTH", rules), rules.width)
+    edit = AskedEdit(fields, rules)
+    height, width = _side("HEIGHT", 0, fields, rules, edit), _side("WIDTH", 1, fields, rules, edit)
     negative_prompt = fields.text("NEGATIVE_PROMPT", rules.max_prompt_characters)
     scheduler = _scheduler(fields, rules, loras)
     output = parse_output(fields)
     previews = parse_previews(fields, rules, output)
     own = Evaluations(rules.own_per_step, rules.own_more)
     evaluations = own if scheduler is None else SCHEDULERS[scheduler].evaluations
+    edit.fit(height, width)
+    edited = edit.use(steps, keep_picture)
     return CompletedRequest(
         run_id=secrets.token_hex(16),
         prompt=prompt,
@@ -83,15 +86,16 @@ def parse_request(
         lora_defaults=loras.applied,
         request_id=request_id,
         deadline=None if timeout_ms is None else time.monotonic() + timeout_ms / 1000,
-        controlnets=asked.uses(lambda image: keep_image(image, height, width)),
+        controlnets=asked.uses(lambda picture: keep_picture(fitted(picture, height, width)), edit),
         clip_skip=fields.integer("CLIP_SKIP", 0, rules.max_clip_skip),
         guidance_rescale=_given(fields.number("GUIDANCE_RESCALE", 0.0, 1.0), 0.0),
         max_chunks=_chunks(fields, rules, prompt, negative_prompt),
         priority=_priority(fields),
-        evaluations=evaluations.of(steps),
+        evaluations=evaluations.of(steps, skipped=edited.skipped if edited else 0),
         halves=rules.halves if guidance_scale > 1 else 1,
         output=output,
         previews=previews,
+        edit=edited,
     )
 
 
@@ -105,6 +109,13 @@ def parse_request_id(tensors: Mapping[str, np.ndarray]) -> str:
     if request_id is None:
         raise InvalidRequestError("REQUEST_ID is missing; required: a text")
     return request_id
+
+
+def _side(name: str, axis: int, fields: Fields, rules: RequestRules, edit: AskedEdit) -> int:
+    given = fields.size(name, rules)
+    if given is None:
+        given = edit.side(axis)
+    return (rules.height, rules.width)[axis] if given is None else given
 
 
 def _chunks(fields: Fields, rules: RequestRules, prompt: str, negative_prompt: str | None) -> int | None:

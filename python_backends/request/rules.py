@@ -37,6 +37,10 @@ class RequestRules:
             of forwarded headers; empty for none.
         slo_ms: What requests without a TIMEOUT_MS are refused beyond, in milliseconds; 0: never.
         slo_factor: The same, in times of what such a request takes alone; 0: never.
+        latent_cell: Pixels along a side of a latent's cell.
+        img2img_strength: STRENGTH where a request with INIT_IMAGE alone names none.
+        inpaint_strength: The same with MASK_IMAGE.
+        only_inpaints: Whether the UNet was trained to take picture and mask, and does nothing without.
     """
 
     steps: int
@@ -63,6 +67,10 @@ class RequestRules:
     ignored_parameters: str = ""
     slo_ms: int = 0
     slo_factor: float = 0.0
+    latent_cell: int = 8
+    img2img_strength: float = 0.3
+    inpaint_strength: float = 0.9999
+    only_inpaints: bool = False
 
     def __post_init__(self) -> None:
         """Refuses defaults beyond the limits with a ValueError."""

@@ -15,9 +15,9 @@ class Evaluations(NamedTuple):
     per_step: int = 1
     more: int = 0
 
-    def of(self, steps: int) -> int:
-        """In a run of so many steps."""
-        return max(1, self.per_step * steps + self.more)
+    def of(self, steps: int, skipped: int = 0) -> int:
+        """In a run of so many steps, of which the first are skipped."""
+        return max(1, self.per_step * (steps - skipped) + self.more)
 
 
 ONE_A_STEP = Evaluations()

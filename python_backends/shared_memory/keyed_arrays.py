@@ -47,6 +47,10 @@ class KeyedArrays:
                 reservation.publish(key)
         return key
 
+    def has(self, key: str) -> bool:
+        """Whether there are arrays of a key, which count as just used."""
+        return self._cache.find(key) is not None
+
     def lease(self, key: str) -> Lease:
         """Keeps the arrays of a key for as long as they are needed.
 

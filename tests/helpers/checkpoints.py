@@ -16,7 +16,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -24,6 +26,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 EMBEDDING = (8, 16, 16)
 """Widths of what embeds a ControlNet's picture, one for each level of the VAE."""
+
+INPAINTING_CHANNELS = 9
+"""Latents, mask, and the latents of what that leaves of a picture."""
 
 WORDS = ("a", "red", "blue", "circle", "square", "cat", "above", "on", "photo", "blurry")
 """Words with a token of their own; everything else is spelled in characters."""
@@ -85,9 +90,10 @@ def sdxl(
     time_cond_proj_dim: int | None = None,
     unet_seed: int = 0,
     depth: int = 3,
+    inpaints: bool = False,
     **pipeline_options: object,
 ) -> Path:
-    """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights.
+    """An SDXL checkpoint with pictures of 64×64 pixels and a UNet of random weights, which may take a mask too.
 
     Of depth 2, for tests that need parts of every kind but not many, UNet and VAE have a level less, so pictures have
     32×32 pixels, and text encoders a layer less.
@@ -95,6 +101,7 @@ def sdxl(
     words = tokenizer(directory / "words")
     torch.manual_seed(unet_seed)
     unet = UNet2DConditionModel(
+        in_channels=INPAINTING_CHANNELS if inpaints else 4,
         block_out_channels=(16, 32, 32)[:depth],
         layers_per_block=1,
         sample_size=16,
@@ -110,7 +117,7 @@ def sdxl(
         norm_num_groups=8,
         time_cond_proj_dim=time_cond_proj_dim,
     )
-    pipeline = StableDiffusionXLPipeline(
+    pipeline = (StableDiffusionXLInpaintPipeline if inpaints else StableDiffusionXLPipeline)(
         vae=vae(1, depth),
         text_encoder=CLIPTextModel(text_config(words, 16, 16, depth)),
         text_encoder_2=CLIPTextModelWithProjection(text_config(words, 24, 24, depth)),
@@ -125,11 +132,18 @@ def sdxl(
     return directory
 
 
-def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 3, **unet_options: object) -> Path:
+def sd15(
+    directory: Path,
+    scheduler: SchedulerMixin | None = None,
+    depth: int = 3,
+    inpaints: bool = False,
+    **unet_options: object,
+) -> Path:
     """An SD 1.5 checkpoint with pictures of 64×64 pixels and a UNet of random weights; two levels at any depth."""
     words = tokenizer(directory / "words")
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
+        in_channels=INPAINTING_CHANNELS if inpaints else 4,
         block_out_channels=(16, 32),
         layers_per_block=1,
         sample_size=16,
@@ -140,7 +154,7 @@ def sd15(directory: Path, scheduler: SchedulerMixin | None = None, depth: int = 
         norm_num_groups=8,
         **unet_options,
     )
-    pipeline = StableDiffusionPipeline(
+    pipeline = (StableDiffusionInpaintPipeline if inpaints else StableDiffusionPipeline)(
         vae=vae(1, depth),
         text_encoder=CLIPTextModel(text_config(words, 16, 16, depth)),
         tokenizer=words,

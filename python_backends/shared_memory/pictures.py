@@ -1,15 +1,14 @@
-"""Pictures for ControlNets in shared memory: each crosses from process to process once, as a file. Needs no torch."""
+"""Requests' pictures in shared memory: each crosses from process to process once, as a file. Needs no torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ..common.errors import ImageUnavailableError
-from ..shared_memory.host_cache import EvictedError, HostCacheFullError, Lease, host_cache_directory
-from ..shared_memory.keyed_arrays import KeyedArrays
+from .host_cache import EvictedError, HostCacheFullError, Lease, host_cache_directory
+from .keyed_arrays import KeyedArrays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,11 +17,15 @@ MAX_BYTES, MAX_SHARE = 2**30, 0.25
 """Pictures in memory at a time, and their most of the machine's shared memory; those of running requests are leased and
 stay."""
 
-GONE = "CONTROL_IMAGES: the picture has gone before it was used; try again"
+GONE = "a picture of the request has gone before it was used; try again"
 
 
-class ControlImages:
-    """The server's pictures by content."""
+class Pictures:
+    """The server's pictures by content: [H, W, 3] uint8.
+
+    With a fourth channel they are what an inpainting ControlNet is steered by: where that is 0, nothing is known of the
+    picture. Masks are [H, W]: 1 where the picture is to be painted anew, else 0.
+    """
 
     def __init__(self, directory: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
         """Opens the cache.
@@ -33,26 +36,16 @@ class ControlImages:
         """
         self._arrays = KeyedArrays(directory or host_cache_directory() / "images", max_bytes, MAX_SHARE)
 
-    def put(self, image: np.ndarray, height: int, width: int) -> str:
-        """Keeps a picture, resized as diffusers' `VaeImageProcessor` does it.
-
-        Args:
-            image: [H, W, 3] uint8.
-            height: Of the picture that is kept.
-            width: Of the picture that is kept.
-
-        Returns:
-            Its key.
+    def put(self, picture: np.ndarray) -> str:
+        """Keeps a picture or a mask; its key.
 
         Raises:
             ImageUnavailableError: If there is no room.
         """
-        if image.shape[:2] != (height, width):
-            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
         try:
-            return self._arrays.put({"image": np.ascontiguousarray(image)})
+            return self._arrays.put({"image": np.ascontiguousarray(picture)})
         except HostCacheFullError as error:
-            raise ImageUnavailableError(f"CONTROL_IMAGES: {error}") from error
+            raise ImageUnavailableError(f"no room for a picture of the request: {error}") from error
 
     def lease(self, key: str) -> Lease:
         """Keeps a picture for as long as a request needs it.
@@ -66,7 +59,7 @@ class ControlImages:
             raise ImageUnavailableError(GONE) from error
 
     def get(self, key: str) -> np.ndarray:
-        """A picture: [H, W, 3] uint8.
+        """A picture, or a mask.
 
         Raises:
             ImageUnavailableError: If it is not there.

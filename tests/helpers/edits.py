@@ -1,0 +1,177 @@
+"""Edits without a server, step by step, and as diffusers' pipelines make them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
+from swiftdiffusion.python_backends.engine.starts import Start
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.networks.checkpoint import EDITING, Checkpoint
+from swiftdiffusion.python_backends.networks.latent_encoding import VaeEncoder, encode_picture
+from swiftdiffusion.python_backends.networks.unet import UNet
+from swiftdiffusion.python_backends.request.parsing import parse_request
+from swiftdiffusion.python_backends.request.rules import RequestRules
+from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
+from wire import array
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from swiftdiffusion.python_backends.request.completed import CompletedRequest
+
+CPU = torch.device("cpu")
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """[1, H, W, 3] uint8: noise, of which every pixel counts."""
+    return np.random.default_rng(seed).integers(0, 256, (1, height, width, 3), np.uint8)
+
+
+def box(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    """A mask [1, H, W] uint8: 255 within a box, 0 around it."""
+    mask = np.zeros((1, height, width), np.uint8)
+    mask[:, top:bottom, left:right] = 255
+    return mask
+
+
+class KeptHere(dict[str, np.ndarray]):
+    """Pictures by key, as `Pictures` keeps them, of this process alone."""
+
+    def put(self, kept: np.ndarray) -> str:
+        key = f"{len(self):064x}"
+        self[key] = kept
+        return key
+
+
+@dataclass
+class LocalEdits:
+    """A checkpoint's parts, each loaded once."""
+
+    checkpoint: Checkpoint
+    guidance_scale: float = 5.0
+    kept: KeptHere = field(default_factory=KeptHere)
+
+    def __post_init__(self) -> None:
+        self.unet = UNet(self.checkpoint, CPU, torch.float32)
+        self.vae = VaeEncoder(self.checkpoint.load_vae(CPU, torch.float32))
+        self.texts = self.checkpoint.load_text_pipeline(CPU, torch.float32)
+        height, width = self.checkpoint.default_size
+        of_image, of_mask = self.checkpoint.strength_defaults
+        self.rules = RequestRules(
+            steps=4,
+            guidance_scale=self.guidance_scale,
+            height=height,
+            width=width,
+            size_multiple=self.checkpoint.size_multiple,
+            max_size=256,
+            own_scheduler=self.checkpoint.scheduler_config["_class_name"],
+            latent_cell=self.checkpoint.vae_scale_factor,
+            img2img_strength=of_image,
+            inpaint_strength=of_mask,
+            only_inpaints=self.checkpoint.only_inpaints,
+        )
+
+    def parse(self, **fields: Any) -> CompletedRequest:
+        """A request as `preprocess` completes it."""
+        arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
+        return parse_request(
+            {name: tensor[0] for name, tensor in arrays.items()},
+            self.rules,
+            Catalogue(None),
+            keep_picture=self.kept.put,
+        )
+
+    @torch.no_grad()
+    def run(self, request: CompletedRequest) -> Denoising:
+        """A run at step 0."""
+        pair = []
+        for text in (request.negative_prompt, request.prompt):  # one by one as in diffusers: to the last bit
+            encoded = self.texts.encode_prompt(
+                text, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            pair.append((encoded[0][0], encoded[2][0] if len(encoded) == 4 else None))
+        pooled = [each for _, each in pair if each is not None]
+        geometry = LatentGeometry(
+            self.checkpoint.latent_channels,
+            self.checkpoint.vae_scale_factor,
+            self.checkpoint.guidance_embedding_width,
+        )
+        embeddings = torch.stack([tokens for tokens, _ in pair]), torch.stack(pooled) if pooled else None
+        return Denoising(
+            request, self.checkpoint.scheduler_config, geometry, embeddings, start=self._start(request)
+        )
+
+    @torch.no_grad()
+    def latents(self, request: CompletedRequest) -> torch.Tensor:
+        """Final latents, both halves of a step in one call as in diffusers."""
+        run = self.run(request)
+        while not run.done:
+            latents, timestep = run.model_input()
+            halves = slice(2 - len(run.halves), 2)
+            rows = len(run.halves)
+            tensors = {name: tensor[halves] for name, tensor in run.conditioning.items()}
+            tensors |= {"LATENTS": torch.cat([latents] * rows), "TIMESTEPS": timestep.repeat(rows, 1)}
+            run.advance(dict(zip(run.halves, self.unet(tensors).split(1), strict=True)))
+        return run.latents
+
+    def _start(self, request: CompletedRequest) -> Start | None:
+        edit, cell = request.edit, self.checkpoint.vae_scale_factor
+        if edit is None:
+            return None
+        pixels, mask = self.kept[edit.picture], None if edit.mask is None else self.kept[edit.mask]
+        takes_masked = self.checkpoint.only_inpaints
+        without_picture = takes_masked and edit.starts_from_noise
+        return Start(
+            scale=self.checkpoint.latent_scale,
+            skipped=edit.skipped,
+            picture=None if without_picture else encode_picture(self.vae, pixels),
+            mask=None if mask is None else torch.from_numpy(mask[::cell, ::cell].astype(np.float32))[None, None],
+            masked=encode_picture(self.vae, pixels, mask) if takes_masked else None,
+            from_noise=edit.starts_from_noise,
+        )
+
+
+def oracle(checkpoint: Path, scheduler: str | None, is_masked: bool) -> Any:
+    """diffusers' pipeline that begins with a picture."""
+    family = Checkpoint(checkpoint).family
+    kind = getattr(diffusers, EDITING[family][is_masked])
+    options = {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = kind.from_pretrained(checkpoint, dtype=torch.float32, **options)
+    if scheduler is not None:
+        named = SCHEDULERS[scheduler]
+        pipeline.scheduler = getattr(diffusers, named.class_name).from_config(
+            pipeline.scheduler.config, **named.changes
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def expected(pipeline: Any, request: CompletedRequest, given: dict[str, np.ndarray], output_type: str) -> torch.Tensor:
+    """What diffusers makes of a request whose INIT_IMAGE and MASK_IMAGE are `given`."""
+    image = Image.fromarray(given["INIT_IMAGE"][0])
+    options: dict[str, Any] = {"image": image}
+    if "MASK_IMAGE" in given:
+        mask = Image.fromarray(given["MASK_IMAGE"][0])
+        options |= {"mask_image": mask, "height": request.height, "width": request.width}
+    assert request.edit is not None
+    return pipeline(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        strength=request.edit.strength,
+        eta=0.0 if request.scheduler is None else SCHEDULERS[request.scheduler].eta,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type=output_type,
+        **options,
+    ).images
