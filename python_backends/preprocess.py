@@ -49,6 +49,7 @@ class TritonPythonModel(Model):
             "int": int,
             "float": float,
             "str": str,
+            "bool": lambda text: text == str(True),
             "tuple[str, ...]": lambda text: tuple(json.loads(text)),
         }
         self._rules = RequestRules(

@@ -185,9 +185,8 @@ class Front:
         if answer.error is not None:
             run.failure = from_report(dict(answer.error))
         elif answer.missing:
-            run.failure = EmbeddingsUnavailableError(
-                "what was encoded for the request went before it was used; try again"
-            )
+            names = "PROMPT: its embeddings" if run.request.edit is None else "PROMPT, INIT_IMAGE: their encodings"
+            run.failure = EmbeddingsUnavailableError(f"{names} went before they were used; try again")
         else:
             claim = run.request.claim
             if claim is not None and claim.shard == shard and run.starts == 0 and run.waits_since is None:

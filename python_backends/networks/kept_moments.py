@@ -36,7 +36,7 @@ class KeptMoments:
             ImageUnavailableError: If there is no room.
         """
         try:
-            return self._arrays.put({"moments": moments.numpy()})
+            return self._arrays.put({"moments": moments.contiguous().numpy()})
         except HostCacheFullError as error:
             raise ImageUnavailableError(f"no room for what a picture is encoded to: {error}") from error
 

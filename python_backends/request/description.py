@@ -52,6 +52,9 @@ class DescribedPipeline:
                 {"name": name, "sampler": SCHEDULERS[name].sampler, "schedule": SCHEDULERS[name].schedule}
                 for name in rules.schedulers
             ],
+            "img2img_strength": rules.img2img_strength,
+            "inpaint_strength": rules.inpaint_strength,
+            "only_inpaints": rules.only_inpaints,
             "max_loras": rules.max_loras,
             "loras": [{"name": name, **_said(defaults)} for name, defaults in sorted(loras.items())],
             "max_controlnets": rules.max_controlnets,

@@ -29,11 +29,15 @@ OTHER_NAMES = {
     "SAMPLER_NAME": "SCHEDULER",
     "SAMPLER_INDEX": "SCHEDULER",
     "SIZE": "HEIGHT",
+    "IMAGE": "INIT_IMAGE",
+    "INIT_IMAGES": "INIT_IMAGE",
+    "MASK": "MASK_IMAGE",
+    "DENOISING_STRENGTH": "STRENGTH",
 }
 """What other APIs call an input."""
 
 
-LIKENESS = 0.7
+LIKENESS = 0.71
 """Of names that may be meant for one another, by difflib's measure."""
 
 

@@ -87,6 +87,8 @@ def _decoded(name: str, content: bytes, mode: str) -> np.ndarray:
                 return np.asarray(_eight_bits(ImageOps.exif_transpose(picture)).convert(mode))
     except InvalidRequestError:
         raise
+    except Image.DecompressionBombError:  # Pillow has a bound of its own
+        raise InvalidRequestError(f"{name} is too large; allowed: 1 to {MAX_SIDE} high and wide") from None
     except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
         said = type(error).__name__
         raise InvalidRequestError(f"{name} is no whole picture ({said}); allowed: {ALLOWED}") from None

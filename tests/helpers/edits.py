@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -23,6 +24,7 @@ from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
 from wire import array
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from swiftdiffusion.python_backends.request.completed import CompletedRequest
@@ -81,7 +83,9 @@ class LocalEdits:
 
     def parse(self, **fields: Any) -> CompletedRequest:
         """A request as `preprocess` completes it."""
-        arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
+        arrays = {
+            name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()
+        }
         return parse_request(
             {name: tensor[0] for name, tensor in arrays.items()},
             self.rules,
@@ -105,9 +109,7 @@ class LocalEdits:
             self.checkpoint.guidance_embedding_width,
         )
         embeddings = torch.stack([tokens for tokens, _ in pair]), torch.stack(pooled) if pooled else None
-        return Denoising(
-            request, self.checkpoint.scheduler_config, geometry, embeddings, start=self._start(request)
-        )
+        return Denoising(request, self.checkpoint.scheduler_config, geometry, embeddings, start=self._start(request))
 
     @torch.no_grad()
     def latents(self, request: CompletedRequest) -> torch.Tensor:
@@ -139,24 +141,31 @@ class LocalEdits:
         )
 
 
-def oracle(checkpoint: Path, scheduler: str | None, is_masked: bool) -> Any:
-    """diffusers' pipeline that begins with a picture."""
+@cache
+def _pipeline(checkpoint: Path, is_masked: bool) -> Any:
     family = Checkpoint(checkpoint).family
     kind = getattr(diffusers, EDITING[family][is_masked])
     options = {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = kind.from_pretrained(checkpoint, dtype=torch.float32, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, pipeline.scheduler
+
+
+def oracle(checkpoint: Path, scheduler: str | None, is_masked: bool) -> Any:
+    """diffusers' pipeline that begins with a picture; of a checkpoint the same one, with another scheduler."""
+    pipeline, own = _pipeline(checkpoint, is_masked)
+    pipeline.scheduler = own
     if scheduler is not None:
         named = SCHEDULERS[scheduler]
-        pipeline.scheduler = getattr(diffusers, named.class_name).from_config(
-            pipeline.scheduler.config, **named.changes
-        )
-    pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = getattr(diffusers, named.class_name).from_config(own.config, **named.changes)
     return pipeline
 
 
-def expected(pipeline: Any, request: CompletedRequest, given: dict[str, np.ndarray], output_type: str) -> torch.Tensor:
+def expected(
+    pipeline: Any, request: CompletedRequest, given: Mapping[str, np.ndarray], output_type: str, **more: Any
+) -> Any:
     """What diffusers makes of a request whose INIT_IMAGE and MASK_IMAGE are `given`."""
     image = Image.fromarray(given["INIT_IMAGE"][0])
     options: dict[str, Any] = {"image": image}
@@ -174,4 +183,5 @@ def expected(pipeline: Any, request: CompletedRequest, given: dict[str, np.ndarr
         generator=torch.Generator("cpu").manual_seed(request.seed),
         output_type=output_type,
         **options,
+        **more,
     ).images

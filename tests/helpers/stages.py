@@ -34,7 +34,11 @@ class Stages:
             encoded = client.infer(
                 self._server.inner("text_encoder"), [_text(name, texts[name]) for name in ("REQUEST", "TICKETS")]
             )
-        return texts | {"ENCODING": encoded.as_numpy("ENCODING")[0, 0]}
+            keys = client.infer(self._server.inner("vae_encoder"), [_text("REQUEST", texts["REQUEST"])])
+        return texts | {
+            "ENCODING": encoded.as_numpy("ENCODING")[0, 0],
+            "LATENT_KEYS": keys.as_numpy("LATENT_KEYS")[0, 0],
+        }
 
     def denoise(self, texts: dict[str, bytes]) -> tuple[np.ndarray, dict[str, Any]]:
         """Latents and INFO."""

@@ -82,7 +82,7 @@ def inputs(protocol: Any, fields: dict[str, Any]) -> list[Any]:
     tensors = []
     for field, value in fields.items():
         data = value if isinstance(value, np.ndarray) else array(field, value)
-        dtype = "UINT8" if field == "CONTROL_IMAGES" else TYPES[field]
+        dtype = "UINT8" if field in ("CONTROL_IMAGES", "INIT_IMAGE", "MASK_IMAGE") else TYPES[field]
         tensor = protocol.InferInput(field, data.shape, dtype)
         tensor.set_data_from_numpy(data)
         tensors.append(tensor)

@@ -7,12 +7,9 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
-from diffusers import HeunDiscreteScheduler
 
 import checkpoints
 from edits import LocalEdits, box, expected, oracle, picture
-from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 SIZE = (32, 48)
