@@ -55,6 +55,9 @@ class PipelineDescription(_Part):
         max_prompt_characters: longest prompt, and negative prompt.
         scheduler: class of the checkpoint's own, which is the default.
         schedulers: the others.
+        img2img_strength: default of requests with a picture to start from.
+        inpaint_strength: the same with a mask.
+        only_inpaints: whether it does nothing without both.
         max_loras: most in one request.
         loras: the catalogue.
         max_controlnets: most in one request.
@@ -72,6 +75,9 @@ class PipelineDescription(_Part):
     max_prompt_characters: int
     scheduler: str
     schedulers: tuple[NamedScheduler, ...]
+    img2img_strength: float | None = None
+    inpaint_strength: float | None = None
+    only_inpaints: bool = False
     max_loras: int
     loras: tuple[LoraDescription, ...]
     max_controlnets: int

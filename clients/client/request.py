@@ -10,9 +10,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | Path
+EncodedPicture: TypeAlias = Picture | bytes
+"""Bytes are those of a PNG, JPEG or WebP, which the server decodes."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ControlNet:
         control_mode: of a ControlNetUnion: what its picture is; several for as many pictures.
         stale: whether a step may take the residuals of the one before it, which hides a slow link and changes the
             picture.
+        picture: `inpaint` where it takes what `mask_image` leaves of `init_image`, and none of `control_images`.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ControlNet:
     guess_mode: bool | None = None
     control_mode: int | Sequence[int] | None = None
     stale: bool | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,11 @@ class GenerationRequest:
         previews: a preview every so many steps, for `stream`.
         preview_size: longer side of a preview in pixels.
         preview_decoder: `linear`, nearly for nothing, or `vae`.
+        init_image: a picture to start from: PIL, uint8 array [H, W, 3], a file, or its bytes. Without `height` and
+            `width` the new one has its size.
+        mask_image: where it is painted anew: white, in a picture like it, or uint8 array [H, W]; what is black stays.
+        strength: how much of it changes, above 0 to 1: the share of the steps that are taken.
+        composite: whether what the mask leaves is put back, pixel by pixel.
         prompt_syntax: `plain`, or `weighted`: A1111's, such as `(word:1.3)` and BREAK, of any length.
     """
 
@@ -123,6 +132,10 @@ class GenerationRequest:
     previews: int | None = None
     preview_size: int | None = None
     preview_decoder: str | None = None
+    init_image: EncodedPicture | None = None
+    mask_image: EncodedPicture | None = None
+    strength: float | None = None
+    composite: bool | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -136,7 +149,7 @@ class GenerationRequest:
         """The inputs of the wire contract that are set.
 
         Raises:
-            ValueError: the control images differ in size or are no RGB pictures.
+            ValueError: the control images differ in size, or one of all pictures is none.
         """
         tensors = [
             _scalar(name, datatype, value)
@@ -165,11 +178,18 @@ class GenerationRequest:
                 ("PREVIEWS", "INT32", self.previews),
                 ("PREVIEW_SIZE", "INT32", self.preview_size),
                 ("PREVIEW_DECODER", "BYTES", self.preview_decoder),
+                ("STRENGTH", "FP32", self.strength),
+                ("COMPOSITE", "BOOL", self.composite),
             )
             if value is not None
         ]
         if self.control_images:
             tensors.append(Tensor("CONTROL_IMAGES", "UINT8", _stacked(self.control_images)))
+        for name, mode, picture in (("INIT_IMAGE", "RGB", self.init_image), ("MASK_IMAGE", "L", self.mask_image)):
+            if isinstance(picture, bytes):
+                tensors.append(Tensor(f"ENCODED_{name}", "BYTES", np.array([[picture]], dtype=np.object_)))
+            elif picture is not None:
+                tensors.append(Tensor(name, "UINT8", _pixels(picture, f"the {name.lower()}", mode)[None]))
         return tensors
 
 
@@ -203,19 +223,22 @@ def _entries(adapters: Sequence[Lora | ControlNet]) -> str | None:
 
 
 def _stacked(pictures: Sequence[Picture]) -> npt.NDArray[np.uint8]:
-    arrays = [_pixels(picture) for picture in pictures]
+    arrays = [_pixels(picture, "a control image") for picture in pictures]
     sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in arrays]
     if len(set(sizes)) > 1:
         raise ValueError(f"control images must be of one size; these are {', '.join(sizes)}")
     return np.stack(arrays)[None]
 
 
-def _pixels(picture: Picture) -> npt.NDArray[np.uint8]:
+def _pixels(picture: Picture, what: str, mode: str = "RGB") -> npt.NDArray[np.uint8]:
+    """[H, W, 3] of RGB, [H, W] of L; files are turned as their EXIF says."""
+    shape = ("H", "W", "3")[: 3 if mode == "RGB" else 2]
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"a control image is {picture.dtype} {list(picture.shape)}; wanted: uint8 [H, W, 3]")
+        if picture.dtype != np.uint8 or picture.ndim != len(shape) or (mode == "RGB" and picture.shape[2] != 3):
+            wanted = f"uint8 [{', '.join(shape)}]"
+            raise ValueError(f"{what} is {picture.dtype} {list(picture.shape)}; wanted: {wanted}")
         return picture
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(picture.convert(mode))
     with Image.open(picture) as opened:
-        return np.asarray(opened.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(opened).convert(mode))

@@ -71,6 +71,10 @@ class GenerationInfo(_Report):
         height: pixels.
         width: pixels.
         scheduler: the contract's name, or the class of the checkpoint's own.
+        kind: `text_to_image`, `image_to_image` or `inpaint`.
+        strength: share of the steps that were taken, of a run that began with a picture.
+        steps_kept: how many those are.
+        composite: whether what the mask left was put back, pixel by pixel.
         output_format: of the file that it came as; None: raw pixels.
         clip_skip: None: none.
         prompt_syntax: `weighted`; None: `plain`.
@@ -94,6 +98,10 @@ class GenerationInfo(_Report):
     height: int | None = None
     width: int | None = None
     scheduler: str | None = None
+    kind: str | None = None
+    strength: float | None = None
+    steps_kept: int | None = None
+    composite: bool | None = None
     output_format: str | None = None
     clip_skip: int | None = None
     prompt_syntax: str | None = None
@@ -136,6 +144,7 @@ _REPEATED = (
     "scheduler",
     "clip_skip",
     "prompt_syntax",
+    "strength",
 )
 """Fields of requests that INFO reports."""
 

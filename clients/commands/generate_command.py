@@ -55,6 +55,17 @@ def generate(
         int | None, typer.Option(min=0, help="Put the LoRAs on at exactly this step, as an earlier run reported.")
     ] = None,
     control: Annotated[list[str] | None, typer.Option(metavar="NAME[/MODE][:SCALE]=IMAGE", help="Repeatable.")] = None,
+    init_image: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A picture to start from; its size is the new one's."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Where it is painted anew: what is white here.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of it changes, above 0 to 1.")] = None,
+    composite: Annotated[
+        bool | None, typer.Option("--composite", help="Put back what the mask leaves, pixel by pixel.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     url: Annotated[
         str, typer.Option(envvar="SWIFTDIFFUSION_URL", help="grpc://HOST:PORT (shows progress) or http://HOST:PORT.")
@@ -98,6 +109,10 @@ def generate(
         lora_patch_step=lora_patch_step,
         controlnets=tuple(entry for entry, _ in controls),
         control_images=tuple(path for _, path in controls),
+        init_image=init_image,
+        mask_image=mask,
+        strength=strength,
+        composite=composite,
         timeout_ms=timeout_ms,
         priority=priority,
     )

@@ -50,4 +50,5 @@ def _start(denoising: Denoising) -> dict[str, Any]:
     if edit is None:
         return {"kind": "text_to_image"}
     kept = denoising.request.steps - edit.skipped
-    return {"kind": edit.kind, "strength": edit.strength, "steps_kept": kept, "composite": edit.composite}
+    composite = {} if edit.mask is None else {"composite": edit.composite}
+    return {"kind": edit.kind, "strength": edit.strength, "steps_kept": kept, **composite}

@@ -33,6 +33,7 @@ def webui_text(request: CompletedRequest, info: Mapping[str, Any]) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model": None if request.arrival is None else request.arrival.pipeline,
         "Clip skip": None if request.clip_skip is None else request.clip_skip + 1,  # counts the last layer too
+        "Denoising strength": None if request.edit is None else f"{request.edit.strength:g}",
         "CFG Rescale": f"{request.guidance_rescale:g}" if request.guidance_rescale else None,
     }
     for position, use in enumerate(request.controlnets):

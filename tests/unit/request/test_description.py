@@ -44,6 +44,9 @@ def test_defaults_limits_and_names_are_told() -> None:
             {"name": "euler", "sampler": "Euler", "schedule": "Automatic"},
             {"name": "dpmpp_2m_karras", "sampler": "DPM++ 2M", "schedule": "Karras"},
         ],
+        "img2img_strength": 0.3,
+        "inpaint_strength": 0.9999,
+        "only_inpaints": False,
         "max_loras": 16,
         "loras": [
             {"name": "lightning", "steps": 4, "guidance_scale": 0.0, "scheduler": "euler"},
