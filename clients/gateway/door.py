@@ -26,7 +26,7 @@ GUARDED = ("/v1/", "/sdapi/", "/controlnet/")
 OPEN = "/v1/images/files/"
 """Pictures by signed URL, which needs no key."""
 
-DRAWING = {"/v1/images/generations", "/sdapi/v1/txt2img"}
+DRAWING = {"/v1/images/generations", "/v1/images/edits", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"}
 """Routes of which a caller may have so many requests at once."""
 
 UNREAD_S = 120.0

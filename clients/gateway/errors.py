@@ -54,6 +54,11 @@ FIELDS = {
     "OUTPUT_QUALITY": "output_compression",
     "OUTPUT_METADATA": "output_metadata",
     "PREVIEWS": "preview_every",
+    "INIT_IMAGE": "image",
+    "ENCODED_INIT_IMAGE": "image",
+    "MASK_IMAGE": "mask",
+    "STRENGTH": "strength",
+    "COMPOSITE": "composite",
 }
 """Input of the wire contract, which the server's sentences name → field of the OpenAI route."""
 

@@ -9,7 +9,8 @@ from typing import Any
 from ..client.result import GenerationResult, Progress
 from .errors import ApiError
 
-PARTIAL, COMPLETED, PROGRESS = (f"image_generation.{kind}" for kind in ("partial_image", "completed", "progress"))
+GENERATION, EDIT = "image_generation", "image_edit"
+"""Which route's events."""
 
 USAGE: dict[str, Any] = {
     "input_tokens": 0,
@@ -20,7 +21,9 @@ USAGE: dict[str, Any] = {
 """Nothing here is counted, or billed, in tokens: the SDK wants the numbers all the same."""
 
 
-def pictures_answer(results: Sequence[GenerationResult], urls: Sequence[str] | None) -> dict[str, Any]:
+def pictures_answer(
+    results: Sequence[GenerationResult], urls: Sequence[str] | None, masked_by: str | None
+) -> dict[str, Any]:
     """The answer with pictures; `urls` in place of them, where they are asked for so."""
     info = results[0].info
     data = [
@@ -38,33 +41,37 @@ def pictures_answer(results: Sequence[GenerationResult], urls: Sequence[str] | N
         "output_format": info.output_format,
         "size": f"{info.width}x{info.height}",
         "usage": USAGE,
+        **_mask(masked_by),
     }
 
 
-def completed_event(result: GenerationResult) -> bytes:
+def completed_event(of: str, result: GenerationResult, masked_by: str | None) -> bytes:
     """The last event of a stream."""
     info = result.info
     return event(
-        COMPLETED,
+        f"{of}.completed",
         {
             **_about(info.output_format, f"{info.width}x{info.height}"),
             "b64_json": _text(result.encoded),
             "usage": USAGE,
             "seed": info.seed,
             "info": _info(result),
+            **_mask(masked_by),
         },
     )
 
 
-def partial_event(preview: bytes, index: int, file_format: str, size: str) -> bytes:
+def partial_event(of: str, preview: bytes, index: int, file_format: str, size: str) -> bytes:
     """A picture on its way."""
-    return event(PARTIAL, {**_about(file_format, size), "b64_json": _text(preview), "partial_image_index": index})
+    return event(
+        f"{of}.partial_image", {**_about(file_format, size), "b64_json": _text(preview), "partial_image_index": index}
+    )
 
 
-def progress_event(progress: Progress, file_format: str, shows: bool) -> bytes:
+def progress_event(of: str, progress: Progress, file_format: str, shows: bool) -> bytes:
     """How far it is: this project's own event, with a preview where there is one that is wanted."""
     preview = {"b64_json": _text(progress.preview), "output_format": file_format} if shows and progress.preview else {}
-    return event(PROGRESS, {"step": progress.step, "of": progress.of, **preview})
+    return event(f"{of}.progress", {"step": progress.step, "of": progress.of, **preview})
 
 
 def error_event(error: ApiError) -> bytes:
@@ -85,6 +92,11 @@ def _about(file_format: str | None, size: str) -> dict[str, Any]:
         "background": "opaque",
         "output_format": file_format,
     }
+
+
+def _mask(masked_by: str | None) -> dict[str, str]:
+    """What of a mask was painted anew."""
+    return {} if masked_by is None else {"mask": masked_by}
 
 
 def _info(result: GenerationResult) -> dict[str, Any]:

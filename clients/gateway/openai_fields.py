@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -147,13 +147,29 @@ class ImageGeneration(_Body):
         """The pipeline that is asked for; None: any."""
         return None if self.model is None else self.model.partition(":")[0]
 
-    async def request(self, pipeline: PipelineDescription, max_pixels: int, request_id: str) -> GenerationRequest:
+    @property
+    def masked_by(self) -> str | None:
+        """What of a mask is painted anew, where there is one."""
+        return None
+
+    def without_pictures(self) -> Self:
+        """Without megabytes that nobody needs once there is a request."""
+        return self.model_copy(update={"controlnet": ()})
+
+    async def request(
+        self,
+        pipeline: PipelineDescription,
+        max_pixels: int,
+        request_id: str,
+        size: tuple[int, int] | None = None,
+    ) -> GenerationRequest:
         """What is asked of the server, of the first picture.
 
         Args:
             pipeline: That makes it.
             max_pixels: Of each picture that the caller sends.
             request_id: Of it.
+            size: Height and width where `size` is auto; None: the pipeline's.
 
         Raises:
             ApiError: if such a picture is none, or there are too many.
@@ -162,7 +178,7 @@ class ImageGeneration(_Body):
             said = f"controlnet has {len(self.controlnet)} entries; allowed: at most {pipeline.max_controlnets}"
             raise ApiError(400, said, param="controlnet")
         sized = _SIZE.fullmatch(self.size)
-        width, height = (int(sized[1]), int(sized[2])) if sized else (None, None)
+        height, width = (int(sized[2]), int(sized[1])) if sized else size or (None, None)
         pictures = [
             await read_picture(each.image, max_pixels, f"controlnet[{index}].image")
             for index, each in enumerate(self.controlnet)

@@ -11,7 +11,17 @@ from ..client.pipelines import PipelineDescription
 from ..client.result import GenerationResult, Progress
 from .bodies import read_body
 from .errors import ApiError
-from .openai_answers import completed_event, error_event, partial_event, pictures_answer, progress_event
+from .forms import read_form
+from .openai_answers import (
+    EDIT,
+    GENERATION,
+    completed_event,
+    error_event,
+    partial_event,
+    pictures_answer,
+    progress_event,
+)
+from .openai_edits import ImageEdit
 from .openai_fields import ImageGeneration
 from .runs import numbered, while_asked_for
 from .shared import Gateway, Shared
@@ -41,10 +51,19 @@ async def model(name: str, gateway: Gateway) -> dict[str, Any]:
 @router.post("/images/generations")
 async def generations(request: Request, gateway: Gateway) -> Response:
     """Pictures of a prompt."""
-    asked = await read_body(request, ImageGeneration)
+    return await _pictures(request, gateway, await read_body(request, ImageGeneration))
+
+
+@router.post("/images/edits")
+async def edits(request: Request, gateway: Gateway) -> Response:
+    """Pictures of a prompt that begin with one."""
+    return await _pictures(request, gateway, await read_form(request, ImageEdit))
+
+
+async def _pictures(request: Request, gateway: Shared, asked: ImageGeneration) -> Response:
     name, pipeline = await gateway.pipeline(asked.pipeline)
     first = await asked.request(pipeline, gateway.settings.max_pixels, request.state.request_id)
-    asked = asked.model_copy(update={"controlnet": ()})  # megabytes of text, which nobody needs any more
+    asked = asked.without_pictures()
     begun = gateway.runs.begin(name, numbered(first, asked.n), request.state.caller, streamed=asked.stream)
     if asked.stream:
         size = f"{first.width or pipeline.width}x{first.height or pipeline.height}"
@@ -52,7 +71,7 @@ async def generations(request: Request, gateway: Gateway) -> Response:
     async with while_asked_for(begun, request.receive):
         results = await asyncio.gather(*(run.result() for run in begun))
     urls = _urls(request, gateway, results) if asked.response_format == "url" else None
-    return JSONResponse(pictures_answer(results, urls))
+    return JSONResponse(pictures_answer(results, urls, asked.masked_by))
 
 
 @router.get("/images/files/{name}")
@@ -73,21 +92,26 @@ class _Telling:
 
     def __init__(self, asked: ImageGeneration, size: str) -> None:
         self._asked, self._size, self._partial = asked, size, 0
+        self._of = EDIT if isinstance(asked, ImageEdit) else GENERATION
 
     def __call__(self, happened: Happening) -> Iterator[bytes]:
         match happened:
             case None:
                 yield b": still at it\n\n"
             case GenerationResult():
-                yield completed_event(happened)
+                yield completed_event(self._of, happened, self._asked.masked_by)
             case ApiError():
                 yield error_event(happened)
             case progress:
                 if progress.preview is not None and self._is_partial(progress):
-                    yield partial_event(progress.preview, self._partial, self._asked.output_format, self._size)
+                    yield partial_event(
+                        self._of, progress.preview, self._partial, self._asked.output_format, self._size
+                    )
                     self._partial += 1
                 if self._asked.progress:
-                    yield progress_event(progress, self._asked.output_format, shows=self._asked.preview_every > 0)
+                    yield progress_event(
+                        self._of, progress, self._asked.output_format, shows=self._asked.preview_every > 0
+                    )
 
     def _is_partial(self, progress: Progress) -> bool:
         """Whether it is far enough on to have the next partial image."""

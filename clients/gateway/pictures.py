@@ -6,19 +6,30 @@ import binascii
 import io
 import re
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .errors import ApiError
 
 KEYWORD = "parameters"
 """Of the text chunk of a PNG that A1111's tools read."""
 
+OPAQUE = 255
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations of EXIF that exchange height and width."""
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 _LINE_ENDS = dict.fromkeys(map(ord, "\r\n"))  # `base64` writes lines
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,40};base64,")
+
+
+T = TypeVar("T")
+TRANSPARENT, WHITE = "transparent", "white"
+"""What of a mask is painted anew: where it has transparency that, as OpenAI wants it; else what is white."""
 
 
 async def read_picture(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
@@ -32,7 +43,27 @@ async def read_picture(text: str, max_pixels: int, field: str) -> npt.NDArray[np
     Raises:
         ApiError: If it is no picture, or too large.
     """
-    return await asyncio.to_thread(_read, text, max_pixels, field)
+    content = picture_bytes(text, field)
+    return await asyncio.to_thread(_opened, content, max_pixels, field, _rgb)
+
+
+async def read_mask(content: bytes, max_pixels: int, field: str) -> tuple[npt.NDArray[np.uint8], str]:
+    """A mask as [H, W] uint8, 255 where the picture is painted anew; and by what: `TRANSPARENT` or `WHITE`.
+
+    Args:
+        content: The file.
+        max_pixels: Height times width that it may have.
+        field: Where it stands, for the message.
+
+    Raises:
+        ApiError: If it is no picture, or too large.
+    """
+    return await asyncio.to_thread(_opened, content, max_pixels, field, _mask)
+
+
+async def read_size(content: bytes, max_pixels: int, field: str) -> tuple[int, int]:
+    """Height and width of a picture once it is turned as its EXIF says; errors as `read_mask`, without its pixels."""
+    return await asyncio.to_thread(_opened, content, max_pixels, field, _size)
 
 
 def picture_bytes(text: str, field: str) -> bytes:
@@ -50,8 +81,8 @@ def picture_bytes(text: str, field: str) -> bytes:
         ) from None
 
 
-def _read(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
-    content = picture_bytes(text, field)
+def _opened(content: bytes, max_pixels: int, field: str, look: Callable[[Image.Image], T]) -> T:
+    """What there is to see of a file, within bounds."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is this module's
@@ -62,7 +93,7 @@ def _read(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
                         f"{field} is {picture.width}x{picture.height}; allowed: at most {max_pixels} pixels",
                         param=_param(field),
                     )
-                return np.asarray(_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB"))
+                return look(picture)
     except ApiError:
         raise
     except Image.DecompressionBombError:  # Pillow has a bound of its own
@@ -74,6 +105,24 @@ def _read(text: str, max_pixels: int, field: str) -> npt.NDArray[np.uint8]:
         raise ApiError(
             400, f"{field} is no whole picture ({said}); allowed: PNG, JPEG or WebP", param=_param(field)
         ) from None
+
+
+def _rgb(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    return np.asarray(_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB"))
+
+
+def _mask(picture: Image.Image) -> tuple[npt.NDArray[np.uint8], str]:
+    turned = ImageOps.exif_transpose(picture)
+    if turned.has_transparency_data:
+        alpha = np.asarray(turned.convert("RGBA").getchannel("A"))
+        if alpha.min() < OPAQUE:
+            return np.subtract(OPAQUE, alpha, dtype=np.uint8), TRANSPARENT
+    return np.asarray(_eight_bits(turned).convert("L")), WHITE
+
+
+def _size(picture: Image.Image) -> tuple[int, int]:
+    is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+    return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
 
 
 def texts_of(content: bytes) -> dict[str, str]:

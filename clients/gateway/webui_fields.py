@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -105,6 +105,7 @@ class TextToImage(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    without_meaning: ClassVar[frozenset[str]] = WITHOUT_MEANING
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -130,7 +131,8 @@ class TextToImage(BaseModel):
             if name in values and values[name] not in allowed:
                 shown, neutral = json.dumps(values[name])[:80], " or ".join(map(json.dumps, allowed))
                 raise ValueError(f"{name} is {shown}; allowed: {neutral}: it is not supported")
-        return {name: value for name, value in values.items() if name not in NEUTRAL and name not in WITHOUT_MEANING}
+        left_out = cls.without_meaning.union(NEUTRAL)
+        return {name: value for name, value in values.items() if name not in left_out}
 
     @property
     def count(self) -> int:
@@ -144,18 +146,26 @@ class TextToImage(BaseModel):
             raise ApiError(400, f"batch_size times n_iter is {count}; allowed: at most {MOST_PICTURES}")
         return count
 
-    async def request(self, pipeline: PipelineDescription, max_pixels: int, request_id: str) -> GenerationRequest:
+    async def request(
+        self,
+        pipeline: PipelineDescription,
+        max_pixels: int,
+        request_id: str,
+        size: tuple[int, int] | None = None,
+    ) -> GenerationRequest:
         """What is asked of the server, of the first picture.
 
         Args:
             pipeline: That makes it.
             max_pixels: Of each picture that the caller sends.
             request_id: Of it.
+            size: Height and width; None: those of the fields, or the pipeline's.
 
         Raises:
             ApiError: If the pipeline has no such sampler, a script is not supported, or a picture is none.
         """
-        settings, height, width = self.override_settings, self.height or pipeline.height, self.width or pipeline.width
+        settings = self.override_settings
+        height, width = size or (self.height or pipeline.height, self.width or pipeline.width)
         prompt, loras = without_loras(self.prompt)
         asked = units(self.alwayson_scripts)
         if len(asked) > pipeline.max_controlnets:
@@ -174,8 +184,8 @@ class TextToImage(BaseModel):
             seed=None if self.seed < 0 else self.seed,
             steps=self.steps,
             guidance_scale=self.cfg_scale,
-            height=self.height,
-            width=self.width,
+            height=size[0] if size else self.height,
+            width=size[1] if size else self.width,
             scheduler=scheduler_named(pipeline, self.sampler_name or self.sampler_index, self.scheduler),
             clip_skip=settings.CLIP_stop_at_last_layers - 1 or None,
             loras=loras,

@@ -13,7 +13,8 @@ from .bodies import read_body
 from .errors import ApiError
 from .pictures import KEYWORD, texts_of
 from .runs import Run, numbered, while_asked_for
-from .shared import Gateway
+from .shared import Gateway, Shared
+from .webui_edits import ImageToImage
 from .webui_fields import TextToImage
 from .webui_jobs import IDLE, Job
 
@@ -23,7 +24,16 @@ router = APIRouter(prefix="/sdapi/v1")
 @router.post("/txt2img")
 async def txt2img(request: Request, gateway: Gateway) -> dict[str, Any]:
     """Pictures of a prompt."""
-    asked = await read_body(request, TextToImage)
+    return await _pictures(request, gateway, await read_body(request, TextToImage))
+
+
+@router.post("/img2img")
+async def img2img(request: Request, gateway: Gateway) -> dict[str, Any]:
+    """Pictures of a prompt that begin with one."""
+    return await _pictures(request, gateway, await read_body(request, ImageToImage))
+
+
+async def _pictures(request: Request, gateway: Shared, asked: TextToImage) -> dict[str, Any]:
     name, pipeline = await gateway.pipeline(asked.override_settings.sd_model_checkpoint)
     caller = request.state.caller
     one = await asked.request(pipeline, gateway.settings.max_pixels, request.state.request_id)
@@ -93,4 +103,8 @@ def _answer(asked: TextToImage, model: str, job: Job) -> dict[str, Any]:
         "interrupted": job.interrupted,
     }
     images = [base64.b64encode(content).decode("ascii") for _, content in made] if asked.send_images else []
-    return {"images": images, "parameters": asked.model_dump(exclude={"alwayson_scripts"}), "info": json.dumps(info)}
+    return {
+        "images": images,
+        "parameters": asked.model_dump(exclude={"alwayson_scripts", "init_images", "mask"}),
+        "info": json.dumps(info),
+    }

@@ -149,7 +149,8 @@ def test_an_inpainting_controlnet_sees_what_is_to_be_kept(tiny: TinyServer, name
     known[MASK[0] >= 128] = -1.0
     condition = torch.from_numpy(known[None].transpose(0, 3, 1, 2))
     fields = FIELDS | {"MASK_IMAGE": MASK}
-    wanted = diffused(tiny, pipeline, **fields, options={"control_image": condition})
+    options = {"control_image": condition, "controlnet_conditioning_scale": 1.0}
+    wanted = diffused(tiny, pipeline, **fields, options=options)
     entry = {"name": tiny.controlnet(name), "picture": "inpaint"}
     made = generate(tiny, tiny.model, **fields, CONTROLNETS=json.dumps([entry]))
     assert made.distance(wanted) <= TOLERANCE
