@@ -169,3 +169,35 @@ def test_dark_and_light_are_remembered(page: Page) -> None:
     page.reload()
     page.wait_for_selector("#generate:enabled")
     assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == after
+
+
+def test_a_part_of_a_picture_is_painted_anew(page: Page) -> None:
+    page.fill("#prompt", "a red circle above a blue square")
+    page.fill("#steps", "10")
+    page.set_input_files("#edit-file", EDGES)
+    page.wait_for_selector("#edit-stage:not([hidden])")
+    assert page.input_value("#width") == page.input_value("#height") == "128"
+    box = page.locator("#edit-mask").bounding_box()
+    assert box is not None
+    page.locator("#edit-mask").scroll_into_view_if_needed()
+    box = page.locator("#edit-mask").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.3, steps=8)
+    page.mouse.up()
+    assert page.locator("#edit-where").inner_text() == "What is painted over changes."
+    page.check("#edit-composite")
+    page.click("#generate")
+    wait(page, lambda: pictures(page).count() == 1, "no picture")
+    page.click("#gallery .tile button")
+    page.click("#details summary")
+    report = page.locator("#details pre").inner_text()
+    assert '"kind": "inpaint"' in report and '"composite": true' in report
+    page.click("#same-again")
+    page.reload()
+    page.wait_for_selector("#generate:enabled")
+    page.wait_for_selector("#edit-stage:not([hidden])")
+    assert page.locator("#edit-where").inner_text() == "What is painted over changes."
+    page.click("#edit-remove")
+    assert page.locator("#edit-stage").is_hidden()

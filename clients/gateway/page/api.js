@@ -1,4 +1,4 @@
-// The two routes of the gateway. Addresses are relative, so that the page works behind a path prefix.
+// The routes of the gateway. Addresses are relative, so that the page works behind a path prefix.
 import { serverEvents } from "./sse.js";
 import { apiKey } from "./key.js";
 
@@ -19,17 +19,19 @@ export async function pipelines() {
 }
 
 /**
- * Runs one request, `body` being its JSON text; answers what the server says of the finished picture.
+ * Runs one request, `body` being its JSON text or its form; answers what the server says of the finished picture.
  * `onProgress` gets {step, of, b64_json?, output_format?}. Aborting `signal` closes the connection, which ends the run.
  */
 export async function generate(body, { signal, onProgress }) {
-  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
-  const response = await ask("./v1/images/generations", { method: "POST", headers, body, signal });
+  const isForm = body instanceof FormData; // whose Content-Type the browser writes
+  const headers = { ...(isForm ? {} : { "Content-Type": "application/json" }), Accept: "text/event-stream" };
+  const address = isForm ? "./v1/images/edits" : "./v1/images/generations";
+  const response = await ask(address, { method: "POST", headers, body, signal });
   try {
     for await (const { event, data } of serverEvents(response.body)) {
       const said = JSON.parse(data);
-      if (event === "image_generation.progress") onProgress(said);
-      else if (event === "image_generation.completed") return said;
+      if (event.endsWith(".progress")) onProgress(said);
+      else if (event.endsWith(".completed")) return said;
       else if (event === "error") throw new ApiError(said.error?.message ?? "The server gave no reason for its error.");
     }
   } catch (error) {

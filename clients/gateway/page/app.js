@@ -2,7 +2,7 @@
 import { pipelines } from "./api.js";
 import { connectDetails, openDetails } from "./details.js";
 import { byId } from "./dom.js";
-import { connectForm, fillForm, readCount, readForm, setLastSeed, setPipelines } from "./form.js";
+import { connectForm, fillForm, readCount, readForm, readWhole, setLastSeed, setPipelines } from "./form.js";
 import * as gallery from "./gallery.js";
 import { askForKey, connectKey } from "./key.js";
 import { connectKeys } from "./keys.js";
@@ -32,7 +32,7 @@ async function load() {
 
 /** Starts as many pictures as wanted, with seeds one after the other, all at once. */
 async function generate() {
-  const parameters = readForm();
+  const parameters = await readWhole();
   if (!parameters.model) return;
   const bare = parameters.controlnets.find((control) => !control.image);
   if (bare) return say(`ControlNet ${bare.name} has no picture yet.`, { kind: "error" });

@@ -1,5 +1,6 @@
 // ControlNets: each a name, a picture that is dropped, picked or pasted, and three sliders.
 import { byId, element, icon, iconButton, isTyping } from "./dom.js";
+import { receiveEdit } from "./editing.js";
 import { pictureIn, shrunkPng, thumbnail } from "./images.js";
 import { say } from "./status.js";
 
@@ -146,6 +147,6 @@ export function connectControlnets(onChange) {
     cards().forEach((other) => other.classList.remove("over"));
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
-    if (file) receive(file, event.target);
+    if (file && !receiveEdit(file, event.target)) receive(file, event.target);
   });
 }

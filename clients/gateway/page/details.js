@@ -74,7 +74,8 @@ function buttons(picture, dialog) {
   };
   const copy = async () => {
     const link = linkTo(picture.parameters);
-    const lost = picture.parameters.controlnets.length ? " The ControlNets' pictures are not in it." : "";
+    const { controlnets, edit } = picture.parameters;
+    const lost = controlnets.length || edit ? " The pictures that it began with are not in it." : "";
     const done = await copied(link, dialog);
     const said = done ? `Link copied.${lost}` : "The browser does not let the page copy.";
     dialog.querySelector(".copied").textContent = said;
@@ -113,6 +114,7 @@ function facts({ parameters, info, created, seconds, blob }) {
     ["Scheduler", parameters.scheduler || info.scheduler || "the default"],
     ...parameters.loras.map((lora) => ["LoRA", `${lora.name} × ${lora.scale}${patched(info, lora.name)}`]),
     ...parameters.controlnets.map((control) => ["ControlNet", controlnet(control)]),
+    parameters.edit ? ["Began with", began(parameters.edit)] : ["Began with", null],
     ["Took", `${seconds.toFixed(1)} s`],
     ["Made", new Date(created).toLocaleString()],
     ["File", `${Math.max(1, Math.round(blob.size / 1024)).toLocaleString("en")} KiB`],
@@ -134,6 +136,11 @@ function facts({ parameters, info, created, seconds, blob }) {
 function patched(info, name) {
   const step = info.loras?.find?.((lora) => lora.name === name)?.patched_at_step;
   return step ? `, from step ${step}` : "";
+}
+
+function began({ image, mask, strength }) {
+  const shown = [thumbnail(image), mask && thumbnail(mask)];
+  return element("span", { class: "control-fact" }, shown, ` strength ${strength}`);
 }
 
 function controlnet({ name, scale, start, end, image }) {

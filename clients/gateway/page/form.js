@@ -1,6 +1,7 @@
 // The form: fills it from the chosen pipeline's rules, reads it as parameters, and keeps it across reloads.
 import { byId, element, settled } from "./dom.js";
 import { chosenControlnets, connectControlnets, setControlnetCatalogue, setControlnets } from "./controlnets.js";
+import { chosenEdit, connectEdit, setEdit, setEditLimit } from "./editing.js";
 import { chosenLoras, connectLoras, setLoraCatalogue, setLoras } from "./loras.js";
 import { randomSeed, whole } from "./parameters.js";
 import { connectSize, setSize, setSizeLimits } from "./size.js";
@@ -16,7 +17,7 @@ let lastSeed = recall("last-seed", "");
 
 const number = (id) => (byId(id).value.trim() === "" ? null : Number(byId(id).value));
 
-/** What the form holds. The seed is empty where a random one is wanted. */
+/** What the form holds but for the picture to start from. The seed is empty where a random one is wanted. */
 export const readForm = () => ({
   model: pipeline?.id ?? "",
   prompt: byId("prompt").value,
@@ -30,6 +31,9 @@ export const readForm = () => ({
   loras: chosenLoras(),
   controlnets: chosenControlnets(),
 });
+
+/** All of it. */
+export const readWhole = async () => ({ ...readForm(), edit: await chosenEdit() });
 
 export const readCount = () => Math.min(8, Math.max(1, Math.round(Number(byId("count").value)) || 1));
 
@@ -49,6 +53,7 @@ export function fillForm(parameters) {
     lacking.push(parameters.scheduler);
   }
   lacking.push(...setLoras(parameters.loras), ...setControlnets(parameters.controlnets));
+  if (parameters.edit !== undefined) setEdit(parameters.edit).catch(() => setEdit(null));
   show();
   return lacking;
 }
@@ -62,6 +67,7 @@ export async function setPipelines(pipelines) {
   if (!known.length) return;
   const wanted = first ? whole(recall("form")) : now;
   if (first) {
+    wanted.edit = whole({ edit: await drafts.get("edit").catch(() => null) }).edit;
     wanted.controlnets = whole({ controlnets: await drafts.get("controlnets").catch(() => []) }).controlnets;
     [wanted.prompt, wanted.negative_prompt] = [now.prompt, now.negative_prompt]; // may have been typed while waiting
   }
@@ -98,6 +104,7 @@ function choosePipeline(id) {
   const [loras, controlnets] = [chosenLoras(), chosenControlnets()];
   setLoraCatalogue(pipeline.loras, pipeline.max_loras);
   setControlnetCatalogue(pipeline.controlnets, pipeline.max_controlnets, pipeline.max_size);
+  setEditLimit(pipeline.max_size);
   setLoras(loras);
   setControlnets(controlnets);
   show();
@@ -130,6 +137,7 @@ function saveNow() {
   const { controlnets, ...rest } = readForm();
   remember("form", rest);
   drafts.put("controlnets", controlnets).catch(() => {});
+  chosenEdit().then((edit) => drafts.put("edit", edit)).catch(() => {});
 }
 
 export function connectForm(onSubmit) {
@@ -145,6 +153,8 @@ export function connectForm(onSubmit) {
   connectSize();
   connectLoras(save);
   connectControlnets(save);
+  const fitted = (side) => Math.max(1, Math.floor(side / (pipeline?.size_multiple ?? 8))) * (pipeline?.size_multiple ?? 8);
+  connectEdit(save, (width, height) => setSize(fitted(width), fitted(height)));
   for (const field of Object.keys(SLIDERS)) {
     byId(`${field}-slider`).addEventListener("input", () => (byId(field).value = byId(`${field}-slider`).value));
   }

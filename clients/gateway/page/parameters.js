@@ -1,12 +1,29 @@
 // Parameters are what the form holds and a picture was made of:
 // {model, prompt, negative_prompt, width, height, steps, guidance, seed, scheduler,
-//  loras: [{name, scale}], controlnets: [{name, scale, start, end, image: Blob}]}
+//  loras: [{name, scale}], controlnets: [{name, scale, start, end, image: Blob}],
+//  edit: {image: Blob, mask: Blob or null, strength, composite} or null}
 // Numbers that are not set are null. A seed is digits, never a number: the server's seeds go up to 2^63 - 1, which
 // JavaScript's numbers do not hold.
 import { blobToBase64 } from "./images.js";
 
-/** The JSON text of the request. What is not set is left out: the server's defaults count then. */
+/** The request: JSON text, or a form where it begins with a picture. */
 export async function requestBody(parameters) {
+  const body = await fields(parameters);
+  if (!parameters.edit) return `${JSON.stringify(body).slice(0, -1)},"seed":${parameters.seed}}`; // digits as they are
+  const { image, mask, strength, composite } = parameters.edit;
+  const form = new FormData();
+  for (const [name, value] of Object.entries({ ...body, strength })) {
+    form.append(name, typeof value === "string" ? value : JSON.stringify(value));
+  }
+  form.append("seed", parameters.seed);
+  form.append("image", image, "image.png");
+  if (mask) form.append("mask", mask, "mask.png");
+  if (mask && composite) form.append("composite", "true");
+  return form;
+}
+
+/** All but the seed and the picture. What is not set is left out: the server's defaults count then. */
+async function fields(parameters) {
   const { width, height, steps } = parameters;
   const body = { model: parameters.model, prompt: parameters.prompt };
   if (parameters.negative_prompt) body.negative_prompt = parameters.negative_prompt;
@@ -21,8 +38,7 @@ export async function requestBody(parameters) {
   }
   // About ten previews: more are hardly seen.
   const preview_every = Math.max(1, Math.round((steps ?? 20) / 10));
-  Object.assign(body, { output_format: "png", stream: true, progress: true, preview_every });
-  return `${JSON.stringify(body).slice(0, -1)},"seed":${parameters.seed}}`; // digits as they are, see above
+  return { ...body, output_format: "png", stream: true, progress: true, preview_every };
 }
 
 /** A seed that also other programs hold exactly. */
@@ -43,7 +59,7 @@ const MARK = "#parameters=";
 
 /** The page's address with the parameters in its fragment, which browsers do not send. Pictures do not fit in. */
 export function linkTo(parameters) {
-  const plain = { ...parameters, controlnets: parameters.controlnets.map(({ image, ...control }) => control) };
+  const plain = { ...parameters, edit: null, controlnets: parameters.controlnets.map(({ image, ...control }) => control) };
   const text = String.fromCharCode(...new TextEncoder().encode(JSON.stringify(plain)));
   return `${location.origin}${location.pathname}${MARK}${btoa(text).replaceAll("+", "-").replaceAll("/", "_")}`;
 }
@@ -77,5 +93,9 @@ export function whole(given) {
     end: number(control.end) ?? 1,
     image: control.image instanceof Blob ? control.image : null,
   }));
+  const { image, mask, strength, composite } = source.edit ?? {};
+  made.edit = image instanceof Blob
+    ? { image, mask: mask instanceof Blob ? mask : null, strength: number(strength) ?? 0.75, composite: Boolean(composite) }
+    : null;
   return made;
 }
