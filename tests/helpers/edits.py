@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.starts import Start
+from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.networks.checkpoint import EDITING, Checkpoint
 from swiftdiffusion.python_backends.networks.latent_encoding import VaeEncoder, encode_picture
@@ -24,12 +26,14 @@ from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
 from wire import array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from swiftdiffusion.python_backends.request.completed import CompletedRequest
 
 CPU = torch.device("cpu")
+TOLERANCE = 1.0
+"""Mean absolute difference of pixels from diffusers', in units of 1/255."""
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -185,3 +189,37 @@ def expected(
         **options,
         **more,
     ).images
+
+
+def diffused(checkpoint: Path, pipeline: Any = None, **fields: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of diffusers, of a request's fields; `options` are its pipeline's own."""
+    pipeline = pipeline or oracle(checkpoint, fields.get("SCHEDULER"), "MASK_IMAGE" in fields)
+    image = fields["INIT_IMAGE"][0]
+    options: dict[str, Any] = {"image": Image.fromarray(image), **fields.get("options", {})}
+    if "MASK_IMAGE" in fields:
+        options |= {"mask_image": Image.fromarray(fields["MASK_IMAGE"][0])}
+        options |= {"height": fields.get("HEIGHT", image.shape[0]), "width": fields.get("WIDTH", image.shape[1])}
+    made = pipeline(
+        prompt=fields["PROMPT"],
+        negative_prompt=fields["NEGATIVE_PROMPT"],
+        num_inference_steps=fields["STEPS"],
+        guidance_scale=fields["GUIDANCE_SCALE"],
+        strength=fields["STRENGTH"],
+        generator=torch.Generator("cpu").manual_seed(fields["SEED"]),
+        **options,
+    )
+    return np.asarray(made.images[0])
+
+
+@contextmanager
+def patched(pipeline: Any, deltas: Mapping[tuple[str, str], torch.Tensor]) -> Iterator[None]:
+    """A pipeline of diffusers with a LoRA's deltas, by part and module, in its weights; afterwards as it was."""
+    changed = [(adaptable_weights(getattr(pipeline, part))[name], delta) for (part, name), delta in deltas.items()]
+    originals = [weight.detach().clone() for weight, _ in changed]
+    try:
+        for weight, delta in changed:
+            weight += delta.reshape(weight.shape)
+        yield
+    finally:
+        for (weight, _), original in zip(changed, originals, strict=True):
+            weight.copy_(original)
