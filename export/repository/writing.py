@@ -27,6 +27,7 @@ HEADER = "# Written by `swiftdiffusion export`; write it again rather than edit 
 LEAN = {
     "unet_shard": "import_diffusers",
     "controlnet": "import_diffusers",
+    "vae_encoder": "import_diffusers",
     "vae_decoder": "import_diffusers",
     "lora_store": "import_diffusers",
     "text_encoder": "import_pipelines",

@@ -88,7 +88,8 @@ def parameter(config: model_config_pb2.ModelConfig, name: str) -> str:
 def test_pipelines_have_models_of_their_own_and_share_the_rest(
     written: dict[str, model_config_pb2.ModelConfig],
 ) -> None:
-    own = {"preprocess", "lora_store", "denoiser", "denoiser_stream", "unet_shard0", "vae_decoder"}
+    own = {"preprocess", "lora_store", "denoiser", "denoiser_stream", "unet_shard0"}
+    own |= {"vae_encoder", "vae_decoder"}
     models = {f"{pipeline}_{name}" for pipeline in ("first", "second", "old") for name in own}
     models |= {f"first_unet_shard{index}" for index in (1, 2)} | {"old_unet_shard1"}
     models |= {"first", "first_stream", "second", "second_stream", "old", "old_stream"}
@@ -171,7 +172,9 @@ def test_processes_import_what_they_need_alone_where_nothing_is_compiled(
     status, said = export(*networks, *options)
     assert status == 0, said
     starts = {file.parts[-3]: re.search(r"import_\w+(?=\(\))", file.read_text()) for file in tmp_path.rglob("model.py")}
-    lean = dict.fromkeys(("vae_decoder", "lora_store"), "import_diffusers") | {"text_encoder": "import_pipelines"}
+    lean = dict.fromkeys(("vae_encoder", "vae_decoder", "lora_store"), "import_diffusers") | {
+        "text_encoder": "import_pipelines"
+    }
     compiled = dict.fromkeys(("unet_shard0", "controlnet_edges"), "import_diffusers")
     found = {model: match[0] for model, match in starts.items() if match}
     assert found == (lean if runtime == "compile" else lean | compiled)
@@ -184,7 +187,7 @@ def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_p
     models = configs(tmp_path / "r")
     found = {name: parameter(config, "dtype") for name, config in models.items() if "dtype" in config.parameters}
     assert found == {
-        **dict.fromkeys(("vae_decoder", "controlnet_gpu"), "float16"),
+        **dict.fromkeys(("vae_encoder", "vae_decoder", "controlnet_gpu"), "float16"),
         **dict.fromkeys(("text_encoder", "unet_shard0", "unet_shard1", "controlnet_cpu"), "float32"),
     }
 

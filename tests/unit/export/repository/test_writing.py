@@ -66,7 +66,7 @@ def test_the_committed_repository_is_what_the_exporter_writes(tmp_path: Path) ->
 def test_what_it_will_need_is_said_and_written(sd15: Path, tmp_path: Path) -> None:
     code, output = export(sd15, tmp_path / "r", "--unet-shards", "1")
     assert code == 0
-    for said in (r"memory of unet_shard0: \d+ MiB", r"memory: \d+ MiB for 9 processes", "shared memory: at most"):
+    for said in (r"memory of unet_shard0: \d+ MiB", r"memory: \d+ MiB for 10 processes", "shared memory: at most"):
         assert re.search(said, output)
     assert re.search(r"a step of denoiser: 0.000118 TFLOP, about \S+ s on 1 thread of this machine", output)
     parameters = config_of(tmp_path / "r", "unet_shard0").parameters
@@ -102,7 +102,8 @@ def test_both_families_have_their_ensembles(sdxl: Path, sd15: Path, tmp_path: Pa
         repository = tmp_path / name
         assert export(checkpoint, repository)[0] == 0
         models = {entry.name for entry in repository.iterdir()}
-        shared = {"preprocess", "text_encoder", "denoiser", "denoiser_stream", "vae_decoder", "cancel", "lora_store"}
+        shared = {"preprocess", "text_encoder", "denoiser", "denoiser_stream", "cancel", "lora_store"}
+        shared |= {"vae_encoder", "vae_decoder"}
         assert models == shared | {"unet_shard0", "unet_shard1", "pipelines", name, f"{name}_stream"}
         for model in models:
             assert config_of(repository, model).name == model
@@ -171,19 +172,23 @@ def test_only_schedulers_that_suit_the_checkpoint_can_be_asked_for(sd15: Path, t
 
 def test_what_cannot_be_served_is_refused_with_the_reason(sd15: Path, tmp_path: Path) -> None:
     assert "no model_index.json" in export(tmp_path, tmp_path / "r")[1].replace("\n", " ")
-    copy = tmp_path / "inpainting"
+    copy = tmp_path / "pix2pix"
     (copy / "unet").mkdir(parents=True)
     (copy / "vae").mkdir()
     for name in ("model_index.json", "vae/config.json"):
         (copy / name).write_bytes((sd15 / name).read_bytes())
-    config = json.loads((sd15 / "unet/config.json").read_text()) | {"in_channels": 9}
+    config = json.loads((sd15 / "unet/config.json").read_text()) | {"in_channels": 8}
     (copy / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="holds no weights"):
         Checkpoint(copy)
     (copy / "unet/diffusion_pytorch_model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="takes 9 channels, the VAE gives 4"):
+    with pytest.raises(
+        CheckpointError, match="takes 8 channels, the VAE gives 4; served are UNets that take 4, or 9 to inpaint"
+    ):
         Checkpoint(copy)
     (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(CheckpointError, match="FluxPipeline; served are StableDiffusionPipeline, StableDiffusionXL"):
+    with pytest.raises(
+        CheckpointError, match="FluxPipeline; served are StableDiffusionInpaintPipeline, StableDiffusionPipeline"
+    ):
         Checkpoint(copy)
     assert not (tmp_path / "r").exists()
