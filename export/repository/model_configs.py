@@ -57,7 +57,8 @@ def _controlnet(network: ServedControlNet, users: list[ServedPipeline], referenc
     """Rows of all shards, requests and pipelines, batched by Triton; an instance per GPU or process."""
     first = users[0]
     dtype = first.options.dtype_on(network.gpus[0] if network.gpus else None)
-    taken = [tensor for tensor in unet_inputs(first.checkpoint) if tensor[0] != "TIMESTEP_COND"]
+    inputs = unet_inputs(first.checkpoint, first.checkpoint.latent_channels)
+    taken = [tensor for tensor in inputs if tensor[0] != "TIMESTEP_COND"]
     config = python_model(
         f"controlnet_{network.name}",
         [*taken, ("CONTROL", "STRING", (1,))],

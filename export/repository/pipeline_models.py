@@ -46,11 +46,11 @@ INFO: Tensor = ("INFO", "STRING", (1,))
 PICTURE: list[Tensor] = [("IMAGE", "UINT8", (-1, -1, 3)), ("ENCODED_IMAGE", "STRING", (1,)), INFO]
 
 
-def unet_inputs(checkpoint: Checkpoint) -> list[Tensor]:
-    """What a checkpoint's UNet takes, as tensors of its model; LATENTS first."""
+def unet_inputs(checkpoint: Checkpoint, channels: int) -> list[Tensor]:
+    """What a checkpoint's UNet takes, as tensors of its model; LATENTS, of so many channels, first."""
     _, width = checkpoint.text_embedding_shape
     tensors: list[Tensor] = [
-        ("LATENTS", "FP32", (checkpoint.unet_channels, -1, -1)),
+        ("LATENTS", "FP32", (channels, -1, -1)),
         ("TIMESTEPS", "FP32", (1,)),
         ("ENCODER_HIDDEN_STATES", "FP32", (-1, width)),
     ]
@@ -106,7 +106,7 @@ class PipelineModels:
         self._rules = self._options.request_rules(served.checkpoint)
         loras = self._options.loras
         self._catalogue = {"loras": "" if loras is None else reference(loras)}
-        self._unet_inputs = unet_inputs(served.checkpoint)
+        self._unet_inputs = unet_inputs(served.checkpoint, served.checkpoint.unet_channels)
         self._latents: Tensor = ("LATENTS", "FP32", (served.checkpoint.latent_channels, -1, -1))
         self._handed_over: list[Tensor] = [self._latents, ("HANDOVER", "STRING", (1,)), INFO]
 

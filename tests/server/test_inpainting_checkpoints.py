@@ -132,5 +132,5 @@ def test_that_is_said_in_its_description(served: tuple[TritonServer, Path]) -> N
     from swiftdiffusion.clients.client.client import Client
 
     with Client(served[0].grpc_url, model="sdxl") as client:
-        told = {each.name: each for each in client.pipelines()}
+        told = client.pipelines()
     assert told["sdxl"].only_inpaints and told["sd15"].only_inpaints
