@@ -12,6 +12,8 @@ import numpy as np
 import typer
 from demo_controls import COLUMNS as CONTROL_COLUMNS
 from demo_controls import ControlledPictures
+from demo_edits import COLUMNS as EDIT_COLUMNS
+from demo_edits import EditedPictures
 from demo_gateway import draw_through_gateway
 from PIL import Image
 from rich.console import Console
@@ -79,6 +81,7 @@ def main(
     count: Annotated[int, typer.Option(min=4, help="Pictures in the sheet's first part.")] = 16,
     styled: Annotated[int, typer.Option(min=2, help="Prompts in its second part, with and without LoRAs.")] = 6,
     steered: Annotated[int, typer.Option(min=1, help="Prompts in its third part, with ControlNets.")] = 4,
+    edits: Annotated[int, typer.Option(min=1, help="Pictures in its fourth part, of which an item is replaced.")] = 6,
 ) -> None:
     """Serve the demo family, draw prompts that it was not trained on, print what came out and how long it took."""
     console = Console()
@@ -89,6 +92,7 @@ def main(
         plain = _draw_plain(server, [COLUMNS[0].request(prompt) for prompt in prompts[:count]], latencies)
         grid = _draw_styled(server, prompts[:styled], latencies)
         controlled = ControlledPictures(server.grpc_url, prompts[:steered], latencies)
+        edited = EditedPictures(server.grpc_url, edits, latencies)
         doors = draw_through_gateway(server.grpc_url, plain[:2])
     sheets = [
         contact_sheet(
@@ -103,6 +107,7 @@ def main(
             columns=len(COLUMNS),
         ),
         contact_sheet(controlled.cells(STEERED_SIDE), columns=CONTROL_COLUMNS),
+        contact_sheet(edited.cells(STYLED_SIDE), columns=EDIT_COLUMNS),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     _stacked(sheets).save(out)
@@ -115,7 +120,7 @@ def main(
         console.print(f"first picture with {describe_lora(report)}", style="dim", highlight=False)
     right = sum(COLUMNS[0].is_right(picture.pixels, prompt) for picture, prompt in zip(plain, prompts, strict=False))
     console.print(f"{right} of {count} pictures without LoRAs show the colours, shapes and positions of their prompt")
-    for sentence in doors:
+    for sentence in (edited.sentence(), *doors):
         console.print(sentence, highlight=False)
     console.print(f"contact sheet: {out}")
 
