@@ -19,7 +19,9 @@ from fuzz_cases import GrpcCase, HttpCase
 from swiftdiffusion.export.repository.config_parts import CLIENT_INPUTS
 
 TYPES = {name: "BYTES" if kind == "STRING" else kind for name, kind, *_ in CLIENT_INPUTS}
-INNER = dict.fromkeys(("REQUEST", "TICKETS", "ENCODING", "CONTROL", "HANDOVER", "INFO", "PIPELINE"), "BYTES")
+INNER = dict.fromkeys(
+    ("REQUEST", "TICKETS", "ENCODING", "LATENT_KEYS", "CONTROL", "HANDOVER", "INFO", "PIPELINE"), "BYTES"
+)
 INNER["LATENTS"] = "FP32"
 OTHER_TYPES = ("BYTES", "BOOL", "UINT8", "INT8", "INT32", "INT64", "UINT64", "FP16", "BF16", "FP32", "FP64", "", "X")
 SIZES = {"BOOL": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
@@ -31,6 +33,8 @@ TEXTS = (
     "../../etc/passwd", "[{", '[{"name": "x"}]', '[{"name": "night", "scale": 1e999}]', '[{"name": "night"}]',
     "[" * 600, "null", "{}", "euler", '[{"name": "edges", "start": 2}]', "%s%n", "NaN", "low", '{"id": 1}',
     "png", "webp;base64", "jpeg", "linear", "vae", "*", '{"final": true}', '{"error": {}}',
+    '[{"name": "edges", "picture": "inpaint"}]', '{"picture": "' + "0" * 64 + '", "masked": null, "ms": 1}',
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR42mP8z8DEwAAABQ0BA6UiEhkAAAAASUVORK5CYII=", "iVBORw0KGgo=",
 )  # fmt: skip
 
 
