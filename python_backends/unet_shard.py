@@ -39,10 +39,12 @@ from .engine.new_runs import NewRuns
 from .engine.peers import Peers
 from .engine.shard_metrics import ShardMetrics
 from .engine.step_times import StepTimes
+from .engine.token_runs import TokenRuns
 from .engine.unet_calls import UNetCall
 from .lora.patching.resident import ResidentLoras
 from .networks.kept_embeddings import KeptEmbeddings
 from .networks.kept_moments import KeptMoments
+from .networks.runtimes import beside_bytes
 from .networks.unet import UNet
 from .shared_memory.host_cache import EvictedError, host_cache_directory
 from .shared_memory.pictures import Pictures
@@ -74,7 +76,14 @@ class TritonPythonModel(Model):
         )
         scheduler_config = json.loads(parameters["scheduler_config"])
         self._new_runs = NewRuns(
-            compute.checkpoint, scheduler_config, compute.device, embeddings, KeptMoments(), Pictures(), adapters
+            compute.checkpoint,
+            scheduler_config,
+            compute.device,
+            embeddings,
+            KeptMoments(),
+            Pictures(),
+            adapters,
+            TokenRuns(unet.stacks.levels if unet.stacks else None, beside_bytes(compute.device)),
         )
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]

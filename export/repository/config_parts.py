@@ -50,6 +50,7 @@ CLIENT_INPUTS: tuple[tuple[str, str, tuple[int, ...], bool], ...] = (
     ("ENCODED_MASK_IMAGE", "STRING", (1,), True),
     ("STRENGTH", "FP32", (1,), True),
     ("COMPOSITE", "BOOL", (1,), True),
+    ("MASK_AWARE", "STRING", (1,), True),
     ("REQUEST_ID", "STRING", (1,), True),
     ("TIMEOUT_MS", "INT32", (1,), True),
     ("PRIORITY", "STRING", (1,), True),

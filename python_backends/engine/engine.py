@@ -287,7 +287,7 @@ class Engine:
         run = self._runs.pop(run_id, None)
         if run is not None:
             try:
-                run.loras.close()
+                run.close()
                 self._count(run)
             except Exception as error:  # noqa: BLE001  it has ended all the same
                 as_request_error(error, "ending a run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import ChainMap
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ from ..lora.patching.patcher import Patcher
 from ..networks.unet import SLOW_S, example
 from ..networks.unet_halves import residual_size
 from .mixing import LoraCosts, Part, mixes, plan
+from .token_calls import token_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -161,24 +163,30 @@ class Evaluator:
         started = time.perf_counter()
         self._loras.use_beside(part.beside)
         beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
-        with self._controlnets.start(self._of_controlnets(call), call.controls) as pending:
-            encoded = self._unet.encode(call.tensors, (part.patched, part.beside))
+        with self._tokens(call), self._controlnets.start(self._of_controlnets(call), call.controls) as pending:
+            encoded = self._unet.encode(call.tensors, (part.patched, part.beside), as_modules=bool(call.tokens))
             halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
             if pending.wanted:
                 self._metrics.waited(time.perf_counter() - halfway_at)
+            prediction = self._unet.decode(encoded, residuals.total)
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
-        prediction = self._unet.decode(encoded, residuals.total)
-        if not any(call.controls):  # else it may have waited for a ControlNet
+        if not any(call.controls) and not call.tokens:  # else it may have waited for a ControlNet, or left tokens out
             cells = call.tensors["LATENTS"][0, 0].numel()
             ranks = cells * sum(self._loras.rank(each) or 0 for each in part.beside)
             self._measuring.append(_Measured(len(part.rows) * cells, ranks, begun, _now(self._unet.on_gpu)))
         beside = [bool(each) for each in part.beside]
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
+
+    def _tokens(self, call: UNetCall) -> AbstractContextManager[None]:
+        """What a call of mask-aware runs goes on in."""
+        if not call.tokens or self._unet.stacks is None:
+            return nullcontext()
+        return token_call(self._unet.stacks, call.tokens, call.tensors["LATENTS"].device)
 
     def _of_controlnets(self, call: UNetCall) -> Mapping[str, torch.Tensor]:
         """What ControlNets take of a call: of a UNet that inpaints not the mask, nor the masked picture."""

@@ -36,6 +36,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
         ],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,
+        **({} if denoising.token_run is None else {"editing": denoising.token_run.report(denoising.steps)}),
         "largest_batch": report.largest_batch,
         "timings_ms": {
             "text_encoder": round(report.encoding.ms, 3),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..shared_memory.pictures import Pictures
     from .adapter_services import AdapterServices
     from .messages import Submit
+    from .token_runs import TokenRuns
 
 
 class NewRuns:
@@ -35,6 +36,7 @@ class NewRuns:
         moments: KeptMoments,
         pictures: Pictures,
         adapters: AdapterServices,
+        token_runs: TokenRuns,
     ) -> None:
         """Reads the checkpoint's latents.
 
@@ -46,13 +48,14 @@ class NewRuns:
             moments: Likewise, of pictures.
             pictures: Likewise, of masks.
             adapters: For requests with LoRAs.
+            token_runs: For mask-aware requests.
         """
         self._scheduler_config = scheduler_config
         self._geometry = LatentGeometry(
             checkpoint.latent_channels, checkpoint.vae_scale_factor, checkpoint.guidance_embedding_width
         )
         self._scale = checkpoint.latent_scale
-        self._device, self._adapters = device, adapters
+        self._device, self._adapters, self._token_runs = device, adapters, token_runs
         self._embeddings, self._moments, self._pictures = embeddings, moments, pictures
         pooled = None if checkpoint.pooled_width is None else torch.zeros(2, checkpoint.pooled_width)
         self._zeros: Embeddings = torch.zeros(2, *checkpoint.text_embedding_shape), pooled
@@ -89,6 +92,8 @@ class NewRuns:
                 start,
             )
             run.report.picture = message.picture
+            if start is not None:
+                run.token_run = self._token_runs.make(message.request, start, run.steps)
             run.put_on_loras()
         except Exception:
             loras.close()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
     from .starts import Start
+    from .token_runs import TokenRow, TokenRun
 
 CPU = torch.device("cpu")
 NO_ENCODING = Encoding(None, "", 0.0, False)
@@ -109,6 +110,7 @@ class Denoising:
         failure: Why it ends without a picture, once it does.
         work: What all of it costs.
         scheduler: Its name of the contract, or the class of the checkpoint's own.
+        token_run: Of a mask-aware request, else None.
     """
 
     def __init__(
@@ -175,6 +177,7 @@ class Denoising:
         self._lacked = (-1, "")
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
+        self.token_run: TokenRun | None = None
         self.work = Work.of(replace(request, evaluations=self.steps, halves=len(self.halves)))
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
@@ -202,6 +205,24 @@ class Denoising:
             for position, use in enumerate(self.request.controlnets)
             if use.is_active(self.step, self.steps) and (half == CONDITIONAL or not use.guess_mode)
         )
+
+    @property
+    def is_mask_aware(self) -> bool:
+        """Whether its shard keeps what its tokens were."""
+        return self.token_run is not None
+
+    def tokens(self, half: int) -> TokenRow | None:
+        """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""
+        if self.token_run is None:
+            return None
+        controls = tuple((use.name, use.images) for use in self.controls(half))
+        return self.token_run.row(self.step, half, (self.loras.current, controls))
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+        if self.token_run is not None:
+            self.token_run.close()
+        self.loras.close()
 
     @property
     def lacks(self) -> str:

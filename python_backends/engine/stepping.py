@@ -52,7 +52,8 @@ class Stepping:
         """
         self._evaluator.begin_step()
         inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
-        peers = self._peers.lent(sum(len(run.halves) for run in inputs) - 1)
+        stay = sum(run.is_mask_aware for run in inputs)
+        peers = self._peers.lent(sum(len(run.halves) for run in inputs if not run.is_mask_aware) - (not stay))
         own, *others = place(list(inputs), 1 + len(peers))
         own_calls = unet_calls(own, inputs)
         theirs = [(peer, unet_calls(rows, inputs)) for peer, rows in zip(peers, others, strict=True)]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..lora.files.lora_set import LoraSet
     from ..request.completed import ControlNetUse
     from .run import Denoising
+    from .token_runs import TokenRow
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class UNetCall:
         controls: The active ControlNets of each row.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
         pixels: Height × width of the pictures.
+        tokens: Of each row what is kept of its transformers or masked in them; None for nothing.
     """
 
     rows: tuple[tuple[Denoising, int], ...]
@@ -35,6 +37,7 @@ class UNetCall:
     controls: tuple[tuple[ControlNetUse, ...], ...]
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     pixels: int
+    tokens: tuple[TokenRow | None, ...] = ()
 
     @property
     def work(self) -> int:
@@ -58,26 +61,31 @@ class UNetCall:
             loras=tuple(self.loras[row] for row in rows),
             controls=tuple(self.controls[row] for row in rows),
             tensors={name: tensor[chosen] for name, tensor in self.tensors.items()},
+            tokens=tuple(self.tokens[row] for row in rows) if self.tokens else (),
         )
 
 
 def unet_calls(
     rows: Iterable[tuple[Denoising, int]], inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]]
 ) -> list[UNetCall]:
-    """The calls that evaluate the rows given to one shard: one per shape of inputs.
+    """The calls that evaluate the rows given to one shard: one per shape of inputs, and of what is masked of them.
 
     Args:
         rows: (request, half) pairs.
         inputs: `model_input()` of every request among them.
     """
+    asked = {(run, half): run.tokens(half) for run, half in rows}
 
-    def shapes(row: tuple[Denoising, int]) -> tuple[torch.Size, ...]:
-        return tuple(tensor.shape for tensor in (row[0].latents, *row[0].conditioning.values()))
+    def shapes(row: tuple[Denoising, int]) -> tuple[tuple[int, ...], ...]:
+        tokens = asked[row]
+        inputs = (row[0].latents, *row[0].conditioning.values())
+        return () if tokens is None else tokens.sizes, *(tuple(tensor.shape) for tensor in inputs)
 
     calls = []
-    ordered = sorted(rows, key=lambda row: (shapes(row), row[0].loras.current))
+    ordered = sorted(asked, key=lambda row: (shapes(row), row[0].loras.current))
     for _, group in groupby(ordered, key=shapes):
         members = tuple(group)
+        tokens = tuple(asked[row] for row in members)
         tensors = {
             "LATENTS": _join([inputs[denoising][0] for denoising, _ in members]),
             "TIMESTEPS": _join([inputs[denoising][1] for denoising, _ in members]),
@@ -87,7 +95,8 @@ def unet_calls(
         loras = tuple(denoising.loras.current for denoising, _ in members)
         controls = tuple(denoising.controls(half) for denoising, half in members)
         ahead = tuple(sorted({each for denoising, _ in members for each in denoising.loras.ahead}))
-        calls.append(UNetCall(members, loras, ahead, controls, tensors, members[0][0].work.pixels))
+        pixels = members[0][0].work.pixels
+        calls.append(UNetCall(members, loras, ahead, controls, tensors, pixels, tokens if any(tokens) else ()))
     return calls
 
 

@@ -23,6 +23,7 @@ from ..lora.patching.patcher import Patcher
 from .cuda_graphs import CaptureSite, CudaGraphs
 from .fused_modules import fuse
 from .prompt_projections import PromptProjections
+from .token_stacks import TokenStacks
 from .unet_halves import DecoderHalf, EncoderHalf
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from .controlnet_modules import PositionalControlNet
 
 BESIDE_BYTES, BESIDE_SHARE = 2**30, 0.1
-"""Most that LoRAs beside the weights take: of main memory in bytes, and of a GPU's memory as a share."""
+"""Most that LoRAs beside the weights take, and as much again what mask-aware runs keep: of main memory in bytes, and of
+a GPU's memory as a share."""
 
 TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
 Call = Callable[..., Any]
@@ -48,6 +50,7 @@ class RunningUNet:
         projections: Of prompts, which the halves take in place of embeddings; None where they take these.
         encoder: Called as `EncoderHalf` is.
         decoder: Called as `DecoderHalf` is.
+        stacks: Its transformers, as mask-aware calls use them; None where there are none such.
     """
 
     patcher: LoraPatcher
@@ -55,6 +58,7 @@ class RunningUNet:
     decoder: Call
     beside: BesideLoras | None = None
     projections: PromptProjections | None = None
+    stacks: TokenStacks | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,11 @@ class Runtime:
             halves = EngineHalves(self.engines, device)
             return RunningUNet(unet_patcher(unet, halves, self.engines, dtype), halves.encode, halves.decode)
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
-        beside = BesideLoras(unet, patcher, _beside_bytes(device)) if self.name == TORCH else None
+        beside = BesideLoras(unet, patcher, beside_bytes(device)) if self.name == TORCH else None
         projections = PromptProjections(unet) if self.traces(device) else None  # LoRAs know the modules by then
         encoder, decoder = self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device, beside=beside)
-        return RunningUNet(patcher, encoder, decoder, beside, projections)
+        stacks = TokenStacks(unet) if self.name == TORCH else None
+        return RunningUNet(patcher, encoder, decoder, beside, projections, stacks)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.
@@ -149,8 +154,8 @@ class Runtime:
         return tuple(CudaGraphs(module, site, number > 0, variant) for number, module in enumerate(modules))
 
 
-def _beside_bytes(device: torch.device) -> int:
-    """What LoRAs beside the weights may take of the device's memory."""
+def beside_bytes(device: torch.device) -> int:
+    """What LoRAs beside the weights may take of the device's memory, and as much what mask-aware runs keep."""
     if device.type != "cuda":
         return BESIDE_BYTES
     return int(BESIDE_SHARE * torch.cuda.get_device_properties(device).total_memory)

@@ -62,6 +62,7 @@ class UNet:
         patcher: Patches LoRAs into the weights.
         beside: Holds LoRAs beside them; None where the runtime does without.
         latent_channels: Of what it predicts, which are the first of what it takes.
+        stacks: Its transformers, as mask-aware calls use them; None where the runtime does without.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class UNet:
         self.latent_channels = checkpoint.latent_channels
         self._projections = running.projections
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
+        self.stacks = running.stacks
+        self._modules = EncoderHalf(unet), DecoderHalf(unet)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
@@ -95,7 +98,9 @@ class UNet:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
         return self.decode(self.encode(tensors, weights))
 
-    def encode(self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None) -> Encoded:
+    def encode(
+        self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None, as_modules: bool = False
+    ) -> Encoded:
         """The encoder half.
 
         Args:
@@ -105,9 +110,12 @@ class UNet:
                 Float32, on any device.
             weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
                 work. None shares nothing.
+            as_modules: Whether the modules themselves are called, and nothing that was made of them.
         """
-        encoder, decoder = self._halves
-        if self.beside is None or self.beside.variant is None:  # traces know nothing of what is beside
+        encoder, decoder = self._modules if as_modules else self._halves
+        if not as_modules and (
+            self.beside is None or self.beside.variant is None
+        ):  # traces know nothing of what is beside
             encoder, decoder = self._traced.get(shapes(tensors), self._halves)
         with torch.inference_mode():
             given = self._given(tensors, weights)

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, StringConstraints
 
 from ..common.errors import InvalidRequestError
+from .mask_aware import MaskAware, asked_mask_aware, mask_aware
 from .picture_inputs import binary, fitted, picture_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from .fields import Fields
     from .rules import RequestRules
+    from .schedulers import Evaluations
 
 ImageKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Kind = Literal["image_to_image", "inpaint"]
@@ -36,6 +38,7 @@ class Edit:
         strength: Share of the steps that are taken, in (0, 1].
         skipped: Steps that are not, at the beginning.
         composite: Whether what lies outside the mask is put back, pixel by pixel, at the end.
+        mask_aware: In which steps all of the picture is computed; None for all of them.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -45,6 +48,7 @@ class Edit:
     strength: Annotated[float, Field(gt=0, le=1)]
     skipped: Annotated[int, Field(ge=0)]
     composite: bool = False
+    mask_aware: MaskAware | None = None
 
     @property
     def kind(self) -> Kind:
@@ -78,7 +82,7 @@ class AskedEdit:
         """
         self._rules = rules
         self._strength = fields.number("STRENGTH", 0.0, 1.0)
-        self._composite = fields.boolean("COMPOSITE")
+        self._composite, self._mask_aware = fields.boolean("COMPOSITE"), asked_mask_aware(fields)
         self.picture, self.mask = picture_of(fields, "INIT_IMAGE"), picture_of(fields, "MASK_IMAGE")
         without_picture = {"MASK_IMAGE": self.mask is None, "STRENGTH": self._strength is None}
         if self.picture is None:
@@ -87,6 +91,8 @@ class AskedEdit:
                     raise InvalidRequestError(f"{name} is there, and INIT_IMAGE is missing; required: both")
         if self._composite and self.mask is None:
             raise InvalidRequestError("COMPOSITE is true; allowed: only with MASK_IMAGE")
+        if self._mask_aware is not None and self.mask is None:
+            raise InvalidRequestError("MASK_AWARE is not exact; allowed: only with MASK_IMAGE")
         if rules.only_inpaints and self.mask is None:
             raise InvalidRequestError("MASK_IMAGE is missing; required: this checkpoint only inpaints")
 
@@ -124,11 +130,11 @@ class AskedEdit:
                     "allowed: masks that repaint something"
                 )
 
-    def use(self, steps: int, keep_picture: Callable[[np.ndarray], str]) -> Edit | None:
-        """The edit of a run of so many steps; `keep_picture` gives a picture's key.
+    def use(self, steps: int, evaluations: Evaluations, keep_picture: Callable[[np.ndarray], str]) -> Edit | None:
+        """The edit of a run of so many steps with so many evaluations; `keep_picture` gives a picture's key.
 
         Raises:
-            InvalidRequestError: If no step would be taken.
+            InvalidRequestError: If no step would be taken, or one is named that is not.
         """
         if self.picture is None:
             return None
@@ -139,8 +145,9 @@ class AskedEdit:
         if not kept:
             least = next(each for each in range(1, FINEST + 1) if int(steps * (each / FINEST))) / FINEST
             raise InvalidRequestError(f"STRENGTH is {strength:g}; allowed with {steps} STEPS: {least:g} to 1")
+        aware = mask_aware(self._mask_aware, evaluations.of(steps, skipped=steps - kept))
         mask = None if self.mask is None else keep_picture(self.mask)
-        return Edit(keep_picture(self.picture), mask, strength, steps - kept, bool(self._composite))
+        return Edit(keep_picture(self.picture), mask, strength, steps - kept, bool(self._composite), aware)
 
     def known(self) -> np.ndarray:
         """What an inpainting ControlNet is steered by: [H, W, 4], see `Pictures`.

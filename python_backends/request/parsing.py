@@ -71,7 +71,7 @@ def parse_request(
     own = Evaluations(rules.own_per_step, rules.own_more)
     evaluations = own if scheduler is None else SCHEDULERS[scheduler].evaluations
     edit.fit(height, width)
-    edited = edit.use(steps, keep_picture)
+    edited = edit.use(steps, evaluations, keep_picture)
     return CompletedRequest(
         run_id=secrets.token_hex(16),
         prompt=prompt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from PIL import Image
 
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.starts import Start
+from swiftdiffusion.python_backends.engine.token_calls import token_call
+from swiftdiffusion.python_backends.engine.token_runs import TokenRuns
+from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.networks.checkpoint import EDITING, Checkpoint
@@ -64,9 +67,12 @@ class LocalEdits:
     checkpoint: Checkpoint
     guidance_scale: float = 5.0
     kept: KeptHere = field(default_factory=KeptHere)
+    token_bytes: int = 2**30
 
     def __post_init__(self) -> None:
         self.unet = UNet(self.checkpoint, CPU, torch.float32)
+        assert self.unet.stacks is not None
+        self.token_runs = TokenRuns(self.unet.stacks.levels, self.token_bytes)
         self.vae = VaeEncoder(self.checkpoint.load_vae(CPU, torch.float32))
         self.texts = self.checkpoint.load_text_pipeline(CPU, torch.float32)
         height, width = self.checkpoint.default_size
@@ -113,20 +119,29 @@ class LocalEdits:
             self.checkpoint.guidance_embedding_width,
         )
         embeddings = torch.stack([tokens for tokens, _ in pair]), torch.stack(pooled) if pooled else None
-        return Denoising(request, self.checkpoint.scheduler_config, geometry, embeddings, start=self._start(request))
+        start = self._start(request)
+        run = Denoising(request, self.checkpoint.scheduler_config, geometry, embeddings, start=start)
+        if start is not None:
+            run.token_run = self.token_runs.make(request, start, run.steps)
+        return run
 
     @torch.no_grad()
     def latents(self, request: CompletedRequest) -> torch.Tensor:
         """Final latents, both halves of a step in one call as in diffusers."""
         run = self.run(request)
         while not run.done:
-            latents, timestep = run.model_input()
-            halves = slice(2 - len(run.halves), 2)
-            rows = len(run.halves)
-            tensors = {name: tensor[halves] for name, tensor in run.conditioning.items()}
-            tensors |= {"LATENTS": torch.cat([latents] * rows), "TIMESTEPS": timestep.repeat(rows, 1)}
-            run.advance(dict(zip(run.halves, self.unet(tensors).split(1), strict=True)))
+            self.step(run)
         return run.latents
+
+    @torch.no_grad()
+    def step(self, run: Denoising) -> None:
+        """One step of a run, as a shard takes it."""
+        predictions = {}
+        for call in unet_calls([(run, half) for half in run.halves], {run: run.model_input()}):
+            with token_call(self.unet.stacks, call.tokens, CPU) if call.tokens else nullcontext():
+                rows = self.unet.decode(self.unet.encode(call.tensors, as_modules=bool(call.tokens)))
+            predictions |= {half: row for (_, half), row in zip(call.rows, rows.split(1), strict=True)}
+        run.advance(predictions)
 
     def _start(self, request: CompletedRequest) -> Start | None:
         edit, cell = request.edit, self.checkpoint.vae_scale_factor

@@ -41,6 +41,7 @@ TYPES = {
     "ENCODED_MASK_IMAGE": "BYTES",
     "STRENGTH": "FP32",
     "COMPOSITE": "BOOL",
+    "MASK_AWARE": "BYTES",
     "REQUEST_ID": "BYTES",
     "TIMEOUT_MS": "INT32",
     "PRIORITY": "BYTES",

@@ -1,0 +1,43 @@
+"""UNet calls of mask-aware runs: the transformers are told what to compute, or to say what they gave."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..networks.token_stacks import TokenStacks
+    from .token_runs import TokenRow
+
+
+@contextmanager
+def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device) -> Iterator[None]:
+    """While a call is made: of rows that agree in what is masked, or of such as compute all.
+
+    Args:
+        stacks: Of the UNet that is called.
+        rows: Of the call; None for those of other runs.
+        device: Where the UNet is.
+    """
+    wanted = [(number, row) for number, row in enumerate(rows) if row is not None]
+    masked = [row for _, row in wanted if row.mask is not None]
+    if not masked:
+        with stacks.recorded([number for number, _ in wanted]) as values:
+            yield
+        for place, (_, row) in enumerate(wanted):
+            row.keep([each[place] for each in values])
+        return
+    masks = [row.mask for row in masked if row.mask is not None]
+    places = {side: torch.stack([mask.places[side] for mask in masks]).to(device) for side in masks[0].places}
+
+    def known(number: int, empty: torch.Tensor) -> torch.Tensor:
+        for row, out in zip(masked, empty, strict=True):
+            row.known(number, out)
+        return empty
+
+    with stacks.masked(places, known):
+        yield

@@ -1,0 +1,75 @@
+"""Which tokens of a UNet's transformers lie in a mask, level by level, padded to a few sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PARTS = 16
+"""A level's tokens are padded to a multiple of a sixteenth of them: rows of one shape share a call."""
+
+Side = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """The tokens of one mask.
+
+    Attributes:
+        area: Share of the latent cells that are masked.
+        places: Height and width of a level → the places of its tokens in row-major order, int64 [M], ascending.
+    """
+
+    area: float
+    places: Mapping[Side, torch.Tensor]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens by level, finest first: masks that agree in these share calls."""
+        return tuple(len(places) for places in self.places.values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no token is left out."""
+        return all(len(places) == height * width for (height, width), places in self.places.items())
+
+
+def token_mask(mask: torch.Tensor, levels: int) -> TokenMask:
+    """The tokens of a mask on every level of a UNet.
+
+    A token is in it if any of its latent cells is; the next nearest ones pad it (by king's moves, ties in row-major
+    order).
+
+    Args:
+        mask: [h, w], true or above 0 where latents are masked.
+        levels: Of the UNet: each halves the one before, rounding up.
+
+    Raises:
+        ValueError: If nothing is masked.
+    """
+    inside = (mask > 0)[None, None].float()
+    if not inside.any():
+        raise ValueError("nothing is masked")
+    area, places = float(inside.mean()), {}
+    for _ in range(levels):
+        height, width = inside.shape[-2:]
+        places[height, width] = _padded(inside)
+        inside = functional.max_pool2d(inside, 2, 2, ceil_mode=True)
+    return TokenMask(area, places)
+
+
+def _padded(inside: torch.Tensor) -> torch.Tensor:
+    """Places of the ones of [1, 1, h, w], and of their nearest others."""
+    tokens = inside.numel()
+    parts = -(-int(inside.sum()) * PARTS // tokens)
+    distance, reached = torch.zeros_like(inside), inside
+    while not reached.all():
+        distance += 1 - reached
+        reached = functional.max_pool2d(reached, 3, 1, 1)
+    return distance.flatten().argsort(stable=True)[: -(-parts * tokens // PARTS)].sort().values
