@@ -104,6 +104,8 @@ class GenerationRequest:
         mask_image: where it is painted anew: white, in a picture like it, or uint8 array [H, W]; what is black stays.
         strength: how much of it changes, above 0 to 1: the share of the steps that are taken.
         composite: whether what the mask leaves is put back, pixel by pixel.
+        mask_aware: `exact`, or `fast` or `balanced`: most steps compute masked tokens alone, which is quicker in large
+            pictures and changes them a little; or JSON that names the steps that compute all.
         prompt_syntax: `plain`, or `weighted`: A1111's, such as `(word:1.3)` and BREAK, of any length.
     """
 
@@ -136,6 +138,7 @@ class GenerationRequest:
     mask_image: EncodedPicture | None = None
     strength: float | None = None
     composite: bool | None = None
+    mask_aware: str | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -180,6 +183,7 @@ class GenerationRequest:
                 ("PREVIEW_DECODER", "BYTES", self.preview_decoder),
                 ("STRENGTH", "FP32", self.strength),
                 ("COMPOSITE", "BOOL", self.composite),
+                ("MASK_AWARE", "BYTES", self.mask_aware),
             )
             if value is not None
         ]

@@ -60,6 +60,28 @@ class ControlNetReport(_Report):
     stale_calls: int | None = None
 
 
+class EditingReport(_Report):
+    """What a mask-aware run computed.
+
+    Attributes:
+        mode: `tokens`: most steps computed masked tokens alone; or `exact`: all computed all.
+        mask: share of the picture that was masked.
+        why: all was computed, if it was.
+        source: of what the other tokens became.
+        tokens: shares that were computed, by the UNet's level.
+        exact_steps: computed all.
+        cache_error: largest distance of the line from what an exact step gave, as a share of it.
+    """
+
+    mode: str
+    mask: float
+    why: str | None = None
+    source: str | None = None
+    tokens: tuple[float, ...] = ()
+    exact_steps: tuple[int, ...] = ()
+    cache_error: float | None = None
+
+
 class GenerationInfo(_Report):
     """How a picture was made.
 
@@ -75,6 +97,7 @@ class GenerationInfo(_Report):
         strength: share of the steps that were taken, of a run that began with a picture.
         steps_kept: how many those are.
         composite: whether what the mask left was put back, pixel by pixel.
+        editing: what was computed, if the request was mask-aware.
         output_format: of the file that it came as; None: raw pixels.
         clip_skip: None: none.
         prompt_syntax: `weighted`; None: `plain`.
@@ -102,6 +125,7 @@ class GenerationInfo(_Report):
     strength: float | None = None
     steps_kept: int | None = None
     composite: bool | None = None
+    editing: EditingReport | None = None
     output_format: str | None = None
     clip_skip: int | None = None
     prompt_syntax: str | None = None

@@ -66,6 +66,9 @@ def generate(
     composite: Annotated[
         bool | None, typer.Option("--composite", help="Put back what the mask leaves, pixel by pixel.")
     ] = None,
+    mask_aware: Annotated[
+        str | None, typer.Option(help="fast or balanced: most steps compute what is masked alone; or JSON; else exact.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
     url: Annotated[
         str, typer.Option(envvar="SWIFTDIFFUSION_URL", help="grpc://HOST:PORT (shows progress) or http://HOST:PORT.")
@@ -113,6 +116,7 @@ def generate(
         mask_image=mask,
         strength=strength,
         composite=composite,
+        mask_aware=mask_aware,
         timeout_ms=timeout_ms,
         priority=priority,
     )

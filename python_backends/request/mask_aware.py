@@ -66,7 +66,8 @@ def asked_mask_aware(fields: Fields) -> str | MaskAware | None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-        raise InvalidRequestError(f"MASK_AWARE{place} is {shown(first.get('input'))}; {allowed}") from None
+        said = "is missing" if first["type"] == "missing" else f"is {shown(first.get('input'))}"
+        raise InvalidRequestError(f"MASK_AWARE{place} {said}; {allowed}") from None
 
 
 def mask_aware(asked: str | MaskAware | None, evaluations: int) -> MaskAware | None:

@@ -1,0 +1,85 @@
+"""MASK_AWARE: presets and JSON, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edits import box, picture
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.request.completed import CompletedRequest
+from swiftdiffusion.python_backends.request.mask_aware import MaskAware
+from swiftdiffusion.python_backends.request.parsing import parse_request
+from swiftdiffusion.python_backends.request.rules import RequestRules
+from wire import array
+
+RULES = RequestRules(
+    steps=20, guidance_scale=5.0, height=64, width=64, size_multiple=8, max_size=128, own_scheduler="", latent_cell=4
+)
+FIELDS: dict[str, Any] = {"PROMPT": "a cat", "INIT_IMAGE": picture(64, 64), "STRENGTH": 0.5}
+MASK = {"MASK_IMAGE": box(64, 64, 8, 8, 32, 32)}
+
+
+def parsed(**fields: Any) -> CompletedRequest:
+    arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
+    return parse_request({name: tensor[0] for name, tensor in arrays.items()}, RULES, Catalogue(None))
+
+
+def aware(text: str, **fields: Any) -> MaskAware | None:
+    completed = parsed(**FIELDS | MASK | fields, MASK_AWARE=text)
+    again = CompletedRequest.from_json(completed.to_json())
+    assert again == completed and again.edit is not None
+    return again.edit.mask_aware
+
+
+def test_exact_is_what_an_absent_one_means() -> None:
+    edit = parsed(**FIELDS, **MASK).edit
+    assert edit is not None and edit.mask_aware is None and aware("exact") is None
+
+
+def test_presets_name_steps_of_those_that_are_taken() -> None:
+    assert aware("fast") == MaskAware("auto", (0, 1, 5, 9))
+    assert aware("balanced") == MaskAware("auto", (0, 1, 4, 7))
+    assert aware("fast", SCHEDULER="heun") == MaskAware("auto", (0, 1, 5, 9, 13, 17))
+
+
+def test_json_names_them_one_by_one() -> None:
+    assert aware('{"source": "own", "exact_steps": [0, 9]}') == MaskAware("own", (0, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("quick", 'MASK_AWARE is "quick"; allowed: exact, fast, balanced, or JSON such as'),
+        ('{"source": "own"}', "MASK_AWARE.exact_steps is missing; allowed: exact"),
+        ('{"source": "own", "exact_steps": [10]}', "MASK_AWARE.exact_steps has 10; allowed: 0 to 9"),
+        ('{"source": "own", "exact_steps": [-1]}', "MASK_AWARE.exact_steps[0] is -1; allowed"),
+        ('{"source": "mine", "exact_steps": []}', 'MASK_AWARE.source is "mine"; allowed'),
+        ('{"source": "own", "exact_steps": [], "x": 1}', "MASK_AWARE.x is 1; allowed"),
+        ("[" * 600, "MASK_AWARE is "),
+        ("x" * 5000, "MASK_AWARE has 5000 characters; allowed: at most 4096"),
+    ],
+)
+def test_what_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        aware(text)
+    assert said in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_it_wants_a_mask() -> None:
+    with pytest.raises(InvalidRequestError, match="MASK_AWARE is not exact; allowed: only with MASK_IMAGE"):
+        parsed(**FIELDS, MASK_AWARE="fast")
+    assert parsed(**FIELDS, MASK_AWARE="exact").edit is not None
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_understood_or_refused(text: str) -> None:
+    try:
+        aware(text)
+    except InvalidRequestError as error:
+        assert "MASK_AWARE" in str(error)
