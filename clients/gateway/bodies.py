@@ -1,6 +1,7 @@
 """JSON bodies → typed requests, with a sentence for the first mistake."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar, get_args
 
 from fastapi import Request
@@ -19,6 +20,7 @@ KINDS = {
     "bool": "true or false",
     "none": "null",
     "string": "a text",
+    "bytes": "a file",
     "list": "a list",
     "tuple": "a list",
     "dict": "an object",
@@ -66,15 +68,14 @@ async def read_body(request: Request, kind: type[B]) -> B:
         # Nothing else needs a browser to ask before it sends a page's request here.
         raise ApiError(415, f"Content-Type is {content_type[:80]!r}; allowed: application/json")
     body = b"".join([chunk async for chunk in request.stream()])  # `request.body` would keep it
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_MARKS:
-        raise ApiError(400, f"the body has more than {MOST_MARKS} commas and brackets; allowed: at most so many")
+    check_marks([body])
     try:
         values = from_json(body, cache_strings="keys")
     except ValueError as error:
         raise ApiError(400, f"the body is no JSON: {str(error)[:200]}") from None
     if not isinstance(values, dict):
         raise ApiError(400, "the body is no JSON object")
-    _check_count(values)
+    check_count(values)
     return validated(kind, values)
 
 
@@ -144,7 +145,14 @@ def _allowed(error: ErrorDetails) -> str:
     return next((words for kind, words in KINDS.items() if error["type"].startswith(kind)), error["msg"])
 
 
-def _check_count(values: Any) -> None:
+def check_marks(contents: Iterable[bytes]) -> None:
+    """Refuses JSON, all of a request together, that has more than `MOST_MARKS`."""
+    if sum(content.count(mark) for content in contents for mark in (b",", b"[", b"{")) > MOST_MARKS:
+        raise ApiError(400, f"the body has more than {MOST_MARKS} commas and brackets; allowed: at most so many")
+
+
+def check_count(values: Any) -> None:
+    """Refuses what has more than `MOST_VALUES`."""
     seen, waiting = 0, [values]
     while waiting:
         each = waiting.pop()
@@ -163,5 +171,7 @@ def _shown(value: object) -> str:
     """Short values alone: prompts and pictures are not repeated."""
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
+    if isinstance(value, bytes):
+        return f"a file of {len(value)} bytes"
     text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{type(value).__name__} of {len(text)} characters"

@@ -55,6 +55,10 @@ class ImageEdit(ImageGeneration):
             mask, self._masked_by = await read_mask(self.mask, max_pixels, "mask")
         return replace(begun, init_image=self.image, mask_image=mask, strength=self.strength, composite=self.composite)
 
+    def _steps(self, pipeline: PipelineDescription) -> int:
+        usual = pipeline.img2img_strength if self.mask is None else pipeline.inpaint_strength
+        return int(super()._steps(pipeline) * (self.strength or usual or 1))
+
     async def _own_size(self, pipeline: PipelineDescription, max_pixels: int) -> tuple[int, int] | None:
         """Height and width of the picture, rounded down to what the pipeline makes."""
         given = await read_size(self.image, max_pixels, "image")

@@ -223,7 +223,10 @@ class ImageGeneration(_Body):
         """Steps between previews: the smaller of what `preview_every` says and what `partial_images` wants."""
         if not self.partial_images:
             return self.preview_every
-        names = {(self.model or "").partition(":")[2], *(each.name for each in self.lora)}
-        steps = self.num_inference_steps or pipeline.steps_with(names)
-        between = max(1, steps // (self.partial_images + 1))
+        between = max(1, self._steps(pipeline) // (self.partial_images + 1))
         return min(between, self.preview_every or between)
+
+    def _steps(self, pipeline: PipelineDescription) -> int:
+        """Those that will be taken."""
+        names = {(self.model or "").partition(":")[2], *(each.name for each in self.lora)}
+        return self.num_inference_steps or pipeline.steps_with(names)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from .errors import ApiError
 
@@ -19,13 +19,10 @@ KEYWORD = "parameters"
 """Of the text chunk of a PNG that A1111's tools read."""
 
 OPAQUE = 255
-SIDEWAYS = (5, 6, 7, 8)
-"""Orientations of EXIF that exchange height and width."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _LINE_ENDS = dict.fromkeys(map(ord, "\r\n"))  # `base64` writes lines
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,40};base64,")
-
 
 T = TypeVar("T")
 TRANSPARENT, WHITE = "transparent", "white"
@@ -43,8 +40,7 @@ async def read_picture(text: str, max_pixels: int, field: str) -> npt.NDArray[np
     Raises:
         ApiError: If it is no picture, or too large.
     """
-    content = picture_bytes(text, field)
-    return await asyncio.to_thread(_opened, content, max_pixels, field, _rgb)
+    return await opened(picture_bytes(text, field), max_pixels, field, _rgb)
 
 
 async def read_mask(content: bytes, max_pixels: int, field: str) -> tuple[npt.NDArray[np.uint8], str]:
@@ -58,12 +54,35 @@ async def read_mask(content: bytes, max_pixels: int, field: str) -> tuple[npt.ND
     Raises:
         ApiError: If it is no picture, or too large.
     """
-    return await asyncio.to_thread(_opened, content, max_pixels, field, _mask)
+    return await opened(content, max_pixels, field, _mask)
 
 
 async def read_size(content: bytes, max_pixels: int, field: str) -> tuple[int, int]:
-    """Height and width of a picture once it is turned as its EXIF says; errors as `read_mask`, without its pixels."""
-    return await asyncio.to_thread(_opened, content, max_pixels, field, _size)
+    """Height and width of a picture once it is turned as its EXIF says; errors as `read_mask`."""
+    return await opened(content, max_pixels, field, lambda picture: (picture.height, picture.width))
+
+
+async def opened(content: bytes, max_pixels: int, field: str, look: Callable[[Image.Image], T]) -> T:
+    """What there is to see of a file, within bounds.
+
+    Args:
+        content: The file.
+        max_pixels: Height times width that it may have.
+        field: Where it stands, for the message.
+        look: At the picture, of 8 bits, turned as its EXIF says.
+
+    Raises:
+        ApiError: If it is no picture, or too large.
+    """
+    return await asyncio.to_thread(_opened, content, max_pixels, field, look)
+
+
+def flattened(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """[H, W, 3] uint8, white behind what is transparent, as A1111 reads pictures."""
+    if not picture.has_transparency_data:
+        return _rgb(picture)
+    seen = picture.convert("RGBA")
+    return _rgb(Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen))
 
 
 def picture_bytes(text: str, field: str) -> bytes:
@@ -82,7 +101,6 @@ def picture_bytes(text: str, field: str) -> bytes:
 
 
 def _opened(content: bytes, max_pixels: int, field: str, look: Callable[[Image.Image], T]) -> T:
-    """What there is to see of a file, within bounds."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is this module's
@@ -93,7 +111,7 @@ def _opened(content: bytes, max_pixels: int, field: str, look: Callable[[Image.I
                         f"{field} is {picture.width}x{picture.height}; allowed: at most {max_pixels} pixels",
                         param=_param(field),
                     )
-                return look(picture)
+                return look(_eight_bits(ImageOps.exif_transpose(picture)))
     except ApiError:
         raise
     except Image.DecompressionBombError:  # Pillow has a bound of its own
@@ -108,21 +126,15 @@ def _opened(content: bytes, max_pixels: int, field: str, look: Callable[[Image.I
 
 
 def _rgb(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    return np.asarray(_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB"))
+    return np.asarray(picture.convert("RGB"))
 
 
 def _mask(picture: Image.Image) -> tuple[npt.NDArray[np.uint8], str]:
-    turned = ImageOps.exif_transpose(picture)
-    if turned.has_transparency_data:
-        alpha = np.asarray(turned.convert("RGBA").getchannel("A"))
+    if picture.has_transparency_data:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
         if alpha.min() < OPAQUE:
             return np.subtract(OPAQUE, alpha, dtype=np.uint8), TRANSPARENT
-    return np.asarray(_eight_bits(turned).convert("L")), WHITE
-
-
-def _size(picture: Image.Image) -> tuple[int, int]:
-    is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-    return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
+    return np.asarray(picture.convert("L")), WHITE
 
 
 def texts_of(content: bytes) -> dict[str, str]:

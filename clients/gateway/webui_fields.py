@@ -105,6 +105,7 @@ class TextToImage(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
     without_meaning: ClassVar[frozenset[str]] = WITHOUT_MEANING
 
     prompt: str = ""
@@ -127,11 +128,11 @@ class TextToImage(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _asks_for_nothing_else(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for name, allowed in NEUTRAL.items():
+        for name, allowed in cls.neutral.items():
             if name in values and values[name] not in allowed:
-                shown, neutral = json.dumps(values[name])[:80], " or ".join(map(json.dumps, allowed))
-                raise ValueError(f"{name} is {shown}; allowed: {neutral}: it is not supported")
-        left_out = cls.without_meaning.union(NEUTRAL)
+                shown, served = json.dumps(values[name])[:80], " or ".join(map(json.dumps, allowed))
+                raise ValueError(f"{name} is {shown}; allowed: {served}: it is not supported")
+        left_out = cls.without_meaning.union(cls.neutral)
         return {name: value for name, value in values.items() if name not in left_out}
 
     @property
@@ -176,7 +177,7 @@ class TextToImage(BaseModel):
         for position, unit in enumerate(asked):
             picture = await read_picture(unit.picture, max_pixels, f"ControlNet unit {position}: image")
             pictures.append(await asyncio.to_thread(resized, picture, unit.resize_mode, *sides))
-        steps = self.steps or pipeline.steps_with({lora.name for lora in loras})
+        steps = self._steps(pipeline, frozenset(lora.name for lora in loras))
         return GenerationRequest(
             prompt=prompt,
             negative_prompt=self.negative_prompt or None,
@@ -192,9 +193,27 @@ class TextToImage(BaseModel):
             controlnets=tuple(_controlnet(unit) for unit in asked),
             control_images=pictures,
             request_id=request_id,
-            output_format=settings.samples_format.replace("jpg", "jpeg"),
+            output_format=self.file_format,
             previews=max(1, steps // PREVIEWS) if settings.live_previews_enable else None,
         )
+
+    def finished(self, content: bytes) -> bytes:
+        """A file of the server's as the answer has it."""
+        return content
+
+    @property
+    def file_format(self) -> str:
+        """Of the answer's files, in the contract's words."""
+        return self.override_settings.samples_format.replace("jpg", "jpeg")
+
+    @property
+    def echo(self) -> dict[str, Any]:
+        """What the answer's `parameters` are."""
+        return self.model_dump(exclude={"alwayson_scripts", "init_images", "mask"})
+
+    def _steps(self, pipeline: PipelineDescription, loras: frozenset[str]) -> int:
+        """Those that will be taken."""
+        return self.steps or pipeline.steps_with(loras)
 
 
 def _controlnet(unit: ControlNetUnit) -> ControlNet:

@@ -45,7 +45,7 @@ async def _pictures(request: Request, gateway: Shared, asked: TextToImage) -> di
                 await asyncio.gather(*(run.result() for run in begun))
             if job.interrupted:  # else what has failed ends the others
                 await asyncio.gather(*(run.task for run in begun if run.task), return_exceptions=True)
-    return _answer(asked, name, job)
+    return await asyncio.to_thread(_answer, asked, name, job)
 
 
 @router.get("/progress")
@@ -102,9 +102,9 @@ def _answer(asked: TextToImage, model: str, job: Job) -> dict[str, Any]:
         "index_of_first_image": 0,
         "interrupted": job.interrupted,
     }
-    images = [base64.b64encode(content).decode("ascii") for _, content in made] if asked.send_images else []
+    files = [asked.finished(content) for _, content in made] if asked.send_images else []
     return {
-        "images": images,
-        "parameters": asked.model_dump(exclude={"alwayson_scripts", "init_images", "mask"}),
+        "images": [base64.b64encode(file).decode("ascii") for file in files],
+        "parameters": asked.echo,
         "info": json.dumps(info),
     }

@@ -136,7 +136,10 @@ def test_forms_of_strangers(gateway: GatewayThread, body: bytes) -> None:
 def test_too_many_fields_are_refused(gateway: GatewayThread) -> None:
     files = [("image", ("a.png", png(INIT[0])))] * 20
     answer = httpx2.post(f"{gateway.url}/v1/images/edits", files=files, data={"prompt": PROMPT})
-    assert answer.status_code == 400 and "the body is no form: Too many files" in answer.json()["error"]["message"]
+    assert (
+        answer.status_code == 400
+        and "the form has more than 8 files; allowed: at most so many" in answer.json()["error"]["message"]
+    )
 
 
 @pytest.mark.parametrize("inverted", [0, 1])
@@ -149,6 +152,7 @@ def test_a1111_s_client(gateway: GatewayThread, server: TritonServer, inverted: 
         inpainting_mask_invert=inverted,
         inpainting_fill=1,
         inpaint_full_res=False,
+        mask_blur=0,
         denoising_strength=0.8,
         prompt=PROMPT,
         seed=7,
@@ -171,3 +175,35 @@ def test_a1111_s_client_without_a_mask_needs_none_of_its_fields(gateway: Gateway
     assert np.asarray(result.image).shape == (64, 64, 3)
     with pytest.raises(RuntimeError, match="inpainting_fill is 0; allowed with a mask: 1"):
         api.img2img(images=[Image.fromarray(INIT[0])], mask_image=Image.fromarray(MASK[0]), prompt=PROMPT)
+
+
+def test_a_soft_edge_mixes_old_and_new(gateway: GatewayThread, server: TritonServer) -> None:
+    """The client's default: a deviation of four pixels."""
+    api = WebUIApi(baseurl=f"{gateway.url}/sdapi/v1", sampler="Euler")
+    result = api.img2img(
+        images=[Image.fromarray(INIT[0])], mask_image=Image.fromarray(MASK[0]), inpainting_fill=1,
+        inpaint_full_res=False, denoising_strength=0.8, prompt=PROMPT, seed=7, steps=6, cfg_scale=1,
+        width=128, height=96,
+    )  # fmt: skip
+    got, old = np.asarray(result.image).astype(int), INIT[0].astype(int)
+    far = box(96, 128, 2, 10, 78, 114)[0] == 0
+    assert (got[far] == old[far]).all()
+    more = {"PROMPT_SYNTAX": "weighted", "SCHEDULER": "euler"}
+    new = generate(server, "sdxl", **FIELDS, **more, INIT_IMAGE=INIT, MASK_IMAGE=MASK).image.astype(int)
+    assert np.abs(got - new)[32:48, 40:84].max() <= 2, "latents of the corners differ"
+    assert "Denoising strength: 0.8" in result.info["infotexts"][0]
+
+
+def test_a_part_alone_is_painted_in_the_size_of_a_whole(gateway: GatewayThread) -> None:
+    """The client's default too; the answer is of the old picture's size."""
+    api = WebUIApi(baseurl=f"{gateway.url}/sdapi/v1", sampler="Euler")
+    large, mask = picture(200, 300)[0], box(200, 300, 80, 100, 120, 150)[0]
+    result = api.img2img(
+        images=[Image.fromarray(large)], mask_image=Image.fromarray(mask), inpainting_fill=1,
+        inpaint_full_res_padding=8, prompt=PROMPT, seed=7, steps=6, cfg_scale=1, width=128, height=128,
+    )  # fmt: skip
+    got = np.asarray(result.image)
+    assert got.shape == large.shape
+    far = box(200, 300, 60, 80, 140, 170)[0] == 0
+    assert (got[far] == large[far]).all()
+    assert (got[95:105, 115:135] != large[95:105, 115:135]).any(axis=2).mean() > 0.9
