@@ -133,7 +133,12 @@ class ImageToImage(TextToImage):
     ) -> GenerationRequest:
         """What is around the mask, in the size of the new picture; the answer has the old one's."""
         mask = blurred(fitted(mask, STRETCHED, *picture.shape[:2]), *self._blur)
-        place = surroundings(mask, self.inpaint_full_res_padding, width, height) or (0, 0, *picture.shape[1::-1])
+        place = surroundings(mask, self.inpaint_full_res_padding, width, height) or (
+            0,
+            0,
+            picture.shape[1],
+            picture.shape[0],
+        )
         parts = (fitted(_within(each, place), STRETCHED, height, width) for each in (picture, mask))
         begun = replace(begun, init_image=next(parts), mask_image=next(parts))
         return self._laid_over(begun, Overlay(picture, mask, place))

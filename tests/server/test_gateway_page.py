@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Page
 
+from browser import CHROMIUM, EDGES, opened_page, pictures, wait
 from gateways import GatewayThread
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EDGES = Path(__file__).resolve().parents[2] / "docs" / "edges.png"
-SECONDS = 60.0
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH (apt-get install chromium)")
 
@@ -23,32 +18,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH (a
 @pytest.fixture
 def page(gateway: GatewayThread) -> Iterator[Page]:
     """A new browser at the page, whose errors fail the test."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened, errors = browser.new_page(viewport={"width": 1280, "height": 800}), []
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.on("request", lambda request: errors.append(request.url) if _is_foreign(request.url, gateway) else None)
-        opened.goto(gateway.url)
-        opened.wait_for_selector("#generate:enabled")
+    with opened_page(gateway) as opened:
         yield opened
-        browser.close()
-        assert errors == []
-
-
-def _is_foreign(url: str, gateway: GatewayThread) -> bool:
-    return not url.startswith((gateway.url, "data:", "blob:"))
-
-
-def wait(page: Page, condition: Callable[[], bool], what: str) -> None:
-    """Until it holds; the page's own policy forbids the functions that playwright would have evaluated there."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        page.wait_for_timeout(20)
-
-
-def pictures(page: Page) -> Locator:
-    return page.locator("#gallery .tile img")
 
 
 def take_lora(page: Page, name: str) -> None:
@@ -169,35 +140,3 @@ def test_dark_and_light_are_remembered(page: Page) -> None:
     page.reload()
     page.wait_for_selector("#generate:enabled")
     assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == after
-
-
-def test_a_part_of_a_picture_is_painted_anew(page: Page) -> None:
-    page.fill("#prompt", "a red circle above a blue square")
-    page.fill("#steps", "10")
-    page.set_input_files("#edit-file", EDGES)
-    page.wait_for_selector("#edit-stage:not([hidden])")
-    assert page.input_value("#width") == page.input_value("#height") == "128"
-    box = page.locator("#edit-mask").bounding_box()
-    assert box is not None
-    page.locator("#edit-mask").scroll_into_view_if_needed()
-    box = page.locator("#edit-mask").bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.3, steps=8)
-    page.mouse.up()
-    assert page.locator("#edit-where").inner_text() == "What is painted over changes."
-    page.check("#edit-composite")
-    page.click("#generate")
-    wait(page, lambda: pictures(page).count() == 1, "no picture")
-    page.click("#gallery .tile button")
-    page.click("#details summary")
-    report = page.locator("#details pre").inner_text()
-    assert '"kind": "inpaint"' in report and '"composite": true' in report
-    page.click("#same-again")
-    page.reload()
-    page.wait_for_selector("#generate:enabled")
-    page.wait_for_selector("#edit-stage:not([hidden])")
-    assert page.locator("#edit-where").inner_text() == "What is painted over changes."
-    page.click("#edit-remove")
-    assert page.locator("#edit-stage").is_hidden()

@@ -2,6 +2,7 @@
 import { pipelines } from "./api.js";
 import { connectDetails, openDetails } from "./details.js";
 import { byId } from "./dom.js";
+import { DEFAULT_STRENGTH } from "./editing.js";
 import { connectForm, fillForm, readCount, readForm, readWhole, setLastSeed, setPipelines } from "./form.js";
 import * as gallery from "./gallery.js";
 import { askForKey, connectKey } from "./key.js";
@@ -80,6 +81,14 @@ function sameAgain({ parameters }) {
   if (isNarrow()) byId("form").scrollIntoView();
 }
 
+/** A finished picture is the one to start from; all else is as it was made. */
+function startFrom({ parameters, blob }) {
+  setSheet(false);
+  const edit = { image: blob, mask: null, strength: DEFAULT_STRENGTH, composite: false };
+  fill({ ...parameters, edit }, "The form begins with this picture.");
+  byId("edit-section").scrollIntoView({ block: "nearest" });
+}
+
 function fill(parameters, done) {
   const lacking = fillForm(parameters);
   if (lacking.length) say(`Not on this server, left out: ${lacking.join(", ")}`, { kind: "error" });
@@ -123,7 +132,7 @@ function deleteAll() {
 
 connectForm(generate);
 connectKey(load);
-connectDetails(sameAgain);
+connectDetails(sameAgain, startFrom);
 connectSheet();
 connectKeys();
 connectToolbar();

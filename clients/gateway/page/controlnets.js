@@ -11,6 +11,7 @@ let changed = () => {};
 const images = new WeakMap(); // card -> the PNG that is sent
 
 const cards = () => [...byId("controlnets").children];
+const targets = () => [...cards(), byId("edit-section")]; // where pictures may be dropped
 
 export const chosenControlnets = () =>
   cards().map((card) => {
@@ -135,16 +136,16 @@ export function connectControlnets(onChange) {
     // Some programs copy a picture of the text beside the text.
     if (isTyping() && event.clipboardData.types.includes("text/plain")) return;
     event.preventDefault();
-    receive(file, document.activeElement);
+    if (!receiveEdit(file, document.activeElement)) receive(file, document.activeElement);
   });
   document.addEventListener("dragover", (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault(); // also beside the form: the browser would leave the page for the picture
-    cards().forEach((other) => other.classList.toggle("over", other.contains(event.target)));
+    targets().forEach((other) => other.classList.toggle("over", other.contains(event.target)));
   });
   document.addEventListener("drop", (event) => {
     const file = pictureIn(event.dataTransfer);
-    cards().forEach((other) => other.classList.remove("over"));
+    targets().forEach((other) => other.classList.remove("over"));
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     if (file && !receiveEdit(file, event.target)) receive(file, event.target);

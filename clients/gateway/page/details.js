@@ -7,10 +7,11 @@ import { say } from "./status.js";
 
 let shown = null; // the picture's id
 let again = () => {};
+let start = () => {};
 
-/** `onAgain(picture)` fills the form. */
-export function connectDetails(onAgain) {
-  again = onAgain;
+/** `onAgain(picture)` fills the form, `onStart(picture)` also makes it the picture to start from. */
+export function connectDetails(onAgain, onStart) {
+  [again, start] = [onAgain, onStart];
   const dialog = byId("details");
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside the dialog's content
   dialog.addEventListener("close", () => {
@@ -68,9 +69,9 @@ function fill() {
 function buttons(picture, dialog) {
   const button = (drawing, label, id, onclick, extra = "") =>
     element("button", { type: "button", id, class: extra, onclick }, icon(drawing), label);
-  const refill = () => {
+  const closed = (then) => () => {
     dialog.close();
-    again(picture);
+    then(picture);
   };
   const copy = async () => {
     const link = linkTo(picture.parameters);
@@ -83,7 +84,8 @@ function buttons(picture, dialog) {
   return element(
     "div",
     { class: "buttons" },
-    button("again", "Same again", "same-again", refill, "primary"),
+    button("again", "Same again", "same-again", closed(again), "primary"),
+    button("brush", "Start from it", "start-from", closed(start)),
     button("save", "Download", "download", () => download(picture.blob, fileName(picture))),
     button("link", "Copy link", "copy-link", copy),
     button("trash", "Delete", "delete-picture", drop),

@@ -53,7 +53,7 @@ export function fillForm(parameters) {
     lacking.push(parameters.scheduler);
   }
   lacking.push(...setLoras(parameters.loras), ...setControlnets(parameters.controlnets));
-  if (parameters.edit !== undefined) setEdit(parameters.edit).catch(() => setEdit(null));
+  if (parameters.edit !== undefined) setEdit(parameters.edit);
   show();
   return lacking;
 }

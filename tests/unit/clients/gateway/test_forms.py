@@ -138,7 +138,7 @@ def test_a_field_for_a_file_where_none_was_chosen_is_absent() -> None:
         (form(part("negative_prompt", b"\xff")), None, "negative_prompt is no UTF-8"),
         (form(part("", "x")), None, "a part of the form has no name"),
         (form(b"--x\r\nContent-Type: text/plain\r\n\r\nx\r\n"), None, "a part of the form has no name"),
-        (form(b'--x\r\nContent-Disposition: form-data; name="\xff"\r\n\r\nx\r\n'), None, "the name of a part is no UTF-8"),
+        (form(part("x", "").replace(b'"x"', b'"\xff"')), None, "the name of a part is no UTF-8"),
         (form()[:-4], None, "the body is no form: it breaks off"),
         (b"", None, "the body is no form: it breaks off"),
         (b"{}", None, "the body is no form: "),
@@ -194,7 +194,7 @@ def peak_memory(body: bytes) -> int:
         (form(*[part("lora[]", "[" + "0," * 40_000 + "0]")] * 3), "the body has more than 100000 commas and brackets"),
         (form(part("lora", "[" + "0," * 40_000 + "0]")), "the body has more than 2000 values"),
     ],
-    ids=["files", "parts", "headers", "a long header", "no headers", "nearly the end", "depth", "three lists", "a list"],
+    ids=["files", "parts", "headers", "a long header", "no header", "nearly the end", "depth", "three lists", "a list"],
 )  # fmt: skip
 def test_what_is_much_is_refused_soon_and_in_little_memory(body: bytes, said: str) -> None:
     began = time.perf_counter()
