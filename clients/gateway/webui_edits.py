@@ -13,6 +13,7 @@ from ..client.request import GenerationRequest
 from .bodies import Number
 from .errors import ApiError
 from .pictures import flattened, opened, picture_bytes
+from .webui_controlnet import ControlNetUnit
 from .webui_fields import NEUTRAL, WITHOUT_MEANING, TextToImage
 from .webui_masks import STRETCHED, Box, Overlay, Pixels, blurred, doubled, fitted, mask_of, surroundings
 
@@ -98,6 +99,9 @@ class ImageToImage(TextToImage):
         pictures = {"init_images": self.init_images, "mask": self.mask} if self.include_init_images else {}
         return {**super().echo, "init_images": None, "mask": None, **pictures}
 
+    def _shown_to(self, unit: ControlNetUnit) -> str:
+        return unit.picture or self.init_images[0]
+
     def _steps(self, pipeline: PipelineDescription, loras: frozenset[str]) -> int:
         return int(super()._steps(pipeline, loras) * self.denoising_strength)
 
@@ -107,7 +111,7 @@ class ImageToImage(TextToImage):
         """The request in the size of the new picture; what its mask leaves is put back by the server or, softly, here.
 
         Raises:
-            ApiError: If the mask has nothing.
+            ApiError: If the mask has nothing, or a part is to be painted whose ControlNets see the whole.
         """
         if mask is None:
             return replace(begun, init_image=fitted(picture, self.resize_mode, height, width))
@@ -115,6 +119,9 @@ class ImageToImage(TextToImage):
             mask = np.bitwise_not(mask)
         if not mask.any():
             raise ApiError(400, "mask paints nothing anew; allowed: one that does", param="mask")
+        if self.inpaint_full_res and begun.controlnets:
+            said = "inpaint_full_res is true; allowed with a mask and ControlNet units: false"
+            raise ApiError(400, said, param="inpaint_full_res")
         if self.inpaint_full_res:
             return self._part_alone(begun, picture, mask, height, width)
         is_sharp = self._blur == (0, 0)

@@ -175,7 +175,7 @@ class TextToImage(BaseModel):
         sides = tuple(max(1, min(side, pipeline.max_size)) for side in (height, width))  # the server refuses others
         pictures = []
         for position, unit in enumerate(asked):
-            picture = await read_picture(unit.picture, max_pixels, f"ControlNet unit {position}: image")
+            picture = await read_picture(self._shown_to(unit), max_pixels, f"ControlNet unit {position}: image")
             pictures.append(await asyncio.to_thread(resized, picture, unit.resize_mode, *sides))
         steps = self._steps(pipeline, frozenset(lora.name for lora in loras))
         return GenerationRequest(
@@ -210,6 +210,10 @@ class TextToImage(BaseModel):
     def echo(self) -> dict[str, Any]:
         """What the answer's `parameters` are."""
         return self.model_dump(exclude={"alwayson_scripts", "init_images", "mask"})
+
+    def _shown_to(self, unit: ControlNetUnit) -> str:
+        """Base64 of the picture of a unit."""
+        return unit.picture
 
     def _steps(self, pipeline: PipelineDescription, loras: frozenset[str]) -> int:
         """Those that will be taken."""

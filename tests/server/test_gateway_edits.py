@@ -133,6 +133,16 @@ def test_forms_of_strangers(gateway: GatewayThread, body: bytes) -> None:
     assert answer.status_code == 415
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_forms_of_pages_elsewhere_are_refused(gateway: GatewayThread, origin: str) -> None:
+    """A browser sends them without asking first, but says where the page is from."""
+    files = {"image": ("a.png", png(INIT[0]))}
+    answer = httpx2.post(
+        f"{gateway.url}/v1/images/edits", files=files, data={"prompt": PROMPT}, headers={"origin": origin}
+    )
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "foreign_origin"
+
+
 def test_too_many_fields_are_refused(gateway: GatewayThread) -> None:
     files = [("image", ("a.png", png(INIT[0])))] * 20
     answer = httpx2.post(f"{gateway.url}/v1/images/edits", files=files, data={"prompt": PROMPT})

@@ -140,9 +140,10 @@ function patched(info, name) {
   return step ? `, from step ${step}` : "";
 }
 
-function began({ image, mask, strength }) {
-  const shown = [thumbnail(image), mask && thumbnail(mask)];
-  return element("span", { class: "control-fact" }, shown, ` strength ${strength}`);
+function began({ image, mask, strength, composite }) {
+  const shown = [thumbnail(image, "Picture to start from"), mask && thumbnail(mask, "Mask")];
+  const kept = mask && composite ? ", the rest kept" : "";
+  return element("span", { class: "control-fact" }, shown, ` strength ${strength}${kept}`);
 }
 
 function controlnet({ name, scale, start, end, image }) {

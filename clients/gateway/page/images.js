@@ -50,10 +50,10 @@ export function pictureIn(transfer) {
   return [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ?? null;
 }
 
-/** A small view of a control picture; its address is given back once it is drawn. */
-export function thumbnail(blob) {
+/** A small view of a picture; its address is given back once it is drawn. */
+export function thumbnail(blob, alt = "Control picture") {
   const src = URL.createObjectURL(blob);
-  return element("img", { class: "thumbnail", src, alt: "Control picture", onload: () => URL.revokeObjectURL(src) });
+  return element("img", { class: "thumbnail", src, alt, onload: () => URL.revokeObjectURL(src) });
 }
 
 /** Lets the browser save `blob` as a file. */

@@ -161,6 +161,16 @@ def test_picture_and_mask_come_to_the_new_size_alike(mode: int) -> None:
     assert np.asarray(made.mask_image).shape == (128, 128)
 
 
+def test_a_controlnet_without_a_picture_sees_the_old_one() -> None:
+    units = {"ControlNet": {"args": [{"model": "edges"}, {"model": "edges", "image": text(MASK)}]}}
+    made = request(edit(alwayson_scripts=units))
+    first, second = (np.asarray(each) for each in made.control_images)
+    assert (first == NOISE).all() and (second[..., 0] == MASK).all()
+    assert len(request(edit(alwayson_scripts=units, mask=text(MASK), **WITH_MASK)).controlnets) == 2
+    said = "inpaint_full_res is true; allowed with a mask and ControlNet units: false"
+    assert refusal(alwayson_scripts=units, mask=text(MASK), inpainting_fill=1) == said
+
+
 def test_the_old_pictures_are_told_only_if_wanted() -> None:
     assert (edit(mask="").echo["init_images"], edit().echo["mask"]) == (None, None)
     asked = edit(include_init_images=True)
