@@ -13,7 +13,7 @@ from ..common.errors import InvalidRequestError
 from ..common.sentences import shown
 from .completed import ControlNetUse
 from .fields import Entry, Fields
-from .picture_inputs import MAX_SIDE
+from .picture_inputs import MAX_SIDE, kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,8 +91,8 @@ class AskedControlNets:
         wanted = sum(entry.pictures for entry in self._entries)
         if len(self._images) != wanted:
             raise InvalidRequestError(
-                f"CONTROL_IMAGES holds {len(self._images)} pictures; allowed: one per entry of CONTROLNETS, of a union "
-                f'one per control mode, of one with the picture "inpaint" none: {wanted}'
+                f"CONTROL_IMAGES holds {len(self._images)} pictures; allowed: one per entry of CONTROLNETS without the "
+                f'picture "inpaint", of a union one per control mode: {wanted}'
             )
         height, width = self._images.shape[1:3]
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
@@ -108,11 +108,12 @@ class AskedControlNets:
         Raises:
             InvalidRequestError: If one is, and it changes no part of a picture.
         """
-        keys = map(keep_picture, self._images)
+        keys = (kept("CONTROL_IMAGES", image, keep_picture) for image in self._images)
         return tuple(
             ControlNetUse(
                 name=entry.name,
-                images=tuple(next(keys) for _ in range(entry.pictures)) or (keep_picture(edit.known()),),
+                images=tuple(next(keys) for _ in range(entry.pictures))
+                or (kept("INIT_IMAGE", edit.known(), keep_picture),),
                 scale=entry.scale,
                 start=entry.start,
                 end=entry.end,

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from ..common.errors import InvalidRequestError
 from .mask_aware import MaskAware, asked_mask_aware, mask_aware
-from .picture_inputs import binary, fitted, picture_of
+from .picture_inputs import binary, fitted, kept, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,13 +141,15 @@ class AskedEdit:
         strength = self._strength
         if strength is None:
             strength = self._rules.img2img_strength if self.mask is None else self._rules.inpaint_strength
-        kept = min(int(steps * strength), steps)
-        if not kept:
+        taken = min(int(steps * strength), steps)
+        if not taken:
             least = next(each for each in range(1, FINEST + 1) if int(steps * (each / FINEST))) / FINEST
             raise InvalidRequestError(f"STRENGTH is {strength:g}; allowed with {steps} STEPS: {least:g} to 1")
-        aware = mask_aware(self._mask_aware, evaluations.of(steps, skipped=steps - kept))
-        mask = None if self.mask is None else keep_picture(self.mask)
-        return Edit(keep_picture(self.picture), mask, strength, steps - kept, bool(self._composite), aware)
+        aware = mask_aware(self._mask_aware, evaluations.of(steps, skipped=steps - taken))
+        mask = None if self.mask is None else kept("MASK_IMAGE", self.mask, keep_picture)
+        return Edit(
+            kept("INIT_IMAGE", self.picture, keep_picture), mask, strength, steps - taken, bool(self._composite), aware
+        )
 
     def known(self) -> np.ndarray:
         """What an inpainting ControlNet is steered by: [H, W, 4], see `Pictures`.

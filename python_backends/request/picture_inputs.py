@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..common.errors import InvalidRequestError
+from ..common.errors import ImageUnavailableError, InvalidRequestError
 from ..common.sentences import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .fields import Fields
 
 MAX_SIDE = 4096
@@ -97,3 +99,15 @@ def _decoded(name: str, content: bytes, mode: str) -> np.ndarray:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16 bits of grey as 8: Pillow's own conversion makes white of all but the darkest."""
     return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode == "I;16" else picture
+
+
+def kept(field: str, picture: np.ndarray, keep_picture: Callable[[np.ndarray], str]) -> str:
+    """The key of a picture of a field, which is kept.
+
+    Raises:
+        ImageUnavailableError: If there is no room.
+    """
+    try:
+        return keep_picture(picture)
+    except ImageUnavailableError as error:
+        raise ImageUnavailableError(f"{field}: {error}") from error

@@ -45,7 +45,7 @@ class Pictures:
         try:
             return self._arrays.put({"image": np.ascontiguousarray(picture)})
         except HostCacheFullError as error:
-            raise ImageUnavailableError(f"no room for a picture of the request: {error}") from error
+            raise ImageUnavailableError(str(error)) from error
 
     def lease(self, key: str) -> Lease:
         """Keeps a picture for as long as a request needs it.

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edits import KeptHere, box, picture
-from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.common.errors import ImageUnavailableError, InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
 from swiftdiffusion.python_backends.request.controlnets import KnownControlNet
@@ -31,9 +31,11 @@ ONLY_INPAINTS = RequestRules(20, 5.0, 128, 64, 8, 256, "EulerDiscreteScheduler",
 MASK = box(40, 48, 8, 8, 24, 24)
 
 
-def parse(rules: RequestRules = RULES, **fields: Any) -> tuple[CompletedRequest, KeptHere]:
+def parse(
+    rules: RequestRules = RULES, kept: KeptHere | None = None, **fields: Any
+) -> tuple[CompletedRequest, KeptHere]:
     """A request, and its pictures by key."""
-    kept = KeptHere()
+    kept = KeptHere() if kept is None else kept
     arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
     request = parse_request(
         {name: tensor[0] for name, tensor in ({"PROMPT": array("PROMPT", "a cat")} | arrays).items()},
@@ -271,9 +273,27 @@ def test_an_inpainting_controlnet_takes_what_is_to_be_kept() -> None:
         (
             '{"name": "inpaint", "picture": "inpaint"}',
             {"INIT_IMAGE": picture(40, 48), "MASK_IMAGE": MASK, "CONTROL_IMAGES": picture(40, 48)[None]},
-            'of one with the picture "inpaint" none: 0',
+            'entry of CONTROLNETS without the picture "inpaint", of a union one per control mode: 0',
         ),
     ],
 )
 def test_what_is_refused_of_one(entry: str, fields: dict[str, Any], said: str) -> None:
     assert said in refusal(CONTROLNETS=f"[{entry}]", **fields)
+
+
+class NoRoom(KeptHere):
+    def put(self, kept: np.ndarray) -> str:
+        raise ImageUnavailableError("it takes 9.0 MiB")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("INIT_IMAGE", {"INIT_IMAGE": picture(40, 48)}),
+        ("MASK_IMAGE", {"INIT_IMAGE": picture(40, 48), "MASK_IMAGE": MASK}),
+        ("CONTROL_IMAGES", {"CONTROLNETS": '[{"name": "inpaint"}]', "CONTROL_IMAGES": picture(40, 48)[None]}),
+    ],
+)
+def test_the_field_is_named_whose_picture_there_is_no_room_for(field: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ImageUnavailableError, match=f"^{field}: it takes 9.0 MiB"):
+        parse(kept=NoRoom(), **fields)
