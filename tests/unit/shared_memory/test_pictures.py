@@ -50,5 +50,5 @@ def test_leased_pictures_stay_and_others_make_room(tmp_path: Path) -> None:
 
 
 def test_a_picture_beyond_the_bound_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageUnavailableError, match="^it takes .* MiB, more than the whole host cache"):
+    with pytest.raises(ImageUnavailableError, match=r"^it takes .* MiB, more than the whole host cache"):
         Pictures(tmp_path / "images", max_bytes=1000).put(picture(0))
