@@ -64,13 +64,12 @@ class TritonPythonModel(Model):
             completed = CompletedRequest.from_json(input_text(request, "REQUEST"))
             encoding = NO_PICTURE
             if completed.edit is not None:
-                self._ends.take_beside(completed.run_id)
+                self._ends.take(completed.run_id)
                 encoding = self._encode(completed.edit)
-                self._ends.leave_beside(completed.run_id)
+                self._ends.hand_on(completed.run_id)
         except Exception as error:  # noqa: BLE001  what one request brings must not end the others
             reason = as_request_error(error, "encoding a picture")
             if completed is not None:
-                self._ends.leave_beside(completed.run_id)
                 self._ends.failed(Ending.of(completed), reason)
             return error_response(reason)
         return pb_utils.InferenceResponse([text_tensor("LATENT_KEYS", encoding.to_json())])

@@ -228,13 +228,17 @@ class PipelineModels:
         return config
 
     def _vae_encoder(self) -> pb.ModelConfig:
-        return self._computing(
+        config = self._computing(
             f"{self._prefix}vae_encoder",
             [REQUEST],
             [LATENT_KEYS],
             self._options.vae_gpu,
             **needs.vae_encoder(self._checkpoint, self._options),
         )
+        # Read by nobody: it is there so that the encoders run one after the other. Triton 2.51 dies of requests that are
+        # cancelled while two steps of their ensemble run beside each other.
+        config.input.append(model_input("ENCODING", "STRING", (1,), optional=True))
+        return config
 
     def _vae_decoder(self) -> pb.ModelConfig:
         return self._computing(
@@ -267,7 +271,11 @@ class PipelineModels:
         steps = [
             (f"{self._prefix}preprocess", fields, {"REQUEST": "request", "TICKETS": "tickets"}),
             (self._text_encoder, {"REQUEST": "request", "TICKETS": "tickets"}, {"ENCODING": "encoding"}),
-            (f"{self._prefix}vae_encoder", {"REQUEST": "request"}, {"LATENT_KEYS": "latent_keys"}),
+            (
+                f"{self._prefix}vae_encoder",
+                {"REQUEST": "request", "ENCODING": "encoding"},
+                {"LATENT_KEYS": "latent_keys"},
+            ),
             (f"{self._prefix}denoiser{suffix}", given, latents),
             (f"{self._prefix}vae_decoder", latents, {name: name for name, _, _ in PICTURE}),
         ]

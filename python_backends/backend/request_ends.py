@@ -2,7 +2,7 @@
 
 A request that `preprocess` hands on has a file in a directory that the models share: whoever removes it counts the
 request. A model that has it in hand puts its process into the file's name, so that a request which dies with a process
-is counted too; one that has it in hand beside another does so with a file of its own.
+is counted too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -41,9 +41,6 @@ SECONDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 
 OUTCOMES = ("in_time", "late", "shed", "failed", "cancelled", "invalid")
 LOST = "lost"
 """The error of those whose process died, and of those that Triton dropped between two models."""
-
-BESIDE = "+"
-"""Ends the names of files of those who have a request in hand beside another."""
 
 _log = logging.getLogger("swiftdiffusion.requests")
 
@@ -112,14 +109,6 @@ class RequestEnds:
         """It has not any more."""
         self._rename(run_id + self._held, run_id)
 
-    def take_beside(self, run_id: str) -> None:
-        """This process has a request in hand beside another, which is the one to hand it on."""
-        (self._directory / (run_id + self._held + BESIDE)).touch()
-
-    def leave_beside(self, run_id: str) -> None:
-        """It has not any more."""
-        (self._directory / (run_id + self._held + BESIDE)).unlink(missing_ok=True)
-
     def picture(self, ending: Ending) -> None:
         """A request got its picture."""
         now = time.monotonic()
@@ -150,8 +139,7 @@ class RequestEnds:
     def count_lost(self) -> None:
         """Requests whose process has died have failed; those that nobody had in hand for long are cancelled."""
         for path in self._directory.iterdir():
-            run_id, held, holder = path.name.partition("@")
-            pid = holder.removesuffix(BESIDE)
+            _, held, pid = path.name.partition("@")
             try:
                 lost = not is_alive(int(pid)) if held else time.time() - path.stat().st_ctime > DROPPED_AFTER_S
                 text = path.read_text("utf-8") if lost else ""
@@ -159,32 +147,19 @@ class RequestEnds:
                     path.unlink()
             except FileNotFoundError:  # it goes on, or has ended
                 continue
-            if lost and pid != holder:
-                text = self._remove(run_id) or ""
             if text:
                 with suppress(ValueError):  # its process died while it wrote
                     self._count(Ending(**json.loads(text)), "failed" if held else "cancelled", LOST)
 
     def _is_first(self, run_id: str) -> bool:
         """Whether a request is counted for the first time, as now it must be."""
-        return self._remove(run_id) is not None
-
-    def _remove(self, run_id: str) -> str | None:
-        """What was written of a request that has not ended, whoever has it in hand; None of one that has."""
-        for path in (self._directory / (run_id + self._held), self._directory / run_id, *self._elsewhere(run_id)):
+        for name in (run_id + self._held, run_id):
             try:
-                text = path.read_text("utf-8")
-                path.unlink()
+                (self._directory / name).unlink()
             except FileNotFoundError:
                 continue
-            return text
-        return None
-
-    def _elsewhere(self, run_id: str) -> Iterator[Path]:
-        """In the hand of other processes; looked for when this is asked for."""
-        for path in self._directory.glob(f"{run_id}@*"):
-            if not path.name.endswith(BESIDE):
-                yield path
+            return True
+        return False
 
     def _rename(self, name: str, to: str) -> None:
         try:

@@ -89,24 +89,3 @@ def test_what_a_process_had_not_written_whole_stops_nothing(
     ends.accept(ENDING)
     ends.count_lost()
     assert counted() == {"cancelled": 1}
-
-
-def test_who_has_a_request_beside_another_ends_it_too(ends: RequestEnds, tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    for run_id in ("fails", "dies", "ended", "lives"):
-        ends.accept(Ending(run_id, None, "tiny", at=0.0))
-        (tmp_path / "requests" / run_id).rename(tmp_path / "requests" / f"{run_id}@{os.getpid()}")
-    beside = RequestEnds(tmp_path)
-    beside._held = f"@{other.pid}"
-    for run_id in ("fails", "dies", "ended", "lives"):
-        beside.take_beside(run_id)
-    ends.count_lost()
-    beside.leave_beside("fails")
-    beside.failed(Ending("fails", None, "tiny", at=0.0), UnexpectedError("no picture"))
-    ends.failed(Ending("ended", None, "tiny", at=0.0), RequestTimeoutError("late"))
-    beside.leave_beside("lives")
-    other.kill()
-    other.wait()
-    ends.count_lost()
-    assert counted() == {"failed": 2, "late": 1}
-    assert [path.name for path in (tmp_path / "requests").iterdir()] == [f"lives@{os.getpid()}"]
