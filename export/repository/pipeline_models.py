@@ -235,8 +235,8 @@ class PipelineModels:
             self._options.vae_gpu,
             **needs.vae_encoder(self._checkpoint, self._options),
         )
-        # Read by nobody: it is there so that the encoders run one after the other. Triton 2.51 dies of requests that are
-        # cancelled while two steps of their ensemble run beside each other.
+        # Read by nobody: the encoders run one after the other by it. Triton 2.51 ends where a request is cancelled of
+        # which two steps of the ensemble run beside each other.
         config.input.append(model_input("ENCODING", "STRING", (1,), optional=True))
         return config
 

@@ -71,9 +71,9 @@ RECIPES: dict[str, Recipe] = {
             "hatched",
             Style(fill="hatched", line_width=10.0, between_lines=0.35),
             "peft",
-            rank=6,
-            alpha=4.5,
-            convolution_rank=6,
+            rank=5,
+            alpha=3.75,
+            convolution_rank=5,
         ),
         Recipe(
             "night",
