@@ -1,0 +1,97 @@
+"""Mask-aware requests over the server: near the exact picture, the same in any company, exact where nothing is known."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from edits import TOLERANCE, box, picture
+from shard_roles import roles
+from swiftdiffusion.clients import Client, GenerationRequest
+from swiftdiffusion.export.demo.checker import check
+from swiftdiffusion.export.demo.edits import scene_edits
+from wire import generate, stub_of
+
+if TYPE_CHECKING:
+    from conftest import TinyServer
+
+    from swiftdiffusion.python_backends.launcher import TritonServer
+
+STEPS = 20
+FIELDS: dict[str, Any] = {
+    "PROMPT": "a cat",
+    "SEED": 3,
+    "STEPS": STEPS,
+    "GUIDANCE_SCALE": 5.0,
+    "STRENGTH": 1.0,
+    "SCHEDULER": "euler",
+    "INIT_IMAGE": picture(64, 64),
+    "MASK_IMAGE": box(64, 64, 13, 10, 45, 40),
+}
+FAST = [0, 1, 5, 9, 13, 17]
+
+
+def test_the_demos_pictures_are_near_the_exact_ones(server: TritonServer) -> None:
+    with Client(server.grpc_url) as client:
+        for edit in islice(scene_edits(), 2):
+            request = GenerationRequest(
+                edit.after, seed=edit.seed, strength=1.0, init_image=edit.picture, mask_image=edit.mask
+            )
+            exact = client.generate(request)
+            assert exact.info.editing is None
+            for preset, decibels in (("fast", 36), ("balanced", 42)):
+                made = client.generate(GenerationRequest(**vars(request) | {"mask_aware": preset}))
+                inside = edit.mask > 0
+                error = np.square(made.pixels[inside].astype(float) - exact.pixels[inside]).mean()
+                assert 10 * np.log10(255**2 / error) > decibels
+                told = made.info.editing
+                assert told is not None and told.mode == "tokens" and told.source == "own"
+                assert told.mask == pytest.approx(inside.mean(), abs=0.05) and told.cache_error
+                assert check(made.pixels, edit.scene).shapes
+
+
+def test_what_is_computed_is_told(tiny: TinyServer) -> None:
+    made = generate(tiny, tiny.model, **FIELDS, MASK_AWARE="fast")
+    assert made.info["editing"]["exact_steps"] == FAST
+    few = generate(tiny, tiny.model, **FIELDS | {"STEPS": 8}, MASK_AWARE="fast")
+    assert few.info["editing"]["mode"] == "exact" and "8 steps are too few" in few.info["editing"]["why"]
+    assert few.distance(generate(tiny, tiny.model, **FIELDS | {"STEPS": 8})) <= TOLERANCE
+    assert "editing" not in generate(tiny, tiny.model, **FIELDS, MASK_AWARE="exact").info
+
+
+def test_in_company_pictures_are_what_they_are_alone(tiny: TinyServer) -> None:
+    plain = {name: FIELDS[name] for name in ("PROMPT", "SEED", "STEPS", "GUIDANCE_SCALE", "SCHEDULER")}
+    other = {"MASK_IMAGE": box(64, 64, 20, 20, 60, 52), "MASK_AWARE": "balanced"}
+    requests = [FIELDS | {"MASK_AWARE": "fast"}, FIELDS | other, FIELDS, plain, plain | {"SEED": 9}]
+    alone = [generate(tiny, tiny.model, **fields) for fields in requests]
+    with ThreadPoolExecutor(len(requests)) as threads:
+        together = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
+    for made, wanted in zip(together, alone, strict=True):
+        assert made.distance(wanted) <= TOLERANCE
+        assert made.info.get("editing", {}).get("exact_steps") == wanted.info.get("editing", {}).get("exact_steps")
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+def test_a_lora_that_goes_on_in_mid_run_is_missed_for_two_steps(tiny: TinyServer) -> None:
+    lora = {"LORAS": '[{"name": "attention", "patch_step": 7}]', "LORA_BOUND": 20}
+    made = generate(tiny, tiny.model, **FIELDS, **lora, MASK_AWARE="fast")
+    assert made.info["loras"][0]["patched_at_step"] == 7
+    assert made.info["editing"]["exact_steps"] == [0, 1, 5, 7, 8, 9, 13, 17]
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+@pytest.mark.kills
+def test_a_shard_that_dies_costs_time_alone(tiny: TinyServer) -> None:
+    fields = FIELDS | {"STEPS": 200, "MASK_AWARE": "fast"}
+    wanted = generate(tiny, tiny.model, **fields)
+    with ThreadPoolExecutor(1) as threads:
+        victim = threads.submit(generate, tiny, tiny.model, **fields)
+        home, _ = roles(tiny)
+        os.kill(stub_of(tiny.running, home), signal.SIGKILL)
+        assert victim.result().distance(wanted) <= TOLERANCE
