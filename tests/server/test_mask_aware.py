@@ -1,4 +1,4 @@
-"""Mask-aware requests over the server: near the exact picture, the same in any company, exact where nothing is known."""
+"""Mask-aware requests over the server: near the exact picture, the same in company, exact where nothing is known."""
 
 from __future__ import annotations
 
