@@ -76,7 +76,10 @@ class Stepping:
         whole = [run for run, halves in predictions.items() if run.failure is None and len(halves) == len(run.halves)]
         for runs in advancing.groups(whole):
             _guarded(runs, partial(advancing.advance, runs, predictions))
-        return self._evaluator.end_step(*map(max, zip(*loads, strict=True)))
+        work, control_work = map(max, zip(*loads, strict=True))
+        return self._evaluator.end_step(
+            0 if stay else work, control_work
+        )  # with tokens left out, nobody learns from it
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:

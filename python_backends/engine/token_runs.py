@@ -126,10 +126,8 @@ class TokenRun:
         self._last_masked = max((step for step in range(steps) if step not in self._exact), default=-1)
         self._levels, self._taken = levels or (), 0
         self._outside: list[torch.Tensor] = []
-        self._computed: set[int] = set()
         self._masked: set[int] = set()
         self._errors: list[float] = []
-        self._source = asked.source
         self._why_exact = self._reason(mask, asked, steps) if levels else "the runtime computes all"
 
     @staticmethod
@@ -151,6 +149,8 @@ class TokenRun:
 
     def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
         """What a row's blocks gave."""
+        if self._why_exact is not None:  # since a row of the same call
+            return
         nbytes = HALVES * sum(each.nbytes for each in values)  # the last step's, and the slope
         line = self.lines[row.half]
         if not line.nbytes:

@@ -16,7 +16,10 @@ from processes import other_process
 from swiftdiffusion.python_backends.common.errors import ControlNetDownError, ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine import engine as engine_module
 from swiftdiffusion.python_backends.engine import published as published_module
+from swiftdiffusion.python_backends.engine.token_runs import TokenMemory, TokenRun
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
+from swiftdiffusion.python_backends.networks.token_masks import token_mask
+from swiftdiffusion.python_backends.request.mask_aware import MaskAware
 
 
 def call_from_elsewhere(controlnets: int = 0) -> UNetCall:
@@ -64,6 +67,18 @@ def test_no_more_share_a_step_than_there_are_places(shards: Callable[..., LoneSh
     shard.submit_together(*runs)
     assert equal(shard.done(*runs), (alone(make_run(each)) for each in "abc"))
     assert max(len(call.rows) for call in shard.network.calls) == 4
+
+
+def test_nothing_is_learnt_from_steps_that_may_leave_tokens_out(shard: LoneShard) -> None:
+    run, again = make_run("a"), make_run("a")
+    mask = token_mask(torch.eye(SIDE)[:1].T @ torch.eye(SIDE)[:1], 1)
+    run.token_run = TokenRun(mask, MaskAware("own", (0, 1)), run.steps, TokenMemory(10**6), (0,))
+    shard.submit(run)
+    assert equal(shard.done(run), [alone(again)])
+    assert not shard.times.knows(2 * PIXELS, 0)
+    shard.submit(other := make_run("b"))
+    shard.done(other)
+    assert shard.times.knows(2 * PIXELS, 0)
 
 
 def test_what_has_ended_is_told_once(shard: LoneShard) -> None:

@@ -31,6 +31,7 @@ class Work:
     side: int = 8
     loras: Loras = Loras()
     conditioning: dict[str, torch.Tensor] = field(default_factory=dict)
+    is_mask_aware: bool = False
 
     @property
     def latents(self) -> torch.Tensor:
@@ -42,6 +43,9 @@ class Work:
 
     def controls(self, half: int) -> tuple[()]:
         return ()
+
+    def tokens(self, half: int) -> None:
+        """Nothing is masked of it."""
 
 
 def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
@@ -67,6 +71,13 @@ def test_whole_requests_stay_whole() -> None:
 
 def test_an_odd_request_is_split_to_even_the_step() -> None:
     assert [len(rows) for rows in rows_of([Work() for _ in range(3)], 2)] == [3, 3]
+
+
+def test_mask_aware_requests_stay_on_the_first_shard_and_others_make_up_for_it() -> None:
+    stays, goes = Work(is_mask_aware=True), Work()
+    assert rows_of([stays], 2) == [[(stays, 0), (stays, 1)], []]
+    assert rows_of([goes, stays], 2) == [[(stays, 0), (stays, 1)], [(goes, 0), (goes, 1)]]
+    assert [len(rows) for rows in rows_of([stays, *(Work() for _ in range(3))], 2)] == [4, 4]
 
 
 def test_a_single_shard_takes_everything() -> None:
