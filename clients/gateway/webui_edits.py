@@ -81,8 +81,9 @@ class ImageToImage(TextToImage):
             mask = await opened(picture_bytes(self.mask, "mask"), max_pixels, "mask", mask_of)
         multiple = pipeline.size_multiple
         own = (max(multiple, min(side, pipeline.max_size) // multiple * multiple) for side in picture.shape[:2])
-        height, width = (named or side for named, side in zip((self.height, self.width), own, strict=True))
-        begun = await super().request(pipeline, max_pixels, request_id, size or (height, width))
+        own_height, own_width = own
+        height, width = size or (self.height or own_height, self.width or own_width)
+        begun = await super().request(pipeline, max_pixels, request_id, (height, width))
         begun = replace(begun, init_image=picture, mask_image=mask, strength=self.denoising_strength)
         if not 0 < min(height, width) <= max(height, width) <= pipeline.max_size:
             return begun  # which the server refuses

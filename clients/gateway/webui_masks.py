@@ -13,6 +13,8 @@ Box = tuple[int, int, int, int]
 
 QUALITY = 90
 """Of WebP and JPEG, as the server's."""
+WEBP_EFFORT = 0
+"""libwebp's `method`, likewise."""
 OPAQUE = 255
 STRETCHED, CUT, FILLED = 0, 1, 2
 """A1111's `resize_mode`."""
@@ -54,7 +56,8 @@ class Overlay:
                 chunks.add_itxt(keyword, text) if not text.isascii() else chunks.add_text(keyword, text)
             whole.save(stream, "PNG", pnginfo=chunks)
         else:
-            whole.save(stream, file_format.upper(), quality=QUALITY)
+            options = {"subsampling": 0} if file_format == "jpeg" else {"method": WEBP_EFFORT}
+            whole.save(stream, file_format.upper(), quality=QUALITY, **options)
         return stream.getvalue()
 
 

@@ -163,13 +163,15 @@ class Evaluator:
         started = time.perf_counter()
         self._loras.use_beside(part.beside)
         beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
-        with self._tokens(call), self._controlnets.start(self._of_controlnets(call), call.controls) as pending:
+        controls = self._controlnets.start(self._of_controlnets(call), call.controls)
+        with self._tokens(call) as failed, controls as pending:
             encoded = self._unet.encode(call.tensors, (part.patched, part.beside), as_modules=bool(call.tokens))
             halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
             if pending.wanted:
                 self._metrics.waited(time.perf_counter() - halfway_at)
             prediction = self._unet.decode(encoded, residuals.total)
+            failed.update(residuals.failures)
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():
@@ -182,10 +184,10 @@ class Evaluator:
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
 
-    def _tokens(self, call: UNetCall) -> AbstractContextManager[None]:
+    def _tokens(self, call: UNetCall) -> AbstractContextManager[set[int]]:
         """What a call of mask-aware runs goes on in."""
         if not call.tokens or self._unet.stacks is None:
-            return nullcontext()
+            return nullcontext(set())
         return token_call(self._unet.stacks, call.tokens, call.tensors["LATENTS"].device)
 
     def _of_controlnets(self, call: UNetCall) -> Mapping[str, torch.Tensor]:

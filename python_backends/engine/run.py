@@ -209,7 +209,7 @@ class Denoising:
     @property
     def is_mask_aware(self) -> bool:
         """Whether its shard keeps what its tokens were."""
-        return self.token_run is not None
+        return self.token_run is not None and not self.token_run.computes_all
 
     def tokens(self, half: int) -> TokenRow | None:
         """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""

@@ -15,21 +15,25 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device) -> Iterator[None]:
+def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device) -> Iterator[set[int]]:
     """While a call is made: of rows that agree in what is masked, or of such as compute all.
+
+    Gives a set for the numbers of rows that failed, of which nothing is kept.
 
     Args:
         stacks: Of the UNet that is called.
         rows: Of the call; None for those of other runs.
         device: Where the UNet is.
     """
+    failed: set[int] = set()
     wanted = [(number, row) for number, row in enumerate(rows) if row is not None]
     masked = [row for _, row in wanted if row.mask is not None]
     if not masked:
         with stacks.recorded([number for number, _ in wanted]) as values:
-            yield
-        for place, (_, row) in enumerate(wanted):
-            row.keep([each[place] for each in values])
+            yield failed
+        for place, (number, row) in enumerate(wanted):
+            if number not in failed:
+                row.keep([each[place] for each in values])
         return
     masks = [row.mask for row in masked if row.mask is not None]
     places = {side: torch.stack([mask.places[side] for mask in masks]).to(device) for side in masks[0].places}
@@ -40,4 +44,6 @@ def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: tor
         return empty
 
     with stacks.masked(places, known):
-        yield
+        yield failed
+    for row in masked:
+        row.run.note_masked(row.step)

@@ -22,7 +22,7 @@ class TokenLine:
     """
 
     def __init__(self) -> None:
-        self.error: float | None = None
+        self.error: torch.Tensor | None = None
         self._company: Hashable = None
         self._step = -1
         self._last: Sequence[torch.Tensor] = ()
@@ -55,7 +55,7 @@ class TokenLine:
         """
         if company != self._company:
             self.forget()
-        if step == self._step:  # taken again, since a ControlNet was down: the same values
+        if step == self._step:  # taken again, since the other half failed: the same values
             return
         if self._slope:
             self.error = self._distance(step, values, outside)
@@ -68,11 +68,11 @@ class TokenLine:
         """A block's tokens [tokens, width] in a step, by the line."""
         torch.add(self._last[number], self._slope[number], alpha=step - self._step, out=out)
 
-    def _distance(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> float:
+    def _distance(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> torch.Tensor:
         apart, whole = values[0].new_zeros((), dtype=torch.float32), values[0].new_zeros((), dtype=torch.float32)
         for number, (value, where) in enumerate(zip(values, outside, strict=True)):
             line = torch.empty_like(value)
             self.at(step, number, line)
-            apart += ((line - value) * where).float().square().sum()
-            whole += (value * where).float().square().sum()
-        return float((apart / whole).sqrt())
+            apart += ((line.float() - value) * where).square().sum()
+            whole += (value.float() * where).square().sum()
+        return (apart / whole).sqrt()

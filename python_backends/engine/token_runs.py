@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .starts import Start
 
 HALVES = 2
+SETS = 2
+"""Of its blocks' tokens that a half keeps: the last step's, and what they change by."""
 
 
 class TokenRuns:
@@ -126,8 +128,9 @@ class TokenRun:
         self._last_masked = max((step for step in range(steps) if step not in self._exact), default=-1)
         self._levels, self._taken = levels or (), 0
         self._outside: list[torch.Tensor] = []
+        self._all: set[int] = set()
         self._masked: set[int] = set()
-        self._errors: list[float] = []
+        self._errors: list[torch.Tensor] = []
         self._why_exact = self._reason(mask, asked, steps) if levels else "the runtime computes all"
 
     @staticmethod
@@ -143,15 +146,24 @@ class TokenRun:
         if self._why_exact is not None:
             return None
         if step not in self._exact and self.lines[half].reaches(company):
-            self._masked.add(step)
             return TokenRow(self, half, step, company, self._mask)
+        self._all.add(step)
         return TokenRow(self, half, step, company, None) if step < self._last_masked else None
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether no step will leave anything out."""
+        return self._why_exact is not None
+
+    def note_masked(self, step: int) -> None:
+        """A half of a step computed masked tokens alone."""
+        self._masked.add(step)
 
     def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
         """What a row's blocks gave."""
         if self._why_exact is not None:  # since a row of the same call
             return
-        nbytes = HALVES * sum(each.nbytes for each in values)  # the last step's, and the slope
+        nbytes = SETS * sum(each.nbytes for each in values)
         line = self.lines[row.half]
         if not line.nbytes:
             if not self._memory.take(nbytes):
@@ -168,12 +180,11 @@ class TokenRun:
         for line in self.lines:
             line.forget()
         self._memory.give_back(self._taken)
-        self._taken = 0
+        self._taken, self._outside = 0, []
 
     def report(self, steps: int) -> dict[str, Any]:
         """INFO's `editing`."""
-        masked = sorted(self._masked)
-        if not masked:
+        if not self._masked:
             why = self._why_exact or "no step was left for it"
             return {"mode": "exact", "mask": round(self._mask.area, 4), "why": why}
         return {
@@ -181,8 +192,8 @@ class TokenRun:
             "source": "own",
             "mask": round(self._mask.area, 4),
             "tokens": [round(len(places) / (h * w), 4) for (h, w), places in self._mask.places.items()],
-            "exact_steps": [step for step in range(steps) if step not in self._masked],
-            **({"cache_error": round(max(self._errors), 4)} if self._errors else {}),
+            "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
+            **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
         }
 
     def _unmasked(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:

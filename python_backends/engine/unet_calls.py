@@ -61,7 +61,7 @@ class UNetCall:
             loras=tuple(self.loras[row] for row in rows),
             controls=tuple(self.controls[row] for row in rows),
             tensors={name: tensor[chosen] for name, tensor in self.tensors.items()},
-            tokens=tuple(self.tokens[row] for row in rows) if self.tokens else (),
+            tokens=_any(tuple(self.tokens[row] for row in rows) if self.tokens else ()),
         )
 
 
@@ -96,8 +96,13 @@ def unet_calls(
         controls = tuple(denoising.controls(half) for denoising, half in members)
         ahead = tuple(sorted({each for denoising, _ in members for each in denoising.loras.ahead}))
         pixels = members[0][0].work.pixels
-        calls.append(UNetCall(members, loras, ahead, controls, tensors, pixels, tokens if any(tokens) else ()))
+        calls.append(UNetCall(members, loras, ahead, controls, tensors, pixels, _any(tokens)))
     return calls
+
+
+def _any(tokens: tuple[TokenRow | None, ...]) -> tuple[TokenRow | None, ...]:
+    """Nothing where there are none among them."""
+    return tokens if any(tokens) else ()
 
 
 def _join(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from .token_masks import Side
 
-Values = list[torch.Tensor]
-"""Of some rows, what the stacks' blocks give, in their order: [B, tokens, width] after every block but a stack's last,
-and what the stack adds to the picture after that."""
+Values = list[list[torch.Tensor]]
+"""What the stacks' blocks give, in their order, of each of some rows: [tokens, width] after every block but a stack's
+last, and what the stack adds to the picture after that. Each has memory of its own."""
 
 
 Known = Callable[[int, torch.Tensor], torch.Tensor]
@@ -69,7 +69,7 @@ class TokenStacks:
 
         def keep(_module: object, _inputs: object, output: torch.Tensor) -> None:
             tokens = output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
-            values.append(tokens[rows].clone(memory_format=torch.contiguous_format))
+            values.append([tokens[row].clone(memory_format=torch.contiguous_format) for row in rows])
 
         for stack in self._stacks:
             for module in (*stack.transformer_blocks[:-1], stack.proj_out):

@@ -11,7 +11,7 @@ import torch
 import checkpoints
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.token_masks import TokenMask, token_mask
-from swiftdiffusion.python_backends.networks.token_stacks import TokenStacks, Values
+from swiftdiffusion.python_backends.networks.token_stacks import TokenStacks
 from swiftdiffusion.python_backends.networks.unet import arguments, example
 from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
 
@@ -65,7 +65,7 @@ def test_with_values_of_the_same_input_it_is_exact(
         assert torch.equal(predict(unet, inputs), wanted)
     assert len(values) == len(stacks.levels)
     mask = box(*corners, levels=len(unet.config.block_out_channels))
-    with stacks.masked(placed(mask, mask), lambda number, out: out.copy_(values[number])):
+    with stacks.masked(placed(mask, mask), lambda number, out: out.copy_(torch.stack(values[number]))):
         found = predict(unet, inputs)
     assert (found - wanted).abs().max() <= 1e-5
     assert torch.equal(predict(unet, inputs), wanted)
@@ -84,7 +84,7 @@ def test_rows_with_masks_of_their_own_are_what_they_are_apart(networks: Networks
 
     def of(*rows: int) -> torch.Tensor:
         chosen = tuple(each[list(rows)] if each.numel() else each for each in inputs)
-        known: Values = [each[list(rows)] for each in values]
+        known = [torch.stack([each[row] for row in rows]) for each in values]
         with stacks.masked(placed(*(masks[row] for row in rows)), lambda number, out: out.copy_(known[number])):
             return predict(unet, chosen)
 
