@@ -24,6 +24,8 @@ MAX_SIDE = 4096
 
 MAX_FILE_BYTES = 64 * 2**20
 FORMATS = ("PNG", "JPEG", "WEBP")
+SEVERAL = "MPO"
+"""What Pillow calls a JPEG with other pictures behind it, as cameras write them: the first is the picture."""
 ALLOWED = "a PNG, JPEG or WebP, or base64 of one"
 BRIGHT = 128
 """From here on a pixel of a mask is to be painted anew: diffusers' 0.5."""
@@ -84,7 +86,7 @@ def _decoded(name: str, content: bytes, mode: str) -> np.ndarray:
             with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
                 _check_size(name, *picture.size)
                 frames = getattr(picture, "n_frames", 1)
-                if frames > 1:
+                if frames > 1 and picture.format != SEVERAL:
                     raise InvalidRequestError(f"{name} has {frames} pictures, one after the other; allowed: one")
                 return np.asarray(_eight_bits(ImageOps.exif_transpose(picture)).convert(mode))
     except InvalidRequestError:

@@ -169,8 +169,12 @@ GREY16 = np.random.default_rng(2).integers(0, 65536, (40, 48), np.uint16)
             png(RGB, exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
             np.rot90(np.asarray(RGB), -1),
         ),
+        (
+            png(RGB, "MPO", save_all=True, append_images=[RGB.rotate(90)]),
+            np.asarray(Image.open(io.BytesIO(png(RGB, "JPEG")))),
+        ),
     ],
-    ids=["png", "webp", "jpeg", "cmyk", "palette", "grey", "16 bits", "transparent", "rotated"],
+    ids=["png", "webp", "jpeg", "cmyk", "palette", "grey", "16 bits", "transparent", "rotated", "a camera's two"],
 )
 def test_files_are_the_pictures_that_they_show(
     file: bytes, wanted: np.ndarray, travels: Callable[[bytes], bytes]
