@@ -28,7 +28,7 @@ LEAST_STEPS = 16
 MOST_AREA = 0.5
 """Of the mask, as a share of the picture: with more, hardly any time is saved."""
 
-MOST_BYTES = 4096
+MOST_CHARACTERS = 4096
 Source = Literal["auto", "own"]
 
 
@@ -54,7 +54,7 @@ def asked_mask_aware(fields: Fields) -> str | MaskAware | None:
     Raises:
         InvalidRequestError: If it is neither.
     """
-    text = fields.text("MASK_AWARE", MOST_BYTES)
+    text = fields.text("MASK_AWARE", MOST_CHARACTERS)
     if text in (None, EXACT):
         return None
     if text in EVERY:
