@@ -1,0 +1,111 @@
+"""Mask-aware runs of requests that come to a shard, and those of others that leave what they compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..networks.digests import tensors_digest
+from ..networks.token_masks import token_mask
+from .run_template import RunTemplate
+from .template_store import OF_A_NAME, Place
+from .template_writer import TemplateWriter
+from .token_memory import TokenMemory
+from .token_runs import TokenRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..networks.token_masks import Side
+    from ..request.completed import CompletedRequest
+    from .starts import Start
+    from .template_store import TemplateStore
+
+KINDS = "unconditional", "conditional"
+REACH = 1 / 18
+"""Of the schedule: an entry serves the steps beside its own of a run of 20."""
+
+BLANK = "blank"
+"""A prompt without words: its entries are of no use for one with words."""
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """A UNet's, as mask-aware runs know them.
+
+    Attributes:
+        levels: `TokenStacks.levels`.
+        widths: `TokenStacks.widths`.
+        digest: Of all of the network's weights.
+        train_timesteps: Of the noise schedule.
+    """
+
+    levels: Sequence[int]
+    widths: Sequence[int]
+    digest: str
+    train_timesteps: int
+
+    def shapes(self, sides: Sequence[Side]) -> list[tuple[int, int]]:
+        """(tokens, width) of each block, of latents with these sides by level."""
+        tokens = [height * width for height, width in sides]
+        return [(tokens[level], width) for level, width in zip(self.levels, self.widths, strict=True)]
+
+
+class TokenRuns:
+    """Makes those of one shard, which share its room.
+
+    Attributes:
+        memory: What they may keep.
+        writer: Of entries.
+    """
+
+    def __init__(
+        self,
+        transformers: Transformers | None,
+        most_bytes: int,
+        store: TemplateStore | None = None,
+        count: Callable[[str, int], None] = lambda _what, _bytes: None,
+    ) -> None:
+        """None yet.
+
+        Args:
+            transformers: The UNet's; None for a runtime that masks nothing.
+            most_bytes: That they may keep.
+            store: Of entries; None for none.
+            count: See `TemplateWriter`.
+        """
+        self._transformers, self.memory = transformers, TokenMemory(most_bytes)
+        self.writer = None if store is None or transformers is None else TemplateWriter(store, self.memory, count)
+
+    def make(self, request: CompletedRequest, start: Start, timesteps: Sequence[float]) -> TokenRun | None:
+        """That of a request whose steps have these timesteps; None for one whose tokens nobody wants."""
+        edit, known = request.edit, self._transformers
+        if edit is None or start.mask is None:
+            return None
+        seen = self._is_known(request, start)
+        if edit.mask_aware is None and not seen:
+            return None
+        cells = start.mask[0, 0]
+        levels = None if known is None else known.levels
+        mask = token_mask(cells, 1 + max(levels or (0,)))
+        template = None
+        if known is not None and self.writer is not None and start.masked is None:
+            kinds = KINDS if request.prompt.strip() else (KINDS[0], BLANK)
+            template = RunTemplate(
+                self.writer,
+                [Place(known.digest, edit.picture, kind) for kind in kinds],
+                (cells, tensors_digest(cells > 0)[:OF_A_NAME], mask),
+                timesteps,
+                REACH * known.train_timesteps,
+                known.shapes(list(mask.places)),
+                writes=seen,
+            )
+        return TokenRun(mask, edit.mask_aware, len(timesteps), self.memory, levels, template)
+
+    def _is_known(self, request: CompletedRequest, start: Start) -> bool:
+        """Whether a mask-aware request came with the picture before this one; noted if this is one."""
+        edit = request.edit
+        if edit is None or self.writer is None or start.masked is not None:
+            return False
+        store = self.writer.store
+        return store.was_seen(edit.picture) if edit.mask_aware is None else store.see(edit.picture)

@@ -1,0 +1,106 @@
+"""One run and its template: which entries it goes by, and which it leaves for others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .template_lines import TemplateLine
+from .template_store import PARTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from ..networks.token_masks import TokenMask
+    from .template_store import Company, Place, Track
+    from .template_writer import TemplateWriter
+
+ENOUGH = 0.75
+"""Of the steps to come that have entries: with fewer, a run that may choose goes by its own steps."""
+
+
+class RunTemplate:
+    """What is known of a run's picture, and what the run adds to it.
+
+    Attributes:
+        same_prompt: Whether all entries that it went by were made with its prompts.
+    """
+
+    def __init__(
+        self,
+        writer: TemplateWriter,
+        places: Sequence[Place],
+        mask: tuple[torch.Tensor, str, TokenMask],
+        timesteps: Sequence[float],
+        reach: float,
+        shapes: Sequence[tuple[int, int]],
+        *,
+        writes: bool,
+    ) -> None:
+        """Has looked nowhere yet.
+
+        Args:
+            writer: Of the shard.
+            places: Of each half.
+            mask: [h, w], its digest, and its tokens.
+            timesteps: Of the run's steps.
+            reach: How far an entry's timestep may be from a step's.
+            shapes: By block, (tokens, width).
+            writes: Whether it leaves entries.
+        """
+        self.same_prompt = True
+        self._writer, self._places, self._writes = writer, places, writes
+        self._mask, self._mask_name, self._tokens = mask
+        self._timesteps, self._reach, self._shapes = timesteps, reach, shapes
+        self._known: dict[tuple[int, Company], list[Track]] = {}
+        self._left: set[str] = set()
+
+    def line(self, half: int, company: Company, step: int, *, any_: bool) -> TemplateLine | None:
+        """The line of a half in this company from a step on; None where too little is known.
+
+        Args:
+            half: Of the guidance.
+            company: What else its blocks depend on.
+            step: The next one.
+            any_: Whether a single entry is enough.
+        """
+        store = self._writer.store
+        left = range(step, len(self._timesteps))
+        lines = []
+        for track in self._tracks(half, company):
+            mask = store.mask(track)
+            if mask is not None and mask.shape == self._mask.shape and self._tokens.covers(mask):
+                lines.append(TemplateLine(track, self._timesteps, self._reach, self._shapes, store.open))
+        ranked = [(sum(map(line.covers, left)), line.track.prompt == company.prompt, line) for line in lines]
+        ranked = [each for each in ranked if each[0] >= (1 if any_ else ENOUGH * len(left))]
+        if not ranked:
+            return None
+        _, is_same, line = max(ranked, key=lambda each: each[1::-1])
+        self.same_prompt = self.same_prompt and is_same
+        return line
+
+    def missing(self, half: int, company: Company, step: int) -> str | None:
+        """Name of the entry that a step would be, if it should be one: there is none half as near as one may be."""
+        if not self._writes:
+            return None
+        names, timestep = (company.prompt, self._mask_name), self._timesteps[step]
+        for track in self._tracks(half, company):
+            if (track.prompt, track.mask) == names and track.nearest(timestep, self._reach / 2) is not None:
+                return None
+        beginning = "-".join((self._places[half].slot(company), *names))
+        left = (float(each.rpartition("-")[2]) / PARTS for each in self._left if each.startswith(beginning))
+        if any(abs(each - timestep) <= self._reach / 2 for each in left):
+            return None
+        return f"{beginning}-{round(PARTS * timestep)}"
+
+    def leave(self, name: str, values: Sequence[torch.Tensor]) -> None:
+        """An entry."""
+        if self._writer.put(name, values, self._mask):
+            self._left.add(name)
+
+    def _tracks(self, half: int, company: Company) -> list[Track]:
+        found = self._known.get((half, company))
+        if found is None:
+            found = self._known[half, company] = self._writer.store.tracks(self._places[half].slot(company))
+        return found

@@ -1,0 +1,100 @@
+"""Entries are written beside the steps, by a thread: what it is too slow for is dropped, no step waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..backend.responses import as_request_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .template_store import TemplateStore
+    from .token_memory import TokenMemory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    values: Sequence[torch.Tensor]
+    mask: torch.Tensor
+    ready: torch.cuda.Event | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.values)
+
+
+class TemplateWriter:
+    """Writes what steps hand over."""
+
+    def __init__(
+        self, store: TemplateStore, memory: TokenMemory, count: Callable[[str, int], None] = lambda _what, _bytes: None
+    ) -> None:
+        """Starts the thread with the first entry.
+
+        Args:
+            store: Where they go.
+            memory: Of the shard; what waits to be written has some of it.
+            count: Told `written` or `dropped` of every entry, and its bytes.
+        """
+        self.store, self._memory, self._count = store, memory, count
+        self._jobs: SimpleQueue[_Job | threading.Event] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, name: str, values: Sequence[torch.Tensor], mask: torch.Tensor) -> bool:
+        """Hands an entry over; whether there was room.
+
+        Args:
+            name: Of a track, and a timestep.
+            values: By block, [tokens, width], which nobody changes any more.
+            mask: [h, w]: where they are of something else than the template.
+        """
+        ready = None
+        if values[0].is_cuda:
+            ready = torch.cuda.Event()
+            ready.record()
+        job = _Job(name, values, mask, ready)
+        if not self._memory.take(job.nbytes):
+            self._count("dropped", 0)
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._live, name="templates", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+        return True
+
+    def flush(self) -> None:
+        """Waits until what was handed over is written."""
+        if self._thread is not None:
+            done = threading.Event()
+            self._jobs.put(done)
+            done.wait()
+
+    def _live(self) -> None:
+        stream: torch.cuda.Stream | None = None
+        while True:
+            job = self._jobs.get()
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
+            try:
+                if job.ready is not None:
+                    stream = stream or torch.cuda.Stream(job.values[0].device)
+                    stream.wait_event(job.ready)
+                with torch.inference_mode(), torch.cuda.stream(stream):
+                    written = self.store.write(job.name, job.values, job.mask)
+                self._count("written" if written else "dropped", written)
+            except Exception as error:  # noqa: BLE001  an entry less
+                as_request_error(error, "writing what is known of a picture")
+            finally:
+                self._memory.give_back(job.nbytes)
+                del job

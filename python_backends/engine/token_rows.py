@@ -1,0 +1,50 @@
+"""What is kept of the transformers of one half of a run in one step, or masked in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from ..networks.token_masks import TokenMask
+    from .token_lines import Line
+    from .token_runs import TokenRun
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row of a call.
+
+    Attributes:
+        run: Whose.
+        half: Of its guidance.
+        step: The run's.
+        line: By which the half goes; None where nothing is left out.
+        mask: What is computed; None for all, which is kept.
+        name: Of the entry that it becomes; None for none.
+    """
+
+    run: TokenRun
+    half: int
+    step: int
+    line: Line | None
+    mask: TokenMask | None = None
+    name: str | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows that agree in these share calls; all tokens have none."""
+        return () if self.mask is None else self.mask.sizes
+
+    def keep(self, values: Sequence[torch.Tensor]) -> None:
+        """What its blocks gave, [tokens, width] each."""
+        self.run.keep(self, values)
+
+    def known(self, number: int, out: torch.Tensor) -> None:
+        """What a block gives for all tokens [tokens, width], as far as it is known."""
+        assert self.line is not None, "rows without a line are not masked"
+        self.line.at(self.step, number, out)
