@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +17,6 @@ from .backend.responses import answer_each
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .common.errors import RequestError
 from .common.filesystem import as_text
-from .common.runtime_directory import runtime_directory
 from .lora.files.canonicaliser import Canonicaliser
 from .lora.files.safetensors_file import FileLimits
 from .lora.loading.catalogue import Catalogue
@@ -33,6 +30,7 @@ from .networks.checkpoint import Checkpoint
 from .request.completed import CompletedRequest
 from .shared_memory.host_cache import HostCache, host_cache_directory
 from .shared_memory.host_directory import remove_stale_host_caches
+from .shared_memory.user_cache import user_cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +73,7 @@ class TritonPythonModel(Model):
             on_eviction=self._metrics.evicted("host"),
         )
         disk = DiskCache(
-            _disk_directory(settings.path("lora_disk_directory")),
+            user_cache_directory("loras", settings.path("lora_disk_directory")),
             int(parameters["lora_disk_bytes"]),
             on_eviction=self._metrics.evicted("disk"),
         )
@@ -184,19 +182,3 @@ def _affordable(directory: Path, wanted: int) -> int:
     if wanted > most:
         logger.warning("the host cache is bounded to %d bytes, not %d: %s has no more", most, wanted, directory.parent)
     return min(wanted, most)
-
-
-def _disk_directory(configured: Path | None) -> Path:
-    """The disk cache's directory; the default one is this user's, or the server's own where nothing can be kept."""
-    try:
-        directory = configured
-        if directory is None:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            directory = cache / "swiftdiffusion" / "loras"
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=directory):
-            pass
-    except (OSError, RuntimeError) as error:
-        logger.warning("fetched LoRAs do not survive this server: %s", error)
-        return runtime_directory() / "lora-disk"
-    return directory

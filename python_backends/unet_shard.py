@@ -36,10 +36,12 @@ from .engine.messages import (
     to_json,
 )
 from .engine.new_runs import NewRuns
+from .engine.new_token_runs import TokenRuns, Transformers
 from .engine.peers import Peers
 from .engine.shard_metrics import ShardMetrics
 from .engine.step_times import StepTimes
-from .engine.token_runs import TokenRuns
+from .engine.template_store import TemplateStore
+from .engine.template_tiers import TemplateMetrics, template_tiers
 from .engine.unet_calls import UNetCall
 from .lora.patching.resident import ResidentLoras
 from .networks.kept_embeddings import KeptEmbeddings
@@ -83,7 +85,7 @@ class TritonPythonModel(Model):
             KeptMoments(),
             Pictures(),
             adapters,
-            TokenRuns(unet.stacks.levels if unet.stacks else None, beside_bytes(compute.device)),
+            _token_runs(settings, unet, compute, scheduler_config),
         )
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
@@ -153,6 +155,22 @@ class TritonPythonModel(Model):
         failures = {row: to_report(error) for row, error in evaluated.failures.items()}
         evaluation = Evaluation(evaluated.patch_ms, evaluated.beside, failures, evaluated.stale)
         return _response(evaluation, output_tensor("NOISE_PRED", evaluated.prediction.cpu()))
+
+
+def _token_runs(
+    settings: ModelSettings, unet: UNet, compute: ComputeSettings, scheduler_config: Mapping[str, Any]
+) -> TokenRuns:
+    """Mask-aware runs, and what is kept of the pictures that they edit."""
+    parameters, stacks = settings.parameters, unet.stacks
+    if stacks is None:
+        return TokenRuns(None, 0)
+    known = Transformers(stacks.levels, stacks.widths, unet.digest, scheduler_config["num_train_timesteps"])
+    host_bytes, disk_bytes = int(parameters["template_host_bytes"]), int(parameters["template_disk_bytes"])
+    tiers = template_tiers(host_bytes, disk_bytes, settings.path("template_disk_directory"))
+    count = TemplateMetrics(parameters["pipeline"])
+    return TokenRuns(
+        known, beside_bytes(compute.device), TemplateStore(tiers) if tiers else None, compute.device, count
+    )
 
 
 def _controlnet_calls(settings: ModelSettings) -> ControlNetCalls:

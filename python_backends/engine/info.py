@@ -14,6 +14,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
     `seed`, `steps`, `guidance_scale`, `height`, `width` and `scheduler` are what repeats the picture.
     """
     request, report = denoising.request, denoising.report
+    editing = None if denoising.token_run is None else denoising.token_run.report(denoising.steps)
     return {
         **_start(denoising),
         "seed": request.seed,
@@ -36,7 +37,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
         ],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,
-        **({} if denoising.token_run is None else {"editing": denoising.token_run.report(denoising.steps)}),
+        **({} if editing is None else {"editing": editing}),
         "largest_batch": report.largest_batch,
         "timings_ms": {
             "text_encoder": round(report.encoding.ms, 3),

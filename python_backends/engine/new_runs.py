@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..shared_memory.pictures import Pictures
     from .adapter_services import AdapterServices
     from .messages import Submit
-    from .token_runs import TokenRuns
+    from .new_token_runs import TokenRuns
 
 
 class NewRuns:
@@ -93,7 +93,7 @@ class NewRuns:
             )
             run.report.picture = message.picture
             if start is not None:
-                run.token_run = self._token_runs.make(message.request, start, run.steps)
+                run.token_run = self._token_runs.make(message.request, start, run.timesteps)
             run.put_on_loras()
         except Exception:
             loras.close()

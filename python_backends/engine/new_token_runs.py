@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..networks.digests import tensors_digest
 from ..networks.token_masks import token_mask
+from .entry_loads import EntryLoads
 from .run_template import RunTemplate
 from .template_store import OF_A_NAME, Place
 from .template_writer import TemplateWriter
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from .starts import Start
     from .template_store import TemplateStore
 
+CPU = torch.device("cpu")
 KINDS = "unconditional", "conditional"
 REACH = 1 / 18
 """Of the schedule: an entry serves the steps beside its own of a run of 20."""
@@ -56,7 +60,8 @@ class TokenRuns:
 
     Attributes:
         memory: What they may keep.
-        writer: Of entries.
+        writer: Of entries; None where none are kept.
+        loads: Where there is a writer, what it wrote comes back by these.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class TokenRuns:
         transformers: Transformers | None,
         most_bytes: int,
         store: TemplateStore | None = None,
+        device: torch.device = CPU,
         count: Callable[[str, int], None] = lambda _what, _bytes: None,
     ) -> None:
         """None yet.
@@ -72,10 +78,14 @@ class TokenRuns:
             transformers: The UNet's; None for a runtime that masks nothing.
             most_bytes: That they may keep.
             store: Of entries; None for none.
+            device: Where the UNet is.
             count: See `TemplateWriter`.
         """
         self._transformers, self.memory = transformers, TokenMemory(most_bytes)
-        self.writer = None if store is None or transformers is None else TemplateWriter(store, self.memory, count)
+        self.writer: TemplateWriter | None = None
+        if store is not None and transformers is not None:
+            self.writer = TemplateWriter(store, self.memory, count)
+            self.loads = EntryLoads(store, device, most_bytes, loaded=self.writer.bring_near)
 
     def make(self, request: CompletedRequest, start: Start, timesteps: Sequence[float]) -> TokenRun | None:
         """That of a request whose steps have these timesteps; None for one whose tokens nobody wants."""
@@ -93,6 +103,7 @@ class TokenRuns:
             kinds = KINDS if request.prompt.strip() else (KINDS[0], BLANK)
             template = RunTemplate(
                 self.writer,
+                self.loads,
                 [Place(known.digest, edit.picture, kind) for kind in kinds],
                 (cells, tensors_digest(cells > 0)[:OF_A_NAME], mask),
                 timesteps,

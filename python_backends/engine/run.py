@@ -11,10 +11,12 @@ import torch
 
 from ..common.errors import InvalidRequestError, RequestError
 from ..common.sentences import first_sentence
+from ..networks.digests import tensors_digest
 from ..request.completed import StepHistory
 from ..request.encoding import NO_PICTURE, Encoding, PictureEncoding
 from .request_loras import RequestLoras
 from .schedulers import Sampler
+from .template_store import OF_A_NAME, Company
 from .work import Work
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
     from .starts import Start
-    from .token_runs import TokenRow, TokenRun
+    from .token_rows import TokenRow
+    from .token_runs import TokenRun
 
 CPU = torch.device("cpu")
 NO_ENCODING = Encoding(None, "", 0.0, False)
@@ -183,6 +186,7 @@ class Denoising:
 
     def set_embeddings(self, embeddings: Embeddings) -> None:
         """Conditions the steps to come on these."""
+        self._digests: dict[int, str] = {}
         self.conditioning["ENCODER_HIDDEN_STATES"] = embeddings[0].to(self._device)
         if embeddings[1] is not None:
             self.conditioning["TEXT_EMBEDS"] = embeddings[1].to(self._device)
@@ -215,8 +219,11 @@ class Denoising:
         """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""
         if self.token_run is None:
             return None
-        controls = tuple((use.name, use.images) for use in self.controls(half))
-        return self.token_run.row(self.step, half, (self.loras.current, controls))
+        if half not in self._digests:
+            given = tensors_digest(*(tensor[half] for tensor in self.conditioning.values()))
+            self._digests[half] = given[:OF_A_NAME]
+        controls = tuple(replace(use, start=0.0, end=1.0, history=None) for use in self.controls(half))
+        return self.token_run.row(self.step, half, Company(self.loras.current, controls, self._digests[half]))
 
     def close(self) -> None:
         """Gives back what it holds."""
@@ -259,6 +266,11 @@ class Denoising:
     def steps(self) -> int:
         """UNet evaluations to the picture: some samplers take more than the request's `steps`, edits fewer."""
         return len(self.sampler.timesteps)
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Of its steps."""
+        return [float(each) for each in self.sampler.timesteps]
 
     @property
     def affine_step(self) -> StepCoefficients | None:

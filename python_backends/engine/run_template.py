@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..networks.token_masks import TokenMask
+    from .entry_loads import EntryLoads
     from .template_store import Company, Place, Track
     from .template_writer import TemplateWriter
 
@@ -30,6 +31,7 @@ class RunTemplate:
     def __init__(
         self,
         writer: TemplateWriter,
+        loads: EntryLoads,
         places: Sequence[Place],
         mask: tuple[torch.Tensor, str, TokenMask],
         timesteps: Sequence[float],
@@ -42,6 +44,7 @@ class RunTemplate:
 
         Args:
             writer: Of the shard.
+            loads: The shard's.
             places: Of each half.
             mask: [h, w], its digest, and its tokens.
             timesteps: Of the run's steps.
@@ -50,7 +53,7 @@ class RunTemplate:
             writes: Whether it leaves entries.
         """
         self.same_prompt = True
-        self._writer, self._places, self._writes = writer, places, writes
+        self._writer, self._loads, self._places, self._writes = writer, loads, places, writes
         self._mask, self._mask_name, self._tokens = mask
         self._timesteps, self._reach, self._shapes = timesteps, reach, shapes
         self._known: dict[tuple[int, Company], list[Track]] = {}
@@ -71,7 +74,7 @@ class RunTemplate:
         for track in self._tracks(half, company):
             mask = store.mask(track)
             if mask is not None and mask.shape == self._mask.shape and self._tokens.covers(mask):
-                lines.append(TemplateLine(track, self._timesteps, self._reach, self._shapes, store.open))
+                lines.append(TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads))
         ranked = [(sum(map(line.covers, left)), line.track.prompt == company.prompt, line) for line in lines]
         ranked = [each for each in ranked if each[0] >= (1 if any_ else ENOUGH * len(left))]
         if not ranked:

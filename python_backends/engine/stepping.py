@@ -77,9 +77,8 @@ class Stepping:
         for runs in advancing.groups(whole):
             _guarded(runs, partial(advancing.advance, runs, predictions))
         work, control_work = map(max, zip(*loads, strict=True))
-        return self._evaluator.end_step(
-            0 if stay else work, control_work
-        )  # with tokens left out, nobody learns from it
+        unusual = stay or any(call.tokens for call in own_calls)  # tokens may be left out, or are kept
+        return self._evaluator.end_step(0 if unusual else work, control_work)  # nobody learns from such a step
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:

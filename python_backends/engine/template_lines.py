@@ -12,17 +12,11 @@ import torch
 from .token_lines import distance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Sequence
 
-    from ..networks.token_codes import Codes, CodesFile
+    from .entry_loads import Entry, EntryLoads
     from .template_store import Track
     from .token_lines import Source
-
-    Opens = Callable[[Path], CodesFile | None]
-
-
-_NOTHING: Sequence[Codes] = ()
 
 
 class TemplateLine:
@@ -32,7 +26,12 @@ class TemplateLine:
     sets = 1
 
     def __init__(
-        self, track: Track, timesteps: Sequence[float], reach: float, shapes: Sequence[tuple[int, int]], open_: Opens
+        self,
+        track: Track,
+        timesteps: Sequence[float],
+        reach: float,
+        shapes: Sequence[tuple[int, int]],
+        loads: EntryLoads,
     ) -> None:
         """Reads nothing yet.
 
@@ -41,12 +40,12 @@ class TemplateLine:
             timesteps: Of the run's steps.
             reach: How far an entry's timestep may be from a step's.
             shapes: By block, (tokens, width).
-            open_: Opens an entry; None if it has gone.
+            loads: Brings entries to where the UNet is.
         """
         self.error: torch.Tensor | None = None
         self.track, self._timesteps, self._reach, self._shapes = track, timesteps, reach, shapes
-        self._open = open_
-        self._step, self._entry = -1, _NOTHING
+        self._loads = loads
+        self._entries: dict[int, Entry | None] = {}
         self._corrected = -1
         self._correction: Sequence[torch.Tensor] = ()
 
@@ -60,50 +59,53 @@ class TemplateLine:
         return self.track.nearest(self._timesteps[step], self._reach) is not None
 
     def reaches(self, step: int) -> bool:
-        """Whether that can be opened."""
-        return bool(self._opened(step))
+        """Whether that is there, or comes."""
+        return self._entry(step) is not None
+
+    def lacks(self, step: int) -> Collection[int]:
+        """Blocks of which it says nothing in a step, since they are computed sooner than they come."""
+        entry = self._entry(step)
+        return () if entry is None else frozenset(range(len(self._shapes))) - entry.numbers
+
+    def look_ahead(self, step: int, wanted: Collection[int] | None = None) -> None:
+        """Has a step's entry come; that of steps before the last one is given up."""
+        if step < len(self._timesteps):
+            self._entry(step, wanted)
+        self._entries = {each: entry for each, entry in self._entries.items() if each >= step - 1}
 
     def forget(self) -> None:
         """All it keeps."""
-        self._correction, self._corrected, self._step, self._entry = (), -1, -1, _NOTHING
+        self._correction, self._corrected = (), -1
+        self._entries.clear()
 
     @torch.inference_mode()
     def keep(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> None:
         """What a step gave that computed all."""
-        if step == self._corrected or not self.reaches(step):
+        entry = self._entry(step)
+        if step == self._corrected or entry is None or len(entry.numbers) < len(values):
             return
         self.error = distance(lambda number, out: self.at(step, number, out), values, outside)
         correction = []
         for number, value in enumerate(values):
             known = torch.empty_like(value)
-            self._codes(step, number, value.device).into(known)
+            entry.block(number).into(known)
             correction.append(torch.sub(value, known, out=known))
         self._correction, self._corrected = correction, step
 
     def at(self, step: int, number: int, out: torch.Tensor) -> None:
         """A block's tokens [tokens, width] in a step, by its entry."""
-        self._codes(step, number, out.device).into(out)
+        entry = self._entry(step)
+        assert entry is not None, "a line says nothing of steps that it does not reach"
+        entry.block(number).into(out)
         if self._correction:
             out += self._correction[number]
 
-    def _codes(self, step: int, number: int, device: torch.device) -> Codes:
-        return self._opened(step)[number].to(device)
-
-    def _opened(self, step: int) -> Sequence[Codes]:
-        """A step's entry, block by block; nothing if it has gone, or is of another network."""
-        if step != self._step:
-            timestep = self.track.nearest(self._timesteps[step], self._reach)
-            entry = _NOTHING if timestep is None else self._read(timestep)
-            if timestep is not None and not entry:
-                del self.track.files[timestep]
-            self._step, self._entry = step, entry
-        return self._entry
-
-    def _read(self, timestep: float) -> Sequence[Codes]:
-        file = self._open(self.track.files[timestep])
-        if file is None:
-            return _NOTHING
-        try:
-            return [file.block(number, *shape) for number, shape in enumerate(self._shapes)]
-        except ValueError:
-            return _NOTHING
+    def _entry(self, step: int, wanted: Collection[int] | None = None) -> Entry | None:
+        if step not in self._entries:
+            timestep, entry = self.track.nearest(self._timesteps[step], self._reach), None
+            if timestep is not None:
+                entry = self._loads.begin(self.track.files[timestep], self._shapes, wanted)
+                if entry is None:
+                    del self.track.files[timestep]
+            self._entries[step] = entry
+        return self._entries[step]

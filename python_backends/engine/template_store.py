@@ -123,6 +123,22 @@ class TemplateStore:
         """Whether a mask-aware request came with a picture."""
         return self.is_open and self._tiers[0].find(f"{SEEN}-{template}") is not None
 
+    def is_near(self, path: Path) -> bool:
+        """Whether an entry lies in the fastest tier."""
+        return path.parent == self._tiers[0].directory
+
+    def bring_near(self, path: Path) -> None:
+        """Copies an entry of a slower tier into the fastest."""
+        if not self.is_near(path) and self._tiers[0].find(path.stem) is None:
+            nearest = self._tiers[0]
+            with (
+                suppress(HostCacheFullError, EvictedError),
+                Lease(path),
+                nearest.reserve(path.stat().st_size) as reservation,
+            ):
+                shutil.copyfile(path, reservation.path)
+                reservation.publish(path.stem)
+
     def tracks(self, slot: str) -> list[Track]:
         """What there is at a slot."""
         found: dict[tuple[str, str], Track] = {}

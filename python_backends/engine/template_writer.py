@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import torch
-
-from ..backend.responses import as_request_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +46,9 @@ class TemplateWriter:
             count: Told `written` or `dropped` of every entry, and its bytes.
         """
         self.store, self._memory, self._count = store, memory, count
-        self._jobs: SimpleQueue[_Job | threading.Event] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | Path | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def put(self, name: str, values: Sequence[torch.Tensor], mask: torch.Tensor) -> bool:
         """Hands an entry over; whether there was room.
@@ -66,11 +66,15 @@ class TemplateWriter:
         if not self._memory.take(job.nbytes):
             self._count("dropped", 0)
             return False
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._live, name="templates", daemon=True)
-            self._thread.start()
+        self._start()
         self._jobs.put(job)
         return True
+
+    def bring_near(self, path: Path) -> None:
+        """Has an entry of a slower tier copied into the fastest."""
+        if not self.store.is_near(path):
+            self._start()
+            self._jobs.put(path)
 
     def flush(self) -> None:
         """Waits until what was handed over is written."""
@@ -79,22 +83,33 @@ class TemplateWriter:
             self._jobs.put(done)
             done.wait()
 
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._live, name="templates", daemon=True)
+            self._thread.start()
+
     def _live(self) -> None:
-        stream: torch.cuda.Stream | None = None
         while True:
             job = self._jobs.get()
-            if isinstance(job, threading.Event):
-                job.set()
-                continue
             try:
-                if job.ready is not None:
-                    stream = stream or torch.cuda.Stream(job.values[0].device)
-                    stream.wait_event(job.ready)
-                with torch.inference_mode(), torch.cuda.stream(stream):
-                    written = self.store.write(job.name, job.values, job.mask)
-                self._count("written" if written else "dropped", written)
-            except Exception as error:  # noqa: BLE001  an entry less
-                as_request_error(error, "writing what is known of a picture")
-            finally:
-                self._memory.give_back(job.nbytes)
-                del job
+                match job:
+                    case threading.Event():
+                        job.set()
+                    case Path():
+                        self.store.bring_near(job)
+                    case _Job():
+                        self._write(job)
+            except Exception:
+                logger.exception("an entry of a picture could not be written")
+            del job
+
+    def _write(self, job: _Job) -> None:
+        try:
+            if job.ready is not None:
+                self._stream = self._stream or torch.cuda.Stream(job.values[0].device)
+                self._stream.wait_event(job.ready)
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                written = self.store.write(job.name, job.values, job.mask)
+            self._count("written" if written else "dropped", written)
+        finally:
+            self._memory.give_back(job.nbytes)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ..networks.token_stacks import TokenStacks
-    from .token_runs import TokenRow
+    from .token_rows import TokenRow
 
 
 @contextmanager
@@ -28,6 +28,8 @@ def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: tor
     failed: set[int] = set()
     wanted = [(number, row) for number, row in enumerate(rows) if row is not None]
     masked = [row for _, row in wanted if row.mask is not None]
+    for _, row in wanted:
+        row.look_ahead()
     if not masked:
         with stacks.recorded([number for number, _ in wanted]) as values:
             yield failed
@@ -43,7 +45,7 @@ def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: tor
             row.known(number, out)
         return empty
 
-    with stacks.masked(places, known):
+    with stacks.masked(places, known, frozenset().union(*(row.lacks for row in masked))):
         yield failed
     for row in masked:
-        row.run.note_masked(row.step)
+        row.run.note_masked(row)

@@ -5,25 +5,67 @@ O(s) = O(s0) + (s - s0) / (s0 - s1) · (O(s0) - O(s1)), for the last two steps s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Collection, Sequence
+
+Source = Literal["template", "own"]
+
+
+class Line(Protocol):
+    """What is known of one half of a run, as long as nothing but latents and timestep change.
+
+    Attributes:
+        source: What it goes by.
+        sets: Of its blocks' tokens that it keeps, at most.
+        error: How far it was from the last step that computed all: the norm of the difference over the norm, of
+            unmasked tokens; None before it said anything of such a step.
+    """
+
+    source: Source
+    sets: int
+    error: torch.Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds."""
+
+    def reaches(self, step: int) -> bool:
+        """Whether it says anything of a step."""
+
+    def lacks(self, step: int) -> Collection[int]:
+        """Numbers of blocks of which it says nothing in a step that it reaches."""
+
+    def look_ahead(self, step: int) -> None:
+        """The step before this one begins."""
+
+    def keep(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> None:
+        """What a step gave that computed all.
+
+        Args:
+            step: Its number.
+            values: By block, [tokens, width]; kept, and never changed.
+            outside: By block, [tokens, 1]: 1 for unmasked tokens, else 0.
+        """
+
+    def at(self, step: int, number: int, out: torch.Tensor) -> None:
+        """A block's tokens [tokens, width] in a step that it reaches."""
+
+    def forget(self) -> None:
+        """All it keeps."""
 
 
 class TokenLine:
-    """One half of a run's.
+    """Goes by what the run's own exact steps gave: see `Line`."""
 
-    Attributes:
-        error: How far the line was from the last step that computed all: the norm of the difference over the norm, of
-            unmasked tokens; None before there was a line.
-    """
+    source: Source = "own"
+    sets = 2
 
     def __init__(self) -> None:
         self.error: torch.Tensor | None = None
-        self._company: Hashable = None
         self._step = -1
         self._last: Sequence[torch.Tensor] = ()
         self._slope: Sequence[torch.Tensor] = ()
@@ -33,46 +75,46 @@ class TokenLine:
         """What it holds."""
         return sum(each.nbytes for each in (*self._last, *self._slope))
 
-    def reaches(self, company: Hashable) -> bool:
-        """Whether there is a line, of steps with this company: what is in the weights, and which ControlNets."""
-        return bool(self._slope) and company == self._company
+    def reaches(self, _step: int) -> bool:
+        """Whether there is a line."""
+        return bool(self._slope)
+
+    def lacks(self, _step: int) -> Collection[int]:
+        """Nothing."""
+        return ()
+
+    def look_ahead(self, _step: int) -> None:
+        """Changes nothing."""
 
     def forget(self) -> None:
         """All it knows."""
-        self._last, self._slope, self._company, self._step = (), (), None, -1
+        self._last, self._slope, self._step = (), (), -1
 
     @torch.inference_mode()
-    def keep(
-        self, step: int, values: Sequence[torch.Tensor], company: Hashable, outside: Sequence[torch.Tensor]
-    ) -> None:
-        """What a step gave that computed all.
-
-        Args:
-            step: Its number.
-            values: By block, [tokens, width]; kept.
-            company: Another one ends the line.
-            outside: By block, [tokens, 1]: 1 for unmasked tokens, else 0.
-        """
-        if company != self._company:
-            self.forget()
+    def keep(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> None:
+        """What a step gave that computed all."""
         if step == self._step:  # taken again, since the other half failed: the same values
             return
         if self._slope:
-            self.error = self._distance(step, values, outside)
+            self.error = distance(lambda number, out: self.at(step, number, out), values, outside)
         if self._last:
             far = step - self._step
-            self._slope = [last.neg_().add_(new).div_(far) for last, new in zip(self._last, values, strict=True)]
-        self._last, self._step, self._company = values, step, company
+            self._slope = [(new - last).div_(far) for last, new in zip(self._last, values, strict=True)]
+        self._last, self._step = values, step
 
     def at(self, step: int, number: int, out: torch.Tensor) -> None:
         """A block's tokens [tokens, width] in a step, by the line."""
         torch.add(self._last[number], self._slope[number], alpha=step - self._step, out=out)
 
-    def _distance(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> torch.Tensor:
-        apart, whole = values[0].new_zeros((), dtype=torch.float32), values[0].new_zeros((), dtype=torch.float32)
-        for number, (value, where) in enumerate(zip(values, outside, strict=True)):
-            line = torch.empty_like(value)
-            self.at(step, number, line)
-            apart += ((line.float() - value) * where).square().sum()
-            whole += (value.float() * where).square().sum()
-        return (apart / whole).sqrt()
+
+def distance(
+    at: Callable[[int, torch.Tensor], None], values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The norm of a line's difference from what a step gave over the norm of that, of unmasked tokens."""
+    apart, whole = values[0].new_zeros((), dtype=torch.float32), values[0].new_zeros((), dtype=torch.float32)
+    for number, (value, where) in enumerate(zip(values, outside, strict=True)):
+        line = torch.empty_like(value)
+        at(number, line)
+        apart += ((line.float() - value) * where).square().sum()
+        whole += (value.float() * where).square().sum()
+    return (apart / whole).sqrt()

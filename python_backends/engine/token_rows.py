@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
 
@@ -43,6 +43,16 @@ class TokenRow:
     def keep(self, values: Sequence[torch.Tensor]) -> None:
         """What its blocks gave, [tokens, width] each."""
         self.run.keep(self, values)
+
+    @property
+    def lacks(self) -> Collection[int]:
+        """Numbers of blocks that are computed for all tokens although others are not."""
+        return () if self.line is None else self.line.lacks(self.step)
+
+    def look_ahead(self) -> None:
+        """Its call begins: what the next step takes may come meanwhile."""
+        if self.line is not None:
+            self.line.look_ahead(self.step + 1)
 
     def known(self, number: int, out: torch.Tensor) -> None:
         """What a block gives for all tokens [tokens, width], as far as it is known."""

@@ -1,199 +1,168 @@
-"""Mask-aware runs: in most steps masked tokens alone are computed, what the others become lies on a line."""
+"""Mask-aware runs: in most steps masked tokens alone are computed; what the others become, a line says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..networks.token_masks import token_mask
 from ..request.mask_aware import LEAST_STEPS, MOST_AREA
 from .token_lines import TokenLine
+from .token_rows import TokenRow
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Sequence
 
     from ..networks.token_masks import TokenMask
-    from ..request.completed import CompletedRequest
     from ..request.mask_aware import MaskAware
-    from .starts import Start
+    from .run_template import RunTemplate
+    from .template_store import Company
+    from .token_lines import Line, Source
+    from .token_memory import TokenMemory
 
 HALVES = 2
-SETS = 2
-"""Of its blocks' tokens that a half keeps: the last step's, and what they change by."""
-
-
-class TokenRuns:
-    """Makes those of one shard, which share its room.
-
-    Attributes:
-        memory: What they may keep.
-    """
-
-    def __init__(self, levels: Sequence[int] | None, most_bytes: int) -> None:
-        """None yet.
-
-        Args:
-            levels: `TokenStacks.levels`; None for a runtime that masks nothing.
-            most_bytes: That they may keep.
-        """
-        self._levels, self.memory = levels, TokenMemory(most_bytes)
-
-    def make(self, request: CompletedRequest, start: Start, steps: int) -> TokenRun | None:
-        """That of a request with so many steps; None for one that is not mask-aware."""
-        if request.edit is None or request.edit.mask_aware is None or start.mask is None:
-            return None
-        levels = 1 + max(self._levels or (0,))
-        mask = token_mask(start.mask[0, 0], levels)
-        return TokenRun(mask, request.edit.mask_aware, steps, self.memory, self._levels)
-
-
-class TokenMemory:
-    """What all runs of a shard may keep of their blocks' tokens.
-
-    Attributes:
-        free: Bytes.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        """Nothing is taken yet."""
-        self.free = most_bytes
-
-    def take(self, nbytes: int) -> bool:
-        """Whether there was room; it is taken then."""
-        if nbytes > self.free:
-            return False
-        self.free -= nbytes
-        return True
-
-    def give_back(self, nbytes: int) -> None:
-        """What was taken."""
-        self.free += nbytes
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """A row of a call: one half of a mask-aware run in one step.
-
-    Attributes:
-        run: Whose.
-        half: Of its guidance.
-        step: The run's.
-        company: What else the blocks depend on: LoRAs, ControlNets.
-        mask: What is computed; None for all, which the run keeps.
-    """
-
-    run: TokenRun
-    half: int
-    step: int
-    company: Hashable
-    mask: TokenMask | None
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows that agree in these share calls; all tokens have none."""
-        return () if self.mask is None else self.mask.sizes
-
-    def keep(self, values: Sequence[torch.Tensor]) -> None:
-        """What its blocks gave, [tokens, width] each."""
-        self.run.keep(self, values)
-
-    def known(self, number: int, out: torch.Tensor) -> None:
-        """What a block gives for all tokens [tokens, width], as far as it is known."""
-        self.run.lines[self.half].at(self.step, number, out)
 
 
 class TokenRun:
-    """What one mask-aware run keeps, and when it computes all.
+    """What one run keeps of its tokens, and when it computes all of them.
 
     Attributes:
-        lines: Of each half.
+        lines: Of each half; None for a half that leaves nothing out.
     """
 
     def __init__(
-        self, mask: TokenMask, asked: MaskAware, steps: int, memory: TokenMemory, levels: Sequence[int] | None
+        self,
+        mask: TokenMask,
+        asked: MaskAware | None,
+        steps: int,
+        memory: TokenMemory,
+        levels: Sequence[int] | None,
+        template: RunTemplate | None = None,
     ) -> None:
         """Keeps nothing yet.
 
         Args:
             mask: Its tokens.
-            asked: In which steps all are computed.
+            asked: In which steps all are computed; None for all steps, of a run that only leaves what it computes.
             steps: Of the run.
             memory: Of the shard.
             levels: `TokenStacks.levels`; None for a runtime that masks nothing.
+            template: What is known of its picture, and what it leaves; None where nothing ever is.
         """
-        self.lines = tuple(TokenLine() for _ in range(HALVES))
-        self._mask, self._exact, self._memory = mask, frozenset((0, *asked.exact_steps)), memory
-        self._last_masked = max((step for step in range(steps) if step not in self._exact), default=-1)
-        self._levels, self._taken = levels or (), 0
+        self.lines: list[Line | None] = [None] * HALVES
+        self._company: list[Company | None] = [None] * HALVES
+        self._taken = [0] * HALVES
+        self._mask, self._asked, self._steps, self._memory = mask, asked, steps, memory
+        self._levels, self._template = levels or (), template
         self._outside: list[torch.Tensor] = []
         self._all: set[int] = set()
         self._masked: set[int] = set()
+        self._missed: set[int] = set()
         self._errors: list[torch.Tensor] = []
-        self._why_exact = self._reason(mask, asked, steps) if levels else "the runtime computes all"
+        self._sources: set[Source] = set()
+        self._why_exact = self._reason(mask) if levels else "the runtime computes all"
 
-    @staticmethod
-    def _reason(mask: TokenMask, asked: MaskAware, steps: int) -> str | None:
+    def _reason(self, mask: TokenMask) -> str | None:
         if mask.area > MOST_AREA or mask.is_full:
             return f"{mask.area:.2f} of the picture are masked; up to {MOST_AREA:g} something is saved"
-        if asked.source == "auto" and steps < LEAST_STEPS:
-            return f"{steps} steps are too few; {LEAST_STEPS} are enough"
-        return None
+        return self._too_few() if self._template is None else None
 
-    def row(self, step: int, half: int, company: Hashable) -> TokenRow | None:
+    def _too_few(self) -> str | None:
+        """Why a line cannot go by the run's own steps."""
+        if self._asked is None or self._asked.source == "own":
+            return None
+        if self._asked.source == "template":
+            return "nothing is known of the picture"
+        return f"{self._steps} steps are too few; {LEAST_STEPS} are enough" if self._steps < LEAST_STEPS else None
+
+    def row(self, step: int, half: int, company: Company) -> TokenRow | None:
         """That of a step's call; None where all is computed and nothing of it is wanted."""
         if self._why_exact is not None:
             return None
-        if step not in self._exact and self.lines[half].reaches(company):
-            return TokenRow(self, half, step, company, self._mask)
-        self._all.add(step)
-        return TokenRow(self, half, step, company, None) if step < self._last_masked else None
+        line, goes_on = self._line(step, half, company), False
+        if self._asked is not None:
+            exact = frozenset(range(self._steps)) if line is None else self._asked.exact(line.source, self._steps)
+            if line is not None and step not in exact and line.reaches(step):
+                return TokenRow(self, half, step, line, self._mask)
+            if step not in exact or (line is None and self._asked.source == "template"):
+                self._missed.add(step)
+            self._all.add(step)
+            goes_on = any(later not in exact for later in range(step + 1, self._steps))
+        name = None if self._template is None else self._template.missing(half, company, step)
+        return TokenRow(self, half, step, line if goes_on else None, None, name) if goes_on or name else None
+
+    def _line(self, step: int, half: int, company: Company) -> Line | None:
+        """By which a half goes in this company: another one is another line."""
+        if company != self._company[half]:
+            self._drop(half)
+            self._company[half] = company
+            if self._asked is not None:
+                line = None
+                if self._template is not None and self._asked.source != "own":
+                    line = self._template.line(half, company, step, any_=self._asked.source == "template")
+                self.lines[half] = line or (None if self._too_few() else TokenLine())
+        return self.lines[half]
 
     @property
     def computes_all(self) -> bool:
         """Whether no step will leave anything out."""
-        return self._why_exact is not None
+        return self._asked is None or self._why_exact is not None
 
-    def note_masked(self, step: int) -> None:
+    def note_masked(self, row: TokenRow) -> None:
         """A half of a step computed masked tokens alone."""
-        self._masked.add(step)
+        self._masked.add(row.step)
+        assert row.line is not None
+        self._sources.add(row.line.source)
 
     def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
         """What a row's blocks gave."""
         if self._why_exact is not None:  # since a row of the same call
             return
-        nbytes = SETS * sum(each.nbytes for each in values)
-        line = self.lines[row.half]
-        if not line.nbytes:
+        if row.name is not None and self._template is not None:
+            self._template.leave(row.name, values)
+        line = row.line
+        if line is None:
+            return
+        if not self._taken[row.half]:
+            nbytes = line.sets * sum(each.nbytes for each in values)
             if not self._memory.take(nbytes):
                 self.close()
                 self._why_exact = "the shard has no room for its tokens"
                 return
-            self._taken += nbytes
-        line.keep(row.step, values, row.company, self._unmasked(values))
+            self._taken[row.half] = nbytes
+        line.keep(row.step, values, self._unmasked(values))
         if line.error is not None:
             self._errors.append(line.error)
 
     def close(self) -> None:
         """It has ended."""
-        for line in self.lines:
-            line.forget()
-        self._memory.give_back(self._taken)
-        self._taken, self._outside = 0, []
+        for half in range(HALVES):
+            self._drop(half)
+        self._outside = []
 
-    def report(self, steps: int) -> dict[str, Any]:
-        """INFO's `editing`."""
+    def _drop(self, half: int) -> None:
+        if (line := self.lines[half]) is not None:
+            line.forget()
+        self.lines[half] = None
+        self._memory.give_back(self._taken[half])
+        self._taken[half] = 0
+
+    def report(self, steps: int) -> dict[str, Any] | None:
+        """INFO's `editing`; None of a run that was not asked to leave anything out."""
+        if self._asked is None:
+            return None
         if not self._masked:
-            why = self._why_exact or "no step was left for it"
+            why = self._why_exact or self._too_few() or "no step was left for it"
             return {"mode": "exact", "mask": round(self._mask.area, 4), "why": why}
+        template = self._template if "template" in self._sources else None
         return {
             "mode": "tokens",
-            "source": "own",
+            "source": "own" if template is None else "template",
             "mask": round(self._mask.area, 4),
             "tokens": [round(len(places) / (h * w), 4) for (h, w), places in self._mask.places.items()],
             "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
             **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
+            **({} if template is None else {"same_prompt": template.same_prompt, "misses": len(self._missed)}),
         }
 
     def _unmasked(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:

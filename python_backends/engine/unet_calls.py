@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..lora.files.lora_set import LoraSet
     from ..request.completed import ControlNetUse
     from .run import Denoising
-    from .token_runs import TokenRow
+    from .token_rows import TokenRow
 
 
 @dataclass(frozen=True)

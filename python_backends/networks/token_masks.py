@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 PARTS = 16
 """A level's tokens are padded to a multiple of a sixteenth of them: rows of one shape share a call."""
@@ -39,6 +39,15 @@ class TokenMask:
         """Whether no token is left out."""
         return all(len(places) == height * width for (height, width), places in self.places.items())
 
+    def covers(self, mask: torch.Tensor) -> bool:
+        """Whether no token of another mask [h, w] is left out, on any level."""
+        for inside in _pooled(mask, len(self.places)):
+            left = inside.flatten() > 0
+            left[self.places[inside.shape[-2], inside.shape[-1]]] = False
+            if left.any():
+                return False
+        return True
+
 
 def token_mask(mask: torch.Tensor, levels: int) -> TokenMask:
     """The tokens of a mask on every level of a UNet.
@@ -53,15 +62,18 @@ def token_mask(mask: torch.Tensor, levels: int) -> TokenMask:
     Raises:
         ValueError: If nothing is masked.
     """
-    inside = (mask > 0)[None, None].float()
-    if not inside.any():
+    if not (mask > 0).any():
         raise ValueError("nothing is masked")
-    area, places = float(inside.mean()), {}
+    places = {(inside.shape[-2], inside.shape[-1]): _padded(inside) for inside in _pooled(mask, levels)}
+    return TokenMask(float((mask > 0).float().mean()), places)
+
+
+def _pooled(mask: torch.Tensor, levels: int) -> Iterator[torch.Tensor]:
+    """A mask [h, w] on every level, [1, 1, h, w] of 0 and 1."""
+    inside = (mask > 0)[None, None].float()
     for _ in range(levels):
-        height, width = inside.shape[-2:]
-        places[height, width] = _padded(inside)
+        yield inside
         inside = functional.max_pool2d(inside, 2, 2, ceil_mode=True)
-    return TokenMask(area, places)
 
 
 def _padded(inside: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from diffusers import UNet2DConditionModel
 
@@ -35,6 +35,7 @@ class TokenStacks:
 
     Attributes:
         levels: Of each of `Values`, the UNet's level, from the finest.
+        widths: Of each of `Values`.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -47,11 +48,13 @@ class TokenStacks:
         middle = [] if unet.mid_block is None else [(len(downs) - 1, unet.mid_block)]
         self._stacks: list[Transformer2DModel] = []
         self.levels: list[int] = []
+        self.widths: list[int] = []
         for level, part in (*downs, *middle, *reversed(ups)):
             for stack in part.modules():
                 if isinstance(stack, Transformer2DModel):
                     self._stacks.append(stack)
                     self.levels += [level] * len(stack.transformer_blocks)
+                    self.widths += [stack.inner_dim] * (len(stack.transformer_blocks) - 1) + [stack.out_channels]
         for stack in self._stacks:
             for block in stack.transformer_blocks:
                 if block.norm_type != "layer_norm" or block.only_cross_attention or block.pos_embed is not None:
@@ -81,22 +84,27 @@ class TokenStacks:
                 hook.remove()
 
     @contextmanager
-    def masked(self, places: Mapping[Side, torch.Tensor], known: Known) -> Iterator[None]:
+    def masked(
+        self, places: Mapping[Side, torch.Tensor], known: Known, unknown: Collection[int] = ()
+    ) -> Iterator[None]:
         """Calls meanwhile compute masked tokens only.
 
         Args:
             places: Height and width of a level → int64 [B, M]: the places of every row's tokens.
             known: Fills an empty tensor with what a block, by its number among `Values`, gives for all tokens of the
                 rows: [B, tokens, width].
+            unknown: Blocks of which nothing is known: their stacks compute all tokens.
         """
-        number = 0
+        number, changed = 0, []
         for stack in self._stacks:
-            stack.forward = partial(self._over, stack, number, places, known)
-            number += len(stack.transformer_blocks)
+            blocks = range(number, number := number + len(stack.transformer_blocks))
+            if not any(block in unknown for block in blocks):
+                stack.forward = partial(self._over, stack, blocks.start, places, known)
+                changed.append(stack)
         try:
             yield
         finally:
-            for stack in self._stacks:
+            for stack in changed:
                 del stack.forward
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .digests import weights_digest
 from .runtimes import Runtime
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
 
@@ -63,6 +64,7 @@ class UNet:
         beside: Holds LoRAs beside them; None where the runtime does without.
         latent_channels: Of what it predicts, which are the first of what it takes.
         stacks: Its transformers, as mask-aware calls use them; None where the runtime does without.
+        digest: `weights_digest` of what was loaded.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class UNet:
     ) -> None:
         """Loads the weights and warms up."""
         unet = checkpoint.load_unet(device, dtype).eval()
+        self.digest = weights_digest(unet)
         runtime = runtime or Runtime()
         runtime.prepare(unet, device)
         running = runtime.unet(unet, device, dtype)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, StringConstraints
 
 from ..common.errors import InvalidRequestError
-from .mask_aware import MaskAware, asked_mask_aware, mask_aware
+from .mask_aware import MaskAware, asked_mask_aware, check_steps
 from .picture_inputs import binary, fitted, kept, picture_of
 
 if TYPE_CHECKING:
@@ -145,10 +145,15 @@ class AskedEdit:
         if not taken:
             least = next(each for each in range(1, FINEST + 1) if int(steps * (each / FINEST))) / FINEST
             raise InvalidRequestError(f"STRENGTH is {strength:g}; allowed with {steps} STEPS: {least:g} to 1")
-        aware = mask_aware(self._mask_aware, evaluations.of(steps, skipped=steps - taken))
+        check_steps(self._mask_aware, evaluations.of(steps, skipped=steps - taken))
         mask = None if self.mask is None else kept("MASK_IMAGE", self.mask, keep_picture)
         return Edit(
-            kept("INIT_IMAGE", self.picture, keep_picture), mask, strength, steps - taken, bool(self._composite), aware
+            kept("INIT_IMAGE", self.picture, keep_picture),
+            mask,
+            strength,
+            steps - taken,
+            bool(self._composite),
+            self._mask_aware,
         )
 
     def known(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from ..common.errors import InvalidRequestError
 from ..common.sentences import shown
@@ -18,9 +18,13 @@ from .json_text import adapter
 if TYPE_CHECKING:
     from .fields import Fields
 
-EXACT, FAST, BALANCED = "exact", "fast", "balanced"
-EVERY = {FAST: 4, BALANCED: 3}
-"""Preset → every so manieth step computes all tokens, after the first."""
+EXACT = "exact"
+Preset = Literal["fast", "balanced"]
+EVERY: dict[Preset, int] = {"fast": 4, "balanced": 3}
+"""Preset → every so manieth step computes all tokens, after the first, where the request's own steps are gone by."""
+
+EARLY: dict[Preset, tuple[float, ...]] = {"fast": (), "balanced": (0.15,)}
+"""Preset → where in the run all tokens are computed beside its middle and its end, where a template is gone by."""
 
 LEAST_STEPS = 16
 """Fewer steps lie too far apart for a line from one exact step to the next, and presets compute all of them."""
@@ -29,7 +33,7 @@ MOST_AREA = 0.5
 """Of the mask, as a share of the picture: with more, hardly any time is saved."""
 
 MOST_CHARACTERS = 4096
-Source = Literal["auto", "own"]
+Source = Literal["auto", "template", "own"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,32 @@ class MaskAware:
     """What was asked for.
 
     Attributes:
-        source: Of what the other tokens become: `own`, a line through what the request's own exact steps gave; `auto`
-            is the same, where there are steps enough.
-        exact_steps: Those of the steps taken, from 0, that compute all tokens; the first two do in any case.
+        source: Of what the other tokens become: `template`, what is known of the picture from requests before, and how
+            far this one is from it; `own`, a line through what the request's own exact steps gave; `auto` is the
+            former where enough is known, else the latter, where there are steps enough.
+        exact_steps: Those of the steps taken, from 0, that compute all tokens, or the preset that names them; of source
+            `own` the first two do in any case.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     source: Source
-    exact_steps: tuple[Annotated[int, Field(ge=0)], ...]
+    exact_steps: Annotated[
+        Annotated[Preset, Tag("preset")] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Tag("steps")],
+        Discriminator(lambda given: "preset" if isinstance(given, str) else "steps"),
+    ]
+
+    def exact(self, source: Literal["template", "own"], steps: int) -> frozenset[int]:
+        """Steps of so many that are to compute all tokens, where these are gone by."""
+        if not isinstance(self.exact_steps, str):
+            return frozenset(self.exact_steps)
+        if source == "own":
+            return frozenset((0, *range(1, steps, EVERY[self.exact_steps])))
+        return frozenset((*(round(share * steps) for share in EARLY[self.exact_steps]), steps // 2, steps - 1))
 
 
-def asked_mask_aware(fields: Fields) -> str | MaskAware | None:
-    """MASK_AWARE: a preset's name, or what its JSON says; None for `exact`.
+def asked_mask_aware(fields: Fields) -> MaskAware | None:
+    """MASK_AWARE: what a preset is, or its JSON says; None for `exact`.
 
     Raises:
         InvalidRequestError: If it is neither.
@@ -57,30 +74,29 @@ def asked_mask_aware(fields: Fields) -> str | MaskAware | None:
     text = fields.text("MASK_AWARE", MOST_CHARACTERS)
     if text in (None, EXACT):
         return None
-    if text in EVERY:
-        return text
+    for preset in EVERY:
+        if text == preset:
+            return MaskAware("auto", preset)
     example = {"source": "own", "exact_steps": [0, 1, 5, 9]}
-    allowed = f"allowed: {EXACT}, {FAST}, {BALANCED}, or JSON such as {json.dumps(example)}"
+    allowed = f"allowed: {EXACT}, {', '.join(EVERY)}, or JSON such as {json.dumps(example)}"
     try:
         return adapter(MaskAware).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        path = [part for part in first["loc"] if part not in ("preset", "steps")]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
         said = "is missing" if first["type"] == "missing" else f"is {shown(first.get('input'))}"
         raise InvalidRequestError(f"MASK_AWARE{place} {said}; {allowed}") from None
 
 
-def mask_aware(asked: str | MaskAware | None, evaluations: int) -> MaskAware | None:
-    """What a run of so many steps does.
+def check_steps(asked: MaskAware | None, evaluations: int) -> None:
+    """Refuses exact steps that a run of so many does not have.
 
     Raises:
-        InvalidRequestError: If it names steps that the run does not have.
+        InvalidRequestError: With the step and what is allowed.
     """
-    if asked is None:
-        return None
-    if isinstance(asked, str):
-        return MaskAware("auto", (0, *range(1, evaluations, EVERY[asked])))
+    if asked is None or isinstance(asked.exact_steps, str):
+        return
     beyond = [step for step in asked.exact_steps if step >= evaluations]
     if beyond:
         raise InvalidRequestError(f"MASK_AWARE.exact_steps has {beyond[0]}; allowed: 0 to {evaluations - 1}")
-    return asked

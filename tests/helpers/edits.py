@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from swiftdiffusion.python_backends.engine.new_token_runs import TokenRuns, Transformers
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.starts import Start
 from swiftdiffusion.python_backends.engine.token_calls import token_call
-from swiftdiffusion.python_backends.engine.token_runs import TokenRuns
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from swiftdiffusion.python_backends.engine.template_store import TemplateStore
     from swiftdiffusion.python_backends.request.completed import CompletedRequest
 
 CPU = torch.device("cpu")
@@ -55,7 +57,7 @@ class KeptHere(dict[str, np.ndarray]):
     """Pictures by key, as `Pictures` keeps them, of this process alone."""
 
     def put(self, kept: np.ndarray) -> str:
-        key = f"{len(self):064x}"
+        key = hashlib.sha256(f"{kept.shape}".encode() + kept.tobytes()).hexdigest()
         self[key] = kept
         return key
 
@@ -68,11 +70,12 @@ class LocalEdits:
     guidance_scale: float = 5.0
     kept: KeptHere = field(default_factory=KeptHere)
     token_bytes: int = 2**30
+    templates: TemplateStore | None = None
 
     def __post_init__(self) -> None:
         self.unet = UNet(self.checkpoint, CPU, torch.float32)
         assert self.unet.stacks is not None
-        self.token_runs = TokenRuns(self.unet.stacks.levels, self.token_bytes)
+        self.make_token_runs()
         self.vae = VaeEncoder(self.checkpoint.load_vae(CPU, torch.float32))
         self.texts = self.checkpoint.load_text_pipeline(CPU, torch.float32)
         height, width = self.checkpoint.default_size
@@ -90,6 +93,12 @@ class LocalEdits:
             inpaint_strength=of_mask,
             only_inpaints=self.checkpoint.only_inpaints,
         )
+
+    def make_token_runs(self, digest: str | None = None) -> None:
+        """Those of a shard of these networks, or of others, with the present templates."""
+        stacks = self.unet.stacks
+        known = Transformers(stacks.levels, stacks.widths, digest or self.unet.digest, 1000)
+        self.token_runs = TokenRuns(known, self.token_bytes, self.templates)
 
     def parse(self, **fields: Any) -> CompletedRequest:
         """A request as `preprocess` completes it."""
@@ -122,7 +131,7 @@ class LocalEdits:
         start = self._start(request)
         run = Denoising(request, self.checkpoint.scheduler_config, geometry, embeddings, start=start)
         if start is not None:
-            run.token_run = self.token_runs.make(request, start, run.steps)
+            run.token_run = self.token_runs.make(request, start, run.timesteps)
         return run
 
     @torch.no_grad()

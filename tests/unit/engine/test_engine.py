@@ -16,7 +16,8 @@ from processes import other_process
 from swiftdiffusion.python_backends.common.errors import ControlNetDownError, ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine import engine as engine_module
 from swiftdiffusion.python_backends.engine import published as published_module
-from swiftdiffusion.python_backends.engine.token_runs import TokenMemory, TokenRun
+from swiftdiffusion.python_backends.engine.token_memory import TokenMemory
+from swiftdiffusion.python_backends.engine.token_runs import TokenRun
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
 from swiftdiffusion.python_backends.request.mask_aware import MaskAware

@@ -43,13 +43,18 @@ def test_exact_is_what_an_absent_one_means() -> None:
 
 
 def test_presets_name_steps_of_those_that_are_taken() -> None:
-    assert aware("fast") == MaskAware("auto", (0, 1, 5, 9))
-    assert aware("balanced") == MaskAware("auto", (0, 1, 4, 7))
-    assert aware("fast", SCHEDULER="heun") == MaskAware("auto", (0, 1, 5, 9, 13, 17))
+    fast, balanced = aware("fast"), aware("balanced")
+    assert fast == MaskAware("auto", "fast") and balanced == MaskAware("auto", "balanced")
+    assert (sorted(fast.exact("own", 10)), sorted(balanced.exact("own", 10))) == ([0, 1, 5, 9], [0, 1, 4, 7])
+    assert sorted(fast.exact("own", 19)) == [0, 1, 5, 9, 13, 17]
+    assert (sorted(fast.exact("template", 20)), sorted(balanced.exact("template", 20))) == ([10, 19], [3, 10, 19])
+    assert sorted(balanced.exact("template", 1)) == [0]
 
 
 def test_json_names_them_one_by_one() -> None:
     assert aware('{"source": "own", "exact_steps": [0, 9]}') == MaskAware("own", (0, 9))
+    assert aware('{"source": "template", "exact_steps": []}') == MaskAware("template", ())
+    assert aware('{"source": "own", "exact_steps": "fast"}') == MaskAware("own", "fast")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,8 @@ def test_json_names_them_one_by_one() -> None:
         ('{"source": "own"}', "MASK_AWARE.exact_steps is missing; allowed: exact"),
         ('{"source": "own", "exact_steps": [10]}', "MASK_AWARE.exact_steps has 10; allowed: 0 to 9"),
         ('{"source": "own", "exact_steps": [-1]}', "MASK_AWARE.exact_steps[0] is -1; allowed"),
+        ('{"source": "own", "exact_steps": "quick"}', 'MASK_AWARE.exact_steps is "quick"; allowed'),
+        ('{"source": "own", "exact_steps": 3}', "MASK_AWARE.exact_steps is 3; allowed"),
         ('{"source": "mine", "exact_steps": []}', 'MASK_AWARE.source is "mine"; allowed'),
         ('{"source": "own", "exact_steps": [], "x": 1}', "MASK_AWARE.x is 1; allowed"),
         ("[" * 600, "MASK_AWARE is "),
