@@ -24,7 +24,9 @@ from rich.progress import track
 from rich.table import Table
 
 from swiftdiffusion.python_backends.engine.token_calls import token_call
-from swiftdiffusion.python_backends.engine.token_runs import TokenMemory, TokenRow, TokenRun
+from swiftdiffusion.python_backends.engine.token_memory import TokenMemory
+from swiftdiffusion.python_backends.engine.token_rows import TokenRow
+from swiftdiffusion.python_backends.engine.token_runs import TokenRun
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
 from swiftdiffusion.python_backends.networks.unet import UNet, example

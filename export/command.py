@@ -10,6 +10,7 @@ import typer
 
 _PLACES = "Where things run"
 _LORAS = "LoRAs and ControlNets"
+_EDITING = "Editing"
 
 
 def export(
@@ -78,6 +79,15 @@ def export(
     lora_disk_mib: Annotated[
         int | None, typer.Option(help="Fetched LoRA files kept on disk, MiB; 65536.", rich_help_panel=_LORAS)
     ] = None,
+    template_host_mib: Annotated[
+        int | None,
+        typer.Option(
+            help="What is known of edited pictures, in shared memory, MiB; 1024. 0: nothing.", rich_help_panel=_EDITING
+        ),
+    ] = None,
+    template_disk_mib: Annotated[
+        int | None, typer.Option(help="The same on disk, beside that, MiB; 0.", rich_help_panel=_EDITING)
+    ] = None,
     controlnet: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,6 +126,8 @@ def export(
         "lora_bound": lora_bound,
         "lora_host_mib": lora_host_mib,
         "lora_disk_mib": lora_disk_mib,
+        "template_host_mib": template_host_mib,
+        "template_disk_mib": template_disk_mib,
         "controlnet_timeout": controlnet_timeout,
         "ignored_parameters": ignored_parameters,
         "slo_ms": slo_ms,

@@ -41,6 +41,8 @@ class Pipeline(Table):
     lora_bound: int = Field(default=0, ge=0)
     lora_host_mib: int = Field(default=4096, ge=1)
     lora_disk_mib: int = Field(default=65536, ge=1)
+    template_host_mib: int = Field(default=1024, ge=0)
+    template_disk_mib: int = Field(default=0, ge=0)
     controlnet_timeout: float = Field(default=60.0, ge=0.1)
     ignored_parameters: str = ""
     slo_ms: int | None = Field(default=None, ge=1)
@@ -96,7 +98,7 @@ class Deployment(Table):
 
     @model_validator(mode="after")
     def _one_cache(self) -> Deployment:
-        for key in ("lora_host_mib", "lora_disk_mib"):
+        for key in ("lora_host_mib", "lora_disk_mib", "template_host_mib", "template_disk_mib"):
             if len({getattr(each, key) for each in self.pipelines.values()}) > 1:
                 raise ValueError(f"{key} differs between pipelines; wanted: one value, since they share the cache")
         return self
@@ -211,6 +213,8 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         lora_bound=pipeline.lora_bound,
         lora_host_bytes=pipeline.lora_host_mib * 2**20,
         lora_disk_bytes=pipeline.lora_disk_mib * 2**20,
+        template_host_bytes=pipeline.template_host_mib * 2**20,
+        template_disk_bytes=pipeline.template_disk_mib * 2**20,
         controlnets=networks,
         controlnet_timeout_s=pipeline.controlnet_timeout,
         text_encoder_gpu=_given(pipeline.text_encoder_gpu, first),

@@ -216,6 +216,8 @@ class PipelineModels:
                 "text_encoder": self._text_encoder,
                 "lora_store": f"{self._prefix}lora_store",
                 "patches": "0" if options.loras is None else "1",
+                "template_host_bytes": str(options.template_host_bytes),
+                "template_disk_bytes": str(options.template_disk_bytes),
                 "controlnet_timeout_s": f"{options.controlnet_timeout_s:g}",
                 "controlnet_urls": json.dumps(urls, sort_keys=True),
             },

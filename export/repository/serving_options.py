@@ -53,6 +53,8 @@ class ServingOptions:
         lora_bound: Default k of bounded asynchronous loading; 0 is exact.
         lora_host_bytes: Most bytes of canonical LoRAs in shared memory.
         lora_disk_bytes: Most bytes of fetched LoRA files on disk.
+        template_host_bytes: Most bytes of what is known of edited pictures in shared memory; 0: nothing.
+        template_disk_bytes: The same on disk, beside that.
         controlnets: ControlNets that requests may name.
         controlnet_timeout_s: Longest time that a shard waits for one, per step.
         text_encoder_gpu: GPU of the text encoders; None: the CPU.
@@ -76,6 +78,8 @@ class ServingOptions:
     lora_bound: int = 0
     lora_host_bytes: int = 4 * 2**30
     lora_disk_bytes: int = 64 * 2**30
+    template_host_bytes: int = 2**30
+    template_disk_bytes: int = 0
     controlnets: tuple[ServedControlNet, ...] = ()
     controlnet_timeout_s: float = 60.0
     text_encoder_gpu: int | None = None
