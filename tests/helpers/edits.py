@@ -21,7 +21,8 @@ from swiftdiffusion.python_backends.engine.token_calls import token_call
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
-from swiftdiffusion.python_backends.networks.checkpoint import EDITING, Checkpoint
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.checkpoint_settings import EDITING
 from swiftdiffusion.python_backends.networks.latent_encoding import VaeEncoder, encode_picture
 from swiftdiffusion.python_backends.networks.unet import UNet
 from swiftdiffusion.python_backends.request.parsing import parse_request
