@@ -1,62 +1,24 @@
-"""Pictures to start from: what is taken, completed and refused; files of strangers."""
+"""Pictures to start from: what is taken, completed and refused."""
 
 from __future__ import annotations
 
-import base64
-import io
-import struct
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils import load_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from edits import KeptHere, box, picture
-from swiftdiffusion.python_backends.common.errors import ImageUnavailableError, InvalidRequestError
-from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from parsed_edits import parse, picture_file, refusal
+from swiftdiffusion.python_backends.common.errors import ImageUnavailableError
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
-from swiftdiffusion.python_backends.request.controlnets import KnownControlNet
-from swiftdiffusion.python_backends.request.parsing import parse_request
 from swiftdiffusion.python_backends.request.rules import RequestRules
-from wire import array
 
-RULES = RequestRules(20, 5.0, 128, 64, 8, 256, "EulerDiscreteScheduler")
 ONLY_INPAINTS = RequestRules(20, 5.0, 128, 64, 8, 256, "EulerDiscreteScheduler", only_inpaints=True)
 MASK = box(40, 48, 8, 8, 24, 24)
-
-
-def parse(
-    rules: RequestRules = RULES, kept: KeptHere | None = None, **fields: Any
-) -> tuple[CompletedRequest, KeptHere]:
-    """A request, and its pictures by key."""
-    kept = KeptHere() if kept is None else kept
-    arrays = {name: value if isinstance(value, np.ndarray) else array(name, value) for name, value in fields.items()}
-    request = parse_request(
-        {name: tensor[0] for name, tensor in ({"PROMPT": array("PROMPT", "a cat")} | arrays).items()},
-        rules,
-        Catalogue(None),
-        {"inpaint": KnownControlNet(), "union": KnownControlNet(control_modes=4)},
-        kept.put,
-    )
-    return request, kept
-
-
-def refusal(rules: RequestRules = RULES, **fields: Any) -> str:
-    with pytest.raises(InvalidRequestError) as refused:
-        parse(rules, **fields)
-    return str(refused.value)
-
-
-def png(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def test_a_request_without_a_picture_begins_with_noise() -> None:
@@ -126,7 +88,7 @@ def test_strengths_are_the_decimals_that_clients_wrote(steps: int, hundredths: i
         ),
         ({"ENCODED_INIT_IMAGE": "no picture"}, 'ENCODED_INIT_IMAGE begins with "no picture"; allowed: a PNG, JPEG'),
         (
-            {"INIT_IMAGE": picture(40, 48), "ENCODED_INIT_IMAGE": png(Image.new("RGB", (8, 8)))},
+            {"INIT_IMAGE": picture(40, 48), "ENCODED_INIT_IMAGE": picture_file(Image.new("RGB", (8, 8)))},
             "INIT_IMAGE is there, and ENCODED_INIT_IMAGE too; allowed: one of them",
         ),
     ],
@@ -144,113 +106,6 @@ def test_a_checkpoint_that_only_inpaints_wants_both() -> None:
 def test_an_extreme_shape_is_resized_where_a_size_is_asked_for() -> None:
     request, kept = parse(INIT_IMAGE=picture(4096, 1), HEIGHT=64, WIDTH=64)
     assert request.edit is not None and kept[request.edit.picture].shape == (64, 64, 3)
-
-
-RGB = Image.fromarray(picture(40, 48)[0])
-GREY16 = np.random.default_rng(2).integers(0, 65536, (40, 48), np.uint16)
-
-
-@pytest.mark.parametrize("travels", [lambda file: file, base64.b64encode, base64.encodebytes])
-@pytest.mark.parametrize(
-    ("file", "wanted"),
-    [
-        (png(RGB), np.asarray(RGB)),
-        (png(RGB, "WEBP", lossless=True), np.asarray(RGB)),
-        (png(RGB, "JPEG"), np.asarray(load_image(Image.open(io.BytesIO(png(RGB, "JPEG")))))),
-        (
-            png(RGB.convert("CMYK"), "JPEG"),
-            np.asarray(Image.open(io.BytesIO(png(RGB.convert("CMYK"), "JPEG"))).convert("RGB")),
-        ),
-        (png(RGB.convert("P")), np.asarray(RGB.convert("P").convert("RGB"))),
-        (png(RGB.convert("L")), np.asarray(RGB.convert("L").convert("RGB"))),
-        (png(Image.fromarray(GREY16)), np.repeat((GREY16 >> 8).astype(np.uint8)[..., None], 3, 2)),
-        (png(Image.fromarray(np.dstack([np.asarray(RGB), np.asarray(RGB)[..., 0]]))), np.asarray(RGB)),
-        (
-            png(RGB, exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
-            np.rot90(np.asarray(RGB), -1),
-        ),
-        (
-            png(RGB, "MPO", save_all=True, append_images=[RGB.rotate(90)]),
-            np.asarray(Image.open(io.BytesIO(png(RGB, "JPEG")))),
-        ),
-    ],
-    ids=["png", "webp", "jpeg", "cmyk", "palette", "grey", "16 bits", "transparent", "rotated", "a camera's two"],
-)
-def test_files_are_the_pictures_that_they_show(
-    file: bytes, wanted: np.ndarray, travels: Callable[[bytes], bytes]
-) -> None:
-    request, kept = parse(ENCODED_INIT_IMAGE=travels(file))
-    assert request.edit is not None
-    assert np.array_equal(kept[request.edit.picture], wanted)
-
-
-def test_masks_of_files_are_what_is_bright() -> None:
-    mask = Image.fromarray(np.repeat(MASK[0][..., None], 3, 2))
-    request, kept = parse(INIT_IMAGE=picture(40, 48), ENCODED_MASK_IMAGE=png(mask))
-    assert request.edit is not None and request.edit.mask is not None
-    assert np.array_equal(kept[request.edit.mask], MASK[0] // 255)
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that says it is so large."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(10_000)))
-        + chunk(b"IEND", b"")
-    )
-
-
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        (bomb(60_000, 60_000), "ENCODED_INIT_IMAGE is too large; allowed: 1 to 4096 high and wide"),
-        (bomb(8000, 8000), "ENCODED_INIT_IMAGE is 8000 high and 8000 wide; allowed: 1 to 4096"),
-        (bomb(4096, 4096), "ENCODED_INIT_IMAGE is no whole picture (OSError); allowed: a PNG"),
-        (png(RGB)[:1000], "ENCODED_INIT_IMAGE is no whole picture"),
-        (png(RGB)[:20], "ENCODED_INIT_IMAGE is no whole picture"),
-        (base64.b64encode(b"GIF89a" + bytes(40)), "ENCODED_INIT_IMAGE is no whole picture (UnidentifiedImageError)"),
-        (base64.b64encode(png(RGB))[:-3], "allowed: a PNG, JPEG or WebP, or base64 of one"),
-        (b"", "ENCODED_INIT_IMAGE is no whole picture"),
-        (
-            png(RGB, save_all=True, append_images=[RGB.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]),
-            "ENCODED_INIT_IMAGE has 2 pictures, one after the other; allowed: one",
-        ),
-        (
-            png(RGB, "WEBP", save_all=True, append_images=[RGB.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]),
-            "ENCODED_INIT_IMAGE has 2 pictures, one after the other; allowed: one",
-        ),
-    ],
-    ids=[
-        "bomb",
-        "smaller bomb",
-        "no pixels",
-        "cut",
-        "header",
-        "gif",
-        "base64 cut",
-        "empty",
-        "animated png",
-        "animated webp",
-    ],
-)
-def test_files_of_strangers_are_refused_in_a_sentence(file: bytes, said: str) -> None:
-    assert said in refusal(ENCODED_INIT_IMAGE=file)
-
-
-@given(st.binary(max_size=300), st.integers(0, 200))
-def test_any_bytes_are_a_picture_or_refused(noise: bytes, at: int) -> None:
-    good = png(RGB)
-    for file in (noise, good[:at] + noise + good[at + len(noise) :]):
-        try:
-            parse(ENCODED_INIT_IMAGE=file)
-        except InvalidRequestError as error:
-            assert "INIT_IMAGE" in str(error)
 
 
 def test_an_inpainting_controlnet_takes_what_is_to_be_kept() -> None:
