@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...kernels.cfg_step import cfg_step
-from .run import CONDITIONAL, UNCONDITIONAL
+from .guidance import CONDITIONAL, UNCONDITIONAL
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping

@@ -1,10 +1,9 @@
-"""One request between its first and its last denoising step, and the UNet calls that a batch of them makes."""
+"""One request between its first and its last denoising step."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,10 @@ from ..common.errors import InvalidRequestError, RequestError
 from ..common.sentences import first_sentence
 from ..networks.digests import tensors_digest
 from ..request.completed import StepHistory
-from ..request.encoding import NO_PICTURE, Encoding, PictureEncoding
+from ..request.encoding import Encoding
+from .guidance import CONDITIONAL, UNCONDITIONAL, guidance_embedding, rescaled
 from .request_loras import RequestLoras
+from .run_report import RunReport
 from .schedulers import Sampler
 from .template_store import OF_A_NAME, Company
 from .work import Work
@@ -32,22 +33,8 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 NO_ENCODING = Encoding(None, "", 0.0, False)
-UNCONDITIONAL, CONDITIONAL = 0, 1
-"""Rows of a request's conditioning: the two halves of classifier-free guidance."""
-
 AGAIN_S = 0.25
 """A run that waits for a ControlNet that is down looks so often whether it is there again."""
-
-
-def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
-    """[1, width] for a guidance-distilled UNet: `get_guidance_scale_embedding` of diffusers' pipelines, to the bit.
-
-    (They import transformers, which takes a shard longer than loading its UNet.)
-    """
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    angles = torch.tensor([guidance_scale - 1.0])[:, None] * 1000.0 * frequencies[None, :]
-    return torch.nn.functional.pad(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1), (0, width % 2))
 
 
 @dataclass(frozen=True)
@@ -63,36 +50,6 @@ class LatentGeometry:
     channels: int
     scale_factor: int
     guidance_embedding_width: int | None = None
-
-
-@dataclass
-class RunReport:
-    """How a run went.
-
-    Attributes:
-        encoding: The text encoder's report.
-        picture: The picture encoder's.
-        shards: Names of the shards that evaluated any of its halves.
-        largest_batch: Most requests that it shared a step with, itself included.
-        lora_path: `patched` (into the weights) or `beside` them → evaluations of a half with LoRAs.
-        stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
-        came: When it came to its shard, in seconds of the monotonic clock.
-        waited_s: From then to its first step, in seconds; None before that.
-    """
-
-    encoding: Encoding
-    picture: PictureEncoding = NO_PICTURE
-    shards: set[str] = field(default_factory=set)
-    largest_batch: int = 0
-    stale: Counter[int] = field(default_factory=Counter)
-    lora_path: Counter[str] = field(default_factory=Counter)
-    came: float = field(default_factory=time.monotonic)
-    waited_s: float | None = None
-
-    def note_begin(self, now: float) -> None:
-        """It takes its first step, or another one."""
-        if self.waited_s is None:
-            self.waited_s = now - self.came
 
 
 class Denoising:
@@ -310,14 +267,3 @@ class Denoising:
             prediction = rescaled(guided, prediction, self.request.guidance_rescale)
         self.sampler.advance(self.step, prediction)
         self.step += 1
-
-
-def rescaled(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:
-    """A guided prediction [1, C, h, w], a share of it with the standard deviation of the conditional one.
-
-    Section 3.4 of Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023): at zero terminal
-    SNR guidance overexposes. It is diffusers' `rescale_noise_cfg`.
-    """
-    if share == 0:
-        return guided
-    return share * (guided * (conditional.std() / guided.std())) + (1 - share) * guided

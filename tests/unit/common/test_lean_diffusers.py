@@ -58,7 +58,7 @@ def test_networks_compute_the_same_bits(tmp_path: Path) -> None:
     code = f"""
 import hashlib, pathlib, sys, torch
 from swiftdiffusion.python_backends.controlnets.weights import load_controlnet
-from swiftdiffusion.python_backends.engine.run import guidance_embedding
+from swiftdiffusion.python_backends.engine.guidance import guidance_embedding
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
 from swiftdiffusion.python_backends.networks.unet import UNet, arguments, example

@@ -20,7 +20,8 @@ from diffusers import (
 )
 
 import checkpoints
-from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry, guidance_embedding
+from swiftdiffusion.python_backends.engine.guidance import guidance_embedding
+from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.latent_decoding import decode_latents
