@@ -26,6 +26,7 @@ from .common.errors import InvalidRequestError, RequestError, to_report
 from .common.pulse import ups
 from .engine.front import Front
 from .engine.front_run import FrontRun, cancelled, ending_of, info_of
+from .engine.handed_over import HandedOver
 from .engine.handover import Handover, Report
 from .engine.shard_metrics import LineGauges
 from .engine.shards import Shards
@@ -51,6 +52,8 @@ class TritonPythonModel(Model):
         self._vae_decoder = settings.parameters["vae_decoder"]
         self._pipeline = settings.parameters["pipeline"]
         self._ends = RequestEnds()
+        self._handed_over = HandedOver(self._ends)
+        self._handed_over.look_for_ended()
         self._front = Front(
             Shards(settings.parameters["unet_shards"].split(",")),
             settings.parameters["text_encoder"],
@@ -119,17 +122,23 @@ class TritonPythonModel(Model):
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
             return None
         failure = cancelled(run) if self._front.end(text) else run.failure
-        if failure is None:
-            info = info_of(run)
-            if info.get("forecast_ms"):
-                self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
-            self._ends.hand_on(run.request.run_id)
-            changes = run.request.output is not None or (run.request.edit is not None and run.request.edit.composite)
-            asked = run.request if changes else None
-            handover = Handover(True, asked, time.monotonic(), ending_of(run))
-            return self._send(request, _response(run.latents, handover, info), ended=True)
+        with run.held:
+            if failure is None:
+                return self._send(request, self._hand_over(run), ended=True)
         self._ends.failed(ending_of(run), failure)
         return self._send(request, self._stopped(failure), ended=True)
+
+    def _hand_over(self, run: FrontRun) -> Any:
+        """The response with final latents; what is put back around the mask stays for `vae_decoder`."""
+        info = info_of(run)
+        if info.get("forecast_ms"):
+            self._forecasts.observe(info["forecast_came_to_ms"] / info["forecast_ms"], pipeline=self._pipeline)
+        self._ends.hand_on(run.request.run_id)
+        composes = run.request.edit is not None and run.request.edit.composite
+        if composes:
+            self._handed_over.keep(run.request.run_id, run.held.pop_all())
+        asked = run.request if composes or run.request.output is not None else None
+        return _response(run.latents, Handover(True, asked, time.monotonic(), ending_of(run)), info)
 
     def _send(self, request: Any, response: Any, ended: bool) -> Any:
         if self._decoupled:

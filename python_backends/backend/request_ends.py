@@ -109,6 +109,11 @@ class RequestEnds:
         """It has not any more."""
         self._rename(run_id + self._held, run_id)
 
+    def has_ended(self, run_id: str) -> bool:
+        """Whether a request has ended that was handed on to the model which ends it."""
+        # In this order: that model takes it by renaming its file, and does not hand it on.
+        return not (self._directory / run_id).exists() and not any(self._directory.glob(f"{run_id}@*"))
+
     def picture(self, ending: Ending) -> None:
         """A request got its picture."""
         now = time.monotonic()

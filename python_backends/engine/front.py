@@ -133,11 +133,13 @@ class Front:
         self._look_at = time.monotonic() + max(MIN_PAUSE_S, min(pauses))
 
     def end(self, text: bytes) -> bool:
-        """Forgets a request, whether it was taken up or not; whether it was cancelled, in its last step even."""
+        """Forgets a request, whether it was taken up or not; whether it was cancelled, in its last step even.
+
+        What its run holds is the caller's from then on.
+        """
         run = self._runs.pop(text, None)
         if run is None:
             return False
-        run.held.close()
         self._show_homeless()
         if run.shard is not None and not run.state.ended:
             with suppress(RequestError):  # it died with its runs

@@ -39,7 +39,7 @@ class FrontRun:
         joined: When it came, in seconds of the monotonic clock.
         waits_since: Since when something that it needs next is down, likewise; None while nothing is.
         decoders: Processes of the decoder that it is bound to.
-        held: What is given up at its end.
+        held: Leases on its pictures, given up at its end or with the decoder's.
         in_hand: The server's request, until this round has ended.
     """
 

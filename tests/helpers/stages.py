@@ -42,10 +42,23 @@ class Stages:
 
     def denoise(self, texts: dict[str, bytes]) -> tuple[np.ndarray, dict[str, Any]]:
         """Latents and INFO."""
+        result = self.hand_over(texts)
+        return result.as_numpy("LATENTS"), json.loads(result.as_numpy("INFO")[0, 0])
+
+    def hand_over(self, texts: dict[str, bytes]) -> grpc.InferResult:
+        """What the decoder is handed."""
         tensors = [_text(name, value) for name, value in texts.items()]
         with self._client() as client:
-            result = client.infer(self._server.inner("denoiser"), tensors, client_timeout=120)
-        return result.as_numpy("LATENTS"), json.loads(result.as_numpy("INFO")[0, 0])
+            return client.infer(self._server.inner("denoiser"), tensors, client_timeout=120)
+
+    def decode(self, handed_over: grpc.InferResult) -> np.ndarray:
+        """The picture [H, W, 3]."""
+        latents = handed_over.as_numpy("LATENTS")
+        tensors = [grpc.InferInput("LATENTS", latents.shape, "FP32")]
+        tensors[0].set_data_from_numpy(latents)
+        tensors += [_text(name, handed_over.as_numpy(name)[0, 0]) for name in ("HANDOVER", "INFO")]
+        with self._client() as client:
+            return client.infer(self._server.inner("vae_decoder"), tensors, client_timeout=120).as_numpy("IMAGE")[0]
 
     def _client(self) -> grpc.InferenceServerClient:
         return grpc.InferenceServerClient(self._server.grpc_url.split("://")[-1])

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from stages import Stages
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.shared_memory.host_cache import host_cache_directory
+from swiftdiffusion.python_backends.shared_memory.leased_files import LeasedFiles
 from wire import Picture, Stream, generate, metrics, post, stub_of
 
 if TYPE_CHECKING:
@@ -135,6 +137,28 @@ def test_what_lies_outside_the_mask_is_put_back_where_that_is_asked_for(tiny: Ti
     assert (plain.info["composite"], composed.info["composite"]) == (False, True)
 
 
+def evicted(tiny: TinyServer) -> bool:
+    """Whether nothing is left of the server's pictures, once all have gone that nobody has leased."""
+    files = LeasedFiles(kept(tiny, "images"), ".safetensors", lambda _bytes: None)
+    with files.writing():
+        while files.evict(1):
+            pass
+    return not files.sizes()
+
+
+def test_what_is_put_back_stays_until_it_is(tiny: TinyServer) -> None:
+    """Denoiser and decoder are called one by one here: in between, whatever may go goes."""
+    stages, fields = Stages(tiny), FIELDS | {"MASK_IMAGE": MASK, "COMPOSITE": True}
+    wanted = generate(tiny, tiny.model, **fields)
+    handed_over = stages.hand_over(stages.encode(**fields))
+    assert not evicted(tiny)
+    assert wanted.distance(stages.decode(handed_over)) <= TOLERANCE
+    until = time.monotonic() + 10.0
+    while not evicted(tiny):
+        assert time.monotonic() < until, "it stays for longer"
+        time.sleep(0.1)
+
+
 def test_files_over_json(tiny: TinyServer) -> None:
     def encoded(pixels: np.ndarray) -> str:
         stream = io.BytesIO()
@@ -176,11 +200,11 @@ def test_a_picture_is_encoded_once(tiny: TinyServer) -> None:
     assert before < once == encoding_s(tiny)
 
 
-def moments(tiny: TinyServer) -> list[Path]:
-    """The files of what pictures were encoded to."""
+def kept(tiny: TinyServer, what: str) -> Path:
+    """Where the server keeps its `images`, or the `moments` that they were encoded to."""
     environment = Path(f"/proc/{tiny.running.pid}/environ").read_bytes()
     (runtime,) = re.findall(rb"SWIFTDIFFUSION_RUNTIME_DIRECTORY=([^\0]+)", environment)
-    return list((host_cache_directory(Path(os.fsdecode(runtime))) / "moments").glob("*.safetensors"))
+    return host_cache_directory(Path(os.fsdecode(runtime))) / what
 
 
 def test_a_picture_whose_encoding_has_gone_is_encoded_again(tiny: TinyServer) -> None:
@@ -188,7 +212,7 @@ def test_a_picture_whose_encoding_has_gone_is_encoded_again(tiny: TinyServer) ->
     expected, _ = stages.denoise(stages.encode(**fields))
     texts = stages.encode(**fields)
     key = json.loads(texts["LATENT_KEYS"])["picture"]
-    (file,) = [each for each in moments(tiny) if each.stem == key]
+    file = kept(tiny, "moments") / f"{key}.safetensors"
     file.unlink()
     latents, _ = stages.denoise(texts)
     assert np.abs(latents - expected).mean() < 1e-3
