@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from wire import PROMPT, Picture, generate
 
@@ -38,6 +39,21 @@ class Use:
         entry["name"] = server.controlnet(self.name)
         mode = {"control_mode": self.modes[0] if len(self.modes) == 1 else self.modes} if self.modes else {}
         return entry | mode | ({"stale": True} if self.stale else {})
+
+
+def pipeline_options(*uses: Use, pictures: str) -> dict[str, Any]:
+    """ControlNets as a pipeline of diffusers takes them, whose argument of their pictures is called `pictures`."""
+    images = [[Image.fromarray(image) for image in use.images] for use in uses]
+    is_union = bool(uses[0].modes)
+    lists: dict[str, list[Any]] = {
+        "controlnet_conditioning_scale": [use.scale for use in uses],
+        "control_guidance_start": [use.start for use in uses],
+        "control_guidance_end": [use.end for use in uses],
+        pictures: images if is_union else [image for (image,) in images],
+    }
+    if is_union:
+        lists["control_mode"] = [use.modes[0] if len(uses) > 1 else list(use.modes) for use in uses]
+    return {name: values if len(uses) > 1 else values[0] for name, values in lists.items()}
 
 
 def request(server: Any, *uses: Use, **fields: Any) -> Picture:

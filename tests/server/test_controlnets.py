@@ -17,11 +17,10 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusionXLControlNetUnionPipeline,
 )
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 import lora_files
-from controls import Use, request
+from controls import Use, pipeline_options, request
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from weighted_prompts import Words, arguments
@@ -65,20 +64,7 @@ class Oracle:
         pipelines = StableDiffusionXLControlNetUnionPipeline if is_union else self._class
         pipeline = pipelines.from_pipe(self._base, controlnet=networks if len(networks) > 1 else networks[0])
         pipeline.set_progress_bar_config(disable=True)
-        images = [[Image.fromarray(image) for image in use.images] for use in uses]
-        lists: dict[str, list[Any]] = {
-            "controlnet_conditioning_scale": [use.scale for use in uses],
-            "control_guidance_start": [use.start for use in uses],
-            "control_guidance_end": [use.end for use in uses],
-        }
-        if is_union:
-            lists |= {
-                "control_image": images,
-                "control_mode": [use.modes[0] if len(uses) > 1 else list(use.modes) for use in uses],
-            }
-        else:
-            lists |= {"image": [image for (image,) in images]}
-        given = {name: values if len(uses) > 1 else values[0] for name, values in lists.items()}
+        given = pipeline_options(*uses, pictures="control_image" if is_union else "image")
         if chunks is not None:
             options |= {"prompt": None, **arguments(self._base, chunks)}
         picture = pipeline(

@@ -20,6 +20,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 import lora_files
+from controls import Use, pipeline_options
 from edits import TOLERANCE, box, diffused, oracle, patched, picture
 from shard_roles import roles
 from stages import Stages
@@ -104,6 +105,34 @@ def test_with_a_lora_and_a_controlnet(tiny: TinyServer) -> None:
     assert made.info["loras"][0]["patched_at_step"] == 0
     windows = [step for step in range(9) if step / 9 >= 0.2 and (step + 1) / 9 <= 0.8]
     assert made.info["controlnets"][0]["calls"] == 2 * len(windows)
+
+
+UNIONS: dict[str, tuple[Use, ...]] = {
+    "one mode": (Use("union", 0.7, modes=(2,)),),
+    "two modes": (Use("union", 0.7, modes=(0, 3)),),
+    "window": (Use("union", modes=(1,), start=0.2, end=0.7),),
+    "twice": (Use("union", 0.5, modes=(1,)), Use("union", 0.4, modes=(3,), seed=5)),
+}
+
+
+@pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("masked", [{}, {"MASK_IMAGE": MASK}], ids=["whole", "masked"])
+@pytest.mark.parametrize("uses", UNIONS.values(), ids=UNIONS.keys())
+def test_with_a_union(tiny: TinyServer, uses: tuple[Use, ...], masked: dict[str, Any]) -> None:
+    import diffusers
+
+    kind = getattr(diffusers, f"StableDiffusionXLControlNetUnion{'Inpaint' if masked else 'Img2Img'}Pipeline")
+    network = diffusers.ControlNetUnionModel.from_pretrained(tiny.directory / "union")
+    base = oracle(tiny.checkpoint, None, bool(masked))
+    pipeline = kind.from_pipe(base, controlnet=network if len(uses) == 1 else [network] * len(uses))
+    pipeline.set_progress_bar_config(disable=True)
+    fields = FIELDS | masked
+    wanted = diffused(tiny.checkpoint, pipeline, **fields, options=pipeline_options(*uses, pictures="control_image"))
+    entries = {"CONTROLNETS": json.dumps([use.entry(tiny) for use in uses])}
+    images = np.stack([image for use in uses for image in use.images])[None]
+    made = generate(tiny, tiny.model, **fields, **entries, CONTROL_IMAGES=images)
+    assert made.distance(wanted) <= TOLERANCE
+    assert made.distance(generate(tiny, tiny.model, **fields)) > TOLERANCE
 
 
 @pytest.mark.parametrize("tiny", ["sd15"], indirect=True)
