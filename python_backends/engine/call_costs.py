@@ -1,0 +1,123 @@
+"""How long a UNet call takes whose rows may leave tokens out: a sum over what is counted of them, learnt from calls.
+
+Seconds = c0 + c1 · cells + c2 · dense + c3 · score + c4 · cached. Recursive least squares, of seconds for each
+multiply-add, where older calls count less and no coefficient is below 0. What no call has told yet is as if every
+multiply-add took the same time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .token_plan import StackCost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..networks.token_costs import Features
+
+FORGETS, OUTLIER = 0.98, 2.0
+"""Of what earlier calls weigh, what is left after another one; and the most of a call that counts, in times of what was
+expected: a machine's pace changes, a burst is noise."""
+
+PRIOR = 0.01
+"""What multiply-adds tell weighs so many calls: these vary by a tenth, coefficients by as much as they are."""
+
+CONSTANT, BYTE = 0.1, 256.0
+"""How large the constant may well be, in times of the first call; and a byte that is read, in multiply-adds."""
+
+UNMEASURED_S = 1e-12
+"""Of a multiply-add, while nothing is known."""
+
+LAST = 256
+"""Calls that `fit` looks at."""
+
+
+class CallCosts:
+    """Seconds of one shard's calls."""
+
+    def __init__(self, convolutions: float) -> None:
+        """Knows nothing.
+
+        Args:
+            convolutions: Multiply-adds for each latent cell.
+        """
+        self._unit = np.array([0.0, convolutions, 1.0, 1.0, BYTE])  # multiply-adds
+        self._usual = np.array([0.0, 1.0, 1.0, 1.0, 0.0])  # coefficients, in seconds of a multiply-add
+        self._squares, self._products = np.zeros((5, 5)), np.zeros(5)
+        self._calls, self._pace = 0.0, 0.0  # as far as they still weigh; the sum of their seconds of a multiply-add
+        self._coefficients = UNMEASURED_S * self._usual
+        self._last: deque[tuple[float, float]] = deque(maxlen=LAST)
+
+    def expected(self, features: Features) -> float:
+        """Seconds of a call; before any was measured right in proportion only.
+
+        Args:
+            features: All its rows together.
+        """
+        return float(self._coefficients @ self._counted(features))
+
+    def note(self, features: Features, seconds: float) -> None:
+        """A call took so long."""
+        expected, multiply_adds = self.expected(features), float(self._usual @ self._counted(features))
+        if self._last:
+            self._last.append((seconds, expected))
+            seconds = min(seconds, OUTLIER * expected) if expected else seconds
+        else:
+            self._last.append((seconds, seconds))
+            self._unit[0] = CONSTANT * multiply_adds
+        shares, pace = self._counted(features) / multiply_adds, seconds / multiply_adds
+        self._squares = FORGETS * self._squares + np.outer(shares, shares)
+        self._products = FORGETS * self._products + pace * shares
+        self._calls, self._pace = FORGETS * self._calls + 1, FORGETS * self._pace + pace
+        self._coefficients = self._solved()
+
+    @property
+    def coefficients(self) -> tuple[float, float, float, float, float]:
+        """c0 … c4, in seconds."""
+        constant, cells, dense, score, cached = map(float, self._coefficients * self._unit)
+        return constant, cells, dense, score, cached
+
+    @property
+    def fit(self) -> float | None:
+        """R² of what was expected of the last calls before they were made; None while they tell nothing."""
+        seconds, expected = np.array(list(self._last)[1:]).reshape(-1, 2).T
+        spread = float(np.square(seconds - seconds.mean()).sum()) if len(seconds) > 1 else 0.0
+        return 1 - float(np.square(seconds - expected).sum()) / spread if spread else None
+
+    def stacks(
+        self, whole: Sequence[Features], masked: Sequence[Features], bytes_per_second: float
+    ) -> tuple[StackCost, ...]:
+        """What the planner takes of a call.
+
+        Args:
+            whole: By stack, of all rows together, where all tokens are computed.
+            masked: The same where masked ones are.
+            bytes_per_second: Of loads.
+        """
+        found: list[StackCost] = []
+        for every, own in zip(whole, masked, strict=True):
+            _, before, *parts = self._coefficients * self._counted(every)
+            _, _, *own_parts = self._coefficients * self._counted(own)
+            constant = 0.0 if found else self.coefficients[0]
+            load = own.cached / bytes_per_second
+            found.append(StackCost(load, float(sum(own_parts)), float(sum(parts)), float(before) + constant))
+        return tuple(found)
+
+    def _counted(self, features: Features) -> np.ndarray:
+        """In multiply-adds."""
+        return self._unit * (1.0, features.cells, features.dense, features.score, features.cached)
+
+    def _solved(self) -> np.ndarray:
+        """The coefficients; those that would be below 0 are 0, the lowest first."""
+        squares = self._squares + PRIOR * np.eye(5)
+        products = self._products + PRIOR * self._pace / self._calls * self._usual
+        free, found = np.full(5, True), np.full(5, -1.0)
+        while found.min() < 0:
+            found = np.zeros(5)
+            found[free] = np.linalg.solve(squares[np.ix_(free, free)], products[free])
+            free[found.argmin()] &= found.min() >= 0
+        return found
