@@ -90,9 +90,9 @@ RECIPES: dict[str, Recipe] = {
             "sunset",
             Style(gradient=0.4, colour_matrix=SUNSET),
             "kohya",
-            rank=6,
-            alpha=3.0,
-            text_rank=6,
+            rank=5,
+            alpha=2.5,
+            text_rank=5,
             trigger="in the style of sunset",
         ),
     )
