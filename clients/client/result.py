@@ -71,6 +71,8 @@ class EditingReport(_Report):
         tokens: shares that were computed, by the UNet's level.
         exact_steps: computed all.
         cache_error: largest distance of the line from what an exact step gave, as a share of it.
+        same_prompt: of source `template`: whether all that was known of the picture came of this prompt.
+        misses: the same: steps that computed all because nothing was known for them.
     """
 
     mode: str
@@ -80,6 +82,8 @@ class EditingReport(_Report):
     tokens: tuple[float, ...] = ()
     exact_steps: tuple[int, ...] = ()
     cache_error: float | None = None
+    same_prompt: bool | None = None
+    misses: int | None = None
 
 
 class GenerationInfo(_Report):

@@ -70,7 +70,7 @@ class TokenRuns:
         most_bytes: int,
         store: TemplateStore | None = None,
         device: torch.device = CPU,
-        count: Callable[[str, int], None] = lambda _what, _bytes: None,
+        count: Callable[[str, int], None] = lambda _what, _often: None,
     ) -> None:
         """None yet.
 

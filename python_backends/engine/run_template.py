@@ -75,13 +75,15 @@ class RunTemplate:
             mask = store.mask(track)
             if mask is not None and mask.shape == self._mask.shape and self._tokens.covers(mask):
                 lines.append(TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads))
-        ranked = [(sum(map(line.covers, left)), line.track.prompt == company.prompt, line) for line in lines]
-        ranked = [each for each in ranked if each[0] >= (1 if any_ else ENOUGH * len(left))]
-        if not ranked:
+        ranks = []
+        for line in lines:
+            covered = sum(map(line.covers, left))
+            ranks.append((covered >= ENOUGH * len(left), line.track.prompt == company.prompt, covered))
+        rank, number = max(zip(ranks, range(len(lines)), strict=True), default=((False, False, 0), 0))
+        if not (rank[0] or (any_ and rank[2])):
             return None
-        _, is_same, line = max(ranked, key=lambda each: each[1::-1])
-        self.same_prompt = self.same_prompt and is_same
-        return line
+        self.same_prompt = self.same_prompt and rank[1]
+        return lines[number]
 
     def missing(self, half: int, company: Company, step: int) -> str | None:
         """Name of the entry that a step would be, if it should be one: there is none half as near as one may be."""
@@ -96,6 +98,12 @@ class RunTemplate:
         if any(abs(each - timestep) <= self._reach / 2 for each in left):
             return None
         return f"{beginning}-{round(PARTS * timestep)}"
+
+    def tell(self, hits: int, misses: int) -> None:
+        """How often a half of a step went by an entry, and in how many steps one lacked it."""
+        for what, often in (("hit", hits), ("miss", misses)):
+            if often:
+                self._writer.count(what, often)
 
     def leave(self, name: str, values: Sequence[torch.Tensor]) -> None:
         """An entry."""

@@ -50,8 +50,9 @@ class TemplateMetrics:
         self._entries = Counter("swiftdiffusion_template_entries_total", "Entries of known pictures, by what became")
         self._bytes = Counter("swiftdiffusion_template_bytes_total", "Bytes of entries of known pictures, written")
 
-    def __call__(self, what: str, nbytes: int) -> None:
-        """An entry was `written` or `dropped`, or a step went by one (`hit`), or lacked one (`miss`)."""
-        self._entries.add(pipeline=self._pipeline, outcome=what)
-        if nbytes:
-            self._bytes.add(nbytes, pipeline=self._pipeline)
+    def __call__(self, what: str, often: int) -> None:
+        """So many entries were `written` or `dropped`, steps went by one (`hit`) or lacked one (`miss`); or `bytes`."""
+        if what == "bytes":
+            self._bytes.add(often, pipeline=self._pipeline)
+        else:
+            self._entries.add(often, pipeline=self._pipeline, outcome=what)

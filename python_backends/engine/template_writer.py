@@ -33,19 +33,24 @@ class _Job:
 
 
 class TemplateWriter:
-    """Writes what steps hand over."""
+    """Writes what steps hand over.
+
+    Attributes:
+        store: Where it goes.
+        count: As it was given.
+    """
 
     def __init__(
-        self, store: TemplateStore, memory: TokenMemory, count: Callable[[str, int], None] = lambda _what, _bytes: None
+        self, store: TemplateStore, memory: TokenMemory, count: Callable[[str, int], None] = lambda _what, _often: None
     ) -> None:
         """Starts the thread with the first entry.
 
         Args:
             store: Where they go.
             memory: Of the shard; what waits to be written has some of it.
-            count: Told `written` or `dropped` of every entry, and its bytes.
+            count: Told how many entries were `written` or `dropped`, and how many `bytes` written.
         """
-        self.store, self._memory, self._count = store, memory, count
+        self.store, self._memory, self.count = store, memory, count
         self._jobs: SimpleQueue[_Job | Path | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -64,7 +69,7 @@ class TemplateWriter:
             ready.record()
         job = _Job(name, values, mask, ready)
         if not self._memory.take(job.nbytes):
-            self._count("dropped", 0)
+            self.count("dropped", 1)
             return False
         self._start()
         self._jobs.put(job)
@@ -110,6 +115,7 @@ class TemplateWriter:
                 self._stream.wait_event(job.ready)
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 written = self.store.write(job.name, job.values, job.mask)
-            self._count("written" if written else "dropped", written)
+            self.count("written" if written else "dropped", 1)
+            self.count("bytes", written)
         finally:
             self._memory.give_back(job.nbytes)

@@ -60,6 +60,7 @@ class TokenRun:
         self._missed: set[int] = set()
         self._errors: list[torch.Tensor] = []
         self._sources: set[Source] = set()
+        self._hits = 0
         self._why_exact = self._reason(mask) if levels else "the runtime computes all"
 
     def _reason(self, mask: TokenMask) -> str | None:
@@ -113,6 +114,7 @@ class TokenRun:
         self._masked.add(row.step)
         assert row.line is not None
         self._sources.add(row.line.source)
+        self._hits += row.line.source == "template"
 
     def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
         """What a row's blocks gave."""
@@ -139,6 +141,9 @@ class TokenRun:
         for half in range(HALVES):
             self._drop(half)
         self._outside = []
+        if self._template is not None:
+            self._template.tell(self._hits, len(self._missed))
+            self._hits, self._missed = 0, set()
 
     def _drop(self, half: int) -> None:
         if (line := self.lines[half]) is not None:

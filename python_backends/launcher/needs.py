@@ -138,7 +138,8 @@ def _shared_mib(models: Sequence[_Model]) -> int:
             pictures = PICTURES_MIB
     embeddings = EMBEDDINGS_MIB if any("unet_shards" in model.parameters for model in models) else 0
     share = int(SHARE * shutil.disk_usage(SHARED_MEMORY).total / MIB)
-    kept = loras + min(pictures, share) + min(embeddings, share)
+    templates = max((int(model.parameters.get("template_host_bytes", 0)) // MIB for model in models), default=0)
+    kept = loras + sum(min(each, share) for each in (pictures, embeddings, templates))
     return kept + residuals + REGION_MIB * sum(model.processes for model in models)
 
 
