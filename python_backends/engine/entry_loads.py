@@ -70,7 +70,11 @@ class Entry:
 
 
 class EntryLoads:
-    """Brings entries of a store to one device."""
+    """Brings entries of a store to one device.
+
+    Attributes:
+        pending: Bytes that are on their way.
+    """
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class EntryLoads:
         self._pace: dict[Path, float] = {}
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self.pending, self._mutex = 0, threading.Lock()
 
     def is_there(self, path: Path) -> bool:
         """Whether an entry takes no loading."""
@@ -130,10 +135,15 @@ class EntryLoads:
                 future.set_result(mapped[number])
             return Entry(blocks)
         entry = Entry(blocks)
+        self._expect(sum(mapped[number].nbytes for number in blocks))
         self._start(lambda: self._load(path, mapped, blocks))
         if len(blocks) == len(shapes):
             self._keep(path, entry, sum(each.nbytes for each in mapped.values()))
         return entry
+
+    def _expect(self, nbytes: int) -> None:
+        with self._mutex:
+            self.pending += nbytes
 
     def _keep(self, path: Path, entry: Entry, nbytes: int) -> None:
         if nbytes > self._kept_bytes:
@@ -158,6 +168,7 @@ class EntryLoads:
         nbytes, started = 0, time.perf_counter()
         for number, future in blocks.items():
             try:
+                self._expect(-mapped[number].nbytes)
                 codes = self._read(mapped[number]).to(self._device)
                 if self._device.type == "cuda":
                     torch.cuda.current_stream().synchronize()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .token_lines import distance
+from ..networks.token_codes import SCALE_BYTES
+from .token_lines import Coming, distance
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 class TemplateLine:
-    """Goes by a track: see `Line`."""
+    """Goes by a track: see `Line`.
+
+    Attributes:
+        track: Its entries.
+    """
 
     source: Source = "template"
     sets = 1
@@ -66,6 +71,16 @@ class TemplateLine:
         """Blocks of which it says nothing in a step, since they are computed sooner than they come."""
         entry = self._entry(step)
         return () if entry is None else frozenset(range(len(self._shapes))) - entry.numbers
+
+    def comes(self, step: int) -> Coming | None:
+        """What has to come for a step, and does not yet."""
+        if step in self._entries or step >= len(self._timesteps):
+            return None
+        timestep = self.track.nearest(self._timesteps[step], self._reach)
+        if timestep is None or self._loads.is_there(path := self.track.files[timestep]):
+            return None
+        blocks = tuple(tokens * (width + SCALE_BYTES) for tokens, width in self._shapes)
+        return Coming(blocks, self._loads.pace(path), self._loads.pending)
 
     def look_ahead(self, step: int, wanted: Collection[int] | None = None) -> None:
         """Has a step's entry come; that of steps before the last one is given up."""

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ..networks.token_stacks import TokenStacks
+    from .load_plans import LoadPlans
     from .token_rows import TokenRow
 
 
 @contextmanager
-def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device) -> Iterator[set[int]]:
+def token_call(
+    stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device, plans: LoadPlans | None = None
+) -> Iterator[set[int]]:
     """While a call is made: of rows that agree in what is masked, or of such as compute all.
 
     Gives a set for the numbers of rows that failed, of which nothing is kept.
@@ -24,12 +27,14 @@ def token_call(stacks: TokenStacks, rows: Sequence[TokenRow | None], device: tor
         stacks: Of the UNet that is called.
         rows: Of the call; None for those of other runs.
         device: Where the UNet is.
+        plans: What of the next step's entries is to come; None for all.
     """
     failed: set[int] = set()
     wanted = [(number, row) for number, row in enumerate(rows) if row is not None]
     masked = [row for _, row in wanted if row.mask is not None]
+    blocks = None if plans is None else plans.wanted([row for _, row in wanted])
     for _, row in wanted:
-        row.look_ahead()
+        row.look_ahead(blocks)
     if not masked:
         with stacks.recorded([number for number, _ in wanted]) as values:
             yield failed

@@ -5,7 +5,7 @@ O(s) = O(s0) + (s - s0) / (s0 - s1) · (O(s0) - O(s1)), for the last two steps s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 Source = Literal["template", "own"]
+
+
+class Coming(NamedTuple):
+    """What has to come to where a UNet computes.
+
+    Attributes:
+        blocks: Bytes of each.
+        pace: Bytes a second.
+        pending: Bytes that come before them.
+    """
+
+    blocks: tuple[int, ...]
+    pace: float
+    pending: int
 
 
 class Line(Protocol):
@@ -39,8 +53,11 @@ class Line(Protocol):
     def lacks(self, step: int) -> Collection[int]:
         """Numbers of blocks of which it says nothing in a step that it reaches."""
 
-    def look_ahead(self, step: int) -> None:
-        """The step before this one begins."""
+    def comes(self, step: int) -> Coming | None:
+        """What has to come for a step, and does not yet."""
+
+    def look_ahead(self, step: int, wanted: Collection[int] | None = None) -> None:
+        """The step before this one begins: of what has to come these blocks are to, or all."""
 
     def keep(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> None:
         """What a step gave that computed all.
@@ -83,7 +100,10 @@ class TokenLine:
         """Nothing."""
         return ()
 
-    def look_ahead(self, _step: int) -> None:
+    def comes(self, _step: int) -> None:
+        """Nothing."""
+
+    def look_ahead(self, _step: int, _wanted: Collection[int] | None = None) -> None:
         """Changes nothing."""
 
     def forget(self) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..networks.token_masks import TokenMask
-    from .token_lines import Line
+    from .token_lines import Coming, Line
     from .token_runs import TokenRun
 
 
@@ -49,10 +49,15 @@ class TokenRow:
         """Numbers of blocks that are computed for all tokens although others are not."""
         return () if self.line is None else self.line.lacks(self.step)
 
-    def look_ahead(self) -> None:
-        """Its call begins: what the next step takes may come meanwhile."""
+    @property
+    def comes(self) -> Coming | None:
+        """What has to come for its next step."""
+        return None if self.line is None else self.line.comes(self.step + 1)
+
+    def look_ahead(self, wanted: Collection[int] | None) -> None:
+        """Its call begins: what the next step takes may come meanwhile, these blocks or all."""
         if self.line is not None:
-            self.line.look_ahead(self.step + 1)
+            self.line.look_ahead(self.step + 1, None if self.run.is_exact(self.step + 1, self.line.source) else wanted)
 
     def known(self, number: int, out: torch.Tensor) -> None:
         """What a block gives for all tokens [tokens, width], as far as it is known."""

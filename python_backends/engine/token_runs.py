@@ -109,6 +109,15 @@ class TokenRun:
         """Whether no step will leave anything out."""
         return self._asked is None or self._why_exact is not None
 
+    @property
+    def mask(self) -> TokenMask:
+        """Its tokens."""
+        return self._mask
+
+    def is_exact(self, step: int, source: Source) -> bool:
+        """Whether a step was asked to compute all."""
+        return self._asked is None or step in self._asked.exact(source, self._steps)
+
     def note_masked(self, row: TokenRow) -> None:
         """A half of a step computed masked tokens alone."""
         self._masked.add(row.step)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-LARGEST = 127
+LARGEST, SCALE_BYTES = 127, 4
 MASK = "mask"
 
 

@@ -36,6 +36,7 @@ class TokenStacks:
     Attributes:
         levels: Of each of `Values`, the UNet's level, from the finest.
         widths: Of each of `Values`.
+        blocks: Of each stack, how many of `Values` are its.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -49,10 +50,12 @@ class TokenStacks:
         self._stacks: list[Transformer2DModel] = []
         self.levels: list[int] = []
         self.widths: list[int] = []
+        self.blocks: list[int] = []
         for level, part in (*downs, *middle, *reversed(ups)):
             for stack in part.modules():
                 if isinstance(stack, Transformer2DModel):
                     self._stacks.append(stack)
+                    self.blocks.append(len(stack.transformer_blocks))
                     self.levels += [level] * len(stack.transformer_blocks)
                     self.widths += [stack.inner_dim] * (len(stack.transformer_blocks) - 1) + [stack.out_channels]
         for stack in self._stacks:
