@@ -1,7 +1,8 @@
 """How near mask-aware pictures are to the exact ones, beside what the same time buys with fewer steps.
 
 The demo family: one item of a drawn scene becomes another (`export/demo/edits.py`), Euler, strength 1, guidance 2.
-What is known of a picture is what one exact request with the old caption and another seed has left, but in the last way.
+What is known of a picture is what one exact request with the old caption and another seed has left; in the last way
+one with the own caption and seed.
 """
 
 from __future__ import annotations

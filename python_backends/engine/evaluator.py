@@ -15,7 +15,9 @@ from ..lora.patching.beside import zeros
 from ..lora.patching.patcher import Patcher
 from ..networks.unet import SLOW_S, example
 from ..networks.unet_halves import residual_size
+from .load_plans import LoadPlans
 from .mixing import LoraCosts, Part, mixes, plan
+from .row_costs import RowCosts
 from .token_calls import token_call
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..lora.files.lora_set import LoraSet
     from ..lora.patching.resident import ResidentLoras
     from ..networks.checkpoint import Checkpoint
+    from ..networks.token_costs import Features
     from ..networks.unet import UNet
     from .shard_metrics import ShardMetrics
     from .unet_calls import UNetCall
@@ -69,7 +72,11 @@ class StepTook(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates calls one by one; for one thread."""
+    """Evaluates calls one by one; for one thread.
+
+    Attributes:
+        row_costs: Of rows, beside each other.
+    """
 
     def __init__(
         self, name: str, unet: UNet, loras: ResidentLoras, controlnets: ControlNetCalls, metrics: ShardMetrics
@@ -85,7 +92,10 @@ class Evaluator:
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
         self._metrics = metrics
-        self._costs = LoraCosts()
+        self._costs, self.row_costs = LoraCosts(), RowCosts(unet.token_costs)
+        self._load_plans: LoadPlans | None = None
+        if unet.token_costs is not None and unet.stacks is not None:
+            self._load_plans = LoadPlans(unet.token_costs, self.row_costs.calls, unet.stacks.blocks)
         self._mixed, self._look_after = 0, LOOK_AFTER[0]
         self._measuring: list[_Measured] = []
         self._begun: float | torch.cuda.Event = 0.0
@@ -113,6 +123,7 @@ class Evaluator:
                 return seconds
             seconds[rows] = _seconds(self._unet, tensors)
             self._costs.plain.guess(tensors["LATENTS"][:, 0].numel(), seconds[rows])
+            self.row_costs.note(self.row_costs.features(tensors["LATENTS"]), seconds[rows])
         if patches:
             self._measure_loras(tensors)
         return seconds
@@ -176,10 +187,12 @@ class Evaluator:
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="from")
-        if not any(call.controls) and not call.tokens:  # else it may have waited for a ControlNet, or left tokens out
+        if not any(call.controls):  # else it may have waited for one
             cells = call.tensors["LATENTS"][0, 0].numel()
             ranks = cells * sum(self._loras.rank(each) or 0 for each in part.beside)
-            self._measuring.append(_Measured(len(part.rows) * cells, ranks, begun, _now(self._unet.on_gpu)))
+            work = 0 if call.tokens else len(part.rows) * cells  # left tokens out, or kept some
+            features = None if ranks else self.row_costs.features(call.tensors["LATENTS"], call.tokens)
+            self._measuring.append(_Measured(work, ranks, begun, _now(self._unet.on_gpu), features=features))
         beside = [bool(each) for each in part.beside]
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
@@ -188,7 +201,7 @@ class Evaluator:
         """What a call of mask-aware runs goes on in."""
         if not call.tokens or self._unet.stacks is None:
             return nullcontext(set())
-        return token_call(self._unet.stacks, call.tokens, call.tensors["LATENTS"].device)
+        return token_call(self._unet.stacks, call.tokens, call.tensors["LATENTS"].device, self._load_plans)
 
     def _of_controlnets(self, call: UNetCall) -> Mapping[str, torch.Tensor]:
         """What ControlNets take of a call: of a UNet that inpaints not the mask, nor the masked picture."""
@@ -225,21 +238,23 @@ class Evaluator:
         """Takes up what evaluations took that have ended: a GPU is still at the last one."""
         while self._measuring and (seconds := self._measuring[0].seconds()) is not None:
             measured = self._measuring.pop(0)
-            if measured.ranks:
+            self.row_costs.note(measured.features, seconds)
+            if measured.work and measured.ranks:
                 self._costs.note_beside(measured.work, measured.ranks, seconds)
-            else:
+            elif measured.work:
                 self._costs.plain.note(measured.work, seconds)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """An evaluation or a step: its work, ranks × cells beside the weights, begin and end, and ControlNets' work."""
+    """An evaluation or a step: work, ranks × cells beside the weights, begin and end, ControlNets' work, features."""
 
     work: int
     ranks: int
     begin: float | torch.cuda.Event
     end: float | torch.cuda.Event
     control_work: int = 0
+    features: Features | None = None
 
     def seconds(self) -> float | None:
         """What it took; None while it has not ended."""

@@ -172,6 +172,14 @@ class Denoising:
         """Whether its shard keeps what its tokens were."""
         return self.token_run is not None and not self.token_run.computes_all
 
+    @property
+    def home_first(self) -> tuple[int, ...]:
+        """Its halves, first the one that stays where the other goes elsewhere.
+
+        Only what is evaluated here is kept of a picture. They take turns: an entry serves the steps beside its own.
+        """
+        return self.halves[::-1] if self.token_run is not None and self.step % 2 else self.halves
+
     def tokens(self, half: int) -> TokenRow | None:
         """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""
         if self.token_run is None:

@@ -54,7 +54,7 @@ class Stepping:
         inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
         stay = sum(run.is_mask_aware for run in inputs)
         peers = self._peers.lent(sum(len(run.halves) for run in inputs if not run.is_mask_aware) - (not stay))
-        own, *others = place(list(inputs), 1 + len(peers))
+        own, *others = place(list(inputs), 1 + len(peers), self._evaluator.row_costs)
         own_calls = unet_calls(own, inputs)
         theirs = [(peer, unet_calls(rows, inputs)) for peer, rows in zip(peers, others, strict=True)]
         loads = [_load(own_calls), *(_load(calls) for _, calls in theirs)]

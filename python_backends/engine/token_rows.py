@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -11,8 +11,27 @@ if TYPE_CHECKING:
     import torch
 
     from ..networks.token_masks import TokenMask
-    from .token_lines import Coming, Line
-    from .token_runs import TokenRun
+    from .token_lines import Coming, Line, Source
+
+
+class Masks(Protocol):
+    """What a row asks of its run.
+
+    Attributes:
+        mask: Its tokens.
+    """
+
+    @property
+    def mask(self) -> TokenMask: ...  # noqa: D102
+
+    def is_exact(self, step: int, source: Source) -> bool:
+        """Whether a step was asked to compute all."""
+
+    def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
+        """What a row's blocks gave."""
+
+    def note_masked(self, row: TokenRow) -> None:
+        """A half of a step computed masked tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class TokenRow:
         name: Of the entry that it becomes; None for none.
     """
 
-    run: TokenRun
+    run: Masks
     half: int
     step: int
     line: Line | None

@@ -12,6 +12,7 @@ import torch
 
 from .digests import weights_digest
 from .runtimes import Runtime
+from .token_costs import TokenCosts
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class UNet:
         latent_channels: Of what it predicts, which are the first of what it takes.
         stacks: Its transformers, as mask-aware calls use them; None where the runtime does without.
         digest: `weights_digest` of what was loaded.
+        token_costs: What rows of mask-aware calls cost; None in the same case.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class UNet:
         self._projections = running.projections
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self.stacks = running.stacks
+        self.token_costs = None if running.stacks is None else TokenCosts(unet)
         self._modules = EncoderHalf(unet), DecoderHalf(unet)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}

@@ -100,7 +100,7 @@ def test_what_is_not_wanted_does_not_come(store: TemplateStore) -> None:
     assert tuple(entry.block(2).values.shape) == SHAPES[2]
 
 
-@pytest.mark.parametrize("shapes", [SHAPES[:2] + [(4, 16)], [*SHAPES, (4, 4)]])
+@pytest.mark.parametrize("shapes", [[*SHAPES[:2], (4, 16)], [*SHAPES, (4, 4)]])
 def test_entries_of_other_networks_are_none(store: TemplateStore, shapes: list[tuple[int, int]]) -> None:
     name, _ = written(store, 500)
     loads, path = EntryLoads(store, CPU, 2**20), store._tiers[0].find(name)

@@ -41,6 +41,10 @@ class Work:
     def work(self) -> messages.Work:
         return messages.Work(len(self.halves), self.side**2, 1)
 
+    @property
+    def home_first(self) -> tuple[int, ...]:
+        return self.halves
+
     def controls(self, half: int) -> tuple[()]:
         return ()
 
@@ -56,6 +60,15 @@ def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
 def test_one_request_goes_to_two_shards() -> None:
     work = Work()
     assert [len(rows) for rows in rows_of([work], 2)] == [1, 1]
+
+
+def test_halves_take_turns_at_home_where_that_is_wanted() -> None:
+    class Turned(Work):
+        home_first = (1, 0)
+
+    for work, at_home in ((Work(), 0), (Turned(), 1)):
+        ((_, half),), _ = rows_of([work], 2)
+        assert half == at_home
 
 
 def test_one_request_without_guidance_goes_to_one_shard() -> None:
