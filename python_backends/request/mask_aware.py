@@ -23,7 +23,7 @@ Preset = Literal["fast", "balanced"]
 EVERY: dict[Preset, int] = {"fast": 4, "balanced": 3}
 """Preset → every so manieth step computes all tokens, after the first, where the request's own steps are gone by."""
 
-EARLY: dict[Preset, tuple[float, ...]] = {"fast": (), "balanced": (0.15,)}
+EARLY: dict[Preset, tuple[float, ...]] = {"fast": (), "balanced": (0.25, 0.75)}
 """Preset → where in the run all tokens are computed beside its middle and its end, where a template is gone by."""
 
 LEAST_STEPS = 16
