@@ -62,7 +62,7 @@ class MaskAware:
             return frozenset(self.exact_steps)
         if source == "own":
             return frozenset((0, *range(1, steps, EVERY[self.exact_steps])))
-        return frozenset((*(round(share * steps) for share in EARLY[self.exact_steps]), steps // 2, steps - 1))
+        return frozenset((*(int(share * steps) for share in EARLY[self.exact_steps]), steps // 2, steps - 1))
 
 
 def asked_mask_aware(fields: Fields) -> MaskAware | None:
