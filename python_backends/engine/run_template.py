@@ -58,6 +58,7 @@ class RunTemplate:
         self._timesteps, self._reach, self._shapes = timesteps, reach, shapes
         self._known: dict[tuple[int, Company], list[Track]] = {}
         self._left: set[str] = set()
+        self._told = False
 
     def line(self, half: int, company: Company, step: int, *, any_: bool) -> TemplateLine | None:
         """The line of a half in this company from a step on; None where too little is known.
@@ -100,7 +101,10 @@ class RunTemplate:
         return f"{beginning}-{round(PARTS * timestep)}"
 
     def tell(self, hits: int, misses: int) -> None:
-        """How often a half of a step went by an entry, and in how many steps one lacked it."""
+        """How often a half of a step went by an entry, and in how many steps one lacked it; once."""
+        if self._told:
+            return
+        self._told = True
         for what, often in (("hit", hits), ("miss", misses)):
             if often:
                 self._writer.count(what, often)

@@ -32,7 +32,8 @@ DIGITS, OF_A_NAME = 32, 16
 PARTS = 100
 """Of a timestep that entries tell apart."""
 
-SEEN = "seen"
+SEEN, SEEN_BYTES, PAGE = "seen", 2**24, bytes(4096)
+"""Pictures that were seen: a page for each, the least a file takes, and most bytes of all."""
 
 
 @dataclass(frozen=True)
@@ -93,35 +94,29 @@ class Track:
 class TemplateStore:
     """Entries by name, the least recently used of which go first."""
 
-    def __init__(self, tiers: tuple[HostCache, ...]) -> None:
+    def __init__(self, tiers: tuple[HostCache, ...], seen_bytes: int = SEEN_BYTES) -> None:
         """Opens them.
 
         Args:
-            tiers: The fastest first; entries are written into all. Without any, nothing is ever kept.
+            tiers: The fastest first, at least one; entries are written into all.
+            seen_bytes: Most that is taken to know which pictures were seen.
         """
         self._tiers = tiers
+        self._seen = HostCache(tiers[0].directory / SEEN, seen_bytes, wait_s=0.0)
         self._masks: dict[str, torch.Tensor] = {}
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anything is ever kept."""
-        return bool(self._tiers)
 
     def see(self, template: str) -> bool:
         """Notes that a mask-aware request came with a picture; whether one had before."""
-        if self.was_seen(template) or not self.is_open:
-            return self.is_open
-        try:
-            with self._tiers[0].reserve(1) as reservation:
-                reservation.path.touch()
-                reservation.publish(f"{SEEN}-{template}")
-        except HostCacheFullError:
-            return False  # and will be seen for the first time again
+        if self.was_seen(template):
+            return True
+        with suppress(HostCacheFullError), self._seen.reserve(len(PAGE)) as reservation:
+            reservation.path.write_bytes(PAGE)
+            reservation.publish(template)
         return False
 
     def was_seen(self, template: str) -> bool:
         """Whether a mask-aware request came with a picture."""
-        return self.is_open and self._tiers[0].find(f"{SEEN}-{template}") is not None
+        return self._seen.find(template) is not None
 
     def is_near(self, path: Path) -> bool:
         """Whether an entry lies in the fastest tier."""

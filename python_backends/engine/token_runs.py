@@ -85,7 +85,8 @@ class TokenRun:
             exact = frozenset(range(self._steps)) if line is None else self._asked.exact(line.source, self._steps)
             if line is not None and step not in exact and line.reaches(step):
                 return TokenRow(self, half, step, line, self._mask)
-            if step not in exact or (line is None and self._asked.source == "template"):
+            by_template = self._asked.source == "template" if line is None else line.source == "template"
+            if by_template and (line is None or step not in exact):
                 self._missed.add(step)
             self._all.add(step)
             goes_on = any(later not in exact for later in range(step + 1, self._steps))
@@ -106,8 +107,9 @@ class TokenRun:
 
     @property
     def computes_all(self) -> bool:
-        """Whether no step will leave anything out."""
-        return self._asked is None or self._why_exact is not None
+        """Whether no step will leave anything out, as things are."""
+        undecided = all(company is None for company in self._company)
+        return self._asked is None or self._why_exact is not None or not (undecided or any(self.lines))
 
     @property
     def mask(self) -> TokenMask:
@@ -152,7 +154,6 @@ class TokenRun:
         self._outside = []
         if self._template is not None:
             self._template.tell(self._hits, len(self._missed))
-            self._hits, self._missed = 0, set()
 
     def _drop(self, half: int) -> None:
         if (line := self.lines[half]) is not None:

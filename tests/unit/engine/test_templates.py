@@ -57,8 +57,7 @@ class Shard:
         return self.finish(self.begin(**fields))
 
     def entries(self) -> list[Path]:
-        found = (path for tier in self.store._tiers for path in tier.directory.glob("*.safetensors"))
-        return sorted(path for path in found if not path.name.startswith("seen-"))
+        return sorted(path for tier in self.store._tiers for path in tier.directory.glob("*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +223,21 @@ def test_memory_is_bounded_over_a_hundred_pictures(shards: Callable[..., Shard])
     assert len(shard.entries()) > 4
     _, report = shard.edit(**fields, MASK_AWARE='{"source": "template", "exact_steps": []}')
     assert report is not None and report["exact_steps"] == []
+
+
+def test_few_steps_are_exact_where_nothing_is_known_and_shared_with_other_shards(shard: Shard) -> None:
+    run = shard.begin(MASK_AWARE="fast", STEPS=8)
+    assert run.is_mask_aware
+    shard.edits.step(run)
+    assert not run.is_mask_aware
+    report = shard.finish(run)[1]
+    assert report is not None and report["why"] == "8 steps are too few; 16 are enough"
+
+
+def test_of_pictures_that_were_seen_the_last_are_known(tmp_path: Path) -> None:
+    store = TemplateStore((HostCache(tmp_path / "memory", 2**20, wait_s=0.0),), seen_bytes=3 * 4096)
+    assert [store.see(each) for each in "abcabdab"] == [False] * 3 + [True] * 2 + [False] + [True] * 2
+    assert store.was_seen("d") and not store.was_seen("c")
 
 
 def test_what_there_is_no_room_for_is_dropped(shards: Callable[..., Shard], exact: torch.Tensor) -> None:
