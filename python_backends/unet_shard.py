@@ -15,6 +15,7 @@ from .backend.responses import answer_each, as_request_error
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import to_report
+from .common.runtime_directory import runtime_directory
 from .controlnets.calls import ControlNetCalls, Endpoint
 from .controlnets.local import LocalControlNet
 from .engine.adapter_services import AdapterServices
@@ -38,6 +39,7 @@ from .engine.messages import (
 from .engine.new_runs import NewRuns
 from .engine.new_token_runs import TokenRuns, Transformers
 from .engine.peers import Peers
+from .engine.schedulers import NOISE_SCHEDULE, is_over_betas
 from .engine.shard_metrics import ShardMetrics
 from .engine.step_times import StepTimes
 from .engine.template_store import TemplateStore
@@ -164,8 +166,14 @@ def _token_runs(
     parameters, stacks = settings.parameters, unet.stacks
     if stacks is None:
         return TokenRuns(None, 0)
-    known = Transformers(stacks.levels, stacks.widths, unet.digest, scheduler_config["num_train_timesteps"])
+    schedule = json.dumps({name: scheduler_config.get(name) for name in NOISE_SCHEDULE})
+    train_timesteps = scheduler_config.get("num_train_timesteps", 1000)
+    known = Transformers(
+        stacks.levels, stacks.widths, f"{unet.digest} {schedule}", train_timesteps, str(runtime_directory())
+    )
     host_bytes, disk_bytes = int(parameters["template_host_bytes"]), int(parameters["template_disk_bytes"])
+    if not is_over_betas(scheduler_config):  # steps of other schedules cannot be told apart by their timesteps
+        host_bytes = 0
     tiers = template_tiers(host_bytes, disk_bytes, settings.path("template_disk_directory"))
     count = TemplateMetrics(parameters["pipeline"])
     return TokenRuns(

@@ -40,14 +40,16 @@ class Transformers:
     Attributes:
         levels: `TokenStacks.levels`.
         widths: `TokenStacks.widths`.
-        digest: Of all of the network's weights.
+        digest: Of all of the network's weights, and of the noise schedule.
         train_timesteps: Of the noise schedule.
+        server: A name that no other server has, nor had.
     """
 
     levels: Sequence[int]
     widths: Sequence[int]
     digest: str
     train_timesteps: int
+    server: str = ""
 
     def shapes(self, sides: Sequence[Side]) -> list[tuple[int, int]]:
         """(tokens, width) of each block, of latents with these sides by level."""
@@ -104,7 +106,7 @@ class TokenRuns:
             template = RunTemplate(
                 self.writer,
                 self.loads,
-                [Place(known.digest, edit.picture, kind) for kind in kinds],
+                [Place(known.digest, edit.picture, kind, known.server) for kind in kinds],
                 (cells, tensors_digest(cells > 0)[:OF_A_NAME], mask),
                 timesteps,
                 REACH * known.train_timesteps,

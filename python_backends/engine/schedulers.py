@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ...kernels.step_coefficients import StepCoefficients
     from .starts import Start
 
+NOISE_SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+"""What of a configuration says how much noise there is at a timestep, whatever the sampler."""
+
 TRIAL_STEPS = 4
 COUNTED_STEPS = 4, 5
 
@@ -186,7 +189,7 @@ def schedulers_for(own_config: Mapping[str, Any], of_sdxl: bool) -> tuple[str, .
     reason = _refusal(own_config, None, of_sdxl)
     if reason is not None:
         raise SchedulerError(f"its scheduler {own_config['_class_name']} {reason}")
-    if not _is_over_betas(own_config):
+    if not is_over_betas(own_config):
         return ()
     return tuple(name for name in SCHEDULERS if _refusal(own_config, name, of_sdxl) is None)
 
@@ -219,7 +222,8 @@ def _own_class(own_config: Mapping[str, Any]) -> type[SchedulerMixin]:
     return getattr(diffusers, own_config["_class_name"])
 
 
-def _is_over_betas(own_config: Mapping[str, Any]) -> bool:
+def is_over_betas(own_config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's network was trained for a discrete schedule of betas."""
     flow = own_config.get("use_flow_sigmas") or own_config.get("prediction_type") == "flow_prediction"
     continuous = own_config.get("timestep_type") == "continuous"
     takes = inspect.signature(_own_class(own_config).__init__).parameters

@@ -59,15 +59,18 @@ class Place:
         network: Digest of the UNet's weights.
         template: Key of the picture.
         kind: Of the half: entries of another one are of no use.
+        server: Names the one whose ControlNets contribute, of which nothing more is known here than what it calls them.
     """
 
     network: str
     template: str
     kind: str
+    server: str = ""
 
     def slot(self, company: Company) -> str:
         """The name that its entries begin with."""
-        told = [asdict(self), company.loras, [asdict(use) for use in company.controls]]
+        own = [self.network, self.template, self.kind, self.server if company.controls else ""]
+        told = [*own, company.loras, [asdict(use) for use in company.controls]]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:DIGITS]
 
 

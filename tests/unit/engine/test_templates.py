@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 import checkpoints
 from edits import LocalEdits, box, picture
 from swiftdiffusion.python_backends.engine.run import Denoising
-from swiftdiffusion.python_backends.engine.template_store import TemplateStore
+from swiftdiffusion.python_backends.engine.template_store import Company, Place, TemplateStore
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.request.completed import ControlNetUse
 from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache
 
 SIZE = (64, 96)
@@ -266,3 +268,13 @@ def test_another_network_has_other_entries(shard: Shard) -> None:
     shard.edits.make_token_runs(digest="another")
     _, report = shard.edit(MASK_AWARE="fast")
     assert report is not None and report["source"] == "own"
+
+
+def test_entries_with_controlnets_are_of_one_server_others_of_the_network() -> None:
+    use = ControlNetUse("edges", ("0" * 64,), 1.0, 0.0, 1.0, guess_mode=False)
+    alone, controlled = (Company((), controls, "0" * 16) for controls in ((), (use,)))
+    here, there = (Place("network", "picture", "conditional", server) for server in ("here", "there"))
+    assert here.slot(alone) == there.slot(alone) != here.slot(controlled) != there.slot(controlled)
+    other = Company((), (replace(use, scale=0.5),), "0" * 16)
+    assert here.slot(controlled) != here.slot(other)
+    assert here.slot(Company((("a", 1.0),), (), "0" * 16)) != here.slot(Company((("a", 0.5),), (), "0" * 16))
