@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLInpaintPipeline
+from edit_quality import OWN, WAYS
 from lora_workloads import ROOT, sdxl_modules
 from machine import describe
 from PIL import Image
@@ -33,16 +34,6 @@ from swiftdiffusion.python_backends.launcher import TritonServer
 
 SIDE, EDGE, STEPS, WRITTEN_S = 512, 229, 20, 5.0
 OUT = ROOT / "benchmarks/results/edit_request.json"
-OWN, TEMPLATE = '{"source": "own", "exact_steps": "%s"}', '{"source": "template", "exact_steps": "%s"}'
-WAYS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "template, fast": {"mask_aware": TEMPLATE % "fast"},
-    "template, balanced": {"mask_aware": TEMPLATE % "balanced"},
-    "own, fast": {"mask_aware": OWN % "fast"},
-    "own, balanced": {"mask_aware": OWN % "balanced"},
-    "14 steps": {"steps": 14},
-    "10 steps": {"steps": 10},
-}
 FIRST = "exact, leaving entries"
 
 
@@ -53,7 +44,7 @@ def main(
     """Measure requests of every way in turns."""
     torch.set_num_threads(1)
     machine = describe()
-    seconds: dict[str, list[float]] = {way: [] for way in (FIRST, *WAYS, "diffusers")}
+    seconds: dict[str, list[float]] = {way: [] for way in (FIRST, "exact", *WAYS, "diffusers")}
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     mask = np.zeros((SIDE, SIDE), np.uint8)
@@ -95,7 +86,7 @@ def main(
             seconds[FIRST].append(_seconds(lambda: client.generate(request)))
             time.sleep(WRITTEN_S)
             for _ in track(range(rounds), "rounds"):
-                for way, changes in WAYS.items():
+                for way, changes in {"exact": {}, **WAYS}.items():
                     asked = replace(request, **changes)
                     seconds[way].append(_seconds(lambda asked=asked: _checked(client, asked)))  # type: ignore[misc]
                 seconds["diffusers"].append(_seconds(diffusers))
