@@ -81,7 +81,7 @@ def main(
                 generator=torch.Generator().manual_seed(1),
             )
 
-        with TritonServer(Path(directory) / "repository") as server, Client(server.grpc_url, timeout_s=600) as client:
+        with TritonServer(Path(directory) / "repository") as server, Client(server.grpc_url) as client:
             client.generate(replace(request, steps=2, mask_aware=OWN % "fast"))  # the picture is seen
             seconds[FIRST].append(_seconds(lambda: client.generate(request)))
             time.sleep(WRITTEN_S)
