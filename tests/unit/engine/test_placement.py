@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftdiffusion.python_backends.engine import messages
-from swiftdiffusion.python_backends.engine.placement import place
+from swiftdiffusion.python_backends.engine.placement import cells, place
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
 
@@ -32,6 +36,7 @@ class Work:
     loras: Loras = Loras()
     conditioning: dict[str, torch.Tensor] = field(default_factory=dict)
     is_mask_aware: bool = False
+    masked: float | None = None
 
     @property
     def latents(self) -> torch.Tensor:
@@ -52,9 +57,22 @@ class Work:
         """Nothing is masked of it."""
 
 
-def rows_of(batch: list[Work], shards: int) -> list[list[tuple[Work, int]]]:
+Rows = list[tuple[Work, int]]
+Cost = Callable[[Work, int], float]
+
+
+def rows_of(batch: list[Work], shards: int, cost: Any = cells) -> list[Rows]:
     """`place` over stand-ins."""
-    return cast(Any, place(cast(Any, batch), shards))
+    return cast(Any, place(cast(Any, batch), shards, cost))
+
+
+def seconds(work: Work, _half: int = 0) -> float:
+    """Of a row of SDXL's, as a part of one that computes all: convolutions, keys and values see the whole picture."""
+    return 1.0 if work.masked is None else 0.32 + 0.68 * work.masked
+
+
+def masked_tokens(work: Work, _half: int) -> float:
+    return 1.0 if work.masked is None else work.masked
 
 
 def test_one_request_goes_to_two_shards() -> None:
@@ -91,6 +109,40 @@ def test_mask_aware_requests_stay_on_the_first_shard_and_others_make_up_for_it()
     assert rows_of([stays], 2) == [[(stays, 0), (stays, 1)], []]
     assert rows_of([goes, stays], 2) == [[(stays, 0), (stays, 1)], [(goes, 0), (goes, 1)]]
     assert [len(rows) for rows in rows_of([stays, *(Work() for _ in range(3))], 2)] == [4, 4]
+
+
+def test_what_mask_aware_requests_leave_out_makes_room_for_others() -> None:
+    stays = [Work(is_mask_aware=True, masked=0.1) for _ in range(2)]
+    goes = [Work(halves=(1,)) for _ in range(4)]
+    assert [len(rows) for rows in rows_of([*stays, *goes], 2)] == [4, 4]
+    assert [len(rows) for rows in rows_of([*stays, *goes], 2, seconds)] == [5, 3]
+
+
+MASKED_TENTH, MASKED_THIRD, MASKED_FIFTH = (1.2, 9.7), (3.5, 6.5), (1.9, 8.1)
+"""Beta distributions of masks with means of .11, .35 and .19."""
+
+
+@pytest.mark.parametrize(
+    ("masks", "edits", "requests", "shards"),
+    [(MASKED_TENTH, 1.0, 8, 4), (MASKED_THIRD, 1.0, 16, 8), (MASKED_FIFTH, 0.5, 8, 4), (MASKED_FIFTH, 0.5, 16, 8)],
+)
+def test_counting_costs_evens_steps_better_than_rows_or_masked_tokens(
+    masks: tuple[float, float], edits: float, requests: int, shards: int
+) -> None:
+    """Rows that may go anywhere: how much longer than an even share a step takes."""
+    generator = random.Random(0)
+    over: dict[str, list[float]] = {"rows": [], "masked tokens": [], "costs": []}
+    for _ in range(150):
+        drawn = [generator.betavariate(*masks) if generator.random() < edits else None for _ in range(requests)]
+        batch = [Work(halves=(1,), masked=each) for each in drawn]
+        costs = [seconds(work) for work in batch]
+        least = max(sum(costs) / shards, *costs)
+        counted: dict[str, Cost] = {"rows": cast(Any, cells), "masked tokens": masked_tokens, "costs": seconds}
+        for name, cost in counted.items():
+            loads = [sum(seconds(*row) for row in rows) for rows in rows_of(batch, shards, cost)]
+            over[name].append(max(loads) / least)
+    means = {name: statistics.mean(each) for name, each in over.items()}
+    assert means["costs"] < min(means["rows"], means["masked tokens"]) - 0.01, means
 
 
 def test_a_single_shard_takes_everything() -> None:
