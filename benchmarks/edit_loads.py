@@ -36,6 +36,7 @@ from swiftdiffusion.python_backends.engine.token_rows import TokenRow
 from swiftdiffusion.python_backends.engine.token_runs import TokenRun
 from swiftdiffusion.python_backends.networks.token_codes import Codes
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
+from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows
 from swiftdiffusion.python_backends.networks.unet import UNet, example
 from swiftdiffusion.python_backends.request.mask_aware import MaskAware
 from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache
@@ -141,7 +142,7 @@ class Request:
                 row.known(number, out)
             return empty
 
-        with self.stacks.masked(places, known):
+        with self.stacks.masked([MaskedRows(slice(0, HALVES), places, known)]):
             self.unet.decode(self.unet.encode(self._tensors, "the same", as_modules=True))
 
 

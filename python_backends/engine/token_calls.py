@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..networks.token_stacks import MaskedRows
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..networks.token_stacks import TokenStacks
+    from ..networks.token_stacks import TokenStacks, Values
     from .load_plans import LoadPlans
     from .token_rows import TokenRow
 
@@ -19,38 +22,50 @@ if TYPE_CHECKING:
 def token_call(
     stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device, plans: LoadPlans | None = None
 ) -> Iterator[set[int]]:
-    """While a call is made: of rows that agree in what is masked, or of such as compute all.
-
-    Gives a set for the numbers of rows that failed, of which nothing is kept.
+    """While a call is made. Gives a set for the numbers of rows that failed, of which nothing is kept.
 
     Args:
         stacks: Of the UNet that is called.
-        rows: Of the call; None for those of other runs.
+        rows: Of the call, None for those of other runs; first those that compute all tokens, then as many masked ones.
         device: Where the UNet is.
         plans: What of the next step's entries is to come; None for all.
     """
     failed: set[int] = set()
-    wanted = [(number, row) for number, row in enumerate(rows) if row is not None]
-    masked = [row for _, row in wanted if row.mask is not None]
-    blocks = None if plans is None else plans.wanted([row for _, row in wanted])
-    for _, row in wanted:
+    blocks = None if plans is None else plans.wanted([row for row in rows if row is not None])
+    for row in filter(None, rows):
         row.look_ahead(blocks)
+    kept = [(number, row) for number, row in enumerate(rows) if row is not None and row.mask is None]
+    parts, begin = [], 0
+    for _, alike in groupby(rows, key=_sizes):
+        members = tuple(alike)
+        parts.append(_part(slice(begin, begin := begin + len(members)), members, device))
+    rows_kept = [number for number, _ in kept]
+    recorded: AbstractContextManager[Values] = stacks.recorded(rows_kept) if kept else nullcontext([])
+    with recorded as values, stacks.masked(parts):
+        yield failed
+    for place, (number, row) in enumerate(kept):
+        if number not in failed:
+            row.keep([each[place] for each in values])
+    for masked in rows:
+        if masked is not None and masked.mask is not None:
+            masked.run.note_masked(masked)
+
+
+def _sizes(row: TokenRow | None) -> tuple[int, ...]:
+    return () if row is None else row.sizes
+
+
+def _part(place: slice, rows: Sequence[TokenRow | None], device: torch.device) -> MaskedRows:
+    """Rows that agree in their sizes."""
+    masked = [(row, row.mask) for row in rows if row is not None and row.mask is not None]
     if not masked:
-        with stacks.recorded([number for number, _ in wanted]) as values:
-            yield failed
-        for place, (number, row) in enumerate(wanted):
-            if number not in failed:
-                row.keep([each[place] for each in values])
-        return
-    masks = [row.mask for row in masked if row.mask is not None]
-    places = {side: torch.stack([mask.places[side] for mask in masks]).to(device) for side in masks[0].places}
+        return MaskedRows(place)
 
     def known(number: int, empty: torch.Tensor) -> torch.Tensor:
-        for row, out in zip(masked, empty, strict=True):
+        for (row, _), out in zip(masked, empty, strict=True):
             row.known(number, out)
         return empty
 
-    with stacks.masked(places, known, frozenset().union(*(row.lacks for row in masked))):
-        yield failed
-    for row in masked:
-        row.run.note_masked(row)
+    sides = masked[0][1].places
+    places = {side: torch.stack([mask.places[side] for _, mask in masked]).to(device) for side in sides}
+    return MaskedRows(place, places, known, frozenset().union(*(row.lacks for row, _ in masked)))

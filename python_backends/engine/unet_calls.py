@@ -23,7 +23,7 @@ class UNetCall:
 
     Attributes:
         rows: (request, half) of each batch row; none where they are another shard's.
-        loras: The LoRA set of each row; rows of one set lie together.
+        loras: The LoRA set of each row; of those that are masked alike, which lie together, rows of one set do.
         ahead: LoRAs that the rows' requests will want.
         controls: The active ControlNets of each row.
         tensors: LATENTS [B, C, h, w], TIMESTEPS [B, 1] and the conditioning of the rows.
@@ -68,7 +68,9 @@ class UNetCall:
 def unet_calls(
     rows: Iterable[tuple[Denoising, int]], inputs: Mapping[Denoising, tuple[torch.Tensor, torch.Tensor]]
 ) -> list[UNetCall]:
-    """The calls that evaluate the rows given to one shard: one per shape of inputs, and of what is masked of them.
+    """The calls that evaluate the rows given to one shard: one per shape of inputs.
+
+    Rows whose transformers are told something are called apart from those that may run as graphs.
 
     Args:
         rows: (request, half) pairs.
@@ -76,13 +78,16 @@ def unet_calls(
     """
     asked = {(run, half): run.tokens(half) for run, half in rows}
 
-    def shapes(row: tuple[Denoising, int]) -> tuple[tuple[int, ...], ...]:
-        tokens = asked[row]
+    def shapes(row: tuple[Denoising, int]) -> tuple[bool, list[tuple[int, ...]]]:
         inputs = (row[0].latents, *row[0].conditioning.values())
-        return () if tokens is None else tokens.sizes, *(tuple(tensor.shape) for tensor in inputs)
+        return asked[row] is not None, [tuple(tensor.shape) for tensor in inputs]
+
+    def masked(row: tuple[Denoising, int]) -> tuple[int, ...]:
+        tokens = asked[row]
+        return () if tokens is None else tokens.sizes
 
     calls = []
-    ordered = sorted(asked, key=lambda row: (shapes(row), row[0].loras.current))
+    ordered = sorted(asked, key=lambda row: (shapes(row), masked(row), row[0].loras.current))
     for _, group in groupby(ordered, key=shapes):
         members = tuple(group)
         tokens = tuple(asked[row] for row in members)

@@ -111,7 +111,7 @@ class Runtime:
         beside = BesideLoras(unet, patcher, beside_bytes(device)) if self.name == TORCH else None
         projections = PromptProjections(unet) if self.traces(device) else None  # LoRAs know the modules by then
         encoder, decoder = self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device, beside=beside)
-        stacks = TokenStacks(unet) if self.name == TORCH else None
+        stacks = None if beside is None else TokenStacks(unet, beside.of)
         return RunningUNet(patcher, encoder, decoder, beside, projections, stacks)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:

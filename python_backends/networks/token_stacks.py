@@ -8,7 +8,8 @@ the whole picture. With what the same input would give, nothing changes but roun
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,31 @@ Values = list[list[torch.Tensor]]
 """What the stacks' blocks give, in their order, of each of some rows: [tokens, width] after every block but a stack's
 last, and what the stack adds to the picture after that. Each has memory of its own."""
 
-
 Known = Callable[[int, torch.Tensor], torch.Tensor]
+Rows = Callable[[slice], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """Neighbours in a call of which as many tokens are masked.
+
+    Attributes:
+        rows: Of the batch.
+        places: Height and width of a level → int64 [rows, M]: the places of every row's masked tokens; None where all
+            are computed.
+        known: Fills an empty tensor with what a block, by its number among `Values`, gives for all tokens of the rows:
+            [rows, tokens, width].
+        unknown: Blocks of which nothing is known: their stacks compute all tokens.
+    """
+
+    rows: slice
+    places: Mapping[Side, torch.Tensor] | None = None
+    known: Known = lambda _number, empty: empty
+    unknown: Collection[int] = ()
+
+    def computes_all(self, blocks: range) -> bool:
+        """Whether a stack of these blocks computes all tokens."""
+        return self.places is None or any(block in self.unknown for block in blocks)
 
 
 class TokenStacks:
@@ -39,14 +63,19 @@ class TokenStacks:
         blocks: Of each stack, how many of `Values` are its.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, beside: Rows = lambda _rows: nullcontext()) -> None:
         """Changes nothing yet.
+
+        Args:
+            unet: The module.
+            beside: In what modules are called with a part of the rows, where something beside them depends on these.
 
         Raises:
             ValueError: If a stack's blocks are of another kind than SD 1.5's and SDXL's.
         """
         downs, ups = list(enumerate(unet.down_blocks)), list(enumerate(reversed(unet.up_blocks)))
         middle = [] if unet.mid_block is None else [(len(downs) - 1, unet.mid_block)]
+        self._beside, self._records = beside, True
         self._stacks: list[Transformer2DModel] = []
         self.levels: list[int] = []
         self.widths: list[int] = []
@@ -68,12 +97,14 @@ class TokenStacks:
         """What the stacks give for these rows of the calls meanwhile; the calls are what they are without.
 
         Args:
-            rows: Of the batch.
+            rows: Of those that compute all tokens, which come first.
         """
         values: Values = []
         hooks = []
 
         def keep(_module: object, _inputs: object, output: torch.Tensor) -> None:
+            if not self._records:
+                return
             tokens = output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
             values.append([tokens[row].clone(memory_format=torch.contiguous_format) for row in rows])
 
@@ -87,22 +118,17 @@ class TokenStacks:
                 hook.remove()
 
     @contextmanager
-    def masked(
-        self, places: Mapping[Side, torch.Tensor], known: Known, unknown: Collection[int] = ()
-    ) -> Iterator[None]:
-        """Calls meanwhile compute masked tokens only.
+    def masked(self, parts: Sequence[MaskedRows]) -> Iterator[None]:
+        """Calls meanwhile compute masked tokens only; convolutions, all rows together.
 
         Args:
-            places: Height and width of a level → int64 [B, M]: the places of every row's tokens.
-            known: Fills an empty tensor with what a block, by its number among `Values`, gives for all tokens of the
-                rows: [B, tokens, width].
-            unknown: Blocks of which nothing is known: their stacks compute all tokens.
+            parts: Of the batch, in its order, all of it.
         """
         number, changed = 0, []
         for stack in self._stacks:
             blocks = range(number, number := number + len(stack.transformer_blocks))
-            if not any(block in unknown for block in blocks):
-                stack.forward = partial(self._over, stack, blocks.start, places, known)
+            if not all(part.computes_all(blocks) for part in parts):
+                stack.forward = partial(self._in_parts, stack, blocks, parts)
                 changed.append(stack)
         try:
             yield
@@ -110,33 +136,61 @@ class TokenStacks:
             for stack in changed:
                 del stack.forward
 
-    @staticmethod
-    def _over(
+    def _in_parts(
+        self,
         stack: Transformer2DModel,
-        number: int,
-        places: Mapping[Side, torch.Tensor],
-        known: Known,
+        blocks: range,
+        parts: Sequence[MaskedRows],
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         **_: object,
     ) -> tuple[torch.Tensor]:
         """In place of `Transformer2DModel.forward`, [B, C, h, w] → [B, C, h, w]."""
-        rows, _channels, height, width = hidden_states.shape
-        tokens, _inner = stack._operate_on_continuous_inputs(hidden_states)
-        at = places[height, width][..., None]
-        for block in stack.transformer_blocks:
-            normed = block.norm1(tokens)
-            own = tokens.gather(1, at.expand(-1, -1, tokens.shape[2]))
-            asked = normed.gather(1, at.expand(-1, -1, normed.shape[2]))
-            own = block.attn1(asked, encoder_hidden_states=normed) + own
-            own = block.attn2(block.norm2(own), encoder_hidden_states=encoder_hidden_states) + own
-            own = block.ff(block.norm3(own)) + own
-            if block is not stack.transformer_blocks[-1]:
-                tokens = known(number, torch.empty_like(tokens)).scatter_(1, at.expand_as(own), own)
-                number += 1
-        own = _projected(stack, own)
-        added = known(number, own.new_empty(rows, height * width, own.shape[2])).scatter_(1, at.expand_as(own), own)
-        return (added.transpose(1, 2).reshape(rows, -1, height, width) + hidden_states,)
+        given = []
+        for part in parts:
+            own, prompts = hidden_states[part.rows], encoder_hidden_states[part.rows]
+            with self._beside(part.rows), self._recording(part.places is None):
+                if part.computes_all(blocks):
+                    given += Transformer2DModel.forward(stack, own, prompts, return_dict=False)
+                else:
+                    given.append(_over(stack, blocks.start, part, own, prompts))
+        return (given[0] if len(given) == 1 else torch.cat(given),)
+
+    @contextmanager
+    def _recording(self, is_wanted: bool) -> Iterator[None]:
+        """Whether what modules give meanwhile is what `recorded` is for."""
+        self._records = is_wanted
+        try:
+            yield
+        finally:
+            self._records = True
+
+
+def _over(
+    stack: Transformer2DModel,
+    number: int,
+    part: MaskedRows,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+) -> torch.Tensor:
+    """What `Transformer2DModel.forward` gives, [B, C, h, w], where its first block's number is this."""
+    assert part.places is not None
+    rows, _channels, height, width = hidden_states.shape
+    tokens, _inner = stack._operate_on_continuous_inputs(hidden_states)
+    at = part.places[height, width][..., None]
+    for block in stack.transformer_blocks:
+        normed = block.norm1(tokens)
+        own = tokens.gather(1, at.expand(-1, -1, tokens.shape[2]))
+        asked = normed.gather(1, at.expand(-1, -1, normed.shape[2]))
+        own = block.attn1(asked, encoder_hidden_states=normed) + own
+        own = block.attn2(block.norm2(own), encoder_hidden_states=encoder_hidden_states) + own
+        own = block.ff(block.norm3(own)) + own
+        if block is not stack.transformer_blocks[-1]:
+            tokens = part.known(number, torch.empty_like(tokens)).scatter_(1, at.expand_as(own), own)
+            number += 1
+    own = _projected(stack, own)
+    added = part.known(number, own.new_empty(rows, height * width, own.shape[2])).scatter_(1, at.expand_as(own), own)
+    return added.transpose(1, 2).reshape(rows, -1, height, width) + hidden_states
 
 
 def _projected(stack: Transformer2DModel, tokens: torch.Tensor) -> torch.Tensor:

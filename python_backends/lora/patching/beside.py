@@ -6,6 +6,7 @@ of a set lie in a slot of static buffers, so that CUDA graphs stay valid while s
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from ..files.canonical import CanonicalLora, Group
 from ..files.modules import UNET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from ..files.lora_set import LoraSet
     from .patcher import Patcher
@@ -110,7 +111,7 @@ class BesideLoras:
         """From now on the rows of calls have these sets beside the weights; an empty sequence ends that.
 
         Args:
-            sets: One per row; rows of one set lie together.
+            sets: One per row.
             lora: Gives a LoRA by its key; prepared as `Patcher.prepare` does.
         """
         wanted = [each for each in dict.fromkeys(sets) if each]
@@ -140,6 +141,21 @@ class BesideLoras:
                 for position in held.ranks[:, chosen].any(1).nonzero().flatten().tolist()
             )
         )
+
+    @contextmanager
+    def of(self, rows: slice) -> Iterator[None]:
+        """Meanwhile modules are called with these rows of a batch alone."""
+        whole = self._rows, self._ranges
+        self._rows = self._rows[rows].clone()  # aligned, as the kernel's pointers are elsewhere
+        self._ranges = [
+            (slot, slice(max(0, each.start - rows.start), min(each.stop, rows.stop) - rows.start))
+            for slot, each in self._ranges
+            if each.start < rows.stop and each.stop > rows.start
+        ]
+        try:
+            yield
+        finally:
+            self._rows, self._ranges = whole
 
     def _takes(self, group: Group) -> bool:
         if group.form != "low_rank" or group.tensors.keys() != {"up", "down"}:

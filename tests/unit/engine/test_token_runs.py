@@ -128,13 +128,15 @@ def test_runs_of_one_call_are_what_they_are_apart(edits: LocalEdits, free: int) 
     apart.append(edits.latents(edits.parse(**FIELDS | {"MASK_IMAGE": SMALL} | asked[3])))
     runs = [begun(edits, **each) for each in asked]
     assert edits.unet.stacks is not None
-    shared = 0
+    sizes, shared = set(), 0
     while not runs[0].done:
         rows = [(run, half) for run in runs for half in run.halves]
         predictions: dict[Denoising, dict[int, torch.Tensor]] = {run: {} for run in runs}
         with torch.no_grad():
             for call in unet_calls(rows, {run: run.model_input() for run in runs}):
-                shared += len(call.rows) > 2 and bool(call.tokens) and call.tokens[0] is not None
+                masked = {row.sizes for row in call.tokens if row is not None}
+                sizes |= masked
+                shared += len(masked) > 1
                 if call.tokens:
                     with token_call(edits.unet.stacks, call.tokens, CPU):
                         out = edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
@@ -144,7 +146,7 @@ def test_runs_of_one_call_are_what_they_are_apart(edits: LocalEdits, free: int) 
                     predictions[run][half] = row
         for run in runs:
             run.advance(predictions[run])
-    assert shared
+    assert shared and len(sizes) == 4, "three sizes of masks, and none where all is computed"
     for run, wanted in zip(runs, apart, strict=True):
         assert (run.latents - wanted).abs().max() < 1e-3 * wanted.abs().max()
         run.close()
@@ -165,8 +167,8 @@ def test_who_computes_all_is_not_kept_on_a_shard(edits: LocalEdits, free: int) -
     aware, full = begun(edits, MASK_AWARE="fast"), begun(edits, MASK_AWARE="fast", MASK_IMAGE=FULL)
     assert (aware.is_mask_aware, full.is_mask_aware) == (True, False)
     both = [(run, half) for run in (aware, full) for half in run.halves]
-    (call,) = unet_calls(both, {run: run.model_input() for run in (aware, full)})
-    assert call.of([2, 3]).tokens == () and len(call.of([0, 1]).tokens) == 2
+    calls = unet_calls(both, {run: run.model_input() for run in (aware, full)})
+    assert {call.rows[0][0]: len(call.tokens) for call in calls} == {aware: 2, full: 0}
 
 
 def test_runs_that_shared_a_call_share_no_memory(edits: LocalEdits, free: int) -> None:

@@ -18,7 +18,7 @@ from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.prompt_projections import PromptProjections
 from swiftdiffusion.python_backends.networks.token_costs import Features, TokenCosts
 from swiftdiffusion.python_backends.networks.token_masks import TokenMask, token_mask
-from swiftdiffusion.python_backends.networks.token_stacks import TokenStacks
+from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows, TokenStacks
 from swiftdiffusion.python_backends.networks.unet import arguments, example
 from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
 
@@ -53,7 +53,7 @@ class Counted:
                 DecoderHalf(unet)(inputs[2], *EncoderHalf(unet)(*inputs))
             else:
                 places = {side: each[None] for side, each in mask.places.items()}
-                with stacks.masked(places, lambda _, out: out.zero_()):
+                with stacks.masked([MaskedRows(slice(0, 1), places, lambda _, out: out.zero_())]):
                     DecoderHalf(unet)(inputs[2], *EncoderHalf(unet)(*inputs))
         counts = counter.get_flop_counts()
         names = [name for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)]

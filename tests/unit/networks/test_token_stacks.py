@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch
 import checkpoints
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.token_masks import TokenMask, token_mask
-from swiftdiffusion.python_backends.networks.token_stacks import TokenStacks
+from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows, TokenStacks
 from swiftdiffusion.python_backends.networks.unet import arguments, example
 from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
 
@@ -49,6 +49,10 @@ def box(top: int, left: int, bottom: int, right: int, levels: int) -> TokenMask:
     return token_mask(mask, levels)
 
 
+def filled(known: list[torch.Tensor], number: int, out: torch.Tensor) -> torch.Tensor:
+    return out.copy_(known[number])
+
+
 def placed(*masks: TokenMask) -> dict[tuple[int, int], torch.Tensor]:
     return {side: torch.stack([mask.places[side] for mask in masks]) for side in masks[0].places}
 
@@ -65,7 +69,8 @@ def test_with_values_of_the_same_input_it_is_exact(
         assert torch.equal(predict(unet, inputs), wanted)
     assert len(values) == len(stacks.levels)
     mask = box(*corners, levels=len(unet.config.block_out_channels))
-    with stacks.masked(placed(mask, mask), lambda number, out: out.copy_(torch.stack(values[number]))):
+    known = partial(filled, [torch.stack(each) for each in values])
+    with stacks.masked([MaskedRows(slice(0, 2), placed(mask, mask), known)]):
         found = predict(unet, inputs)
     assert (found - wanted).abs().max() <= 1e-5
     assert torch.equal(predict(unet, inputs), wanted)
@@ -84,14 +89,45 @@ def test_rows_with_masks_of_their_own_are_what_they_are_apart(networks: Networks
 
     def of(*rows: int) -> torch.Tensor:
         chosen = tuple(each[list(rows)] if each.numel() else each for each in inputs)
-        known = [torch.stack([each[row] for row in rows]) for each in values]
-        with stacks.masked(placed(*(masks[row] for row in rows)), lambda number, out: out.copy_(known[number])):
+        known = partial(filled, [torch.stack([each[row] for row in rows]) for each in values])
+        with stacks.masked([MaskedRows(slice(0, len(rows)), placed(*(masks[row] for row in rows)), known)]):
             return predict(unet, chosen)
 
     together, apart = of(0, 1), torch.cat([of(0), of(1)])
     assert (together - apart).abs().max() <= 1e-5
     exact = predict(unet, tuple(each[:2] for each in inputs))
     assert (together - exact).abs().max() > 1e-3, "other values are of no effect"
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+@pytest.mark.parametrize("unknown", [(), (0,)])
+def test_masks_of_several_sizes_and_none_share_a_call(
+    networks: Networks, family: str, unknown: tuple[int, ...]
+) -> None:
+    checkpoint, unet = networks(family)
+    inputs, stacks = given(checkpoint, 4), TokenStacks(unet)
+    levels = len(unet.config.block_out_channels)
+    masks = [box(1, 1, 5, 5, levels), box(9, 1, 17, 9, levels), box(1, 3, 9, 11, levels)]
+    assert masks[0].sizes < masks[1].sizes == masks[2].sizes
+    with stacks.recorded([0, 1, 2, 3]) as others:
+        predict(unet, tuple(each.flip(-1) for each in inputs))
+
+    def part(begin: int, *rows: int) -> MaskedRows:
+        known = partial(filled, [torch.stack([each[row] for row in rows]) for each in others])
+        places = placed(*(masks[row - 1] for row in rows))
+        return MaskedRows(slice(begin, begin + len(rows)), places, known, unknown if rows == (1,) else ())
+
+    with stacks.recorded([0]) as recorded, stacks.masked([MaskedRows(slice(0, 1)), part(1, 1), part(2, 2, 3)]):
+        together = predict(unet, inputs)
+    apart = []
+    for row in range(4):
+        with stacks.recorded([0]) as alone, stacks.masked([part(0, row)] if row else []):
+            apart.append(predict(unet, tuple(each[row : row + 1] if each.numel() else each for each in inputs)))
+        if not row:
+            assert [len(each) for each in recorded] == [len(each) for each in alone]
+            pairs = zip(recorded, alone, strict=True)
+            assert all(torch.allclose(found[0], wanted[0], atol=1e-5) for found, wanted in pairs)
+    assert (together - torch.cat(apart)).abs().max() <= 1e-5
 
 
 def test_other_blocks_are_refused(networks: Networks) -> None:

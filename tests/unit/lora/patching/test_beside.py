@@ -14,6 +14,8 @@ from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching.beside import BesideLoras, zeros
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.token_masks import token_mask
+from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows
 from swiftdiffusion.python_backends.networks.unet import UNet
 
 CPU = torch.device("cpu")
@@ -88,6 +90,35 @@ def test_every_row_has_its_own_set(checkpoint: Checkpoint, loras: dict[str, Cano
         bare = unet({name: tensor[row : row + 1] for name, tensor in tensors.items()})
         assert (together[row] - alone[0]).abs().max() <= 1e-4 * alone.abs().max()
         assert bool(each) == ((alone - bare).abs().max() > 1e-3 * alone.abs().max())
+
+
+def test_every_row_has_its_own_set_where_transformers_take_them_in_parts(
+    checkpoint: Checkpoint, loras: dict[str, CanonicalLora], unet: UNet
+) -> None:
+    everything, attention, convolutions = (KEYS[name] for name in ("everything", "attention", "convolutions"))
+    sets: list[LoraSet] = [((everything, 0.7),), (), ((convolutions, 2.0), (attention, 1.0)), ((everything, 0.7),)]
+    stacks, tensors = unet.stacks, inputs(checkpoint, len(sets))
+    assert stacks is not None
+    mask = torch.zeros(8, 8)
+    mask[1:5, 2:6] = 1
+    places = token_mask(mask, 1 + max(stacks.levels)).places
+
+    def part(begin: int, end: int) -> MaskedRows:
+        def known(number: int, out: torch.Tensor) -> torch.Tensor:
+            return out.copy_(torch.stack(values[number][begin:end]))
+
+        repeated = {side: each.repeat(end - begin, 1) for side, each in places.items()}
+        return MaskedRows(slice(begin, end), repeated, known)
+
+    use(unet, loras, sets)
+    with stacks.recorded(range(len(sets))) as values:
+        wanted = unet.decode(unet.encode(tensors, as_modules=True))
+    with stacks.masked([MaskedRows(slice(0, 1)), part(1, 3), part(3, 4)]):
+        found = unet.decode(unet.encode(tensors, as_modules=True))
+    again = unet.decode(unet.encode(tensors, as_modules=True))
+    use(unet, loras, [])
+    assert torch.equal(again, wanted)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def test_sets_come_and_go_beside_a_patched_one(
