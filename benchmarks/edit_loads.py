@@ -103,7 +103,7 @@ class Request:
         if not rows:
             self.unet.decode(self.unet.encode(self._tensors, "the same", as_modules=True))
             return
-        with token_call(self.stacks, rows, CPU, plans):
+        with token_call(self.stacks, rows, plans):
             self.unet.decode(self.unet.encode(self._tensors, "the same", as_modules=True))
 
     def run(self, plans: LoadPlans, wait: bool) -> tuple[float, float]:

@@ -52,7 +52,7 @@ class Steps:
 
     def exact(self, rows: tuple[TokenRow, ...] = ()) -> None:
         """All tokens; as a shard does it, or keeping what blocks give."""
-        with token_call(self._stacks, rows, CPU) if rows else nullcontext():
+        with token_call(self._stacks, rows) if rows else nullcontext():
             self._unet.decode(self._unet.encode(self._tensors, "the same", as_modules=bool(rows)))
 
     def run(self, area: float) -> TokenRun:

@@ -201,7 +201,7 @@ class Evaluator:
         """What a call of mask-aware runs goes on in."""
         if not call.tokens or self._unet.stacks is None:
             return nullcontext(set())
-        return token_call(self._unet.stacks, call.tokens, call.tensors["LATENTS"].device, self._load_plans)
+        return token_call(self._unet.stacks, call.tokens, self._load_plans)
 
     def _of_controlnets(self, call: UNetCall) -> Mapping[str, torch.Tensor]:
         """What ControlNets take of a call: of a UNet that inpaints not the mask, nor the masked picture."""

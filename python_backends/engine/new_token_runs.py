@@ -83,7 +83,7 @@ class TokenRuns:
             device: Where the UNet is.
             count: See `TemplateWriter`.
         """
-        self._transformers, self.memory = transformers, TokenMemory(most_bytes)
+        self._transformers, self.memory, self._device = transformers, TokenMemory(most_bytes), device
         self.writer: TemplateWriter | None = None
         if store is not None and transformers is not None:
             self.writer = TemplateWriter(store, self.memory, count)
@@ -113,7 +113,7 @@ class TokenRuns:
                 known.shapes(list(mask.places)),
                 writes=seen,
             )
-        return TokenRun(mask, edit.mask_aware, len(timesteps), self.memory, levels, template)
+        return TokenRun(mask.to(self._device), edit.mask_aware, len(timesteps), self.memory, levels, template)
 
     def _is_known(self, request: CompletedRequest, start: Start) -> bool:
         """Whether a mask-aware request came with the picture before this one; noted if this is one."""

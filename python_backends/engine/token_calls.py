@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def token_call(
-    stacks: TokenStacks, rows: Sequence[TokenRow | None], device: torch.device, plans: LoadPlans | None = None
+    stacks: TokenStacks, rows: Sequence[TokenRow | None], plans: LoadPlans | None = None
 ) -> Iterator[set[int]]:
     """While a call is made. Gives a set for the numbers of rows that failed, of which nothing is kept.
 
     Args:
         stacks: Of the UNet that is called.
         rows: Of the call, None for those of other runs; first those that compute all tokens, then as many masked ones.
-        device: Where the UNet is.
         plans: What of the next step's entries is to come; None for all.
     """
     failed: set[int] = set()
@@ -38,7 +37,7 @@ def token_call(
     parts, begin = [], 0
     for _, alike in groupby(rows, key=_sizes):
         members = tuple(alike)
-        parts.append(_part(slice(begin, begin := begin + len(members)), members, device))
+        parts.append(_part(slice(begin, begin := begin + len(members)), members))
     rows_kept = [number for number, _ in kept]
     recorded: AbstractContextManager[Values] = stacks.recorded(rows_kept) if kept else nullcontext([])
     with recorded as values, stacks.masked(parts):
@@ -55,7 +54,7 @@ def _sizes(row: TokenRow | None) -> tuple[int, ...]:
     return () if row is None else row.sizes
 
 
-def _part(place: slice, rows: Sequence[TokenRow | None], device: torch.device) -> MaskedRows:
+def _part(place: slice, rows: Sequence[TokenRow | None]) -> MaskedRows:
     """Rows that agree in their sizes."""
     masked = [(row, row.mask) for row in rows if row is not None and row.mask is not None]
     if not masked:
@@ -67,5 +66,5 @@ def _part(place: slice, rows: Sequence[TokenRow | None], device: torch.device) -
         return empty
 
     sides = masked[0][1].places
-    places = {side: torch.stack([mask.places[side] for _, mask in masked]).to(device) for side in sides}
+    places = {side: torch.stack([mask.places[side] for _, mask in masked]) for side in sides}
     return MaskedRows(place, places, known, frozenset().union(*(row.lacks for row, _ in masked)))

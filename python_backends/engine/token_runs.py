@@ -42,7 +42,7 @@ class TokenRun:
         """Keeps nothing yet.
 
         Args:
-            mask: Its tokens.
+            mask: Its tokens, where the UNet is.
             asked: In which steps all are computed; None for all steps, of a run that only leaves what it computes.
             steps: Of the run.
             memory: Of the shard.
@@ -186,7 +186,7 @@ class TokenRun:
             levels = []
             for (height, width), places in self._mask.places.items():
                 outside = values[0].new_ones(height * width, 1)
-                outside[places.to(outside.device)] = 0
+                outside[places] = 0
                 levels.append(outside)
             self._outside = levels
         return [self._outside[level] for level in self._levels]

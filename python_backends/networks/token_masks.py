@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +38,10 @@ class TokenMask:
     def is_full(self) -> bool:
         """Whether no token is left out."""
         return all(len(places) == height * width for (height, width), places in self.places.items())
+
+    def to(self, device: torch.device) -> TokenMask:
+        """The same with its places on a device."""
+        return replace(self, places={side: places.to(device) for side, places in self.places.items()})
 
     def covers(self, mask: torch.Tensor) -> bool:
         """Whether no token of another mask [h, w] is left out, on any level."""

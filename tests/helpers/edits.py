@@ -148,7 +148,7 @@ class LocalEdits:
         """One step of a run, as a shard takes it."""
         predictions = {}
         for call in unet_calls([(run, half) for half in run.halves], {run: run.model_input()}):
-            with token_call(self.unet.stacks, call.tokens, CPU) if call.tokens else nullcontext():
+            with token_call(self.unet.stacks, call.tokens) if call.tokens else nullcontext():
                 rows = self.unet.decode(self.unet.encode(call.tensors, as_modules=bool(call.tokens)))
             predictions |= {half: row for (_, half), row in zip(call.rows, rows.split(1), strict=True)}
         run.advance(predictions)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import checkpoints
-from edits import CPU, LocalEdits, box, picture
+from edits import LocalEdits, box, picture
 from swiftdiffusion.python_backends.engine.run import Denoising
 from swiftdiffusion.python_backends.engine.token_calls import token_call
 from swiftdiffusion.python_backends.engine.token_lines import TokenLine
@@ -138,7 +138,7 @@ def test_runs_of_one_call_are_what_they_are_apart(edits: LocalEdits, free: int) 
                 sizes |= masked
                 shared += len(masked) > 1
                 if call.tokens:
-                    with token_call(edits.unet.stacks, call.tokens, CPU):
+                    with token_call(edits.unet.stacks, call.tokens):
                         out = edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
                 else:
                     out = edits.unet.decode(edits.unet.encode(call.tensors))
@@ -156,7 +156,7 @@ def test_of_a_row_that_failed_nothing_is_kept(edits: LocalEdits, free: int) -> N
     run = begun(edits, MASK_AWARE="fast")
     (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
     assert edits.unet.stacks is not None and run.token_run is not None
-    with torch.no_grad(), token_call(edits.unet.stacks, call.tokens, CPU) as failed:
+    with torch.no_grad(), token_call(edits.unet.stacks, call.tokens) as failed:
         edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
         failed.add(0)
     assert [bool(line and line.nbytes) for line in run.token_run.lines] == [False, True]
