@@ -1,13 +1,15 @@
 """How long a UNet call takes whose rows may leave tokens out: a sum over what is counted of them, learnt from calls.
 
-Seconds = c0 + c1 · cells + c2 · dense + c3 · score + c4 · cached. Recursive least squares, of seconds for each
-multiply-add, where older calls count less and no coefficient is below 0. What no call has told yet is as if every
-multiply-add took the same time.
+Seconds = c0 + c1 · cells + c2 · dense + c3 · score + c4 · cached + c5 · modules. Recursive least squares, of seconds
+for each multiply-add, where older calls count less and no coefficient is below 0. What no call has told yet is as if
+every multiply-add took the same time.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,13 +29,16 @@ PRIOR = 0.01
 """What multiply-adds tell weighs so many calls: these vary by a tenth, coefficients by as much as they are."""
 
 CONSTANT, BYTE = 0.1, 256.0
-"""How large the constant may well be, in times of the first call; and a byte that is read, in multiply-adds."""
+"""How large constants may well be, in times of the first call; and a byte that is read, in multiply-adds."""
 
 UNMEASURED_S = 1e-12
 """Of a multiply-add, while nothing is known."""
 
 LAST = 256
 """Calls that `fit` looks at."""
+
+FINENESS = 8
+"""Values that agree to a part of so many of their doubling are one where few are wanted."""
 
 
 class CallCosts:
@@ -45,9 +50,9 @@ class CallCosts:
         Args:
             convolutions: Multiply-adds for each latent cell.
         """
-        self._unit = np.array([0.0, convolutions, 1.0, 1.0, BYTE])  # multiply-adds
-        self._usual = np.array([0.0, 1.0, 1.0, 1.0, 0.0])  # coefficients, in seconds of a multiply-add
-        self._squares, self._products = np.zeros((5, 5)), np.zeros(5)
+        self._unit = np.array([0.0, convolutions, 1.0, 1.0, BYTE, 0.0])  # multiply-adds
+        self._usual = np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.0])  # coefficients, in seconds of a multiply-add
+        self._squares, self._products = np.zeros((len(self._unit),) * 2), np.zeros(len(self._unit))
         self._calls, self._pace = 0.0, 0.0  # as far as they still weigh; the sum of their seconds of a multiply-add
         self._coefficients = UNMEASURED_S * self._usual
         self._last: deque[tuple[float, float]] = deque(maxlen=LAST)
@@ -68,7 +73,7 @@ class CallCosts:
             seconds = min(seconds, OUTLIER * expected) if expected else seconds
         else:
             self._last.append((seconds, seconds))
-            self._unit[0] = CONSTANT * multiply_adds
+            self._unit[[0, -1]] = CONSTANT * multiply_adds
         shares, pace = self._counted(features) / multiply_adds, seconds / multiply_adds
         self._squares = FORGETS * self._squares + np.outer(shares, shares)
         self._products = FORGETS * self._products + pace * shares
@@ -76,10 +81,9 @@ class CallCosts:
         self._coefficients = self._solved()
 
     @property
-    def coefficients(self) -> tuple[float, float, float, float, float]:
-        """c0 … c4, in seconds."""
-        constant, cells, dense, score, cached = map(float, self._coefficients * self._unit)
-        return constant, cells, dense, score, cached
+    def coefficients(self) -> tuple[float, ...]:
+        """c0 … c5, in seconds."""
+        return tuple(map(float, self._coefficients * self._unit))
 
     @property
     def fit(self) -> float | None:
@@ -102,22 +106,27 @@ class CallCosts:
         for every, own in zip(whole, masked, strict=True):
             _, before, *parts = self._coefficients * self._counted(every)
             _, _, *own_parts = self._coefficients * self._counted(own)
-            constant = 0.0 if found else self.coefficients[0]
+            constant = 0.0 if found else self.coefficients[0] + self.coefficients[-1]
             load = own.cached / bytes_per_second
             found.append(StackCost(load, float(sum(own_parts)), float(sum(parts)), float(before) + constant))
         return tuple(found)
 
     def _counted(self, features: Features) -> np.ndarray:
         """In multiply-adds."""
-        return self._unit * (1.0, features.cells, features.dense, features.score, features.cached)
+        return self._unit * (1.0, *astuple(features))
 
     def _solved(self) -> np.ndarray:
         """The coefficients; those that would be below 0 are 0, the lowest first."""
-        squares = self._squares + PRIOR * np.eye(5)
+        squares = self._squares + PRIOR * np.eye(len(self._unit))
         products = self._products + PRIOR * self._pace / self._calls * self._usual
-        free, found = np.full(5, True), np.full(5, -1.0)
+        free, found = np.full(len(products), True), np.full(len(products), -1.0)
         while found.min() < 0:
-            found = np.zeros(5)
+            found = np.zeros(len(products))
             found[free] = np.linalg.solve(squares[np.ix_(free, free)], products[free])
             free[found.argmin()] &= found.min() >= 0
         return found
+
+
+def coarse(value: float) -> float:
+    """Of few values, the nearest in proportion."""
+    return math.copysign(2 ** (round(FINENESS * math.log2(abs(value))) / FINENESS), value) if value else 0.0

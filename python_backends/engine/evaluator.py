@@ -92,7 +92,7 @@ class Evaluator:
         """
         self._name, self._unet, self._loras, self._controlnets = name, unet, loras, controlnets
         self._metrics = metrics
-        self._costs, self.row_costs = LoraCosts(), RowCosts(unet.token_costs)
+        self._costs, self.row_costs = LoraCosts(), RowCosts(unet.token_costs, unet.scale_factor)
         self._load_plans: LoadPlans | None = None
         if unet.token_costs is not None and unet.stacks is not None:
             self._load_plans = LoadPlans(unet.token_costs, self.row_costs.calls, unet.stacks.blocks)

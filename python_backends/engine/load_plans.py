@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..networks.token_costs import Features
+from .call_costs import coarse
 from .token_plan import plan
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from .token_rows import TokenRow
 
     Planner = Callable[[Sequence[StackCost], float], Plan]
-
-FINENESS = 8
-"""Seconds that agree to a part of so many of their doubling are planned for once."""
 
 
 class Loads(NamedTuple):
@@ -66,7 +63,7 @@ class LoadPlans:
         masked = tuple(row.run.mask.sizes for row in rows)
         now = (self._tokens.row(*side, row.sizes or None) for row in rows)
         lead = self._calls.expected(sum(now, Features())) - first.pending / first.pace
-        return self._planned(Loads(side, masked, len(coming), first.blocks, _rounded(first.pace)), _rounded(lead))
+        return self._planned(Loads(side, masked, len(coming), first.blocks, coarse(first.pace)), coarse(lead))
 
     def _plan(self, loads: Loads, lead: float) -> frozenset[int]:
         rows = [self._tokens.stacks(*loads.side, each) for each in loads.sizes]
@@ -83,8 +80,3 @@ class LoadPlans:
             wanted |= set(range(number, number + blocks)) if is_cached else set()
             number += blocks
         return frozenset(wanted)
-
-
-def _rounded(value: float) -> float:
-    """Of few values, the nearest in proportion."""
-    return math.copysign(2 ** (round(FINENESS * math.log2(abs(value))) / FINENESS), value) if value else 0.0

@@ -12,6 +12,8 @@ from .line import SAFETY
 from .messages import Quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .desk import Desk
     from .messages import Claim, Claimed
     from .work import Work
@@ -29,19 +31,20 @@ CALM_S = 1.0
 class Places:
     """Places in the line of a shard that has others beside it."""
 
-    def __init__(self, desk: Desk, others: int) -> None:
+    def __init__(self, desk: Desk, others: int, weighed: Callable[[Work], Work] = lambda work: work) -> None:
         """Has said nothing yet.
 
         Args:
             desk: The line.
             others: Shards beside this one.
+            weighed: Of what a run asks makes what that is here.
         """
-        self._desk, self._others = desk, others
+        self._desk, self._others, self._weighed = desk, others, weighed
 
     def quote(self, work: Work) -> Quoted:
         """When such a run would be done."""
-        alone_s = self._desk.alone(work.shared(self._others))
-        desk = self._desk
+        work, desk = self._weighed(work), self._desk
+        alone_s = desk.alone(work.shared(self._others))
         return Quoted(desk.quote(work), alone_s, desk.in_line, desk.empty_in_s, desk.alone(work))
 
     def claim(self, asked: Claim, measured_s: float) -> Claimed:
@@ -54,6 +57,7 @@ class Places:
             asked: The run.
             measured_s: Seconds since the last step, or evaluation for another shard.
         """
+        asked = replace(asked, work=self._weighed(asked.work))
         helped, limit_s, idle = asked.work.shared(asked.helpers), asked.limit_s, not self._desk.in_line
         if limit_s is not None and idle and SAFETY * self._desk.alone(asked.work) > limit_s:
             in_time_with_help = SAFETY * self._desk.alone(helped) <= limit_s

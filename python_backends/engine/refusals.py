@@ -42,7 +42,8 @@ class Refused:
     def covers(self, work: Work, limit_s: float) -> bool:
         """Whether such a run is at least as hard to have done in time."""
         return (
-            work.rows >= self.work.rows
+            (work.masked, work.masked_steps) == (self.work.masked, self.work.masked_steps)
+            and work.rows >= self.work.rows
             and work.pixels >= self.work.pixels
             and work.steps >= self.work.steps
             and sum(work.control_rows) >= sum(self.work.control_rows)

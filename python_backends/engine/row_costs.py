@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..networks.token_costs import Features
-from .call_costs import CallCosts
+from ..networks.token_masks import sizes_of
+from .call_costs import CallCosts, coarse
 from .placement import cells
 
 if TYPE_CHECKING:
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from ..networks.token_costs import TokenCosts
     from .run import Denoising
     from .token_runs import TokenRow
+    from .unet_calls import UNetCall
+    from .work import Work
+
+MODULES = Features(modules=1.0)
 
 
 class RowCosts:
@@ -25,13 +32,14 @@ class RowCosts:
         calls: What these take.
     """
 
-    def __init__(self, tokens: TokenCosts | None) -> None:
+    def __init__(self, tokens: TokenCosts | None, scale_factor: int = 1) -> None:
         """Nothing was called yet.
 
         Args:
             tokens: Of the UNet; None where no call leaves tokens out.
+            scale_factor: Pixels per latent cell.
         """
-        self._tokens = tokens
+        self._tokens, self._scale_factor = tokens, scale_factor
         self.calls = CallCosts(1.0 if tokens is None else tokens.convolutions)
 
     def __call__(self, run: Denoising, half: int) -> float:
@@ -40,9 +48,25 @@ class RowCosts:
         if self._tokens is None or row is None or not row.sizes:
             return whole
         height, width = run.latents.shape[2:]
-        constant = self.calls.coefficients[0]
-        masked = self.calls.expected(self._tokens.row(height, width, row.sizes)) - constant
-        return whole * masked / (self.calls.expected(self._tokens.row(height, width)) - constant)
+        return whole * self._rows(self._tokens.row(height, width, row.sizes), self._tokens.row(height, width))
+
+    def work(self, call: UNetCall) -> int:
+        """A call's, as `StepTimes` counts it: rows × pixels; where tokens are left out or kept, what takes as long."""
+        if self._tokens is None or not call.tokens:
+            return call.work
+        latents = call.tensors["LATENTS"]
+        features = self.features(latents, call.tokens) or Features()
+        return round(coarse(self._rows(features, self._tokens.row(*latents.shape[2:]))) * call.pixels)
+
+    def weighed(self, work: Work) -> Work:
+        """What a run asks, with its rows' share of whole ones if it leaves tokens out here."""
+        if self._tokens is None or not work.masked_steps:
+            return replace(work, masked=(), masked_steps=0)
+        side = max(1, math.isqrt(work.pixels) // self._scale_factor)
+        whole = self._tokens.row(side, side)
+        masked = self._rows(self._tokens.row(side, side, sizes_of(work.masked, side, side)), whole)
+        steps = (work.steps - work.masked_steps + work.masked_steps * masked) / work.steps
+        return replace(work, share=steps + self._rows(MODULES, whole) / work.rows)
 
     def features(self, latents: torch.Tensor, tokens: Sequence[TokenRow | None] = ()) -> Features | None:
         """Of a call's rows together; None where no call leaves tokens out.
@@ -55,9 +79,15 @@ class RowCosts:
             return None
         height, width = latents.shape[2:]
         sizes = [None if row is None else row.sizes or None for row in tokens or (None,) * len(latents)]
-        return sum((self._tokens.row(height, width, each) for each in sizes), Features())
+        rows = sum((self._tokens.row(height, width, each) for each in sizes), Features())
+        return rows + MODULES if tokens else rows
 
     def note(self, features: Features | None, seconds: float) -> None:
         """A call took so long."""
         if features is not None:
             self.calls.note(features, seconds)
+
+    def _rows(self, features: Features, whole: Features) -> float:
+        """How many whole rows take as long, in a call of others."""
+        constant = self.calls.coefficients[0]
+        return (self.calls.expected(features) - constant) / (self.calls.expected(whole) - constant)

@@ -57,7 +57,7 @@ class Stepping:
         own, *others = place(list(inputs), 1 + len(peers), self._evaluator.row_costs)
         own_calls = unet_calls(own, inputs)
         theirs = [(peer, unet_calls(rows, inputs)) for peer, rows in zip(peers, others, strict=True)]
-        loads = [_load(own_calls), *(_load(calls) for _, calls in theirs)]
+        loads = [self._load(own_calls), *(self._load(calls) for _, calls in theirs)]
         announce(*map(max, zip(*loads, strict=True)))
         sent = [(peer.name, call, self._peers.submit(peer, call)) for peer, calls in theirs for call in calls]
         predictions: Predictions = {run: {} for run in inputs}
@@ -67,7 +67,7 @@ class Stepping:
             result = answer.result()
             if result is None:  # it has runs of its own by now, or is down
                 own_calls.append(call)
-                loads[0] = _load(own_calls)
+                loads[0] = self._load(own_calls)
                 _distribute(call, self._name, self._evaluate(call), predictions)
             else:
                 _distribute(call, name, result, predictions)
@@ -76,9 +76,7 @@ class Stepping:
         whole = [run for run, halves in predictions.items() if run.failure is None and len(halves) == len(run.halves)]
         for runs in advancing.groups(whole):
             _guarded(runs, partial(advancing.advance, runs, predictions))
-        work, control_work = map(max, zip(*loads, strict=True))
-        unusual = stay or any(call.tokens for call in own_calls)  # tokens may be left out, or are kept
-        return self._evaluator.end_step(0 if unusual else work, control_work)  # nobody learns from such a step
+        return self._evaluator.end_step(*map(max, zip(*loads, strict=True)))
 
     def _evaluate(self, call: UNetCall) -> Evaluated | RequestError:
         try:
@@ -86,10 +84,9 @@ class Stepping:
         except Exception as error:  # noqa: BLE001  one call's failure must not be that of the others
             return as_request_error(error, "evaluation")
 
-
-def _load(calls: Iterable[UNetCall]) -> tuple[int, int]:
-    """Work of the UNet and of ControlNets."""
-    return sum(call.work for call in calls), sum(call.control_work for call in calls)
+    def _load(self, calls: Iterable[UNetCall]) -> tuple[int, int]:
+        """Work of the UNet and of ControlNets."""
+        return sum(map(self._evaluator.row_costs.work, calls)), sum(call.control_work for call in calls)
 
 
 def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, predictions: Predictions) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from ..request.completed import CompletedRequest, Priority
 
+MISS_STEPS = 2
+"""A mask-aware run computes all in, after other LoRAs or ControlNets than before."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -17,6 +20,9 @@ class Work:
         steps: Steps left.
         priority: Who goes before whom.
         control_rows: Rows that ControlNets evaluate in all steps together, for each half, the conditional one last.
+        masked: `Edit.parts` of a run that leaves tokens out.
+        masked_steps: Steps in which it does, at least.
+        share: What its rows take of those that leave nothing out, on average over the steps; a shard knows that.
     """
 
     rows: int
@@ -24,6 +30,9 @@ class Work:
     steps: int
     priority: Priority = "normal"
     control_rows: tuple[int, ...] = ()
+    masked: tuple[int, ...] = ()
+    masked_steps: int = 0
+    share: float = 1.0
 
     @classmethod
     def of(cls, request: CompletedRequest) -> Work:
@@ -33,12 +42,18 @@ class Work:
         always = sum(use.rows(1, steps) for use in request.controlnets if not use.guess_mode)
         conditional = sum(use.rows(1, steps) for use in request.controlnets)
         control_rows = (always, conditional)[-halves:] if conditional else ()
-        return cls(halves, request.height * request.width, steps, request.priority, control_rows)
+        masked: tuple[int, ...] = ()
+        masked_steps = 0
+        if request.edit is not None:
+            masked_steps = max(0, request.edit.masked_steps(steps) - MISS_STEPS * _changes(request))
+            masked = request.edit.parts if masked_steps else ()
+        pixels = request.height * request.width
+        return cls(halves, pixels, steps, request.priority, control_rows, masked, masked_steps)
 
     @property
     def of_a_step(self) -> int:
         """As `StepTimes` counts it."""
-        return self.rows * self.pixels
+        return round(self.share * self.rows * self.pixels)
 
     @property
     def control_work(self) -> int:
@@ -51,7 +66,13 @@ class Work:
         return self.steps * (self.of_a_step + self.control_work)
 
     def shared(self, helpers: int) -> Work:
-        """What is left for the fullest shard where so many others evaluate halves of it."""
-        if helpers == 0 or self.rows == 1:
+        """What is left for the fullest shard where so many others evaluate halves, as none do of a mask-aware run."""
+        if helpers == 0 or self.rows == 1 or self.masked_steps:
             return self
         return replace(self, rows=1, control_rows=self.control_rows and (max(self.control_rows),))
+
+
+def _changes(request: CompletedRequest) -> int:
+    """How often its LoRAs and ControlNets may become others while it runs."""
+    late = sum(use.bound > 0 or use.patch_step is not None for use in request.loras)
+    return late + sum((use.start > 0) + (use.end < 1) for use in request.controlnets)

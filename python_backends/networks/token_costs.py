@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from .token_masks import halved
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -26,16 +28,22 @@ class Features:
         dense: Multiply-adds of linear layers.
         score: Multiply-adds of attention: scores, and the values that they weigh.
         cached: Bytes of what blocks gave in another call.
+        modules: Calls of the modules themselves, not of graphs of them.
     """
 
     cells: float = 0.0
     dense: float = 0.0
     score: float = 0.0
     cached: float = 0.0
+    modules: float = 0.0
 
     def __add__(self, other: Features) -> Features:
         return Features(
-            self.cells + other.cells, self.dense + other.dense, self.score + other.score, self.cached + other.cached
+            self.cells + other.cells,
+            self.dense + other.dense,
+            self.score + other.score,
+            self.cached + other.cached,
+            self.modules + other.modules,
         )
 
 
@@ -83,7 +91,7 @@ class TokenCosts:
         return tuple(self._of_stack(each, height, width, sizes, prompt) for each in self._stacks)
 
     def _of_stack(self, stack: _Stack, height: int, width: int, sizes: Sequence[int] | None, prompt: int) -> Features:
-        tokens = _halved(height, stack.level) * _halved(width, stack.level)
+        tokens = halved(height, stack.level) * halved(width, stack.level)
         own = tokens if sizes is None else sizes[stack.level]
         return Features(
             cells=height * width * stack.before / self.convolutions,
@@ -138,10 +146,6 @@ class _Stack:
 def _weights(*modules: torch.nn.Module) -> int:
     """Of linear layers in them, and of convolutions that are no more than that: multiply-adds for each token."""
     return sum(each.numel() for module in modules for each in module.parameters() if each.ndim > 1)
-
-
-def _halved(side: int, times: int) -> int:
-    return -(-side // 2**times)
 
 
 def _parts(unet: Any) -> Iterator[tuple[int, Any]]:

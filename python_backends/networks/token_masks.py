@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from ..request.mask_aware import PARTS
 
-PARTS = 16
-"""A level's tokens are padded to a multiple of a sixteenth of them: rows of one shape share a call."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 Side = tuple[int, int]
 
@@ -70,6 +69,16 @@ def token_mask(mask: torch.Tensor, levels: int) -> TokenMask:
         raise ValueError("nothing is masked")
     places = {(inside.shape[-2], inside.shape[-1]): _padded(inside) for inside in _pooled(mask, levels)}
     return TokenMask(float((mask > 0).float().mean()), places)
+
+
+def sizes_of(parts: Sequence[int], height: int, width: int) -> tuple[int, ...]:
+    """`TokenMask.sizes` of latents [height, width] where a mask has so many of `PARTS` of every level."""
+    return tuple(-(-part * halved(height, level) * halved(width, level) // PARTS) for level, part in enumerate(parts))
+
+
+def halved(side: int, times: int) -> int:
+    """A side on a level so many below the finest."""
+    return -(-side // 2**times)
 
 
 def _pooled(mask: torch.Tensor, levels: int) -> Iterator[torch.Tensor]:

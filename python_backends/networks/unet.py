@@ -64,6 +64,7 @@ class UNet:
         patcher: Patches LoRAs into the weights.
         beside: Holds LoRAs beside them; None where the runtime does without.
         latent_channels: Of what it predicts, which are the first of what it takes.
+        scale_factor: Pixels per latent cell.
         stacks: Its transformers, as mask-aware calls use them; None where the runtime does without.
         digest: `weights_digest` of what was loaded.
         token_costs: What rows of mask-aware calls cost; None in the same case.
@@ -79,7 +80,7 @@ class UNet:
         runtime.prepare(unet, device)
         running = runtime.unet(unet, device, dtype)
         self.patcher, self.beside = running.patcher, running.beside
-        self.latent_channels = checkpoint.latent_channels
+        self.latent_channels, self.scale_factor = checkpoint.latent_channels, checkpoint.vae_scale_factor
         self._projections = running.projections
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self.stacks = running.stacks

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, StringConstraints
 
 from ..common.errors import InvalidRequestError
-from .mask_aware import MaskAware, asked_mask_aware, check_steps
+from .mask_aware import LEVELS, MOST_AREA, PARTS, MaskAware, asked_mask_aware, check_steps, parts_of
 from .picture_inputs import binary, fitted, kept, picture_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Edit:
         skipped: Steps that are not, at the beginning.
         composite: Whether what lies outside the mask is put back, pixel by pixel, at the end.
         mask_aware: In which steps all of the picture is computed; None for all of them.
+        parts: What `mask_aware.parts_of` its mask; empty without one.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -49,6 +50,7 @@ class Edit:
     skipped: Annotated[int, Field(ge=0)]
     composite: bool = False
     mask_aware: MaskAware | None = None
+    parts: Annotated[tuple[Annotated[int, Field(ge=1, le=PARTS)], ...], Field(max_length=LEVELS)] = ()
 
     @property
     def kind(self) -> Kind:
@@ -64,6 +66,11 @@ class Edit:
     def starts_from_noise(self) -> bool:
         """Whether nothing of the picture is in the first latents: of a mask at full strength, by diffusers' rule."""
         return self.mask is not None and self.strength == 1.0
+
+    def masked_steps(self, steps: int) -> int:
+        """Of so many steps those in which tokens are left out whatever is known of the picture."""
+        is_small = bool(self.parts) and self.parts[0] <= MOST_AREA * PARTS
+        return self.mask_aware.masked_steps(steps) if self.mask_aware is not None and is_small else 0
 
 
 class AskedEdit:
@@ -81,6 +88,7 @@ class AskedEdit:
             InvalidRequestError: At the first mistake.
         """
         self._rules = rules
+        self._parts: tuple[int, ...] = ()
         self._strength = fields.number("STRENGTH", 0.0, 1.0)
         self._composite, self._mask_aware = fields.boolean("COMPOSITE"), asked_mask_aware(fields)
         self.picture, self.mask = picture_of(fields, "INIT_IMAGE"), picture_of(fields, "MASK_IMAGE")
@@ -123,8 +131,9 @@ class AskedEdit:
         self.picture = fitted(self.picture, height, width)
         if self.mask is not None:
             self.mask = binary(fitted(self.mask, height, width))
-            if not self.mask[:: self._rules.latent_cell, :: self._rules.latent_cell].any():
-                cell = self._rules.latent_cell
+            cell = self._rules.latent_cell
+            self._parts = parts_of(self.mask[::cell, ::cell])
+            if not any(self._parts):
                 raise InvalidRequestError(
                     f"MASK_IMAGE is below 128 at the first pixel of every {cell} x {cell} cell, which decides for it; "
                     "allowed: masks that repaint something"
@@ -154,6 +163,7 @@ class AskedEdit:
             steps - taken,
             bool(self._composite),
             self._mask_aware,
+            self._parts,
         )
 
     def known(self) -> np.ndarray:

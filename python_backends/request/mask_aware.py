@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from ..common.errors import InvalidRequestError
@@ -31,6 +32,10 @@ LEAST_STEPS = 16
 
 MOST_AREA = 0.5
 """Of the mask, as a share of the picture: with more, hardly any time is saved."""
+
+PARTS, LEVELS = 16, 8
+"""A level's tokens are padded to a multiple of a sixteenth of them: rows of one shape share a call. And more levels
+than UNets have."""
 
 MOST_CHARACTERS = 4096
 Source = Literal["auto", "template", "own"]
@@ -63,6 +68,27 @@ class MaskAware:
         if source == "own":
             return frozenset((0, *range(1, steps, EVERY[self.exact_steps])))
         return frozenset((*(int(share * steps) for share in EARLY[self.exact_steps]), steps // 2, steps - 1))
+
+    def masked_steps(self, steps: int) -> int:
+        """Those of so many in which tokens are left out whatever is known of the picture; 0 where that decides."""
+        if self.source == "template" or (self.source == "auto" and steps < LEAST_STEPS):
+            return 0
+        return len(set(range(steps)) - {0, 1} - self.exact("own", steps))
+
+
+def parts_of(mask: np.ndarray) -> tuple[int, ...]:
+    """Masked tokens of every level, from the finest, in `PARTS` of all, rounded up. One is if any of its cells is.
+
+    Args:
+        mask: [h, w], above 0 where latents are masked.
+    """
+    inside, parts = mask > 0, []
+    for _ in range(LEVELS):
+        parts.append(-(-PARTS * int(inside.sum()) // inside.size))
+        height, width = inside.shape
+        even = np.pad(inside, ((0, height % 2), (0, width % 2)))
+        inside = even.reshape(-(-height // 2), 2, -(-width // 2), 2).any((1, 3))
+    return tuple(parts)
 
 
 def asked_mask_aware(fields: Fields) -> MaskAware | None:

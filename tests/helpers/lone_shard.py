@@ -21,7 +21,7 @@ from swiftdiffusion.python_backends.engine.engine import Engine
 from swiftdiffusion.python_backends.engine.evaluator import Evaluated, StepTook
 from swiftdiffusion.python_backends.engine.messages import Claim, Claimed, RunState
 from swiftdiffusion.python_backends.engine.peers import Peers
-from swiftdiffusion.python_backends.engine.placement import cells
+from swiftdiffusion.python_backends.engine.row_costs import RowCosts
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.shard_metrics import ShardMetrics
 from swiftdiffusion.python_backends.engine.step_times import StepTimes
@@ -91,7 +91,7 @@ class Network:
 
     def __init__(self) -> None:
         self.calls: list[UNetCall] = []
-        self.row_costs = cells
+        self.row_costs = RowCosts(None)
         self.seconds = 0.001
         self.held = threading.Lock()
         self.failing: dict[int, Exception] = {}

@@ -16,6 +16,7 @@ from processes import other_process
 from swiftdiffusion.python_backends.common.errors import ControlNetDownError, ControlNetUnavailableError
 from swiftdiffusion.python_backends.engine import engine as engine_module
 from swiftdiffusion.python_backends.engine import published as published_module
+from swiftdiffusion.python_backends.engine.row_costs import RowCosts
 from swiftdiffusion.python_backends.engine.token_memory import TokenMemory
 from swiftdiffusion.python_backends.engine.token_runs import TokenRun
 from swiftdiffusion.python_backends.engine.unet_calls import UNetCall, unet_calls
@@ -70,16 +71,21 @@ def test_no_more_share_a_step_than_there_are_places(shards: Callable[..., LoneSh
     assert max(len(call.rows) for call in shard.network.calls) == 4
 
 
-def test_nothing_is_learnt_from_steps_that_may_leave_tokens_out(shard: LoneShard) -> None:
+class Thirds(RowCosts):
+    """Says that calls that leave tokens out, or keep them, take as long as a third of their rows."""
+
+    def work(self, call: UNetCall) -> int:
+        return call.work // 3 if call.tokens else call.work
+
+
+def test_steps_that_leave_tokens_out_teach_of_what_takes_as_long(shard: LoneShard) -> None:
+    shard.network.row_costs = Thirds(None)
     run, again = make_run("a"), make_run("a")
     mask = token_mask(torch.eye(SIDE)[:1].T @ torch.eye(SIDE)[:1], 1)
     run.token_run = TokenRun(mask, MaskAware("own", (0, 1)), run.steps, TokenMemory(10**6), (0,))
     shard.submit(run)
     assert equal(shard.done(run), [alone(again)])
-    assert not shard.times.knows(2 * PIXELS, 0)
-    shard.submit(other := make_run("b"))
-    shard.done(other)
-    assert shard.times.knows(2 * PIXELS, 0)
+    assert shard.times.knows(2 * PIXELS // 3)
 
 
 def test_what_has_ended_is_told_once(shard: LoneShard) -> None:

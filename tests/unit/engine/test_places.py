@@ -64,6 +64,14 @@ def test_help_does_not_shorten_what_one_half_has_alone() -> None:
     assert both.shared(0) == both
 
 
+def test_mask_aware_runs_are_weighed_and_get_no_help() -> None:
+    shard, aware = Shard(), replace(TEN, masked=(3, 4), masked_steps=10)
+    shard.places = Places(shard.desk, 1, lambda work: replace(work, share=0.5))
+    assert shard.places.quote(aware).alone_s == 0.5 * ALONE_S
+    assert refused(shard.ask(HELPED_S, aware, helpers=1)).retry_after_s is None
+    assert accepted(shard.ask(SURE * 0.5 * ALONE_S, aware)).forecast_s == 0.5 * ALONE_S
+
+
 def test_who_needs_help_may_try_again_when_nobody_is_in_line_here_and_there() -> None:
     shard = Shard()
     shard.submit(TEN)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 import checkpoints
 from swiftdiffusion.python_backends.engine.row_costs import RowCosts
+from swiftdiffusion.python_backends.engine.unet_calls import UNetCall
+from swiftdiffusion.python_backends.engine.work import Work
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.token_costs import Features, TokenCosts
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
+from swiftdiffusion.python_backends.request.mask_aware import parts_of
 
 SIDE, LEVELS = 16, 3
 
@@ -75,7 +79,43 @@ def test_a_call_is_the_sum_of_its_rows(tokens: TokenCosts) -> None:
     latents = torch.zeros(2, 4, SIDE, SIDE)
     single = tokens.row(SIDE, SIDE)
     assert costs.features(latents) == single + single
-    assert costs.features(latents, [None, cast(Any, row)]) == single + tokens.row(SIDE, SIDE, row.sizes)
+    together = single + tokens.row(SIDE, SIDE, row.sizes)
+    assert costs.features(latents, [None, cast(Any, row)]) == replace(together, modules=1.0)
+
+
+def trained(tokens: TokenCosts) -> RowCosts:
+    """Of a shard whose calls take a second a row, .4 of a masked one, and half a second more as modules."""
+    costs, row, latents = RowCosts(tokens, 8), cast(Any, masked()), torch.zeros(2, 4, SIDE, SIDE)
+    for _ in range(300):
+        for rows in (1, 2):
+            costs.note(costs.features(latents[:rows]), rows)
+            costs.note(costs.features(latents[:rows], [row] * rows), 0.5 + 0.4 * rows)
+            costs.note(costs.features(latents[:rows], [cast(Any, Row(()))] * rows), 0.5 + rows)
+    return costs
+
+
+def test_a_call_is_worth_the_rows_that_take_as_long(tokens: TokenCosts) -> None:
+    costs, latents = trained(tokens), torch.zeros(2, 4, SIDE, SIDE)
+
+    def work(*rows: Row | None) -> int:
+        tokens = cast(Any, rows if any(rows) else ())
+        return costs.work(UNetCall((), ((), ()), (), ((), ()), {"LATENTS": latents}, 1000, tokens))
+
+    assert work(None, None) == 2000
+    assert work(Row(()), Row(())) == pytest.approx(2500, rel=0.1)
+    assert work(masked(), masked()) == pytest.approx(1300, rel=0.1)
+    assert work(Row(()), masked()) == pytest.approx(1900, rel=0.1)
+
+
+def test_a_run_is_worth_what_its_steps_take_on_average(tokens: TokenCosts) -> None:
+    costs, mask = trained(tokens), np.zeros((SIDE, SIDE))
+    mask[:5, :5] = 1
+    asked = Work(2, (8 * SIDE) ** 2, 20, masked=parts_of(mask), masked_steps=15)
+    found = costs.weighed(asked)
+    assert found.share == pytest.approx((15 * 0.4 + 5) / 20 + 0.25, rel=0.1)
+    assert found.of_a_step == round(found.share * asked.of_a_step)
+    exact = replace(asked, masked=(), masked_steps=0)
+    assert costs.weighed(exact) == RowCosts(None).weighed(asked) == exact
 
 
 def test_without_masks_nothing_is_learnt() -> None:

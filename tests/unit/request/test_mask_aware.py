@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edits import box, picture
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
+from swiftdiffusion.python_backends.networks.token_masks import sizes_of, token_mask
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
-from swiftdiffusion.python_backends.request.mask_aware import MaskAware
+from swiftdiffusion.python_backends.request.mask_aware import LEVELS, MaskAware, parts_of
 from swiftdiffusion.python_backends.request.parsing import parse_request
 from swiftdiffusion.python_backends.request.rules import RequestRules
 from wire import array
@@ -55,6 +57,17 @@ def test_json_names_them_one_by_one() -> None:
     assert aware('{"source": "own", "exact_steps": [0, 9]}') == MaskAware("own", (0, 9))
     assert aware('{"source": "template", "exact_steps": []}') == MaskAware("template", ())
     assert aware('{"source": "own", "exact_steps": "fast"}') == MaskAware("own", "fast")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.data())
+def test_parts_are_what_the_shard_pads_to(height: int, width: int, levels: int, data: st.DataObject) -> None:
+    cells = data.draw(st.sets(st.integers(0, height * width - 1), min_size=1, max_size=60))
+    mask = np.zeros(height * width, np.uint8)
+    mask[list(cells)] = 1
+    mask = mask.reshape(height, width)
+    parts = parts_of(mask)
+    assert sizes_of(parts, height, width)[:levels] == token_mask(torch.from_numpy(mask), levels).sizes
+    assert len(parts) == LEVELS
 
 
 @pytest.mark.parametrize(
