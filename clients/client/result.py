@@ -60,6 +60,13 @@ class ControlNetReport(_Report):
     stale_calls: int | None = None
 
 
+class CachedBlocks(_Report):
+    """In how many blocks of the UNet's transformers, of how many, masked tokens alone were computed."""
+
+    mean: float
+    of: int
+
+
 class EditingReport(_Report):
     """What a mask-aware run computed.
 
@@ -70,6 +77,8 @@ class EditingReport(_Report):
         source: of what the other tokens became.
         tokens: shares that were computed, by the UNet's level.
         exact_steps: computed all.
+        blocks_cached: of the transformers' blocks, in steps that computed masked tokens alone, those that did; where
+            what is known comes slowly, the others compute all.
         cache_error: largest distance of the line from what an exact step gave, as a share of it.
         same_prompt: of source `template`: whether all that was known of the picture came of this prompt.
         misses: the same: steps that computed all because nothing was known for them.
@@ -81,6 +90,7 @@ class EditingReport(_Report):
     source: str | None = None
     tokens: tuple[float, ...] = ()
     exact_steps: tuple[int, ...] = ()
+    blocks_cached: CachedBlocks | None = None
     cache_error: float | None = None
     same_prompt: bool | None = None
     misses: int | None = None

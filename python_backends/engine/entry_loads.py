@@ -37,9 +37,9 @@ class Entry:
         waited_s: Seconds that steps waited for them.
     """
 
-    def __init__(self, blocks: Mapping[int, Future[Codes]]) -> None:
-        """By number; blocks that are left out never come."""
-        self._blocks = blocks
+    def __init__(self, blocks: Mapping[int, Future[Codes]], waited: Callable[[float], None] = lambda _: None) -> None:
+        """By number; blocks that are left out never come. `waited` is told of seconds."""
+        self._blocks, self._waited = blocks, waited
         self.waited_s = 0.0
 
     def __contains__(self, number: int) -> bool:
@@ -61,7 +61,8 @@ class Entry:
         if not future.done():
             started = time.perf_counter()
             wait([future])
-            self.waited_s += time.perf_counter() - started
+            self._waited(seconds := time.perf_counter() - started)
+            self.waited_s += seconds
         codes = future.result()
         if codes.values.is_cuda:  # made on another stream, and not to be freed before this one is through with it
             for each in codes:
@@ -83,6 +84,7 @@ class EntryLoads:
         kept_bytes: int,
         read: Callable[[Codes], Codes] = lambda codes: Codes(codes.values.clone(), codes.scales.clone()),
         loaded: Callable[[Path], None] = lambda _path: None,
+        waited: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         """Loads nothing yet.
 
@@ -92,8 +94,10 @@ class EntryLoads:
             kept_bytes: Most that stays there, of entries that came.
             read: Of mapped blocks makes such as lie in memory.
             loaded: Told of every entry that came.
+            waited: Told of seconds that a step waited for one.
         """
-        self._store, self._device, self._read, self._loaded = store, device, read, loaded
+        self._store, self._device, self._read = store, device, read
+        self._loaded, self._waited = loaded, waited
         self._kept_bytes = kept_bytes if device.type == "cuda" else 0
         self._kept: OrderedDict[Path, tuple[Entry, int]] = OrderedDict()
         self._pace: dict[Path, float] = {}
@@ -134,7 +138,7 @@ class EntryLoads:
             for number, future in blocks.items():
                 future.set_result(mapped[number])
             return Entry(blocks)
-        entry = Entry(blocks)
+        entry = Entry(blocks, self._waited)
         self._expect(sum(mapped[number].nbytes for number in blocks))
         self._start(lambda: self._load(path, mapped, blocks))
         if len(blocks) == len(shapes):

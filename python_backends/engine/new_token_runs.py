@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,7 +73,7 @@ class TokenRuns:
         most_bytes: int,
         store: TemplateStore | None = None,
         device: torch.device = CPU,
-        count: Callable[[str, int], None] = lambda _what, _often: None,
+        count: Callable[[str, float], None] = lambda _what, _amount: None,
     ) -> None:
         """None yet.
 
@@ -87,7 +88,8 @@ class TokenRuns:
         self.writer: TemplateWriter | None = None
         if store is not None and transformers is not None:
             self.writer = TemplateWriter(store, self.memory, count)
-            self.loads = EntryLoads(store, device, most_bytes, loaded=self.writer.bring_near)
+            waited = partial(count, "waited_s")
+            self.loads = EntryLoads(store, device, most_bytes, loaded=self.writer.bring_near, waited=waited)
 
     def make(self, request: CompletedRequest, start: Start, timesteps: Sequence[float]) -> TokenRun | None:
         """That of a request whose steps have these timesteps; None for one whose tokens nobody wants."""

@@ -48,11 +48,19 @@ class TemplateMetrics:
         """
         self._pipeline = pipeline
         self._entries = Counter("swiftdiffusion_template_entries_total", "Entries of known pictures, by what became")
-        self._bytes = Counter("swiftdiffusion_template_bytes_total", "Bytes of entries of known pictures, written")
+        self._sums = {
+            "bytes": Counter("swiftdiffusion_template_bytes_total", "Bytes of entries of known pictures, written"),
+            "waited_s": Counter(
+                "swiftdiffusion_template_wait_seconds_total", "Seconds that steps waited for entries of known pictures"
+            ),
+        }
 
-    def __call__(self, what: str, often: int) -> None:
-        """So many entries were `written` or `dropped`, steps went by one (`hit`) or lacked one (`miss`); or `bytes`."""
-        if what == "bytes":
-            self._bytes.add(often, pipeline=self._pipeline)
+    def __call__(self, what: str, amount: float) -> None:
+        """So many entries were `written` or `dropped`, steps went by one (`hit`) or lacked one (`miss`).
+
+        Or so many `bytes` were written, or seconds `waited_s`.
+        """
+        if what in self._sums:
+            self._sums[what].add(amount, pipeline=self._pipeline)
         else:
-            self._entries.add(often, pipeline=self._pipeline, outcome=what)
+            self._entries.add(amount, pipeline=self._pipeline, outcome=what)

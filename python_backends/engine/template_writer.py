@@ -41,7 +41,10 @@ class TemplateWriter:
     """
 
     def __init__(
-        self, store: TemplateStore, memory: TokenMemory, count: Callable[[str, int], None] = lambda _what, _often: None
+        self,
+        store: TemplateStore,
+        memory: TokenMemory,
+        count: Callable[[str, float], None] = lambda _what, _amount: None,
     ) -> None:
         """Starts the thread with the first entry.
 

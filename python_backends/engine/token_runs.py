@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +62,7 @@ class TokenRun:
         self._errors: list[torch.Tensor] = []
         self._sources: set[Source] = set()
         self._hits = 0
+        self._cached: list[int] = []
         self._why_exact = self._reason(mask) if levels else "the runtime computes all"
 
     def _reason(self, mask: TokenMask) -> str | None:
@@ -123,6 +125,7 @@ class TokenRun:
     def note_masked(self, row: TokenRow) -> None:
         """A half of a step computed masked tokens alone."""
         self._masked.add(row.step)
+        self._cached.append(len(self._levels) - len(row.lacks))
         assert row.line is not None
         self._sources.add(row.line.source)
         self._hits += row.line.source == "template"
@@ -176,6 +179,7 @@ class TokenRun:
             "mask": round(self._mask.area, 4),
             "tokens": [round(len(places) / (h * w), 4) for (h, w), places in self._mask.places.items()],
             "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
+            "blocks_cached": {"mean": round(mean(self._cached), 1), "of": len(self._levels)},
             **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
             **({} if template is None else {"same_prompt": template.same_prompt, "misses": len(self._missed)}),
         }

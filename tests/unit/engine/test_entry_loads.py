@@ -119,6 +119,16 @@ def test_a_read_that_fails_is_told_where_it_is_waited_for(store: TemplateStore) 
         entry.block(1)
 
 
+def test_what_steps_wait_is_told(store: TemplateStore) -> None:
+    (name, _), waited = written(store, 500), list[float]()
+    entry = EntryLoads(store, CPU, 2**20, slowly, waited=waited.append).begin(of_disk(store, name), SHAPES)
+    assert entry is not None
+    entry.block(2)
+    assert entry.waited_s == sum(waited) > 0
+    entry.block(0)
+    assert len(waited) == 1, "it was there by then"
+
+
 def test_a_line_has_the_next_step_come_and_corrects_by_the_last(store: TemplateStore) -> None:
     (first, values), (second, later) = written(store, 500), written(store, 400, 1)
     track = Track("1", "2", {500.0: of_disk(store, first), 400.0: of_disk(store, second)})

@@ -69,6 +69,8 @@ def test_steps_that_compute_all_are_those_of_the_preset(edits: LocalEdits, exact
     assert report["exact_steps"] == [0, 1, 5, 9, 13, 17]
     assert report["mask"] == pytest.approx(6 * 6 / (16 * 24), abs=0.02)
     assert report["cache_error"] > 0
+    assert edits.unet.stacks is not None and (blocks := len(edits.unet.stacks.levels))
+    assert report["blocks_cached"] == {"mean": blocks, "of": blocks}
     assert not torch.equal(latents, exact)
     _, balanced = finished(edits, begun(edits, MASK_AWARE="balanced"))
     assert balanced["exact_steps"] == [0, 1, 4, 7, 10, 13, 16, 19]
