@@ -77,7 +77,7 @@ class Request:
         mask, edge = torch.zeros(SIDE, SIDE), round(SIDE * math.sqrt(AREA))
         mask[:edge, :edge] = 1
         self.mask = token_mask(mask, 1 + max(self.stacks.levels))
-        sides = list(self.mask.places)
+        sides = self.mask.sides
         counts = [sides[level][0] * sides[level][1] for level in self.stacks.levels]
         self.shapes = list(zip(counts, self.stacks.widths, strict=True))
         disk = HostCache(directory / "disk", 2**31, wait_s=0.0)

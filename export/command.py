@@ -82,7 +82,7 @@ def export(
     template_host_mib: Annotated[
         int | None,
         typer.Option(
-            help="What is known of edited pictures, in shared memory, MiB; 1024. 0: nothing.", rich_help_panel=_EDITING
+            help="What is known of edited pictures, in shared memory, MiB; 4096. 0: nothing.", rich_help_panel=_EDITING
         ),
     ] = None,
     template_disk_mib: Annotated[

@@ -15,7 +15,7 @@ from .backend.responses import answer_each, as_request_error
 from .backend.settings import ModelSettings, input_text, text_tensor
 from .backend.tensors import input_tensor, output_tensor
 from .common.errors import to_report
-from .common.runtime_directory import runtime_directory
+from .common.processes import parent_name
 from .controlnets.calls import ControlNetCalls, Endpoint
 from .controlnets.local import LocalControlNet
 from .engine.adapter_services import AdapterServices
@@ -42,10 +42,11 @@ from .engine.peers import Peers
 from .engine.schedulers import NOISE_SCHEDULE, is_over_betas
 from .engine.shard_metrics import ShardMetrics
 from .engine.step_times import StepTimes
-from .engine.template_store import TemplateStore
+from .engine.template_store import ENTRIES, TemplateStore
 from .engine.template_tiers import TemplateMetrics, template_tiers
 from .engine.unet_calls import UNetCall
 from .lora.patching.resident import ResidentLoras
+from .networks.digests import files_digest
 from .networks.kept_embeddings import KeptEmbeddings
 from .networks.kept_moments import KeptMoments
 from .networks.runtimes import beside_bytes
@@ -168,8 +169,13 @@ def _token_runs(
         return TokenRuns(None, 0)
     schedule = json.dumps({name: scheduler_config.get(name) for name in NOISE_SCHEDULE})
     train_timesteps = scheduler_config.get("num_train_timesteps", 1000)
+    vae = files_digest(compute.checkpoint.path / "vae")
     known = Transformers(
-        stacks.levels, stacks.widths, f"{unet.digest} {schedule}", train_timesteps, str(runtime_directory())
+        stacks.levels,
+        stacks.widths,
+        f"{ENTRIES} {unet.digest} {vae} {train_timesteps} {schedule}",
+        train_timesteps,
+        parent_name(),
     )
     host_bytes, disk_bytes = int(parameters["template_host_bytes"]), int(parameters["template_disk_bytes"])
     if not is_over_betas(scheduler_config):  # steps of other schedules cannot be told apart by their timesteps

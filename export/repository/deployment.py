@@ -41,7 +41,7 @@ class Pipeline(Table):
     lora_bound: int = Field(default=0, ge=0)
     lora_host_mib: int = Field(default=4096, ge=1)
     lora_disk_mib: int = Field(default=65536, ge=1)
-    template_host_mib: int = Field(default=1024, ge=0)
+    template_host_mib: int = Field(default=4096, ge=0)
     template_disk_mib: int = Field(default=0, ge=0)
     controlnet_timeout: float = Field(default=60.0, ge=0.1)
     ignored_parameters: str = ""

@@ -78,7 +78,7 @@ class ServingOptions:
     lora_bound: int = 0
     lora_host_bytes: int = 4 * 2**30
     lora_disk_bytes: int = 64 * 2**30
-    template_host_bytes: int = 2**30
+    template_host_bytes: int = 2**32
     template_disk_bytes: int = 0
     controlnets: tuple[ServedControlNet, ...] = ()
     controlnet_timeout_s: float = 60.0

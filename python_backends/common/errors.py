@@ -113,6 +113,12 @@ class ControlNetDownError(ControlNetUnavailableError):
     """A ControlNet whose process is down, but not for long: the step can be taken when it is loaded again."""
 
 
+class EntryLostError(RequestError):
+    """What was known of an edited picture could not be read; the step can be taken without."""
+
+    code = "UNAVAILABLE"
+
+
 class NoRoomError(RequestError):
     """The machine's shared memory, in which tensors go from model to model, or its disk is full."""
 

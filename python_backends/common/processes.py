@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -46,6 +47,20 @@ def process_state(pid: int) -> ProcessState | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return ProcessState(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
+
+
+def parent_name() -> str:
+    """Names this process's parent: no other process of a machine is called so, nor was, nor of another boot."""
+    parent = os.getppid()
+    state = process_state(parent)
+    return f"{namespace()} {parent} {0 if state is None else state.started}"
+
+
+@cache
+def namespace() -> str:
+    """Names that in which process ids mean what they mean here: a container, and a boot of its machine."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def close_inherited_connections() -> None:

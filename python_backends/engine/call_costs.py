@@ -65,9 +65,13 @@ class CallCosts:
         """
         return float(self._coefficients @ self._counted(features))
 
+    def multiply_adds(self, features: Features) -> float:
+        """Of a call, of all kinds."""
+        return float(self._usual @ self._counted(features))
+
     def note(self, features: Features, seconds: float) -> None:
         """A call took so long."""
-        expected, multiply_adds = self.expected(features), float(self._usual @ self._counted(features))
+        expected, multiply_adds = self.expected(features), self.multiply_adds(features)
         if self._last:
             self._last.append((seconds, expected))
             seconds = min(seconds, OUTLIER * expected) if expected else seconds

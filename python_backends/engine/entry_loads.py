@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.errors import EntryLostError
 from ..networks.token_codes import Codes
 
 if TYPE_CHECKING:
@@ -42,20 +43,21 @@ class Entry:
         self._blocks, self._waited = blocks, waited
         self.waited_s = 0.0
 
-    def __contains__(self, number: int) -> bool:
-        """Whether a block comes, or is there."""
-        return number in self._blocks
-
     @property
     def numbers(self) -> frozenset[int]:
         """Of all that come, or are there."""
         return frozenset(self._blocks)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether one could not be read."""
+        return any(each.done() and each.exception() is not None for each in self._blocks.values())
+
     def block(self, number: int) -> Codes:
         """A block that comes; waits for it.
 
         Raises:
-            OSError: If it could not be read.
+            EntryLostError: If it could not be read.
         """
         future = self._blocks[number]
         if not future.done():
@@ -63,7 +65,10 @@ class Entry:
             wait([future])
             self._waited(seconds := time.perf_counter() - started)
             self.waited_s += seconds
-        codes = future.result()
+        try:
+            codes = future.result()
+        except Exception as error:
+            raise EntryLostError(str(error)) from error
         if codes.values.is_cuda:  # made on another stream, and not to be freed before this one is through with it
             for each in codes:
                 each.record_stream(torch.cuda.current_stream(each.device))
@@ -124,8 +129,10 @@ class EntryLoads:
             wanted: Blocks that are loaded; None for all.
         """
         if (kept := self._kept.get(path)) is not None:
-            self._kept.move_to_end(path)
-            return kept[0]
+            if not kept[0].is_lost:
+                self._kept.move_to_end(path)
+                return kept[0]
+            del self._kept[path]
         file = self._store.open(path)
         if file is None:
             return None
@@ -173,7 +180,10 @@ class EntryLoads:
         for number, future in blocks.items():
             try:
                 self._expect(-mapped[number].nbytes)
-                codes = self._read(mapped[number]).to(self._device)
+                codes = self._read(mapped[number])
+                if not codes.is_finite:
+                    raise ValueError(f"block {number} of {path.name} is not finite")
+                codes = codes.to(self._device)
                 if self._device.type == "cuda":
                     torch.cuda.current_stream().synchronize()
             except Exception as error:  # noqa: BLE001  raised where it is waited for
@@ -184,6 +194,5 @@ class EntryLoads:
         if nbytes:
             pace, before = nbytes / (time.perf_counter() - started), self._pace.get(path.parent)
             self._pace[path.parent] = pace if before is None else before + WEIGHT * (pace - before)
-        else:
-            self._kept.pop(path, None)
-        self._loaded(path)
+        if not any(future.exception() for future in blocks.values()):
+            self._loaded(path)

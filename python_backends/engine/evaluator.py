@@ -175,14 +175,14 @@ class Evaluator:
         self._loras.use_beside(part.beside)
         beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
         controls = self._controlnets.start(self._of_controlnets(call), call.controls)
-        with self._tokens(call) as failed, controls as pending:
+        with self._tokens(call) as failures, controls as pending:
             encoded = self._unet.encode(call.tensors, (part.patched, part.beside), as_modules=bool(call.tokens))
             halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
             if pending.wanted:
                 self._metrics.waited(time.perf_counter() - halfway_at)
             prediction = self._unet.decode(encoded, residuals.total)
-            failed.update(residuals.failures)
+            failures.update(residuals.failures)
         for name, nbytes in pending.sent.items():
             self._bytes.add(nbytes, model=f"controlnet_{name}", direction="to")
         for name, nbytes in residuals.nbytes.items():
@@ -191,16 +191,18 @@ class Evaluator:
             cells = call.tensors["LATENTS"][0, 0].numel()
             ranks = cells * sum(self._loras.rank(each) or 0 for each in part.beside)
             work = 0 if call.tokens else len(part.rows) * cells  # left tokens out, or kept some
-            features = None if ranks else self.row_costs.features(call.tensors["LATENTS"], call.tokens)
+            features = None
+            if not ranks and (call.tokens or self.row_costs.is_wanted):
+                features = self.row_costs.features(call.tensors["LATENTS"], call.tokens)
             self._measuring.append(_Measured(work, ranks, begun, _now(self._unet.on_gpu), features=features))
         beside = [bool(each) for each in part.beside]
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
-        return Evaluated(prediction, took, beside, residuals.failures, pending.stale)
+        return Evaluated(prediction, took, beside, failures, pending.stale)
 
-    def _tokens(self, call: UNetCall) -> AbstractContextManager[set[int]]:
+    def _tokens(self, call: UNetCall) -> AbstractContextManager[dict[int, RequestError]]:
         """What a call of mask-aware runs goes on in."""
         if not call.tokens or self._unet.stacks is None:
-            return nullcontext(set())
+            return nullcontext({})
         return token_call(self._unet.stacks, call.tokens, self._load_plans)
 
     def _of_controlnets(self, call: UNetCall) -> Mapping[str, torch.Tensor]:

@@ -30,6 +30,7 @@ class Loads(NamedTuple):
         entries: Rows for which an entry has to come.
         blocks: Bytes of each block of one.
         pace: Bytes a second.
+        costs: What calls take is learnt: `CallCosts.coefficients`, about.
     """
 
     side: tuple[int, int]
@@ -37,6 +38,7 @@ class Loads(NamedTuple):
     entries: int
     blocks: tuple[int, ...]
     pace: float
+    costs: tuple[float, ...]
 
 
 class LoadPlans:
@@ -59,11 +61,13 @@ class LoadPlans:
         coming = [each for each in (row.comes for row in rows) if each is not None]
         if not coming:
             return None
-        first, (side, *_) = coming[0], rows[0].run.mask.places
+        first, side = coming[0], rows[0].run.mask.sides[0]
         masked = tuple(row.run.mask.sizes for row in rows)
         now = (self._tokens.row(*side, row.sizes or None) for row in rows)
         lead = self._calls.expected(sum(now, Features())) - first.pending / first.pace
-        return self._planned(Loads(side, masked, len(coming), first.blocks, coarse(first.pace)), coarse(lead))
+        costs = tuple(map(coarse, self._calls.coefficients))
+        loads = Loads(side, masked, len(coming), first.blocks, coarse(first.pace), costs)
+        return self._planned(loads, coarse(lead))
 
     def _plan(self, loads: Loads, lead: float) -> frozenset[int]:
         rows = [self._tokens.stacks(*loads.side, each) for each in loads.sizes]

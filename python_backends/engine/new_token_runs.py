@@ -30,6 +30,9 @@ KINDS = "unconditional", "conditional"
 REACH = 1 / 18
 """Of the schedule: an entry serves the steps beside its own of a run of 20."""
 
+SHARE = 0.25
+"""Of the room: what waits to be written, and likewise what came to a GPU."""
+
 BLANK = "blank"
 """A prompt without words: its entries are of no use for one with words."""
 
@@ -43,7 +46,7 @@ class Transformers:
         widths: `TokenStacks.widths`.
         digest: Of all of the network's weights, and of the noise schedule.
         train_timesteps: Of the noise schedule.
-        server: A name that no other server has, nor had.
+        server: Names the process that is the server: no other one is called so, nor was.
     """
 
     levels: Sequence[int]
@@ -62,7 +65,7 @@ class TokenRuns:
     """Makes those of one shard, which share its room.
 
     Attributes:
-        memory: What they may keep.
+        memory: What they may keep of their own.
         writer: Of entries; None where none are kept.
         loads: Where there is a writer, what it wrote comes back by these.
     """
@@ -79,17 +82,19 @@ class TokenRuns:
 
         Args:
             transformers: The UNet's; None for a runtime that masks nothing.
-            most_bytes: That they may keep.
+            most_bytes: That they may keep, with what is to be written and what has come.
             store: Of entries; None for none.
             device: Where the UNet is.
             count: See `TemplateWriter`.
         """
-        self._transformers, self.memory, self._device = transformers, TokenMemory(most_bytes), device
+        self._transformers, self._device = transformers, device
+        self.memory = TokenMemory(most_bytes - 2 * int(SHARE * most_bytes))
         self.writer: TemplateWriter | None = None
         if store is not None and transformers is not None:
-            self.writer = TemplateWriter(store, self.memory, count)
-            waited = partial(count, "waited_s")
-            self.loads = EntryLoads(store, device, most_bytes, loaded=self.writer.bring_near, waited=waited)
+            self.writer = TemplateWriter(store, TokenMemory(int(SHARE * most_bytes)), count)
+            self.loads = EntryLoads(
+                store, device, int(SHARE * most_bytes), loaded=self.writer.bring_near, waited=partial(count, "waited_s")
+            )
 
     def make(self, request: CompletedRequest, start: Start, timesteps: Sequence[float]) -> TokenRun | None:
         """That of a request whose steps have these timesteps; None for one whose tokens nobody wants."""
@@ -112,7 +117,7 @@ class TokenRuns:
                 (cells, tensors_digest(cells > 0)[:OF_A_NAME], mask),
                 timesteps,
                 REACH * known.train_timesteps,
-                known.shapes(list(mask.places)),
+                known.shapes(mask.sides),
                 writes=seen,
             )
         return TokenRun(mask.to(self._device), edit.mask_aware, len(timesteps), self.memory, levels, template)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 
 MODULES = Features(modules=1.0)
 
+LEAST = 1 / 8
+"""Of a call of one row, what that one takes; few kinds of calls may tell that it takes nothing, and then nothing."""
+
 
 class RowCosts:
     """Those of one shard, learnt from its calls.
 
     Attributes:
         calls: What these take.
+        is_wanted: Whether any call left tokens out, or kept them: before that nobody asks.
     """
 
     def __init__(self, tokens: TokenCosts | None, scale_factor: int = 1) -> None:
@@ -41,6 +46,7 @@ class RowCosts:
         """
         self._tokens, self._scale_factor = tokens, scale_factor
         self.calls = CallCosts(1.0 if tokens is None else tokens.convolutions)
+        self.is_wanted = False
 
     def __call__(self, run: Denoising, half: int) -> float:
         """Of a half in the current step, as `place` takes it: latent cells, or less in proportion."""
@@ -48,7 +54,8 @@ class RowCosts:
         if self._tokens is None or row is None or not row.sizes:
             return whole
         height, width = run.latents.shape[2:]
-        return whole * self._rows(self._tokens.row(height, width, row.sizes), self._tokens.row(height, width))
+        masked, all_ = self._tokens.row(height, width, row.sizes), self._tokens.row(height, width)
+        return whole * min(1.0, self._rows(masked, all_))
 
     def work(self, call: UNetCall) -> int:
         """A call's, as `StepTimes` counts it: rows × pixels; where tokens are left out or kept, what takes as long."""
@@ -78,9 +85,11 @@ class RowCosts:
         if self._tokens is None:
             return None
         height, width = latents.shape[2:]
-        sizes = [None if row is None else row.sizes or None for row in tokens or (None,) * len(latents)]
-        rows = sum((self._tokens.row(height, width, each) for each in sizes), Features())
-        return rows + MODULES if tokens else rows
+        if not tokens:
+            return self._tokens.row(height, width) * len(latents)
+        self.is_wanted = True
+        sizes = Counter(None if row is None else row.sizes or None for row in tokens)
+        return sum((self._tokens.row(height, width, each) * rows for each, rows in sizes.items()), MODULES)
 
     def note(self, features: Features | None, seconds: float) -> None:
         """A call took so long."""
@@ -89,5 +98,7 @@ class RowCosts:
 
     def _rows(self, features: Features, whole: Features) -> float:
         """How many whole rows take as long, in a call of others."""
-        constant = self.calls.coefficients[0]
-        return (self.calls.expected(features) - constant) / (self.calls.expected(whole) - constant)
+        constant, one = self.calls.coefficients[0], self.calls.expected(whole)
+        if one - constant <= LEAST * one:
+            return self.calls.multiply_adds(features) / self.calls.multiply_adds(whole)
+        return (self.calls.expected(features) - constant) / (one - constant)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ...kernels.step_coefficients import StepCoefficients
     from ..common.errors import ControlNetDownError
+    from ..lora.files.lora_set import LoraSet
     from ..networks.kept_embeddings import Embeddings
     from ..request.completed import CompletedRequest, ControlNetUse
     from .starts import Start
@@ -138,6 +139,7 @@ class Denoising:
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
         self.token_run: TokenRun | None = None
+        self._rows: dict[tuple[int, int, LoraSet], TokenRow | None] = {}
         self.work = Work.of(replace(request, evaluations=self.steps, halves=len(self.halves)))
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
@@ -184,11 +186,22 @@ class Denoising:
         """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""
         if self.token_run is None:
             return None
+        at = self.step, half, self.loras.current
+        if at not in self._rows:
+            self._rows = {each: row for each, row in self._rows.items() if each[0] == self.step}
+            self._rows[at] = self._tokens(self.token_run, half)
+        return self._rows[at]
+
+    def look_again(self) -> None:
+        """What is known of its tokens is less than it was when the current step began."""
+        self._rows.clear()
+
+    def _tokens(self, run: TokenRun, half: int) -> TokenRow | None:
         if half not in self._digests:
             given = tensors_digest(*(tensor[half] for tensor in self.conditioning.values()))
             self._digests[half] = given[:OF_A_NAME]
         controls = tuple(replace(use, start=0.0, end=1.0, history=None) for use in self.controls(half))
-        return self.token_run.row(self.step, half, Company(self.loras.current, controls, self._digests[half]))
+        return run.row(self.step, half, Company(self.loras.current, controls, self._digests[half]))
 
     def close(self) -> None:
         """Gives back what it holds."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from ..networks.token_codes import SCALE_BYTES
 from .template_lines import TemplateLine
 from .template_store import PARTS
 
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.75
 """Of the steps to come that have entries: with fewer, a run that may choose goes by its own steps."""
+
+VALUE_BYTES = 4
+"""At most, of what a step gives."""
+
+MOST_MASKS = 32
+"""Of entries that a run looks at, its own first."""
 
 
 class RunTemplate:
@@ -53,10 +61,13 @@ class RunTemplate:
             writes: Whether it leaves entries.
         """
         self.same_prompt = True
-        self._writer, self._loads, self._places, self._writes = writer, loads, places, writes
+        self._writer, self._loads, self._places = writer, loads, places
         self._mask, self._mask_name, self._tokens = mask
         self._timesteps, self._reach, self._shapes = timesteps, reach, shapes
+        self._apart = self._spacing() if writes else None
         self._known: dict[tuple[int, Company], list[Track]] = {}
+        self._covered: dict[str, bool] = {}
+        self._near: set[str] = set()
         self._left: set[str] = set()
         self._told = False
 
@@ -69,13 +80,12 @@ class RunTemplate:
             step: The next one.
             any_: Whether a single entry is enough.
         """
-        store = self._writer.store
         left = range(step, len(self._timesteps))
-        lines = []
-        for track in self._tracks(half, company):
-            mask = store.mask(track)
-            if mask is not None and mask.shape == self._mask.shape and self._tokens.covers(mask):
-                lines.append(TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads))
+        lines = [
+            TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads)
+            for track in self._tracks(half, company)
+            if self._covers(track)
+        ]
         ranks = []
         for line in lines:
             covered = sum(map(line.covers, left))
@@ -87,18 +97,22 @@ class RunTemplate:
         return lines[number]
 
     def missing(self, half: int, company: Company, step: int) -> str | None:
-        """Name of the entry that a step would be, if it should be one: there is none half as near as one may be."""
-        if not self._writes:
+        """Name of the entry that a step would be, if it should be one: none is near, and there is room."""
+        apart = self._apart
+        if apart is None or not self._writer.has_room(VALUE_BYTES * self._nbytes):
             return None
         names, timestep = (company.prompt, self._mask_name), self._timesteps[step]
         for track in self._tracks(half, company):
-            if (track.prompt, track.mask) == names and track.nearest(timestep, self._reach / 2) is not None:
+            if (track.prompt, track.mask) == names and track.nearest(timestep, apart) is not None:
                 return None
         beginning = "-".join((self._places[half].slot(company), *names))
         left = (float(each.rpartition("-")[2]) / PARTS for each in self._left if each.startswith(beginning))
-        if any(abs(each - timestep) <= self._reach / 2 for each in left):
+        if any(abs(each - timestep) <= apart for each in left):
             return None
-        return f"{beginning}-{round(PARTS * timestep)}"
+        name = f"{beginning}-{round(PARTS * timestep)}"
+        if company.controls:  # of which other servers know nothing
+            self._near.add(name)
+        return name
 
     def tell(self, hits: int, misses: int) -> None:
         """How often a half of a step went by an entry, and in how many steps one lacked it; once."""
@@ -111,11 +125,39 @@ class RunTemplate:
 
     def leave(self, name: str, values: Sequence[torch.Tensor]) -> None:
         """An entry."""
-        if self._writer.put(name, values, self._mask):
+        if self._writer.put(name, values, self._mask, name in self._near):
             self._left.add(name)
+
+    @property
+    def _nbytes(self) -> int:
+        """Of an entry, about."""
+        return sum(tokens * (width + SCALE_BYTES) for tokens, width in self._shapes)
+
+    def _spacing(self) -> float | None:
+        """How far apart the entries are that it leaves: half of how far they may be, all of it, or None for no room."""
+        room = self._writer.store.room // (len(self._places) * self._nbytes)
+        for apart in (self._reach / 2, self._reach):
+            needed, last = 0, math.inf
+            for timestep in self._timesteps:
+                if abs(last - timestep) > apart:
+                    needed, last = needed + 1, timestep
+            if needed <= room:
+                return apart
+        return None
+
+    def _covers(self, track: Track) -> bool:
+        """Whether all that a track's entries say nothing of lies within the run's mask."""
+        if track.mask not in self._covered:
+            mask = self._writer.store.mask(track) if len(self._covered) < MOST_MASKS else None
+            self._covered[track.mask] = (
+                mask is not None and mask.shape == self._mask.shape and self._tokens.covers(mask)
+            )
+        return self._covered[track.mask]
 
     def _tracks(self, half: int, company: Company) -> list[Track]:
         found = self._known.get((half, company))
         if found is None:
-            found = self._known[half, company] = self._writer.store.tracks(self._places[half].slot(company))
+            found = self._writer.store.tracks(self._places[half].slot(company))
+            found.sort(key=lambda track: (track.mask != self._mask_name, track.prompt != company.prompt))
+            self._known[half, company] = found
         return found

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ..backend.responses import as_request_error
-from ..common.errors import ControlNetDownError, RequestError
+from ..common.errors import ControlNetDownError, EntryLostError, RequestError
 from . import advancing
 from .placement import place
 from .unet_calls import unet_calls
@@ -51,7 +51,7 @@ class Stepping:
             Of the steps that have ended by now.
         """
         self._evaluator.begin_step()
-        inputs = {run: given for run in batch if (given := _guarded([run], run.model_input)) is not None}
+        inputs = {run: given for run in batch if (given := _guarded([run], partial(_input, run))) is not None}
         stay = sum(run.is_mask_aware for run in inputs)
         peers = self._peers.lent(sum(len(run.halves) for run in inputs if not run.is_mask_aware) - (not stay))
         own, *others = place(list(inputs), 1 + len(peers), self._evaluator.row_costs)
@@ -89,6 +89,13 @@ class Stepping:
         return sum(map(self._evaluator.row_costs.work, calls)), sum(call.control_work for call in calls)
 
 
+def _input(run: Denoising) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the UNet takes of a run; and what is to be left out, or kept, is looked up."""
+    for half in run.halves:
+        run.tokens(half)
+    return run.model_input()
+
+
 def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, predictions: Predictions) -> None:
     """Gives every run of a call its row."""
     for row, (run, half) in enumerate(call.rows):
@@ -97,6 +104,8 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
             run.failure = result
         elif isinstance(failure := result.failures.get(row), ControlNetDownError):
             run.put_off(failure)
+        elif isinstance(failure, EntryLostError):
+            run.look_again()  # when it takes the step again
         elif failure is not None:
             run.failure = failure
         else:

@@ -88,6 +88,10 @@ class TemplateLine:
             self._entry(step, wanted)
         self._entries = {each: entry for each, entry in self._entries.items() if each >= step - 1}
 
+    def lose(self, step: int) -> None:
+        """A step's entry could not be read."""
+        self._entries[step] = None
+
     def forget(self) -> None:
         """All it keeps."""
         self._correction, self._corrected = (), -1
@@ -108,7 +112,11 @@ class TemplateLine:
         self._correction, self._corrected = correction, step
 
     def at(self, step: int, number: int, out: torch.Tensor) -> None:
-        """A block's tokens [tokens, width] in a step, by its entry."""
+        """A block's tokens [tokens, width] in a step, by its entry.
+
+        Raises:
+            EntryLostError: If that could not be read.
+        """
         entry = self._entry(step)
         assert entry is not None, "a line says nothing of steps that it does not reach"
         entry.block(number).into(out)

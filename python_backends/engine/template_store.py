@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import re
 import shutil
+import time
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from ..networks.token_codes import CodesFile, write_codes
+from ..networks.token_codes import CodesFile, coded, write_codes
 from ..shared_memory.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
 
 if TYPE_CHECKING:
@@ -26,8 +31,21 @@ if TYPE_CHECKING:
     from ..lora.files.lora_set import LoraSet
     from ..request.completed import ControlNetUse
 
+logger = logging.getLogger(__name__)
+
 DIGITS, OF_A_NAME = 32, 16
 """Hexadecimal ones, of a slot's digest, and of a prompt's and a mask's."""
+
+NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}-([0-9a-f]{{{OF_A_NAME}}})-([0-9a-f]{{{OF_A_NAME}}})-([0-9]{{1,9}})")
+
+COARSE_NS = 100_000_000
+"""Changes of a directory that lie no further apart may look like one."""
+
+MASKS = 64
+"""That are remembered, of entries."""
+
+ENTRIES = 1
+"""Another number where entries mean something else, or blocks give something else than before."""
 
 PARTS = 100
 """Of a timestep that entries tell apart."""
@@ -106,13 +124,19 @@ class TemplateStore:
         """
         self._tiers = tiers
         self._seen = HostCache(tiers[0].directory / SEEN, seen_bytes, wait_s=0.0)
-        self._masks: dict[str, torch.Tensor] = {}
+        self._listings = [_Listing(tier.directory) for tier in reversed(tiers)]
+        self._masks: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @property
+    def room(self) -> int:
+        """Bytes of entries that stay, if no others come."""
+        return max(tier.max_bytes for tier in self._tiers)
 
     def see(self, template: str) -> bool:
         """Notes that a mask-aware request came with a picture; whether one had before."""
         if self.was_seen(template):
             return True
-        with suppress(HostCacheFullError), self._seen.reserve(len(PAGE)) as reservation:
+        with suppress(HostCacheFullError, OSError), self._seen.reserve(len(PAGE)) as reservation:
             reservation.path.write_bytes(PAGE)
             reservation.publish(template)
         return False
@@ -130,7 +154,7 @@ class TemplateStore:
         if not self.is_near(path) and self._tiers[0].find(path.stem) is None:
             nearest = self._tiers[0]
             with (
-                suppress(HostCacheFullError, EvictedError),
+                suppress(HostCacheFullError, EvictedError, OSError),
                 Lease(path),
                 nearest.reserve(path.stat().st_size) as reservation,
             ):
@@ -140,53 +164,100 @@ class TemplateStore:
     def tracks(self, slot: str) -> list[Track]:
         """What there is at a slot."""
         found: dict[tuple[str, str], Track] = {}
-        for tier in reversed(self._tiers):
-            for path in tier.directory.glob(f"{slot}-*.safetensors"):
-                _, prompt, mask, timestep = path.stem.split("-")
-                track = found.setdefault((prompt, mask), Track(prompt, mask))
-                track.files[int(timestep) / PARTS] = path
+        for listing in self._listings:  # of the slowest tier first
+            for path, prompt, mask, timestep in listing.of(slot):
+                found.setdefault((prompt, mask), Track(prompt, mask)).files[timestep] = path
         return list(found.values())
 
     def mask(self, track: Track) -> torch.Tensor | None:
         """[h, w]: where a track's entries are of something else than the template; None if they have gone."""
-        if track.mask not in self._masks:
-            entries = (self.open(path) for path in track.files.values())
-            entry = next((entry for entry in entries if entry is not None), None)
-            if entry is None:
+        mask = self._masks.pop(track.mask, None)
+        if mask is None:
+            while track.files and mask is None:
+                timestep, path = next(iter(track.files.items()))
+                if (entry := self.open(path)) is None:
+                    del track.files[timestep]
+                else:
+                    mask = entry.mask
+            if mask is None:
                 return None
-            self._masks[track.mask] = entry.mask()
-        return self._masks[track.mask]
+        self._masks[track.mask] = mask
+        while len(self._masks) > MASKS:
+            self._masks.popitem(last=False)
+        return mask
 
     @staticmethod
     def open(path: Path) -> CodesFile | None:
-        """An entry, which counts as just used; None if it has gone, or is none."""
+        """An entry, which counts as just used; None if it has gone, or is none, and then goes."""
         try:
             with Lease(path):
                 return CodesFile(path)
-        except (EvictedError, OSError, ValueError):
+        except (EvictedError, OSError):
+            return None
+        except ValueError:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
 
-    def write(self, name: str, values: Sequence[torch.Tensor], mask: torch.Tensor) -> int:
+    def write(self, name: str, values: Sequence[torch.Tensor], mask: torch.Tensor, near: bool = False) -> int | None:
         """Keeps an entry, where there is none of its name and room for it.
 
         Args:
             name: Of a track, and a timestep.
             values: By block, [tokens, width].
             mask: [h, w]: where they are of something else than the template.
+            near: Whether it is for the fastest tier alone.
 
         Returns:
-            Bytes written.
+            Bytes written; None if it was there.
         """
-        written, source = 0, None
-        for tier in self._tiers:
-            if (there := tier.find(name)) is not None:
-                source = source or there
+        tiers = self._tiers[:1] if near else self._tiers
+        lacking = [tier for tier in tiers if tier.find(name) is None]
+        if not lacking:
+            return None
+        written, tensors = 0, coded(values, mask)
+        for tier in lacking:
+            try:
+                with tier.reserve(sum(each.nbytes for each in tensors.values())) as reservation:
+                    write_codes(name, tensors, reservation.path)
+                    if tier is not self._tiers[0]:
+                        _sync(reservation.path)
+                    written += reservation.path.stat().st_size
+                    reservation.publish(name)
+            except HostCacheFullError:
                 continue
-            with suppress(HostCacheFullError), tier.reserve(sum(each.numel() for each in values)) as reservation:
-                if source is None:
-                    write_codes(values, mask, reservation.path)
-                else:
-                    shutil.copyfile(source, reservation.path)
-                written += reservation.path.stat().st_size
-                source = reservation.publish(name)
+            except OSError as error:
+                logger.warning("an entry of a picture is not kept in %s: %s", tier.directory, error)
         return written
+
+
+def _sync(path: Path) -> None:
+    """What is written is there after a crash too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Listing:
+    """The entries of a directory, looked at again when it has changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._changed = directory, -1
+        self._slots: dict[str, list[tuple[Path, str, str, float]]] = {}
+
+    def of(self, slot: str) -> list[tuple[Path, str, str, float]]:
+        """Path, prompt, mask and timestep of each."""
+        try:
+            changed = self._directory.stat().st_mtime_ns
+        except OSError:
+            return []
+        if changed != self._changed:
+            self._changed = changed if time.time_ns() - changed > COARSE_NS else -1
+            self._slots = {}
+            for path in self._directory.glob("*.safetensors"):
+                if (name := NAME.fullmatch(path.stem)) is not None:
+                    prompt, mask, timestep = name.groups()
+                    self._slots.setdefault(path.stem[:DIGITS], []).append((path, prompt, mask, int(timestep) / PARTS))
+        return self._slots.get(slot, [])

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.errors import EntryLostError
 from ..networks.token_stacks import MaskedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ..common.errors import RequestError
     from ..networks.token_stacks import TokenStacks, Values
     from .load_plans import LoadPlans
     from .token_rows import TokenRow
@@ -21,15 +23,17 @@ if TYPE_CHECKING:
 @contextmanager
 def token_call(
     stacks: TokenStacks, rows: Sequence[TokenRow | None], plans: LoadPlans | None = None
-) -> Iterator[set[int]]:
-    """While a call is made. Gives a set for the numbers of rows that failed, of which nothing is kept.
+) -> Iterator[dict[int, RequestError]]:
+    """While a call is made. Gives a place for what rows failed of, by their numbers; of these nothing is kept.
+
+    Rows of which something known could not be read fail of `EntryLostError`, and do not the next time.
 
     Args:
         stacks: Of the UNet that is called.
         rows: Of the call, None for those of other runs; first those that compute all tokens, then as many masked ones.
         plans: What of the next step's entries is to come; None for all.
     """
-    failed: set[int] = set()
+    failures: dict[int, RequestError] = {}
     blocks = None if plans is None else plans.wanted([row for row in rows if row is not None])
     for row in filter(None, rows):
         row.look_ahead(blocks)
@@ -37,16 +41,16 @@ def token_call(
     parts, begin = [], 0
     for _, alike in groupby(rows, key=_sizes):
         members = tuple(alike)
-        parts.append(_part(slice(begin, begin := begin + len(members)), members))
+        parts.append(_part(slice(begin, begin := begin + len(members)), members, failures))
     rows_kept = [number for number, _ in kept]
     recorded: AbstractContextManager[Values] = stacks.recorded(rows_kept) if kept else nullcontext([])
     with recorded as values, stacks.masked(parts):
-        yield failed
+        yield failures
     for place, (number, row) in enumerate(kept):
-        if number not in failed:
+        if number not in failures:
             row.keep([each[place] for each in values])
-    for masked in rows:
-        if masked is not None and masked.mask is not None:
+    for number, masked in enumerate(rows):
+        if masked is not None and masked.mask is not None and number not in failures:
             masked.run.note_masked(masked)
 
 
@@ -54,15 +58,19 @@ def _sizes(row: TokenRow | None) -> tuple[int, ...]:
     return () if row is None else row.sizes
 
 
-def _part(place: slice, rows: Sequence[TokenRow | None]) -> MaskedRows:
+def _part(place: slice, rows: Sequence[TokenRow | None], failures: dict[int, RequestError]) -> MaskedRows:
     """Rows that agree in their sizes."""
     masked = [(row, row.mask) for row in rows if row is not None and row.mask is not None]
     if not masked:
         return MaskedRows(place)
 
     def known(number: int, empty: torch.Tensor) -> torch.Tensor:
-        for (row, _), out in zip(masked, empty, strict=True):
-            row.known(number, out)
+        for at, (row, _), out in zip(range(place.start, place.stop), masked, empty, strict=True):
+            try:
+                if at not in failures:
+                    row.known(number, out)
+            except EntryLostError as error:
+                failures[at] = error
         return empty
 
     sides = masked[0][1].places

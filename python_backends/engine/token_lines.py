@@ -69,7 +69,14 @@ class Line(Protocol):
         """
 
     def at(self, step: int, number: int, out: torch.Tensor) -> None:
-        """A block's tokens [tokens, width] in a step that it reaches."""
+        """A block's tokens [tokens, width] in a step that it reaches.
+
+        Raises:
+            EntryLostError: If that could not be read.
+        """
+
+    def lose(self, step: int) -> None:
+        """Says nothing of a step from now on."""
 
     def forget(self) -> None:
         """All it keeps."""
@@ -105,6 +112,9 @@ class TokenLine:
 
     def look_ahead(self, _step: int, _wanted: Collection[int] | None = None) -> None:
         """Changes nothing."""
+
+    def lose(self, _step: int) -> None:
+        """Loses nothing."""
 
     def forget(self) -> None:
         """All it knows."""

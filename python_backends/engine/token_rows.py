@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ..common.errors import EntryLostError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -79,6 +81,14 @@ class TokenRow:
             self.line.look_ahead(self.step + 1, None if self.run.is_exact(self.step + 1, self.line.source) else wanted)
 
     def known(self, number: int, out: torch.Tensor) -> None:
-        """What a block gives for all tokens [tokens, width], as far as it is known."""
+        """What a block gives for all tokens [tokens, width], as far as it is known.
+
+        Raises:
+            EntryLostError: If that could not be read; it is not known from then on.
+        """
         assert self.line is not None, "rows without a line are not masked"
-        self.line.at(self.step, number, out)
+        try:
+            self.line.at(self.step, number, out)
+        except EntryLostError:
+            self.line.lose(self.step)
+            raise

@@ -124,9 +124,11 @@ class TokenRun:
 
     def note_masked(self, row: TokenRow) -> None:
         """A half of a step computed masked tokens alone."""
-        self._masked.add(row.step)
-        self._cached.append(len(self._levels) - len(row.lacks))
         assert row.line is not None
+        if not (cached := len(self._levels) - len(row.lacks)):  # all was computed sooner
+            return
+        self._masked.add(row.step)
+        self._cached.append(cached)
         self._sources.add(row.line.source)
         self._hits += row.line.source == "template"
 
@@ -134,21 +136,21 @@ class TokenRun:
         """What a row's blocks gave."""
         if self._why_exact is not None:  # since a row of the same call
             return
-        if row.name is not None and self._template is not None:
-            self._template.leave(row.name, values)
         line = row.line
-        if line is None:
-            return
-        if not self._taken[row.half]:
+        if line is not None and not self._taken[row.half]:
             nbytes = line.sets * sum(each.nbytes for each in values)
             if not self._memory.take(nbytes):
                 self.close()
                 self._why_exact = "the shard has no room for its tokens"
-                return
-            self._taken[row.half] = nbytes
-        line.keep(row.step, values, self._unmasked(values))
-        if line.error is not None:
-            self._errors.append(line.error)
+                line = None
+            else:
+                self._taken[row.half] = nbytes
+        if line is not None:
+            line.keep(row.step, values, self._unmasked(values))
+            if line.error is not None:
+                self._errors.append(line.error)
+        if row.name is not None and self._template is not None:
+            self._template.leave(row.name, values)
 
     def close(self) -> None:
         """It has ended."""
@@ -177,7 +179,7 @@ class TokenRun:
             "mode": "tokens",
             "source": "own" if template is None else "template",
             "mask": round(self._mask.area, 4),
-            "tokens": [round(len(places) / (h * w), 4) for (h, w), places in self._mask.places.items()],
+            "tokens": [round(len(self._mask.places[h, w]) / (h * w), 4) for h, w in self._mask.sides],
             "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
             "blocks_cached": {"mean": round(mean(self._cached), 1), "of": len(self._levels)},
             **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
@@ -188,9 +190,9 @@ class TokenRun:
         """By block, [tokens, 1]: 1 outside the mask, else 0."""
         if not self._outside:
             levels = []
-            for (height, width), places in self._mask.places.items():
+            for height, width in self._mask.sides:
                 outside = values[0].new_ones(height * width, 1)
-                outside[places] = 0
+                outside[self._mask.places[height, width]] = 0
                 levels.append(outside)
             self._outside = levels
         return [self._outside[level] for level in self._levels]

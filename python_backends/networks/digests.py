@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from pathlib import Path
 
-SAMPLES = 64
-"""Values of each parameter: training, or merging a LoRA, changes all values of what it changes."""
+    from diffusers import ModelMixin
+
+SAMPLES = 1024
+"""Values of each parameter: training, or merging a LoRA, changes nearly all values of what it changes."""
 
 
 def tensors_digest(*tensors: torch.Tensor) -> str:
@@ -19,17 +22,27 @@ def tensors_digest(*tensors: torch.Tensor) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 @torch.no_grad()
-def weights_digest(network: Module) -> str:
-    """SHA-256 of names, types and shapes of all parameters, and of values spread over each, as hexadecimal digits."""
-    found = hashlib.sha256()
+def weights_digest(network: ModelMixin) -> str:
+    """SHA-256 of a network's settings, and of its parameters: names, types, shapes, and values from all over each."""
+    settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, parameter in network.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // SAMPLES)].float().cpu()
-        found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)} ".encode())
-        found.update(some.numpy().tobytes())
+        flat, places = parameter.detach().reshape(-1), torch.Generator().manual_seed(0)
+        if flat.numel() > SAMPLES:
+            flat = flat[torch.randint(flat.numel(), (SAMPLES,), generator=places).to(flat.device)]
+        found.update(f"{name} {tensors_digest(flat)} {tuple(parameter.shape)} ".encode())
+    return found.hexdigest()
+
+
+def files_digest(directory: Path) -> str:
+    """SHA-256 of the files of a directory and of their names, as hexadecimal digits."""
+    found = hashlib.sha256()
+    for path in sorted(each for each in directory.iterdir() if each.is_file()):
+        with path.open("rb") as file:
+            found.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
     return found.hexdigest()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGEST, SCALE_BYTES = 127, 4
-MASK = "mask"
+MASK, NAME = "mask", "name"
 
 
 class Codes(NamedTuple):
@@ -43,48 +43,56 @@ class Codes(NamedTuple):
         """The same there."""
         return Codes(self.values.to(device, non_blocking=True), self.scales.to(device, non_blocking=True))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether its tokens are."""
+        return bool(self.scales.isfinite().all())
+
     def into(self, out: torch.Tensor) -> None:
         """The tokens."""
         torch.mul(self.values, self.scales, out=out)
 
 
-def write_codes(values: Sequence[torch.Tensor], mask: torch.Tensor, path: Path) -> None:
-    """Writes what the blocks of a row gave.
+def coded(values: Sequence[torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the blocks of a row gave, as `write_codes` takes it: on the CPU.
 
     Args:
         values: By block, [tokens, width].
         mask: [h, w]: where they are of something else than the template.
-        path: The file.
     """
     tensors = {MASK: (mask > 0).to("cpu", torch.uint8)}
     for number, each in enumerate(values):
         codes = Codes.of(each)
         tensors[f"{number}.values"], tensors[f"{number}.scales"] = codes.values.cpu(), codes.scales.cpu()
-    save_file(tensors, path)
+    return tensors
+
+
+def write_codes(name: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes what `coded` gave, under whose name alone it is an entry."""
+    save_file(tensors, path, {NAME: name})
 
 
 class CodesFile:
-    """What `write_codes` wrote, mapped: it may be removed meanwhile, but not changed."""
+    """What `write_codes` wrote, mapped: it may be removed meanwhile, but not changed.
+
+    Attributes:
+        mask: [h, w] uint8: where it is of something else than the template.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens it.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is none, or the one of another name.
             OSError: If it cannot be read.
         """
         try:
             self._file = safe_open(path, "pt")
         except SafetensorError as error:
             raise ValueError(f"{path.name} cannot be read: {error}") from None
-
-    def mask(self) -> torch.Tensor:
-        """[h, w] uint8.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        return self._read(MASK, torch.uint8, None)
+        if (self._file.metadata() or {}).get(NAME) != path.stem:
+            raise ValueError(f"{path.name} is something else")
+        self.mask = self._read(MASK, torch.uint8, None).clone()  # which maps nothing
 
     def block(self, number: int, tokens: int, width: int) -> Codes:
         """Those of a block.

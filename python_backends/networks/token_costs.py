@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
     import torch
     from diffusers import UNet2DConditionModel
+
+KEPT = 1024
+"""Rows that are remembered, by sizes of latents and masks."""
 
 PROMPT_TOKENS = 77
 """Of a prompt that is not longer than CLIP's text encoders take at a time."""
@@ -37,6 +41,9 @@ class Features:
     cached: float = 0.0
     modules: float = 0.0
 
+    def __mul__(self, rows: int) -> Features:
+        return Features(*(rows * each for each in astuple(self)))
+
     def __add__(self, other: Features) -> Features:
         return Features(
             self.cells + other.cells,
@@ -52,6 +59,7 @@ class TokenCosts:
 
     Attributes:
         convolutions: Multiply-adds for each latent cell.
+        row: Counts one row; see `_row`. What was counted is remembered.
     """
 
     def __init__(self, unet: UNet2DConditionModel, value_bytes: float | None = None) -> None:
@@ -61,6 +69,7 @@ class TokenCosts:
             unet: Of SD 1.5's or SDXL's kind.
             value_bytes: Of each value that is kept; None for the UNet's own type.
         """
+        self.row = lru_cache(KEPT)(self._row)
         self._value_bytes = float(unet.dtype.itemsize if value_bytes is None else value_bytes)
         self._stacks: list[_Stack] = []
         self.convolutions, before = 0.0, 0.0
@@ -72,7 +81,9 @@ class TokenCosts:
                 weights = sum(each.numel() for each in part.parameters() if each.ndim == 4) / 4**level
                 before, self.convolutions = before + weights, self.convolutions + weights
 
-    def row(self, height: int, width: int, sizes: Sequence[int] | None = None, prompt: int = PROMPT_TOKENS) -> Features:
+    def _row(
+        self, height: int, width: int, sizes: tuple[int, ...] | None = None, prompt: int = PROMPT_TOKENS
+    ) -> Features:
         """Of one row.
 
         Args:

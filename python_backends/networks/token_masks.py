@@ -22,16 +22,18 @@ class TokenMask:
 
     Attributes:
         area: Share of the latent cells that are masked.
-        places: Height and width of a level → the places of its tokens in row-major order, int64 [M], ascending.
+        sides: Height and width of every level, finest first; of several that have one token they are the same.
+        places: Height and width → the places of its tokens in row-major order, int64 [M], ascending.
     """
 
     area: float
+    sides: tuple[Side, ...]
     places: Mapping[Side, torch.Tensor]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Tokens by level, finest first: masks that agree in these share calls."""
-        return tuple(len(places) for places in self.places.values())
+        """Tokens by level, finest first."""
+        return tuple(len(self.places[side]) for side in self.sides)
 
     @property
     def is_full(self) -> bool:
@@ -44,7 +46,7 @@ class TokenMask:
 
     def covers(self, mask: torch.Tensor) -> bool:
         """Whether no token of another mask [h, w] is left out, on any level."""
-        for inside in _pooled(mask, len(self.places)):
+        for inside in _pooled(mask, len(self.sides)):
             left = inside.flatten() > 0
             left[self.places[inside.shape[-2], inside.shape[-1]]] = False
             if left.any():
@@ -67,8 +69,9 @@ def token_mask(mask: torch.Tensor, levels: int) -> TokenMask:
     """
     if not (mask > 0).any():
         raise ValueError("nothing is masked")
-    places = {(inside.shape[-2], inside.shape[-1]): _padded(inside) for inside in _pooled(mask, levels)}
-    return TokenMask(float((mask > 0).float().mean()), places)
+    inside = [(each, (each.shape[-2], each.shape[-1])) for each in _pooled(mask, levels)]
+    sides, places = tuple(side for _, side in inside), {side: _padded(each) for each, side in inside}
+    return TokenMask(float((mask > 0).float().mean()), sides, places)
 
 
 def sizes_of(parts: Sequence[int], height: int, width: int) -> tuple[int, ...]:

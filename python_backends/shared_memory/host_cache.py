@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from ..common.processes import is_alive
+from ..common.processes import is_alive, namespace
 from ..common.sentences import mib
 from .host_directory import host_cache_directory
 from .leased_files import EvictedError, Lease, LeasedFiles
@@ -114,7 +114,7 @@ class HostCache:
         self._remove_abandoned()
         with self._files.mutex:
             self._count += 1
-            name = f"{os.getpid()}-{threading.get_native_id()}-{self._count}{PARTIAL_SUFFIX}"
+            name = f"{os.getpid()}-{threading.get_native_id()}-{self._count}-{namespace()}{PARTIAL_SUFFIX}"
         partial = self.directory / name
         try:
             self._claim(partial, expected_bytes)
@@ -178,18 +178,20 @@ class HostCache:
         """Removes what writers that were killed left half written."""
         for path in self.directory.glob(f"*{PARTIAL_SUFFIX}"):
             pid = path.name.partition("-")[0]
-            if not (pid.isdecimal() and is_alive(int(pid))):
+            is_written = pid.isdecimal() and is_alive(int(pid))
+            if not is_written if path.stem.endswith(f"-{namespace()}") else _is_left(path):
                 path.unlink(missing_ok=True)
         for path in self.directory.glob(TEMPORARY):
-            if time.time() - _modified(path) > ABANDONED_AFTER_S:
+            if _is_left(path):
                 path.unlink(missing_ok=True)
 
 
-def _modified(path: Path) -> float:
+def _is_left(path: Path) -> bool:
+    """Whether nobody has written to a file for so long that nobody will."""
     try:
-        return path.stat().st_mtime
+        return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
     except FileNotFoundError:
-        return time.time()
+        return False
 
 
 def _size(path: Path) -> int:

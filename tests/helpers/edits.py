@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from swiftdiffusion.python_backends.common.errors import EntryLostError
 from swiftdiffusion.python_backends.engine.new_token_runs import TokenRuns, Transformers
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.starts import Start
@@ -74,6 +75,7 @@ class LocalEdits:
     templates: TemplateStore | None = None
 
     def __post_init__(self) -> None:
+        self.lost = 0
         self.unet = UNet(self.checkpoint, CPU, torch.float32)
         assert self.unet.stacks is not None
         self.make_token_runs()
@@ -145,11 +147,16 @@ class LocalEdits:
 
     @torch.no_grad()
     def step(self, run: Denoising) -> None:
-        """One step of a run, as a shard takes it."""
+        """One step of a run, as a shard takes it: again where something known could not be read."""
         predictions = {}
         for call in unet_calls([(run, half) for half in run.halves], {run: run.model_input()}):
-            with token_call(self.unet.stacks, call.tokens) if call.tokens else nullcontext():
+            with token_call(self.unet.stacks, call.tokens) if call.tokens else nullcontext({}) as failures:
                 rows = self.unet.decode(self.unet.encode(call.tensors, as_modules=bool(call.tokens)))
+            if failures:
+                assert all(isinstance(each, EntryLostError) for each in failures.values())
+                self.lost += 1
+                run.look_again()
+                return
             predictions |= {half: row for (_, half), row in zip(call.rows, rows.split(1), strict=True)}
         run.advance(predictions)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from swiftdiffusion.python_backends.common.errors import EntryLostError
 from swiftdiffusion.python_backends.engine.entry_loads import EntryLoads
 from swiftdiffusion.python_backends.engine.template_lines import TemplateLine
 from swiftdiffusion.python_backends.engine.template_store import TemplateStore, Track
@@ -96,7 +97,7 @@ def test_from_disk_it_comes_in_order_and_is_brought_near(store: TemplateStore) -
 def test_what_is_not_wanted_does_not_come(store: TemplateStore) -> None:
     name, _ = written(store, 500)
     entry = EntryLoads(store, CPU, 2**20, slowly).begin(of_disk(store, name), SHAPES, wanted=[2])
-    assert entry is not None and entry.numbers == {2} and 0 not in entry
+    assert entry is not None and entry.numbers == {2}
     assert tuple(entry.block(2).values.shape) == SHAPES[2]
 
 
@@ -115,8 +116,33 @@ def test_a_read_that_fails_is_told_where_it_is_waited_for(store: TemplateStore) 
     name, _ = written(store, 500)
     entry = EntryLoads(store, CPU, 2**20, broken).begin(of_disk(store, name), SHAPES)
     assert entry is not None
-    with pytest.raises(OSError, match="the disk is broken"):
+    with pytest.raises(EntryLostError, match="the disk is broken"):
         entry.block(1)
+    assert entry.is_lost
+
+
+def test_what_cannot_be_right_is_lost(store: TemplateStore) -> None:
+    def spoilt(codes: Codes) -> Codes:
+        return Codes(codes.values, torch.full_like(codes.scales, torch.nan))
+
+    (name, _), near = written(store, 500), list[Path]()
+    entry = EntryLoads(store, CPU, 2**20, spoilt, near.append).begin(of_disk(store, name), SHAPES)
+    assert entry is not None
+    with pytest.raises(EntryLostError, match=r"block 0 of .* is not finite"):
+        entry.block(0)
+    with pytest.raises(EntryLostError):
+        entry.block(2)
+    assert near == []
+
+
+def test_another_entry_under_its_name_is_none_and_goes(store: TemplateStore) -> None:
+    (first, _), (second, _) = written(store, 500), written(store, 400, 1)
+    memory = store._tiers[0]
+    paths = [memory.find(name) for name in (first, second)]
+    assert paths[0] is not None and paths[1] is not None
+    paths[0].unlink()
+    paths[1].rename(paths[0])
+    assert store.open(paths[0]) is None and not paths[0].exists()
 
 
 def test_what_steps_wait_is_told(store: TemplateStore) -> None:

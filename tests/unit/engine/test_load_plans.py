@@ -51,7 +51,7 @@ class Plans:
         mask = torch.zeros(SIDE, SIDE)
         mask[:12, :12] = 1
         self.mask = token_mask(mask, 1 + max(self.stacks.levels))
-        sides = list(self.mask.places)
+        sides = self.mask.sides
         tokens = [sides[level][0] * sides[level][1] for level in self.stacks.levels]
         self.blocks = tuple(each * (width + 4) for each, width in zip(tokens, self.stacks.widths, strict=True))
 

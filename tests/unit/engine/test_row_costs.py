@@ -83,6 +83,16 @@ def test_a_call_is_the_sum_of_its_rows(tokens: TokenCosts) -> None:
     assert costs.features(latents, [None, cast(Any, row)]) == replace(together, modules=1.0)
 
 
+def test_calls_of_few_kinds_turn_nothing_upside_down(tokens: TokenCosts) -> None:
+    costs, row = RowCosts(tokens), masked()
+    for _ in range(60):  # that of fewer rows sets up, each time
+        costs.note(costs.features(torch.zeros(2, 4, SIDE, SIDE)), 0.035)
+        costs.note(costs.features(torch.zeros(8, 4, SIDE, SIDE)), 0.020)
+    assert 0 < costs(run(row), 0) <= costs(run(None), 0)
+    asked = Work(2, (8 * SIDE) ** 2, 20, masked=(2, 4, 6), masked_steps=15)
+    assert 0 < costs.weighed(asked).share < 10
+
+
 def trained(tokens: TokenCosts) -> RowCosts:
     """Of a shard whose calls take a second a row, .4 of a masked one, and half a second more as modules."""
     costs, row, latents = RowCosts(tokens, 8), cast(Any, masked()), torch.zeros(2, 4, SIDE, SIDE)

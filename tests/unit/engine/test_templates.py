@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import checkpoints
 from edits import LocalEdits, box, picture
+from swiftdiffusion.python_backends.engine.guidance import CONDITIONAL
 from swiftdiffusion.python_backends.engine.run import Denoising
 from swiftdiffusion.python_backends.engine.template_store import Company, Place, TemplateStore
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.token_codes import Codes
 from swiftdiffusion.python_backends.request.completed import ControlNetUse
 from swiftdiffusion.python_backends.shared_memory.host_cache import HostCache
 
@@ -78,7 +82,9 @@ def shards(edits: LocalEdits, tmp_path: Path) -> Iterator[Callable[..., Shard]]:
         return made[-1]
 
     yield make
-    assert all(shard.edits.token_runs.memory.free == shard.edits.token_bytes for shard in made)
+    for shard in made:
+        runs, room = shard.edits.token_runs, shard.edits.token_bytes
+        assert runs.memory.free == room // 2 and runs.writer is not None and runs.writer.has_room(room // 4)
 
 
 @pytest.fixture
@@ -212,6 +218,64 @@ def test_files_of_others_are_no_entries(shard: Shard) -> None:
         entry.write_bytes(b"not tensors")
     _, report = shard.edit(MASK_AWARE="fast")
     assert report is not None and report["source"] == "own"
+    _, report = shard.edit(MASK_AWARE="fast")
+    assert report is not None and report["source"] == "template", "what was none has gone, and entries came instead"
+
+
+def test_files_with_other_names_or_without_a_mask_are_no_entries(shard: Shard) -> None:
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    for entry in shard.entries():
+        entry.rename(entry.with_name(f"{entry.stem} (copy).safetensors"))
+        save_file({"0.values": torch.zeros(1, 1)}, entry, {"name": entry.stem})
+    _, report = shard.edit(MASK_AWARE="fast")
+    assert report is not None and report["source"] == "own"
+
+
+def test_an_entry_that_cannot_be_read_is_a_miss_and_the_step_is_taken_again(
+    shards: Callable[..., Shard], tmp_path: Path, exact: torch.Tensor
+) -> None:
+    shard = shards(2**28, 2**28)
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    for entry in (tmp_path / "0").glob("*.safetensors"):
+        entry.unlink()
+
+    def broken(_codes: Codes) -> Codes:
+        raise OSError("the disk is broken")
+
+    shard.edits.token_runs.loads._read = broken
+    lost = shard.edits.lost
+    latents, report = shard.edit(MASK_AWARE='{"source": "template", "exact_steps": []}')
+    assert shard.edits.lost == lost + STEPS and torch.equal(latents, exact)
+    assert report is not None and report["mode"] == "exact"
+
+
+@pytest.mark.parametrize(("share", "left"), [(1.5, 2 * STEPS), (0.75, STEPS), (0.3, 0)])
+def test_as_many_entries_are_left_as_there_is_room_for(shards: Callable[..., Shard], share: float, left: int) -> None:
+    all_of_it = shards(2**28)
+    all_of_it.edit(MASK_AWARE="fast")
+    all_of_it.edit()
+    sizes = [entry.stat().st_size for entry in all_of_it.entries()]
+    shard = shards(int(share * sum(sizes)))
+    for entry in shard.entries():
+        entry.unlink()
+    shard.edit(MASK_AWARE="fast")
+    for _ in range(3):
+        shard.edit()
+        assert len(shard.entries()) == left
+
+
+def test_masks_that_are_remembered_map_nothing(shard: Shard) -> None:
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    _, report = shard.edit(MASK_AWARE="fast")
+    assert report is not None and report["source"] == "template"
+    for entry in shard.entries():
+        entry.unlink()
+    gc.collect()
+    directory = shard.store._tiers[0].directory
+    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if str(directory) in line]
 
 
 def test_memory_is_bounded_over_a_hundred_pictures(shards: Callable[..., Shard]) -> None:
@@ -247,6 +311,23 @@ def test_what_there_is_no_room_for_is_dropped(shards: Callable[..., Shard], exac
     shard.edit(MASK_AWARE="fast")
     latents, _ = shard.edit()
     assert torch.equal(latents, exact) and shard.entries() == []
+
+
+def test_what_controlnets_gave_is_not_for_other_servers(shards: Callable[..., Shard], tmp_path: Path) -> None:
+    shard = shards(2**28, 2**28)
+    shard.edit(MASK_AWARE="fast")
+    run = shard.begin()
+    use = ControlNetUse("edges", ("0" * 64,), 1.0, 0.0, 1.0, guess_mode=False)
+    run.controls = lambda half: (use,)[: half == CONDITIONAL]  # type: ignore[method-assign]
+    shard.finish(run)
+    near, far = (len(list((tmp_path / tier).glob("*.safetensors"))) for tier in "01")
+    assert (near, far) == (2 * STEPS, STEPS)
+
+
+def test_what_is_there_is_not_written_again(shard: Shard) -> None:
+    name, values, mask = f"{'0' * 32}-{'1' * 16}-{'2' * 16}-500", [torch.ones(4, 4)], torch.zeros(2, 2)
+    assert shard.store.write(name, values, mask)
+    assert shard.store.write(name, values, mask) is None
 
 
 def test_what_is_on_disk_outlives_memory(shards: Callable[..., Shard], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import checkpoints
 from edits import LocalEdits, box, picture
+from swiftdiffusion.python_backends.common.errors import RequestError
 from swiftdiffusion.python_backends.engine.run import Denoising
 from swiftdiffusion.python_backends.engine.token_calls import token_call
 from swiftdiffusion.python_backends.engine.token_lines import TokenLine
@@ -158,9 +159,9 @@ def test_of_a_row_that_failed_nothing_is_kept(edits: LocalEdits, free: int) -> N
     run = begun(edits, MASK_AWARE="fast")
     (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
     assert edits.unet.stacks is not None and run.token_run is not None
-    with torch.no_grad(), token_call(edits.unet.stacks, call.tokens) as failed:
+    with torch.no_grad(), token_call(edits.unet.stacks, call.tokens) as failures:
         edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
-        failed.add(0)
+        failures[0] = RequestError("the ControlNet is gone")
     assert [bool(line and line.nbytes) for line in run.token_run.lines] == [False, True]
     finished(edits, run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processes import other_process
+from swiftdiffusion.python_backends.common.processes import namespace
 from swiftdiffusion.python_backends.shared_memory.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
 
 
@@ -29,6 +31,7 @@ def keys(cache: HostCache) -> set[str]:
 
 
 LEASE = """
+from swiftdiffusion.python_backends.common.processes import namespace
 from swiftdiffusion.python_backends.shared_memory.host_cache import Lease
 leases = [Lease(Path(p)) for p in sys.argv[1:]]
 """
@@ -244,3 +247,15 @@ def _move_to_end(used: dict[str, None], key: str) -> None:
     if key in used:
         del used[key]
         used[key] = None
+
+
+def test_what_another_container_writes_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    dead = 2**22 + 1  # no process has such an id
+    here, there = (tmp_path / f"{dead}-1-1-{where}.partial" for where in (namespace(), "another"))
+    for path in (here, there):
+        path.write_bytes(b"x")
+    HostCache(tmp_path, 100)
+    assert (here.exists(), there.exists()) == (False, True)
+    os.utime(there, times=(0, 0))
+    HostCache(tmp_path, 100)
+    assert not there.exists()
