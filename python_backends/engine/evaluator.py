@@ -16,19 +16,19 @@ from ..lora.patching.patcher import Patcher
 from ..networks.unet import SLOW_S, example
 from ..networks.unet_halves import residual_size
 from .load_plans import LoadPlans
+from .measured import Measured, call_seconds, now, time_of
 from .mixing import LoraCosts, Part, mixes, plan
 from .row_costs import RowCosts
 from .token_calls import token_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..common.errors import RequestError
     from ..controlnets.calls import ControlNetCalls
     from ..lora.files.lora_set import LoraSet
     from ..lora.patching.resident import ResidentLoras
     from ..networks.checkpoint import Checkpoint
-    from ..networks.token_costs import Features
     from ..networks.unet import UNet
     from .shard_metrics import ShardMetrics
     from .unet_calls import UNetCall
@@ -39,9 +39,6 @@ MEASURED_ROWS, MEASURED_RANK = 4, 16
 
 LOOK_AFTER = 2, 64
 """Least and most calls in a row that sets share before those apart are measured again."""
-
-_MEASURED_WEIGHTS = "measured"
-"""A prompt's second step and those after it are what most steps are like."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +94,9 @@ class Evaluator:
         if unet.token_costs is not None and unet.stacks is not None:
             self._load_plans = LoadPlans(unet.token_costs, self.row_costs.calls, unet.stacks.blocks)
         self._mixed, self._look_after = 0, LOOK_AFTER[0]
-        self._measuring: list[_Measured] = []
+        self._measuring: list[Measured] = []
         self._begun: float | torch.cuda.Event = 0.0
-        self._last_step: _Measured | None = None
+        self._last_step: Measured | None = None
         self._bytes = Counter(*TRANSFERRED)
         self._patch_seconds = Histogram(
             "swiftdiffusion_lora_patch_seconds", "Time to make another LoRA set resident, by shard"
@@ -118,10 +115,10 @@ class Evaluator:
         seconds: dict[int, float] = {}
         for rows in (MEASURED_ROWS // 2, MEASURED_ROWS):
             tensors = example(checkpoint, rows)
-            seconds[rows] = _seconds(self._unet, tensors)  # the first call of so many rows may set up
+            seconds[rows] = call_seconds(self._unet, tensors)  # the first call of so many rows may set up
             if seconds[rows] > SLOW_S:
                 return seconds
-            seconds[rows] = _seconds(self._unet, tensors)
+            seconds[rows] = call_seconds(self._unet, tensors)
             self._costs.plain.guess(tensors["LATENTS"][:, 0].numel(), seconds[rows])
             self.row_costs.note(self.row_costs.features(tensors["LATENTS"]), seconds[rows])
         if patches:
@@ -135,10 +132,10 @@ class Evaluator:
         nothing, work = zeros(patcher, MEASURED_RANK), tensors["LATENTS"][:, 0].numel()
         sets: list[LoraSet] = [((str(row // 2), 1.0),) for row in range(MEASURED_ROWS)]  # two rows a request
         beside.use(sets, lambda _: nothing)
-        _seconds(self._unet, tensors)  # the first call sets up
-        self._costs.note_beside(work, work * MEASURED_RANK, _seconds(self._unet, tensors))
+        call_seconds(self._unet, tensors)  # the first call sets up
+        self._costs.note_beside(work, work * MEASURED_RANK, call_seconds(self._unet, tensors))
         beside.use((), lambda _: nothing)
-        self._costs.note_swap(_time(lambda: patcher.apply([(nothing, 1.0)]), self._unet.on_gpu), kept=False)
+        self._costs.note_swap(time_of(lambda: patcher.apply([(nothing, 1.0)]), self._unet.on_gpu), kept=False)
         patcher.apply([])
 
     def __call__(self, call: UNetCall) -> Evaluated:
@@ -173,7 +170,7 @@ class Evaluator:
             self._costs.note_swap(time.perf_counter() - started, kept=not patch_ms)
         started = time.perf_counter()
         self._loras.use_beside(part.beside)
-        beside_ms, begun = 1000 * (time.perf_counter() - started), _now(self._unet.on_gpu)
+        beside_ms, begun = 1000 * (time.perf_counter() - started), now(self._unet.on_gpu)
         controls = self._controlnets.start(self._of_controlnets(call), call.controls)
         with self._tokens(call) as failures, controls as pending:
             encoded = self._unet.encode(call.tensors, (part.patched, part.beside), as_modules=bool(call.tokens))
@@ -194,7 +191,7 @@ class Evaluator:
             features = None
             if not ranks and (call.tokens or self.row_costs.is_wanted):
                 features = self.row_costs.features(call.tensors["LATENTS"], call.tokens)
-            self._measuring.append(_Measured(work, ranks, begun, _now(self._unet.on_gpu), features=features))
+            self._measuring.append(Measured(work, ranks, begun, now(self._unet.on_gpu), features=features))
         beside = [bool(each) for each in part.beside]
         took = [(beside_ms if is_beside else 0.0) + patch_ms for is_beside in beside]
         return Evaluated(prediction, took, beside, failures, pending.stale)
@@ -218,14 +215,14 @@ class Evaluator:
 
     def begin_step(self) -> None:
         """Before a step."""
-        self._begun = _now(self._unet.on_gpu)
+        self._begun = now(self._unet.on_gpu)
 
     def end_step(self, work: int, control_work: int) -> list[StepTook]:
         """After a step: those that have ended.
 
         A GPU always has a step to go on with: what is waited for here is the end of the one before.
         """
-        this = _Measured(work, 0, self._begun, _now(self._unet.on_gpu), control_work)
+        this = Measured(work, 0, self._begun, now(self._unet.on_gpu), control_work)
         last, self._last_step = self._last_step, this
         if not self._unet.on_gpu:
             last = self._last_step
@@ -245,45 +242,6 @@ class Evaluator:
                 self._costs.note_beside(measured.work, measured.ranks, seconds)
             elif measured.work:
                 self._costs.plain.note(measured.work, seconds)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """An evaluation or a step: work, ranks × cells beside the weights, begin and end, ControlNets' work, features."""
-
-    work: int
-    ranks: int
-    begin: float | torch.cuda.Event
-    end: float | torch.cuda.Event
-    control_work: int = 0
-    features: Features | None = None
-
-    def seconds(self) -> float | None:
-        """What it took; None while it has not ended."""
-        if isinstance(self.begin, torch.cuda.Event) and isinstance(self.end, torch.cuda.Event):
-            return self.begin.elapsed_time(self.end) / 1000 if self.end.query() else None
-        return float(self.end) - float(self.begin)  # type: ignore[arg-type]
-
-
-def _now(on_gpu: bool) -> float | torch.cuda.Event:
-    """This moment; on a GPU the one in which it gets here."""
-    if not on_gpu:
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds(unet: UNet, tensors: Mapping[str, torch.Tensor]) -> float:
-    return _time(lambda: unet(tensors, _MEASURED_WEIGHTS).cpu(), unet.on_gpu)
-
-
-def _time(do: Callable[[], object], on_gpu: bool) -> float:
-    """Seconds; on the CPU of this thread's time alone: while a server starts, others have the cores too."""
-    clock = time.perf_counter if on_gpu else time.thread_time
-    started = clock()
-    do()
-    return clock() - started
 
 
 def _merged(parts: Sequence[tuple[Sequence[int], Evaluated]]) -> Evaluated:

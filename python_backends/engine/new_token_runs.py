@@ -12,7 +12,8 @@ from ..networks.digests import tensors_digest
 from ..networks.token_masks import token_mask
 from .entry_loads import EntryLoads
 from .run_template import RunTemplate
-from .template_store import OF_A_NAME, Place
+from .template_listing import OF_A_NAME
+from .template_store import Place
 from .template_writer import TemplateWriter
 from .token_memory import TokenMemory
 from .token_runs import TokenRun

@@ -17,7 +17,8 @@ from .guidance import CONDITIONAL, UNCONDITIONAL, guidance_embedding, rescaled
 from .request_loras import RequestLoras
 from .run_report import RunReport
 from .schedulers import Sampler
-from .template_store import OF_A_NAME, Company
+from .template_listing import OF_A_NAME
+from .template_store import Company
 from .work import Work
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..networks.token_codes import SCALE_BYTES
 from .template_lines import TemplateLine
-from .template_store import PARTS
+from .template_listing import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -54,11 +54,6 @@ class TemplateLine:
         self._corrected = -1
         self._correction: Sequence[torch.Tensor] = ()
 
-    @property
-    def nbytes(self) -> int:
-        """What it holds."""
-        return sum(each.nbytes for each in self._correction)
-
     def covers(self, step: int) -> bool:
         """Whether the track has an entry for a step."""
         return self.track.nearest(self._timesteps[step], self._reach) is not None

@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..networks.token_codes import CodesFile, coded, write_codes
 from ..shared_memory.host_cache import EvictedError, HostCache, HostCacheFullError, Lease
+from .template_listing import DIGITS, Listing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,22 +32,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIGITS, OF_A_NAME = 32, 16
-"""Hexadecimal ones, of a slot's digest, and of a prompt's and a mask's."""
-
-NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}-([0-9a-f]{{{OF_A_NAME}}})-([0-9a-f]{{{OF_A_NAME}}})-([0-9]{{1,9}})")
-
-COARSE_NS = 100_000_000
-"""Changes of a directory that lie no further apart may look like one."""
-
 MASKS = 64
 """That are remembered, of entries."""
 
 ENTRIES = 1
 """Another number where entries mean something else, or blocks give something else than before."""
-
-PARTS = 100
-"""Of a timestep that entries tell apart."""
 
 SEEN, SEEN_BYTES, PAGE = "seen", 2**24, bytes(4096)
 """Pictures that were seen: a page for each, the least a file takes, and most bytes of all."""
@@ -124,7 +112,7 @@ class TemplateStore:
         """
         self._tiers = tiers
         self._seen = HostCache(tiers[0].directory / SEEN, seen_bytes, wait_s=0.0)
-        self._listings = [_Listing(tier.directory) for tier in reversed(tiers)]
+        self._listings = [Listing(tier.directory) for tier in reversed(tiers)]
         self._masks: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @property
@@ -238,26 +226,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class _Listing:
-    """The entries of a directory, looked at again when it has changed."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._changed = directory, -1
-        self._slots: dict[str, list[tuple[Path, str, str, float]]] = {}
-
-    def of(self, slot: str) -> list[tuple[Path, str, str, float]]:
-        """Path, prompt, mask and timestep of each."""
-        try:
-            changed = self._directory.stat().st_mtime_ns
-        except OSError:
-            return []
-        if changed != self._changed:
-            self._changed = changed if time.time_ns() - changed > COARSE_NS else -1
-            self._slots = {}
-            for path in self._directory.glob("*.safetensors"):
-                if (name := NAME.fullmatch(path.stem)) is not None:
-                    prompt, mask, timestep = name.groups()
-                    self._slots.setdefault(path.stem[:DIGITS], []).append((path, prompt, mask, int(timestep) / PARTS))
-        return self._slots.get(slot, [])

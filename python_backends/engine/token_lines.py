@@ -43,10 +43,6 @@ class Line(Protocol):
     sets: int
     error: torch.Tensor | None
 
-    @property
-    def nbytes(self) -> int:
-        """What it holds."""
-
     def reaches(self, step: int) -> bool:
         """Whether it says anything of a step."""
 
@@ -93,11 +89,6 @@ class TokenLine:
         self._step = -1
         self._last: Sequence[torch.Tensor] = ()
         self._slope: Sequence[torch.Tensor] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """What it holds."""
-        return sum(each.nbytes for each in (*self._last, *self._slope))
 
     def reaches(self, _step: int) -> bool:
         """Whether there is a line."""

@@ -162,7 +162,7 @@ def test_of_a_row_that_failed_nothing_is_kept(edits: LocalEdits, free: int) -> N
     with torch.no_grad(), token_call(edits.unet.stacks, call.tokens) as failures:
         edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
         failures[0] = RequestError("the ControlNet is gone")
-    assert [bool(line and line.nbytes) for line in run.token_run.lines] == [False, True]
+    assert [bool(taken) for taken in run.token_run._taken] == [False, True]
     finished(edits, run)
 
 
@@ -198,4 +198,4 @@ def test_a_line_goes_through_what_it_was_given() -> None:
     line.keep(5, [2 * second - first], where)
     assert line.error is not None and float(line.error) == pytest.approx(0, abs=1e-6)
     line.forget()
-    assert not line.reaches(6) and line.nbytes == 0
+    assert not line.reaches(6) and not line._last
