@@ -34,6 +34,9 @@ CONSTANT, BYTE = 0.1, 256.0
 UNMEASURED_S = 1e-12
 """Of a multiply-add, while nothing is known."""
 
+UNSOLVED = 8
+"""Calls that may be noted before coefficients are found anew; nobody waits for that in between."""
+
 LAST = 256
 """Calls that `fit` looks at."""
 
@@ -54,7 +57,7 @@ class CallCosts:
         self._usual = np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.0])  # coefficients, in seconds of a multiply-add
         self._squares, self._products = np.zeros((len(self._unit),) * 2), np.zeros(len(self._unit))
         self._calls, self._pace = 0.0, 0.0  # as far as they still weigh; the sum of their seconds of a multiply-add
-        self._coefficients = UNMEASURED_S * self._usual
+        self._coefficients, self._unsolved = UNMEASURED_S * self._usual, 0
         self._last: deque[tuple[float, float]] = deque(maxlen=LAST)
 
     def expected(self, features: Features) -> float:
@@ -63,7 +66,7 @@ class CallCosts:
         Args:
             features: All its rows together.
         """
-        return float(self._coefficients @ self._counted(features))
+        return float(self._solved() @ self._counted(features))
 
     def multiply_adds(self, features: Features) -> float:
         """Of a call, of all kinds."""
@@ -71,7 +74,9 @@ class CallCosts:
 
     def note(self, features: Features, seconds: float) -> None:
         """A call took so long."""
-        expected, multiply_adds = self.expected(features), self.multiply_adds(features)
+        known = self._coefficients if self._unsolved < min(UNSOLVED, self._calls) else self._solved()
+        counted, multiply_adds = self._counted(features), self.multiply_adds(features)
+        expected = float(known @ counted)
         if self._last:
             self._last.append((seconds, expected))
             seconds = min(seconds, OUTLIER * expected) if expected else seconds
@@ -82,12 +87,12 @@ class CallCosts:
         self._squares = FORGETS * self._squares + np.outer(shares, shares)
         self._products = FORGETS * self._products + pace * shares
         self._calls, self._pace = FORGETS * self._calls + 1, FORGETS * self._pace + pace
-        self._coefficients = self._solved()
+        self._unsolved += 1
 
     @property
     def coefficients(self) -> tuple[float, ...]:
         """c0 … c5, in seconds."""
-        return tuple(map(float, self._coefficients * self._unit))
+        return tuple(map(float, self._solved() * self._unit))
 
     @property
     def fit(self) -> float | None:
@@ -106,10 +111,10 @@ class CallCosts:
             masked: The same where masked ones are.
             bytes_per_second: Of loads.
         """
-        found: list[StackCost] = []
+        known, found = self._solved(), list[StackCost]()
         for every, own in zip(whole, masked, strict=True):
-            _, before, *parts = self._coefficients * self._counted(every)
-            _, _, *own_parts = self._coefficients * self._counted(own)
+            _, before, *parts = known * self._counted(every)
+            _, _, *own_parts = known * self._counted(own)
             constant = 0.0 if found else self.coefficients[0] + self.coefficients[-1]
             load = own.cached / bytes_per_second
             found.append(StackCost(load, float(sum(own_parts)), float(sum(parts)), float(before) + constant))
@@ -120,7 +125,9 @@ class CallCosts:
         return self._unit * (1.0, *astuple(features))
 
     def _solved(self) -> np.ndarray:
-        """The coefficients; those that would be below 0 are 0, the lowest first."""
+        """The coefficients, in seconds of a multiply-add; those that would be below 0 are 0, the lowest first."""
+        if not self._unsolved:
+            return self._coefficients
         squares = self._squares + PRIOR * np.eye(len(self._unit))
         products = self._products + PRIOR * self._pace / self._calls * self._usual
         free, found = np.full(len(products), True), np.full(len(products), -1.0)
@@ -128,6 +135,7 @@ class CallCosts:
             found = np.zeros(len(products))
             found[free] = np.linalg.solve(squares[np.ix_(free, free)], products[free])
             free[found.argmin()] &= found.min() >= 0
+        self._coefficients, self._unsolved = found, 0
         return found
 
 
