@@ -80,6 +80,7 @@ class TritonPythonModel(Model):
             timeout_s=float(parameters.get("lora_timeout_s", 300)),
         )
         scheduler_config = json.loads(parameters["scheduler_config"])
+        token_runs = _token_runs(settings, unet, compute, scheduler_config)
         self._new_runs = NewRuns(
             compute.checkpoint,
             scheduler_config,
@@ -88,7 +89,7 @@ class TritonPythonModel(Model):
             KeptMoments(),
             Pictures(),
             adapters,
-            _token_runs(settings, unet, compute, scheduler_config),
+            token_runs,
         )
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
@@ -109,6 +110,7 @@ class TritonPythonModel(Model):
             self.pulse,
             metrics,
             float(parameters["controlnet_timeout_s"]),
+            lambda work: evaluator.row_costs.weighed(work, token_runs.memory.free),
         )
 
     def respond(self, requests: list[Any]) -> list[Any]:
@@ -176,6 +178,7 @@ def _token_runs(
         f"{ENTRIES} {unet.digest} {vae} {train_timesteps} {schedule}",
         train_timesteps,
         parent_name(),
+        compute.dtype.itemsize,
     )
     host_bytes, disk_bytes = int(parameters["template_host_bytes"]), int(parameters["template_disk_bytes"])
     if not is_over_betas(scheduler_config):  # steps of other schedules cannot be told apart by their timesteps

@@ -82,8 +82,10 @@ class Admission:
         except ModelDownError:
             self._offered(self._pace_s * work.in_all)
             return request
-        self._pace_s = min(quoted.unhelped_s for quoted, _ in quotes) / len(self._shards.names) / work.in_all
-        self._offered(self._pace_s * work.in_all)
+        offered_s = min(quoted.unhelped_s for quoted, _ in quotes) / len(self._shards.names)
+        if not work.masked_steps or not self._pace_s:  # of these only shards know what they are worth
+            self._pace_s = offered_s / work.in_all
+        self._offered(offered_s)
         alone = min(quoted.alone_s for quoted, _ in quotes)
         limit, said = self._limit(request, now, others, alone)
         quotes.sort(key=lambda quote: SAFETY * quote[0].seconds > limit)  # who refuses would count it as a crowd

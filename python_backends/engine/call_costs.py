@@ -8,6 +8,7 @@ every multiply-add took the same time.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from dataclasses import astuple
 from typing import TYPE_CHECKING
@@ -34,6 +35,10 @@ CONSTANT, BYTE = 0.1, 256.0
 UNMEASURED_S = 1e-12
 """Of a multiply-add, while nothing is known."""
 
+LEAST = 1 / 8
+"""Of a call of one row. Where the constant is all but so much of it, coefficients tell nothing of rows, and
+multiply-adds are compared."""
+
 UNSOLVED = 8
 """Calls that may be noted before coefficients are found anew; nobody waits for that in between."""
 
@@ -45,7 +50,7 @@ FINENESS = 8
 
 
 class CallCosts:
-    """Seconds of one shard's calls."""
+    """Seconds of one shard's calls; any thread may ask and tell."""
 
     def __init__(self, convolutions: float) -> None:
         """Knows nothing.
@@ -59,6 +64,7 @@ class CallCosts:
         self._calls, self._pace = 0.0, 0.0  # as far as they still weigh; the sum of their seconds of a multiply-add
         self._coefficients, self._unsolved = UNMEASURED_S * self._usual, 0
         self._last: deque[tuple[float, float]] = deque(maxlen=LAST)
+        self._mutex = threading.RLock()
 
     def expected(self, features: Features) -> float:
         """Seconds of a call; before any was measured right in proportion only.
@@ -68,15 +74,23 @@ class CallCosts:
         """
         return float(self._solved() @ self._counted(features))
 
-    def multiply_adds(self, features: Features) -> float:
-        """Of a call, of all kinds."""
-        return float(self._usual @ self._counted(features))
+    def ratio(self, features: Features, whole: Features) -> float:
+        """How many rows like `whole`, in a call of others, take as long as what `features` says."""
+        known, counted, one = self._solved(), self._counted(features), self._counted(whole)
+        constant = known[0] * self._unit[0]
+        if known @ one - constant <= LEAST * (known @ one):
+            return float(self._usual @ counted / (self._usual @ one))
+        return float((known @ counted - constant) / (known @ one - constant))
 
     def note(self, features: Features, seconds: float) -> None:
         """A call took so long."""
+        with self._mutex:
+            self._note(features, seconds)
+
+    def _note(self, features: Features, seconds: float) -> None:
         known = self._coefficients if self._unsolved < min(UNSOLVED, self._calls) else self._solved()
-        counted, multiply_adds = self._counted(features), self.multiply_adds(features)
-        expected = float(known @ counted)
+        counted = self._counted(features)
+        expected, multiply_adds = float(known @ counted), float(self._usual @ counted)
         if self._last:
             self._last.append((seconds, expected))
             seconds = min(seconds, OUTLIER * expected) if expected else seconds
@@ -126,17 +140,18 @@ class CallCosts:
 
     def _solved(self) -> np.ndarray:
         """The coefficients, in seconds of a multiply-add; those that would be below 0 are 0, the lowest first."""
-        if not self._unsolved:
-            return self._coefficients
-        squares = self._squares + PRIOR * np.eye(len(self._unit))
-        products = self._products + PRIOR * self._pace / self._calls * self._usual
-        free, found = np.full(len(products), True), np.full(len(products), -1.0)
-        while found.min() < 0:
-            found = np.zeros(len(products))
-            found[free] = np.linalg.solve(squares[np.ix_(free, free)], products[free])
-            free[found.argmin()] &= found.min() >= 0
-        self._coefficients, self._unsolved = found, 0
-        return found
+        with self._mutex:
+            if not self._unsolved:
+                return self._coefficients
+            squares = self._squares + PRIOR * np.eye(len(self._unit))
+            products = self._products + PRIOR * self._pace / self._calls * self._usual
+            free, found = np.full(len(products), True), np.full(len(products), -1.0)
+            while found.min() < 0:
+                found = np.zeros(len(products))
+                found[free] = np.linalg.solve(squares[np.ix_(free, free)], products[free])
+                free[found.argmin()] &= found.min() >= 0
+            self._coefficients, self._unsolved = found, 0
+            return found
 
 
 def coarse(value: float) -> float:

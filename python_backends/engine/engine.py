@@ -66,6 +66,7 @@ class Engine:
         pulse: Pulse,
         metrics: ShardMetrics,
         controlnet_timeout_s: float = 0.0,
+        weighed: Callable[[Work], Work] | None = None,
     ) -> None:
         """Starts the thread.
 
@@ -79,13 +80,15 @@ class Engine:
             pulse: Of this process.
             metrics: The shard's.
             controlnet_timeout_s: What a step may wait for ControlNets.
+            weighed: See `Places`; None: as the evaluator says.
         """
+        self._weighed = weighed or evaluator.row_costs.weighed
         self._controlnet_timeout_s = controlnet_timeout_s
         self._pulse = pulse
         self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
         self._metrics = metrics
-        self._places = Places(desk, len(peers), evaluator.row_costs.weighed)
+        self._places = Places(desk, len(peers), self._weighed)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._mutex = threading.Lock()  # of the desk
         self._runs: dict[str, Denoising] = {}
@@ -264,7 +267,7 @@ class Engine:
         self._runs[run.request.run_id] = run
         claim_id = run.request.claim.id if run.request.claim else None
         with self._mutex:
-            self._desk.enter(run.request.run_id, self._evaluator.row_costs.weighed(run.work), claim_id, again)
+            self._desk.enter(run.request.run_id, self._weighed(run.work), claim_id, again)
 
     def _publish(self, run: Denoising) -> None:
         """Says how far a run is; one that is done, or has failed, takes no further step."""

@@ -139,6 +139,7 @@ class EntryLoads:
         try:
             mapped = {number: file.block(number, *shape) for number, shape in enumerate(shapes)}
         except ValueError:
+            self._store.discard(path)
             return None
         blocks: dict[int, Future[Codes]] = {number: Future() for number in mapped if wanted is None or number in wanted}
         if self.is_there(path):
@@ -194,5 +195,8 @@ class EntryLoads:
         if nbytes:
             pace, before = nbytes / (time.perf_counter() - started), self._pace.get(path.parent)
             self._pace[path.parent] = pace if before is None else before + WEIGHT * (pace - before)
-        if not any(future.exception() for future in blocks.values()):
+        failures = [future.exception() for future in blocks.values()]
+        if not any(failures):
             self._loaded(path)
+        elif any(isinstance(each, OSError | ValueError) for each in failures):
+            self._store.discard(path)

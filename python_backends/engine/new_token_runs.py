@@ -48,6 +48,7 @@ class Transformers:
         digest: Of all of the network's weights, and of the noise schedule.
         train_timesteps: Of the noise schedule.
         server: Names the process that is the server: no other one is called so, nor was.
+        value_bytes: Of each value that a block gives.
     """
 
     levels: Sequence[int]
@@ -55,6 +56,7 @@ class Transformers:
     digest: str
     train_timesteps: int
     server: str = ""
+    value_bytes: int = 4
 
     def shapes(self, sides: Sequence[Side]) -> list[tuple[int, int]]:
         """(tokens, width) of each block, of latents with these sides by level."""
@@ -119,6 +121,7 @@ class TokenRuns:
                 timesteps,
                 REACH * known.train_timesteps,
                 known.shapes(mask.sides),
+                known.value_bytes,
                 writes=seen,
             )
         return TokenRun(mask.to(self._device), edit.mask_aware, len(timesteps), self.memory, levels, template)

@@ -11,6 +11,7 @@ from ..networks.token_costs import Features
 from ..networks.token_masks import sizes_of
 from .call_costs import CallCosts, coarse
 from .placement import cells
+from .token_lines import TokenLine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from .work import Work
 
 MODULES = Features(modules=1.0)
-
-LEAST = 1 / 8
-"""Of a call of one row, what that one takes; few kinds of calls may tell that it takes nothing, and then nothing."""
+NOTHING: frozenset[int] = frozenset()
 
 
 class RowCosts:
@@ -54,8 +53,8 @@ class RowCosts:
         if self._tokens is None or row is None or not row.sizes:
             return whole
         height, width = run.latents.shape[2:]
-        masked, all_ = self._tokens.row(height, width, row.sizes), self._tokens.row(height, width)
-        return whole * min(1.0, self._rows(masked, all_))
+        masked, all_ = self._tokens.row(height, width, row.sizes, lacks=row.lacks), self._tokens.row(height, width)
+        return whole * min(1.0, self.calls.ratio(masked, all_))
 
     def work(self, call: UNetCall) -> int:
         """A call's, as `StepTimes` counts it: rows × pixels; where tokens are left out or kept, what takes as long."""
@@ -63,17 +62,25 @@ class RowCosts:
             return call.work
         latents = call.tensors["LATENTS"]
         features = self.features(latents, call.tokens) or Features()
-        return round(coarse(self._rows(features, self._tokens.row(*latents.shape[2:]))) * call.pixels)
+        return round(coarse(self.calls.ratio(features, self._tokens.row(*latents.shape[2:]))) * call.pixels)
 
-    def weighed(self, work: Work) -> Work:
-        """What a run asks, with its rows' share of whole ones if it leaves tokens out here."""
+    def weighed(self, work: Work, room: float = math.inf) -> Work:
+        """What a run asks, with its rows' share of whole ones if it leaves tokens out here.
+
+        Args:
+            work: As it was asked.
+            room: Bytes for what it would keep.
+        """
+        exact = replace(work, masked=(), masked_steps=0)
         if self._tokens is None or not work.masked_steps:
-            return replace(work, masked=(), masked_steps=0)
+            return exact
         side = max(1, math.isqrt(work.pixels) // self._scale_factor)
-        whole = self._tokens.row(side, side)
-        masked = self._rows(self._tokens.row(side, side, sizes_of(work.masked, side, side)), whole)
+        whole, row = self._tokens.row(side, side), self._tokens.row(side, side, sizes_of(work.masked, side, side))
+        if TokenLine.sets * work.rows * row.cached > room:
+            return exact
+        masked = self.calls.ratio(row, whole)
         steps = (work.steps - work.masked_steps + work.masked_steps * masked) / work.steps
-        return replace(work, share=steps + self._rows(MODULES, whole) / work.rows)
+        return replace(work, share=steps + self.calls.ratio(MODULES, whole) / work.rows)
 
     def features(self, latents: torch.Tensor, tokens: Sequence[TokenRow | None] = ()) -> Features | None:
         """Of a call's rows together; None where no call leaves tokens out.
@@ -88,17 +95,11 @@ class RowCosts:
         if not tokens:
             return self._tokens.row(height, width) * len(latents)
         self.is_wanted = True
-        sizes = Counter(None if row is None else row.sizes or None for row in tokens)
-        return sum((self._tokens.row(height, width, each) * rows for each, rows in sizes.items()), MODULES)
+        kinds = Counter((None, NOTHING) if row is None or not row.sizes else (row.sizes, row.lacks) for row in tokens)
+        counted = (self._tokens.row(height, width, sizes, lacks=lacks) * rows for (sizes, lacks), rows in kinds.items())
+        return sum(counted, MODULES)
 
     def note(self, features: Features | None, seconds: float) -> None:
         """A call took so long."""
         if features is not None:
             self.calls.note(features, seconds)
-
-    def _rows(self, features: Features, whole: Features) -> float:
-        """How many whole rows take as long, in a call of others."""
-        constant, one = self.calls.coefficients[0], self.calls.expected(whole)
-        if one - constant <= LEAST * one:
-            return self.calls.multiply_adds(features) / self.calls.multiply_adds(whole)
-        return (self.calls.expected(features) - constant) / (one - constant)

@@ -189,12 +189,11 @@ class Denoising:
             return None
         at = self.step, half, self.loras.current
         if at not in self._rows:
-            self._rows = {each: row for each, row in self._rows.items() if each[0] == self.step}
             self._rows[at] = self._tokens(self.token_run, half)
         return self._rows[at]
 
     def look_again(self) -> None:
-        """What is known of its tokens is less than it was when the current step began."""
+        """A step begins, or is taken again: what is known of its tokens may have changed."""
         self._rows.clear()
 
     def _tokens(self, run: TokenRun, half: int) -> TokenRow | None:

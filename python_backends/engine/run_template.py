@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from ..networks.token_codes import SCALE_BYTES
+from ..request.mask_aware import ENOUGH
 from .template_lines import TemplateLine
-from .template_listing import PARTS
+from .template_listing import TIMESTEP_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
     from .entry_loads import EntryLoads
     from .template_store import Company, Place, Track
     from .template_writer import TemplateWriter
-
-ENOUGH = 0.75
-"""Of the steps to come that have entries: with fewer, a run that may choose goes by its own steps."""
-
-VALUE_BYTES = 4
-"""At most, of what a step gives."""
 
 MOST_MASKS = 32
 """Of entries that a run looks at, its own first."""
@@ -45,6 +40,7 @@ class RunTemplate:
         timesteps: Sequence[float],
         reach: float,
         shapes: Sequence[tuple[int, int]],
+        value_bytes: int,
         *,
         writes: bool,
     ) -> None:
@@ -58,12 +54,13 @@ class RunTemplate:
             timesteps: Of the run's steps.
             reach: How far an entry's timestep may be from a step's.
             shapes: By block, (tokens, width).
+            value_bytes: Of each value that a step gives.
             writes: Whether it leaves entries.
         """
         self.same_prompt = True
         self._writer, self._loads, self._places = writer, loads, places
         self._mask, self._mask_name, self._tokens = mask
-        self._timesteps, self._reach, self._shapes = timesteps, reach, shapes
+        self._timesteps, self._reach, self._shapes, self._value_bytes = timesteps, reach, shapes, value_bytes
         self._apart = self._spacing() if writes else None
         self._known: dict[tuple[int, Company], list[Track]] = {}
         self._covered: dict[str, bool] = {}
@@ -99,17 +96,20 @@ class RunTemplate:
     def missing(self, half: int, company: Company, step: int) -> str | None:
         """Name of the entry that a step would be, if it should be one: none is near, and there is room."""
         apart = self._apart
-        if apart is None or not self._writer.has_room(VALUE_BYTES * self._nbytes):
+        if apart is None:
             return None
         names, timestep = (company.prompt, self._mask_name), self._timesteps[step]
         for track in self._tracks(half, company):
             if (track.prompt, track.mask) == names and track.nearest(timestep, apart) is not None:
                 return None
         beginning = "-".join((self._places[half].slot(company), *names))
-        left = (float(each.rpartition("-")[2]) / PARTS for each in self._left if each.startswith(beginning))
+        left = (float(each.rpartition("-")[2]) / TIMESTEP_PARTS for each in self._left if each.startswith(beginning))
         if any(abs(each - timestep) <= apart for each in left):
             return None
-        name = f"{beginning}-{round(PARTS * timestep)}"
+        if not self._writer.has_room(self._value_bytes * self._nbytes):
+            self._writer.count("dropped", 1)
+            return None
+        name = f"{beginning}-{round(TIMESTEP_PARTS * timestep)}"
         if company.controls:  # of which other servers know nothing
             self._near.add(name)
         return name

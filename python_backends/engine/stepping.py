@@ -91,6 +91,7 @@ class Stepping:
 
 def _input(run: Denoising) -> tuple[torch.Tensor, torch.Tensor]:
     """What the UNet takes of a run; and what is to be left out, or kept, is looked up."""
+    run.look_again()
     for half in run.halves:
         run.tokens(half)
     return run.model_input()
@@ -105,7 +106,7 @@ def _distribute(call: UNetCall, shard: str, result: Evaluated | RequestError, pr
         elif isinstance(failure := result.failures.get(row), ControlNetDownError):
             run.put_off(failure)
         elif isinstance(failure, EntryLostError):
-            run.look_again()  # when it takes the step again
+            continue  # the step is taken again
         elif failure is not None:
             run.failure = failure
         else:

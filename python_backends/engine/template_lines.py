@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.errors import EntryLostError
 from ..networks.token_codes import SCALE_BYTES
 from .token_lines import Coming, distance
 
@@ -84,8 +85,11 @@ class TemplateLine:
         self._entries = {each: entry for each, entry in self._entries.items() if each >= step - 1}
 
     def lose(self, step: int) -> None:
-        """A step's entry could not be read."""
+        """A step's entry could not be read: it is one no more."""
         self._entries[step] = None
+        timestep = self.track.nearest(self._timesteps[step], self._reach)
+        if timestep is not None:
+            del self.track.files[timestep]
 
     def forget(self) -> None:
         """All it keeps."""
@@ -98,13 +102,17 @@ class TemplateLine:
         entry = self._entry(step)
         if step == self._corrected or entry is None or len(entry.numbers) < len(values):
             return
-        self.error = distance(lambda number, out: self.at(step, number, out), values, outside)
         correction = []
-        for number, value in enumerate(values):
-            known = torch.empty_like(value)
-            entry.block(number).into(known)
-            correction.append(torch.sub(value, known, out=known))
-        self._correction, self._corrected = correction, step
+        try:
+            self.error = distance(lambda number, out: self.at(step, number, out), values, outside)
+            for number, value in enumerate(values):
+                known = torch.empty_like(value)
+                entry.block(number).into(known)
+                correction.append(torch.sub(value, known, out=known))
+        except EntryLostError:
+            self.lose(step)
+        else:
+            self._correction, self._corrected = correction, step
 
     def at(self, step: int, number: int, out: torch.Tensor) -> None:
         """A block's tokens [tokens, width] in a step, by its entry.

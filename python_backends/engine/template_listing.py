@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 DIGITS, OF_A_NAME = 32, 16
 """Hexadecimal ones, of a slot's digest, and of a prompt's and a mask's."""
 
-NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}-([0-9a-f]{{{OF_A_NAME}}})-([0-9a-f]{{{OF_A_NAME}}})-([0-9]{{1,9}})")
+PATTERN = re.compile(rf"[0-9a-f]{{{DIGITS}}}-([0-9a-f]{{{OF_A_NAME}}})-([0-9a-f]{{{OF_A_NAME}}})-([0-9]{{1,9}})")
 
-PARTS = 100
+TIMESTEP_PARTS = 100
 """Of a timestep that entries tell apart."""
 
 COARSE_NS = 100_000_000
@@ -38,7 +38,9 @@ class Listing:
             self._changed = changed if time.time_ns() - changed > COARSE_NS else -1
             self._slots = {}
             for path in self._directory.glob("*.safetensors"):
-                if (name := NAME.fullmatch(path.stem)) is not None:
+                if (name := PATTERN.fullmatch(path.stem)) is not None:
                     prompt, mask, timestep = name.groups()
-                    self._slots.setdefault(path.stem[:DIGITS], []).append((path, prompt, mask, int(timestep) / PARTS))
+                    self._slots.setdefault(path.stem[:DIGITS], []).append(
+                        (path, prompt, mask, int(timestep) / TIMESTEP_PARTS)
+                    )
         return self._slots.get(slot, [])

@@ -183,9 +183,14 @@ class TemplateStore:
         except (EvictedError, OSError):
             return None
         except ValueError:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            TemplateStore.discard(path)
             return None
+
+    @staticmethod
+    def discard(path: Path) -> None:
+        """What is no entry, or cannot be read, makes room for one."""
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
     def write(self, name: str, values: Sequence[torch.Tensor], mask: torch.Tensor, near: bool = False) -> int | None:
         """Keeps an entry, where there is none of its name and room for it.

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def token_call(
     stacks: TokenStacks, rows: Sequence[TokenRow | None], plans: LoadPlans | None = None
 ) -> Iterator[dict[int, RequestError]]:
-    """While a call is made. Gives a place for what rows failed of, by their numbers; of these nothing is kept.
+    """While a call is made. Yields a mapping row → error, to be added to; of rows in it nothing is kept.
 
-    Rows of which something known could not be read fail of `EntryLostError`, and do not the next time.
+    A row of which something known could not be read gets `EntryLostError`: its step is to be taken again.
 
     Args:
         stacks: Of the UNet that is called.
@@ -39,7 +39,7 @@ def token_call(
         row.look_ahead(blocks)
     kept = [(number, row) for number, row in enumerate(rows) if row is not None and row.mask is None]
     parts, begin = [], 0
-    for _, alike in groupby(rows, key=_sizes):
+    for _, alike in groupby(rows, key=lambda row: row and (row.sizes, row.lacks)):
         members = tuple(alike)
         parts.append(_part(slice(begin, begin := begin + len(members)), members, failures))
     rows_kept = [number for number, _ in kept]
@@ -54,12 +54,8 @@ def token_call(
             masked.run.note_masked(masked)
 
 
-def _sizes(row: TokenRow | None) -> tuple[int, ...]:
-    return () if row is None else row.sizes
-
-
 def _part(place: slice, rows: Sequence[TokenRow | None], failures: dict[int, RequestError]) -> MaskedRows:
-    """Rows that agree in their sizes."""
+    """Rows that agree in how many tokens are masked, and in which blocks."""
     masked = [(row, row.mask) for row in rows if row is not None and row.mask is not None]
     if not masked:
         return MaskedRows(place)
@@ -75,4 +71,4 @@ def _part(place: slice, rows: Sequence[TokenRow | None], failures: dict[int, Req
 
     sides = masked[0][1].places
     places = {side: torch.stack([mask.places[side] for _, mask in masked]) for side in sides}
-    return MaskedRows(place, places, known, frozenset().union(*(row.lacks for row, _ in masked)))
+    return MaskedRows(place, places, known, masked[0][0].lacks)

@@ -66,9 +66,9 @@ class TokenRow:
         self.run.keep(self, values)
 
     @property
-    def lacks(self) -> Collection[int]:
+    def lacks(self) -> frozenset[int]:
         """Numbers of blocks that are computed for all tokens although others are not."""
-        return () if self.line is None else self.line.lacks(self.step)
+        return frozenset() if self.line is None or self.mask is None else frozenset(self.line.lacks(self.step))
 
     @property
     def comes(self) -> Coming | None:

@@ -62,7 +62,7 @@ class TokenRun:
         self._errors: list[torch.Tensor] = []
         self._sources: set[Source] = set()
         self._hits = 0
-        self._cached: list[int] = []
+        self._cached: dict[tuple[int, int], int] = {}
         self._why_exact = self._reason(mask) if levels else "the runtime computes all"
 
     def _reason(self, mask: TokenMask) -> str | None:
@@ -128,9 +128,9 @@ class TokenRun:
         if not (cached := len(self._levels) - len(row.lacks)):  # all was computed sooner
             return
         self._masked.add(row.step)
-        self._cached.append(cached)
+        self._hits += row.line.source == "template" and (row.step, row.half) not in self._cached
+        self._cached[row.step, row.half] = cached
         self._sources.add(row.line.source)
-        self._hits += row.line.source == "template"
 
     def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
         """What a row's blocks gave."""
@@ -181,7 +181,7 @@ class TokenRun:
             "mask": round(self._mask.area, 4),
             "tokens": [round(len(self._mask.places[h, w]) / (h * w), 4) for h, w in self._mask.sides],
             "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
-            "blocks_cached": {"mean": round(mean(self._cached), 1), "of": len(self._levels)},
+            "blocks_cached": {"mean": round(mean(self._cached.values()), 1), "of": len(self._levels)},
             **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
             **({} if template is None else {"same_prompt": template.same_prompt, "misses": len(self._missed)}),
         }

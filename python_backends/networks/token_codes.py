@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGEST, SCALE_BYTES = 127, 4
-MASK, NAME = "mask", "name"
+MASK, NAME_KEY = "mask", "name"
 
 
 class Codes(NamedTuple):
@@ -69,7 +69,7 @@ def coded(values: Sequence[torch.Tensor], mask: torch.Tensor) -> dict[str, torch
 
 def write_codes(name: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Writes what `coded` gave, under whose name alone it is an entry."""
-    save_file(tensors, path, {NAME: name})
+    save_file(tensors, path, {NAME_KEY: name})
 
 
 class CodesFile:
@@ -90,7 +90,7 @@ class CodesFile:
             self._file = safe_open(path, "pt")
         except SafetensorError as error:
             raise ValueError(f"{path.name} cannot be read: {error}") from None
-        if (self._file.metadata() or {}).get(NAME) != path.stem:
+        if (self._file.metadata() or {}).get(NAME_KEY) != path.stem:
             raise ValueError(f"{path.name} is something else")
         self.mask = self._read(MASK, torch.uint8, None).clone()  # which maps nothing
 

@@ -82,7 +82,12 @@ class TokenCosts:
                 before, self.convolutions = before + weights, self.convolutions + weights
 
     def _row(
-        self, height: int, width: int, sizes: tuple[int, ...] | None = None, prompt: int = PROMPT_TOKENS
+        self,
+        height: int,
+        width: int,
+        sizes: tuple[int, ...] | None = None,
+        prompt: int = PROMPT_TOKENS,
+        lacks: frozenset[int] = frozenset(),
     ) -> Features:
         """Of one row.
 
@@ -91,8 +96,14 @@ class TokenCosts:
             width: The same.
             sizes: Masked tokens by level, from the finest, as `TokenMask.sizes`; None where all are computed.
             prompt: Its tokens.
+            lacks: Blocks, by their numbers, whose stacks compute all tokens all the same.
         """
-        whole = sum(self.stacks(height, width, sizes, prompt), Features())
+        stacks, number = [], 0
+        for stack in self._stacks:
+            is_whole = not lacks.isdisjoint(range(number, number + stack.blocks))
+            stacks.append(self._of_stack(stack, height, width, None if is_whole else sizes, prompt))
+            number += stack.blocks
+        whole = sum(stacks, Features())
         return Features(height * width, whole.dense, whole.score, whole.cached)
 
     def stacks(
@@ -125,6 +136,7 @@ class _Stack:
         self_attention: For each masked token and each token.
         cross_attention: For each masked token and each of the prompt.
         kept: Values for each token.
+        blocks: How many.
     """
 
     level: int
@@ -135,6 +147,7 @@ class _Stack:
     self_attention: int
     cross_attention: int
     kept: int
+    blocks: int
 
     @classmethod
     def of(cls, stack: Any, level: int, before: float) -> _Stack:
@@ -151,6 +164,7 @@ class _Stack:
             sum(2 * block.attn1.inner_dim for block in blocks),
             sum(2 * block.attn2.inner_dim for block in blocks),
             (len(blocks) - 1) * stack.inner_dim + stack.out_channels,
+            len(blocks),
         )
 
 

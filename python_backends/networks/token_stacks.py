@@ -28,7 +28,7 @@ Values = list[list[torch.Tensor]]
 last, and what the stack adds to the picture after that. Each has memory of its own."""
 
 Known = Callable[[int, torch.Tensor], torch.Tensor]
-Rows = Callable[[slice], AbstractContextManager[None]]
+RowsContext = Callable[[slice], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TokenStacks:
         blocks: Of each stack, how many of `Values` are its.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, beside: Rows = lambda _rows: nullcontext()) -> None:
+    def __init__(self, unet: UNet2DConditionModel, beside: RowsContext = lambda _rows: nullcontext()) -> None:
         """Changes nothing yet.
 
         Args:

@@ -6,6 +6,7 @@ Needs no torch.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,6 +30,9 @@ EARLY: dict[Preset, tuple[float, ...]] = {"fast": (), "balanced": (0.25, 0.75)}
 
 LEAST_STEPS = 16
 """Fewer steps lie too far apart for a line from one exact step to the next, and presets compute all of them."""
+
+ENOUGH = 0.75
+"""Of the steps to come that are known: with fewer, a run that may choose goes by its own steps."""
 
 MOST_AREA = 0.5
 """Of the mask, as a share of the picture: with more, hardly any time is saved."""
@@ -71,9 +75,12 @@ class MaskAware:
 
     def masked_steps(self, steps: int) -> int:
         """Those of so many in which tokens are left out whatever is known of the picture; 0 where that decides."""
-        if self.source == "template" or (self.source == "auto" and steps < LEAST_STEPS):
+        own = len(set(range(steps)) - {0, 1} - self.exact("own", steps))
+        if self.source == "own":
+            return own
+        if self.source == "template" or steps < LEAST_STEPS:
             return 0
-        return len(set(range(steps)) - {0, 1} - self.exact("own", steps))
+        return max(0, min(own, math.ceil(ENOUGH * steps) - len(self.exact("template", steps))))
 
 
 def parts_of(mask: np.ndarray) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ class Row:
     """As much of a row as its costs depend on."""
 
     sizes: tuple[int, ...]
+    lacks: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,14 @@ def test_a_call_is_the_sum_of_its_rows(tokens: TokenCosts) -> None:
     assert costs.features(latents, [None, cast(Any, row)]) == replace(together, modules=1.0)
 
 
+def test_stacks_that_lack_a_block_count_as_whole_ones(tokens: TokenCosts) -> None:
+    costs, row, latents = RowCosts(tokens), masked(), torch.zeros(1, 4, SIDE, SIDE)
+    stacks = len(tokens.stacks(SIDE, SIDE))
+    every = [costs.features(latents, [cast(Any, replace(row, lacks=frozenset(range(lacks))))]) for lacks in (0, 1, 99)]
+    dense = [0.0 if each is None else each.dense for each in every]
+    assert stacks > 1 and dense[0] < dense[1] < dense[2] == tokens.row(SIDE, SIDE).dense
+
+
 def test_calls_of_few_kinds_turn_nothing_upside_down(tokens: TokenCosts) -> None:
     costs, row = RowCosts(tokens), masked()
     for _ in range(60):  # that of fewer rows sets up, each time
@@ -125,6 +134,8 @@ def test_a_run_is_worth_what_its_steps_take_on_average(tokens: TokenCosts) -> No
     assert found.share == pytest.approx((15 * 0.4 + 5) / 20 + 0.25, rel=0.1)
     assert found.of_a_step == round(found.share * asked.of_a_step)
     exact = replace(asked, masked=(), masked_steps=0)
+    kept = 2 * 2 * tokens.row(SIDE, SIDE, masked().sizes).cached
+    assert costs.weighed(asked, kept) == found and costs.weighed(asked, kept - 1) == exact
     assert costs.weighed(exact) == RowCosts(None).weighed(asked) == exact
 
 

@@ -31,7 +31,6 @@ def keys(cache: HostCache) -> set[str]:
 
 
 LEASE = """
-from swiftdiffusion.python_backends.common.processes import namespace
 from swiftdiffusion.python_backends.shared_memory.host_cache import Lease
 leases = [Lease(Path(p)) for p in sys.argv[1:]]
 """
