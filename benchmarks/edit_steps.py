@@ -1,6 +1,7 @@
 """What a step of a mask-aware run takes, beside one that computes all: SDXL's structure at 1/5 width, and the demo's.
 
-Thread CPU time of one thread, which others on the machine disturb least; a ratio is of two steps of the same round.
+Beside it the same where keys and values are kept instead of what blocks give (`kv_stacks`). Thread CPU time of one
+thread, which others on the machine disturb least; a ratio is of two steps of the same round.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from kv_stacks import Kept, KvStacks
 from lora_workloads import ROOT, sdxl_modules
 from machine import describe
 from rich.console import Console
@@ -28,7 +30,7 @@ from swiftdiffusion.python_backends.engine.token_memory import TokenMemory
 from swiftdiffusion.python_backends.engine.token_rows import TokenRow
 from swiftdiffusion.python_backends.engine.token_runs import TokenRun
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.networks.token_masks import token_mask
+from swiftdiffusion.python_backends.networks.token_masks import TokenMask, token_mask
 from swiftdiffusion.python_backends.networks.unet import UNet, example
 from swiftdiffusion.python_backends.request.mask_aware import MaskAware
 
@@ -46,6 +48,7 @@ class Steps:
         self._unet = UNet(checkpoint, CPU, torch.float32)
         assert self._unet.stacks is not None
         self._stacks, self._side = self._unet.stacks, side
+        self._kv_stacks = KvStacks(self._unet._modules[0])
         self._tensors = example(checkpoint, HALVES)
         self._tensors["LATENTS"] = torch.randn(HALVES, checkpoint.unet_channels, side, side)
         self._tensors["TIMESTEPS"].fill_(500)
@@ -53,7 +56,27 @@ class Steps:
     def exact(self, rows: tuple[TokenRow, ...] = ()) -> None:
         """All tokens; as a shard does it, or keeping what blocks give."""
         with token_call(self._stacks, rows) if rows else nullcontext():
-            self._unet.decode(self._unet.encode(self._tensors, "the same", as_modules=bool(rows)))
+            self._call(as_modules=bool(rows))
+
+    def keys_and_values(self) -> Kept:
+        """What a step that computes all leaves where these are kept."""
+        with self._kv_stacks.recorded() as kept:
+            self._call(as_modules=True)
+        return kept
+
+    def masked_kv(self, mask: TokenMask, kept: Kept) -> None:
+        """Masked tokens alone, by these."""
+        with self._kv_stacks.masked(mask, kept):
+            self._call(as_modules=True)
+
+    def cached_bytes(self, mask: TokenMask, kept: Kept) -> dict[str, int]:
+        """Of a row, in float32: what blocks give, and keys and values."""
+        assert self._unet.token_costs is not None
+        outputs = self._unet.token_costs.row(self._side, self._side, mask.sizes).cached
+        return {"outputs": int(outputs), "KV": sum(each.nbytes for calls in kept.values() for each in calls) // HALVES}
+
+    def _call(self, as_modules: bool) -> None:
+        self._unet.decode(self._unet.encode(self._tensors, "the same", as_modules=as_modules))
 
     def run(self, area: float) -> TokenRun:
         """Of a square mask, with what two exact steps gave."""
@@ -77,11 +100,12 @@ def measure(name: str, checkpoint: Checkpoint, side: int, rounds: int) -> dict[s
     """Seconds of every kind of step, and how much faster masked ones are."""
     steps = Steps(checkpoint, side)
     runs = {area: steps.run(area) for area in AREAS}
-    kept = steps.run(AREAS[0])
+    kept, keys_and_values = steps.run(AREAS[0]), steps.keys_and_values()
     kinds: dict[str, Callable[[], None]] = {"all": steps.exact}
     kinds["all, kept"] = lambda: steps.exact(_again(kept, steps))
     for area, run in runs.items():
         kinds[f"{area:g}"] = lambda run=run: steps.exact(steps.rows(run, MASKED_STEP))  # type: ignore[misc]
+        kinds[f"{area:g}, KV"] = lambda run=run: steps.masked_kv(run.mask, keys_and_values)  # type: ignore[misc]
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in track(range(rounds), name):
         for kind, step in kinds.items():
@@ -99,6 +123,7 @@ def measure(name: str, checkpoint: Checkpoint, side: int, rounds: int) -> dict[s
         "median_ms": {kind: round(1000 * statistics.median(found), 1) for kind, found in seconds.items()},
         "times_faster": {kind: [round(each, 3) for each in found] for kind, found in ratios.items()},
         "tokens_by_level": tokens,
+        "cached_bytes_a_row": steps.cached_bytes(kept.mask, keys_and_values),
     }
 
 
