@@ -2,7 +2,8 @@
 
 The demo family: one item of a drawn scene becomes another (`export/demo/edits.py`), Euler, strength 1, guidance 2.
 What is known of a picture is what one exact request with the old caption and another seed has left; in the last way
-one with the own caption and seed.
+one with the own caption and seed. Beside them what is not served: keys and values of the first one kept instead of what
+blocks give, and the part around the mask as a picture of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from edit_baselines import KvPipeline, draw_cut_out
+from edit_grid import write_grid
 from machine import describe
 from rich.console import Console
 from rich.progress import track
@@ -42,53 +46,71 @@ WAYS: dict[str, dict[str, Any]] = {
     "10 steps": {"steps": 10},
 }
 OWN_PROMPT = "template of the own prompt, balanced"
+EXACT, KV, CUT_OUT = "exact", "K/V of the template, no exact step", "cut out, exact"
 WRITTEN_S = 1.0
 """Until what a request leaves is written."""
+SAME = 1.0
+"""Mean difference of pictures, of 255, up to which they are the same one."""
+SHOWN = 4
+"""Scenes of the picture."""
 
 
 def main(
-    scenes: Annotated[int, typer.Option(min=2, help="Pictures that are edited.")] = 30,
+    scenes: Annotated[int, typer.Option(min=SHOWN, help="Pictures that are edited.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the choice of scenes.")] = 77,
     out: Annotated[Path, typer.Option(help="Where the numbers go, as JSON.")] = OUT,
+    pictures: Annotated[Path | None, typer.Option(help="Where the first scenes' pictures go.")] = None,
 ) -> None:
     """Serve the demo family, edit scenes in every way, compare the pixels inside the masks with the exact ones."""
-    machine = describe()
-    found: dict[str, list[tuple[float, bool]]] = {way: [] for way in (*WAYS, OWN_PROMPT)}
-    exact_right = 0
+    machine, kv = describe(), KvPipeline(ROOT / "export/demo/weights")
+    edits = list(islice(scene_edits(seed), scenes))
     with TritonServer(ROOT / "model_repository") as server, Client(server.grpc_url) as client:
-        for edit in track(list(islice(scene_edits(seed), scenes)), "scenes"):
-            request = _request(edit)
-            exact = client.generate(request).pixels
-            exact_right += _is_right(exact, edit)
-            client.generate(replace(request, steps=2, mask_aware=OWN % "fast"))  # the picture is seen
-            client.generate(replace(request, prompt=edit.before, seed=edit.seed + 1))
-            time.sleep(WRITTEN_S)
-            for way, changes in WAYS.items():
-                made = _made(client, replace(request, **changes))
-                found[way].append((_decibels(made, exact, edit.mask > 0), _is_right(made, edit)))
-            client.generate(request)
-            time.sleep(WRITTEN_S)
-            made = _made(client, replace(request, mask_aware=TEMPLATE % "balanced"), same_prompt=True)
-            found[OWN_PROMPT].append((_decibels(made, exact, edit.mask > 0), _is_right(made, edit)))
-    ways = {
-        way: {
-            "psnr_mean": round(statistics.mean(decibels for decibels, _ in each), 2),
-            "psnr_deviation": round(statistics.stdev(decibels for decibels, _ in each), 2),
-            "psnr_lowest": round(min(decibels for decibels, _ in each), 2),
-            "right": sum(right for _, right in each),
-        }
-        for way, each in found.items()
-    }
+        drawn = [_drawn(client, kv, edit) for edit in track(edits, "scenes")]
+    if pictures is not None:
+        write_grid(pictures, edits[:SHOWN], drawn[:SHOWN])
+    exact_right = sum(_is_right(each[EXACT], edit) for each, edit in zip(drawn, edits, strict=True))
+    ways = {way: _figures(way, drawn, edits) for way in drawn[0] if way != EXACT}
     command = f"python benchmarks/edit_quality.py --scenes {scenes} --seed {seed}"
     result = {"command": command, "machine": machine, "scenes": scenes, "exact_right": exact_right, "ways": ways}
     out.write_text(json.dumps(result) + "\n", "utf-8")
     table = Table("", "dB inside the mask", "deviation", "lowest", "right", title=f"{scenes} scenes, {STEPS} steps")
-    table.add_row("exact", "", "", "", str(exact_right))
+    table.add_row(EXACT, "", "", "", str(exact_right))
     for way, each in ways.items():
         table.add_row(
             way, *(f"{each[f'psnr_{what}']:.1f}" for what in ("mean", "deviation", "lowest")), str(each["right"])
         )
     Console().print(table)
+
+
+def _drawn(client: Client, kv: KvPipeline, edit: SceneEdit) -> dict[str, np.ndarray]:
+    """An edit in every way, uint8 [SIZE, SIZE, 3] each."""
+    request = _request(edit)
+    template = replace(request, prompt=edit.before, seed=edit.seed + 1)
+    drawn = {EXACT: client.generate(request).pixels}
+    apart = float(np.abs(kv.draw(request).astype(np.float64) - drawn[EXACT]).mean())
+    if apart > SAME:
+        raise RuntimeError(f"diffusers' exact picture is {apart:.2f} of 255 from the served one")
+    drawn[KV] = kv.draw_masked(request, template)
+    client.generate(replace(request, steps=2, mask_aware=OWN % "fast"))  # the picture is seen
+    client.generate(template)
+    time.sleep(WRITTEN_S)
+    drawn |= {way: _made(client, replace(request, **changes)) for way, changes in WAYS.items()}
+    drawn[CUT_OUT] = draw_cut_out(client, request)
+    client.generate(request)
+    time.sleep(WRITTEN_S)
+    own_prompt = replace(request, mask_aware=TEMPLATE % "balanced")
+    return drawn | {OWN_PROMPT: _made(client, own_prompt, same_prompt=True)}
+
+
+def _figures(way: str, drawn: Sequence[Mapping[str, np.ndarray]], edits: Sequence[SceneEdit]) -> dict[str, float]:
+    pairs = list(zip(drawn, edits, strict=True))
+    decibels = [_decibels(each[way], each[EXACT], edit.mask > 0) for each, edit in pairs]
+    return {
+        "psnr_mean": round(statistics.mean(decibels), 2),
+        "psnr_deviation": round(statistics.stdev(decibels), 2),
+        "psnr_lowest": round(min(decibels), 2),
+        "right": sum(_is_right(each[way], edit) for each, edit in pairs),
+    }
 
 
 def _request(edit: SceneEdit) -> GenerationRequest:
