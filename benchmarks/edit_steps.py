@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from swiftdiffusion.python_backends.engine.template_store import Company
 from swiftdiffusion.python_backends.engine.token_calls import token_call
 from swiftdiffusion.python_backends.engine.token_memory import TokenMemory
 from swiftdiffusion.python_backends.engine.token_rows import TokenRow
@@ -37,6 +38,7 @@ from swiftdiffusion.python_backends.request.mask_aware import MaskAware
 AREAS = (0.1, 0.2, 0.35, 0.5)
 OUT = ROOT / "benchmarks/results/edit_steps.json"
 HALVES, ROOM, MASKED_STEP = 2, 2**34, 2
+ALONE = Company((), (), "the same")
 CPU = torch.device("cpu")
 
 
@@ -92,7 +94,7 @@ class Steps:
     @staticmethod
     def rows(run: TokenRun, step: int) -> tuple[TokenRow, ...]:
         """Both halves of a step."""
-        found = [run.row(step, half, None) for half in range(HALVES)]
+        found = [run.row(step, half, ALONE) for half in range(HALVES)]
         return tuple(row for row in found if row is not None)
 
 
