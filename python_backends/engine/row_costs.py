@@ -62,7 +62,8 @@ class RowCosts:
             return call.work
         latents = call.tensors["LATENTS"]
         features = self.features(latents, call.tokens) or Features()
-        return round(coarse(self.calls.ratio(features, self._tokens.row(*latents.shape[2:]))) * call.pixels)
+        rows = coarse(self.calls.ratio(features, self._tokens.row(*latents.shape[2:])))
+        return max(1, round(rows * call.pixels))
 
     def weighed(self, work: Work, room: float = math.inf) -> Work:
         """What a run asks, with its rows' share of whole ones if it leaves tokens out here.

@@ -55,7 +55,7 @@ class RunTemplate:
             reach: How far an entry's timestep may be from a step's.
             shapes: By block, (tokens, width).
             value_bytes: Of each value that a step gives.
-            writes: Whether it leaves entries.
+            writes: Whether it leaves entries, where there is room.
         """
         self.same_prompt = True
         self._writer, self._loads, self._places = writer, loads, places

@@ -39,7 +39,7 @@ def token_call(
         row.look_ahead(blocks)
     kept = [(number, row) for number, row in enumerate(rows) if row is not None and row.mask is None]
     parts, begin = [], 0
-    for _, alike in groupby(rows, key=lambda row: row and (row.sizes, row.lacks)):
+    for _, alike in groupby(rows, key=_kind):
         members = tuple(alike)
         parts.append(_part(slice(begin, begin := begin + len(members)), members, failures))
     rows_kept = [number for number, _ in kept]
@@ -52,6 +52,10 @@ def token_call(
     for number, masked in enumerate(rows):
         if masked is not None and masked.mask is not None and number not in failures:
             masked.run.note_masked(masked)
+
+
+def _kind(row: TokenRow | None) -> tuple[tuple[int, ...], frozenset[int]]:
+    return ((), frozenset()) if row is None else (row.sizes, row.lacks)
 
 
 def _part(place: slice, rows: Sequence[TokenRow | None], failures: dict[int, RequestError]) -> MaskedRows:
