@@ -177,20 +177,32 @@ def _over(
     assert part.places is not None
     rows, _channels, height, width = hidden_states.shape
     tokens, _inner = stack._operate_on_continuous_inputs(hidden_states)
-    at = part.places[height, width][..., None]
+    places = part.places[height, width]
+    first = torch.arange(0, rows * height * width, height * width, device=places.device)
+    at = (places + first[:, None]).flatten()  # among the tokens of all rows
+    own = _taken(tokens, at)
     for block in stack.transformer_blocks:
         normed = block.norm1(tokens)
-        own = tokens.gather(1, at.expand(-1, -1, tokens.shape[2]))
-        asked = normed.gather(1, at.expand(-1, -1, normed.shape[2]))
-        own = block.attn1(asked, encoder_hidden_states=normed) + own
+        own = block.attn1(_taken(normed, at), encoder_hidden_states=normed) + own
         own = block.attn2(block.norm2(own), encoder_hidden_states=encoder_hidden_states) + own
         own = block.ff(block.norm3(own)) + own
         if block is not stack.transformer_blocks[-1]:
-            tokens = part.known(number, torch.empty_like(tokens)).scatter_(1, at.expand_as(own), own)
+            tokens = _put(own, at, part.known(number, tokens.new_empty(tokens.shape)))
             number += 1
     own = _projected(stack, own)
-    added = part.known(number, own.new_empty(rows, height * width, own.shape[2])).scatter_(1, at.expand_as(own), own)
+    added = _put(own, at, part.known(number, own.new_empty(rows, height * width, own.shape[2])))
     return added.transpose(1, 2).reshape(rows, -1, height, width) + hidden_states
+
+
+def _taken(tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """[B, M, width] of [B, tokens, width], at places among the tokens of all rows [B · M]."""
+    return tokens.flatten(0, 1).index_select(0, at).unflatten(0, (len(tokens), -1))
+
+
+def _put(own: torch.Tensor, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, tokens, width], in place, with [B, M, width] at these."""
+    tokens.view(-1, tokens.shape[2]).index_copy_(0, at, own.flatten(0, 1))
+    return tokens
 
 
 def _projected(stack: Transformer2DModel, tokens: torch.Tensor) -> torch.Tensor:
