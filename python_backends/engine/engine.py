@@ -83,8 +83,7 @@ class Engine:
             weighed: See `Places`; None: as the evaluator says.
         """
         self._weighed = weighed or evaluator.row_costs.weighed
-        self._controlnet_timeout_s = controlnet_timeout_s
-        self._pulse = pulse
+        self._controlnet_timeout_s, self._pulse = controlnet_timeout_s, pulse
         self._evaluator, self._desk, self._times, self._count = evaluator, desk, times, count
         self._step = Stepping(name, evaluator, peers)
         self._metrics = metrics
