@@ -9,26 +9,16 @@ import pytest
 import torch
 
 import checkpoints
-from edits import LocalEdits, box, picture
+from edits import LocalEdits, box
 from swiftdiffusion.python_backends.common.errors import RequestError
 from swiftdiffusion.python_backends.engine.run import Denoising
 from swiftdiffusion.python_backends.engine.token_calls import token_call
 from swiftdiffusion.python_backends.engine.token_lines import TokenLine
 from swiftdiffusion.python_backends.engine.unet_calls import unet_calls
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from template_shards import FIELDS, SIZE, SMALL, STEPS
 
-SIZE = (64, 96)
-STEPS = 20
-SMALL, FULL, LARGE = box(*SIZE, 9, 5, 33, 31), box(*SIZE, 0, 0, *SIZE), box(*SIZE, 0, 0, 64, 60)
-FIELDS: dict[str, Any] = {
-    "PROMPT": "a cat",
-    "NEGATIVE_PROMPT": "blurry",
-    "SEED": 3,
-    "STEPS": STEPS,
-    "STRENGTH": 1.0,
-    "SCHEDULER": "euler",
-    "INIT_IMAGE": picture(*SIZE),
-}
+FULL, LARGE = box(*SIZE, 0, 0, *SIZE), box(*SIZE, 0, 0, 64, 60)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +35,7 @@ def free(edits: LocalEdits) -> Iterator[int]:
 
 
 def begun(edits: LocalEdits, **fields: Any) -> Denoising:
-    return edits.run(edits.parse(**FIELDS | {"MASK_IMAGE": SMALL} | fields))
+    return edits.run(edits.parse(**FIELDS | fields))
 
 
 def finished(edits: LocalEdits, run: Denoising) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -61,7 +51,7 @@ def finished(edits: LocalEdits, run: Denoising) -> tuple[torch.Tensor, dict[str,
 @pytest.fixture(scope="module")
 def exact(edits: LocalEdits) -> torch.Tensor:
     """Latents of the small mask, all computed."""
-    return edits.latents(edits.parse(**FIELDS, MASK_IMAGE=SMALL))
+    return edits.latents(edits.parse(**FIELDS))
 
 
 def test_steps_that_compute_all_are_those_of_the_preset(edits: LocalEdits, exact: torch.Tensor, free: int) -> None:
@@ -100,7 +90,7 @@ def test_all_steps_exact_are_the_exact_bits(edits: LocalEdits, exact: torch.Tens
 def test_where_nothing_is_gained_all_is_computed(
     edits: LocalEdits, fields: dict[str, Any], why: str, free: int
 ) -> None:
-    given = FIELDS | {"MASK_IMAGE": SMALL} | fields
+    given = FIELDS | fields
     latents, report = finished(edits, begun(edits, **fields, MASK_AWARE="fast"))
     assert torch.equal(latents, edits.latents(edits.parse(**given)))
     assert report["mode"] == "exact" and report["why"].startswith(why)
@@ -128,7 +118,7 @@ def test_runs_of_one_call_are_what_they_are_apart(edits: LocalEdits, free: int) 
     asked = [{"MASK_IMAGE": mask, "MASK_AWARE": "fast", "SEED": seed} for seed, mask in enumerate(masks)]
     asked += [{"SEED": 9}]
     apart = [finished(edits, begun(edits, **each))[0] for each in asked[:3]]
-    apart.append(edits.latents(edits.parse(**FIELDS | {"MASK_IMAGE": SMALL} | asked[3])))
+    apart.append(edits.latents(edits.parse(**FIELDS | asked[3])))
     runs = [begun(edits, **each) for each in asked]
     assert edits.unet.stacks is not None
     sizes, shared = set(), 0
