@@ -177,11 +177,12 @@ class Denoising:
 
     @property
     def home_first(self) -> tuple[int, ...]:
-        """Its halves, first the one that stays where the other goes elsewhere.
-
-        Only what is evaluated here is kept of a picture. They take turns: an entry serves the steps beside its own.
-        """
-        return self.halves[::-1] if self.token_run is not None and self.step % 2 else self.halves
+        """Its halves, first the one that stays where the other goes elsewhere: what is evaluated here may be kept."""
+        if self.token_run is None:
+            return self.halves
+        wanted = [half for half in self.halves if (row := self.tokens(half)) is not None and row.name is not None]
+        first = self.token_run.first(self.step, wanted)
+        return tuple(sorted(self.halves, key=lambda half: half != first))
 
     def tokens(self, half: int) -> TokenRow | None:
         """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""

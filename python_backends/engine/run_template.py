@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..networks.token_codes import SCALE_BYTES
@@ -29,6 +30,7 @@ class RunTemplate:
 
     Attributes:
         same_prompt: Whether all entries that it went by were made with its prompts.
+        is_dense: Whether an entry at any step would serve the steps beside it too.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RunTemplate:
             writes: Whether it leaves entries, where there is room.
         """
         self.same_prompt = True
+        self.is_dense = all(abs(one - next_) <= reach for one, next_ in pairwise(timesteps))
         self._writer, self._loads, self._places = writer, loads, places
         self._mask, self._mask_name, self._tokens = mask
         self._timesteps, self._reach, self._shapes, self._value_bytes = timesteps, reach, shapes, value_bytes

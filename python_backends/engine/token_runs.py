@@ -107,6 +107,12 @@ class TokenRun:
                 self.lines[half] = line or (None if self._too_few() else TokenLine())
         return self.lines[half]
 
+    def first(self, step: int, halves: Sequence[int]) -> int | None:
+        """Of halves that a step would leave as entries, the one that is to be, if only one can; None for none."""
+        if self._template is None or not halves:
+            return None
+        return halves[step % len(halves) if self._template.is_dense else 0]
+
     @property
     def computes_all(self) -> bool:
         """Whether no step will leave anything out, as things are."""

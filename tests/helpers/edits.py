@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from swiftdiffusion.python_backends.common.errors import EntryLostError
 from swiftdiffusion.python_backends.engine.new_token_runs import TokenRuns, Transformers
+from swiftdiffusion.python_backends.engine.placement import place
 from swiftdiffusion.python_backends.engine.run import Denoising, LatentGeometry
 from swiftdiffusion.python_backends.engine.starts import Start
 from swiftdiffusion.python_backends.engine.token_calls import token_call
@@ -146,10 +147,14 @@ class LocalEdits:
         return run.latents
 
     @torch.no_grad()
-    def step(self, run: Denoising) -> None:
-        """One step of a run, as a shard takes it: again where something known could not be read."""
+    def step(self, run: Denoising, shards: int = 1) -> None:
+        """One step of a run, as a shard takes it with the help of others: again where something could not be read."""
         predictions = {}
-        for call in unet_calls([(run, half) for half in run.halves], {run: run.model_input()}):
+        for half in run.halves:
+            run.tokens(half)
+        given = {run: run.model_input()}
+        own, *theirs = (unet_calls(rows, given) for rows in place([run], shards))
+        for call in own + [replace(call, tokens=()) for calls in theirs for call in calls]:
             with token_call(self.unet.stacks, call.tokens) if call.tokens else nullcontext({}) as failures:
                 rows = self.unet.decode(self.unet.encode(call.tensors, as_modules=bool(call.tokens)))
             if failures:

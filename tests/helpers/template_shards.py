@@ -39,18 +39,18 @@ class TemplateShard:
     def begin(self, **fields: Any) -> Denoising:
         return self.edits.run(self.edits.parse(**FIELDS | fields))
 
-    def finish(self, run: Denoising) -> Edited:
+    def finish(self, run: Denoising, shards: int = 1) -> Edited:
         """Latents, and INFO's `editing`."""
         while not run.done:
-            self.edits.step(run)
+            self.edits.step(run, shards)
         report = None if run.token_run is None else run.token_run.report(run.steps)
         run.close()
         assert self.edits.token_runs.writer is not None
         self.edits.token_runs.writer.flush()
         return run.latents, report
 
-    def edit(self, **fields: Any) -> Edited:
-        return self.finish(self.begin(**fields))
+    def edit(self, shards: int = 1, **fields: Any) -> Edited:
+        return self.finish(self.begin(**fields), shards)
 
     def entries(self) -> list[Path]:
         return sorted(path for tier in self.store._tiers for path in tier.directory.glob("*.safetensors"))

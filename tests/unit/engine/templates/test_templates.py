@@ -133,6 +133,38 @@ def test_few_steps_are_exact_where_nothing_is_known_and_shared_with_other_shards
     assert report is not None and report["why"] == "8 steps are too few; 16 are enough"
 
 
+@pytest.mark.parametrize(("steps", "requests"), [(4, 2), (8, 2), (18, 2), (19, 1), (STEPS, 1)])
+def test_what_several_shards_share_out_leaves_entries_of_both_halves(
+    shard: TemplateShard, steps: int, requests: int
+) -> None:
+    """Of each step a half: each half's second steps where an entry serves its neighbours, else a half a request."""
+    asked = {"STEPS": steps, "shards": 2}
+    shard.edit(MASK_AWARE="fast", **asked)
+    for number in range(requests):
+        shard.edit(**asked, PROMPT=f"{number} cats")
+        assert len(shard.entries()) == steps * (1 + number)
+    _, report = shard.edit(MASK_AWARE="fast", **asked)
+    assert report is not None and (report["source"], report["misses"]) == ("template", 0)
+    assert report["exact_steps"] == [steps // 2, steps - 1] and not report["same_prompt"]
+
+
+def test_presets_of_few_steps_alone_leave_entries_of_both_halves(shard: TemplateShard) -> None:
+    found = [shard.edit(MASK_AWARE="fast", STEPS=8, shards=2)[1] or {} for _ in range(4)]
+    assert [each["mode"] for each in found] == ["exact", "exact", "tokens", "tokens"], found
+    assert found[3]["exact_steps"] == [4, 7]
+
+
+def test_entries_of_the_own_prompt_go_before_those_of_others_and_are_made_whole(shard: TemplateShard) -> None:
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    dog: dict[str, Any] = {"PROMPT": "a dog", "MASK_AWARE": "fast"}
+    _, before = shard.edit(**dog | {"MASK_AWARE": '{"source": "own", "exact_steps": "fast"}'})
+    assert before is not None and before["exact_steps"] == [0, 1, 5, 9, 13, 17]
+    for misses in (4, 0):
+        _, report = shard.edit(**dog)
+        assert report is not None and (report["same_prompt"], report["misses"]) == (True, misses)
+
+
 def test_another_network_has_other_entries(shard: TemplateShard) -> None:
     shard.edit(MASK_AWARE="fast")
     shard.edit()
