@@ -3,7 +3,7 @@
 import json
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -105,7 +105,8 @@ class GenerationRequest:
         strength: how much of it changes, above 0 to 1: the share of the steps that are taken.
         composite: whether what the mask leaves is put back, pixel by pixel.
         mask_aware: `exact`, or `fast` or `balanced`: most steps compute masked tokens alone, which is quicker in large
-            pictures and changes them a little; or JSON that names the steps that compute all.
+            pictures and changes them a little; or what names the steps that compute all, as a mapping or its JSON:
+            `{"source": "own", "exact_steps": [0, 1, 5, 9]}`.
         prompt_syntax: `plain`, or `weighted`: A1111's, such as `(word:1.3)` and BREAK, of any length.
     """
 
@@ -138,7 +139,7 @@ class GenerationRequest:
     mask_image: EncodedPicture | None = None
     strength: float | None = None
     composite: bool | None = None
-    mask_aware: str | None = None
+    mask_aware: str | Mapping[str, object] | None = None
 
     def with_request_id(self) -> "GenerationRequest":
         """This request, with an id of its own if it has none."""
@@ -183,7 +184,7 @@ class GenerationRequest:
                 ("PREVIEW_DECODER", "BYTES", self.preview_decoder),
                 ("STRENGTH", "FP32", self.strength),
                 ("COMPOSITE", "BOOL", self.composite),
-                ("MASK_AWARE", "BYTES", self.mask_aware),
+                ("MASK_AWARE", "BYTES", _text(self.mask_aware)),
             )
             if value is not None
         ]
@@ -218,6 +219,10 @@ def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:
             return Tensor(name, datatype, np.array([[value]], dtype=_DTYPES[datatype]))
     except OverflowError as error:
         raise ValueError(f"{name} is {value}, which does not fit {datatype}") from error
+
+
+def _text(value: str | Mapping[str, object] | None) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(dict(value))
 
 
 def _entries(adapters: Sequence[Lora | ControlNet]) -> str | None:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from ..client.async_client import DEFAULT_URL, AsyncClient
 from ..client.errors import ServerFailure, ServerUnreachable, SwiftDiffusionError
 from ..client.request import ControlNet, GenerationRequest, Lora
-from ..client.result import GenerationResult, LoraReport
+from ..client.result import EditingReport, GenerationResult, LoraReport
 from .saving import of_suffix, save
 
 
@@ -142,6 +142,9 @@ def generate(
         for controlnet in result.info.controlnets:
             told = f"{controlnet.name}: gave residuals {controlnet.calls} times"
             console.print(f"  {told}", style="dim", highlight=False, markup=False, soft_wrap=True)
+        if result.info.editing is not None:
+            told = describe_editing(result.info.editing, result.info.unet_evaluations)
+            console.print(f"  {told}", style="dim", highlight=False, markup=False, soft_wrap=True)
     typer.echo(out)
 
 
@@ -201,6 +204,18 @@ def describe_lora(lora: LoraReport) -> str:
     times = (("loaded in", lora.load_ms), ("patched in", lora.patch_ms), ("waited", lora.waited_ms or None))
     told += [f"{verb} {milliseconds:.1f} ms" for verb, milliseconds in times if milliseconds is not None]
     return "; ".join([f"{lora.name}{scale}: {', '.join(told)}", *lora.notes])
+
+
+def describe_editing(editing: EditingReport, steps: int | None) -> str:
+    """What a mask-aware run left out, or why it did not."""
+    if editing.mode != "tokens":
+        return f"mask-aware: computed all: {editing.why}"
+    told = [f"computed all in {len(editing.exact_steps)} of {'its' if steps is None else steps} steps"]
+    told += [f"{max(editing.tokens):.0%} of the tokens in the others"] if editing.tokens else []
+    told += [] if editing.source is None else [f"source {editing.source}"]
+    told += [f"steps that found nothing: {editing.misses}"] if editing.misses else []
+    told += [] if editing.cache_error is None else [f"cache error {editing.cache_error:g}"]
+    return f"mask-aware: {', '.join(told)}"
 
 
 def _requests(base: GenerationRequest, prompts: Sequence[str], count: int, seed: int | None) -> list[GenerationRequest]:

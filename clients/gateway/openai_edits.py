@@ -22,6 +22,7 @@ class ImageEdit(ImageGeneration):
         input_fidelity: There are no grades of it; see `strength`.
         strength: How much of it changes, above 0 to 1.
         composite: Whether what the mask leaves is put back, pixel by pixel.
+        mask_aware: `exact`, `fast`, `balanced`, or JSON: see the wire contract.
     """
 
     image: bytes
@@ -29,6 +30,7 @@ class ImageEdit(ImageGeneration):
     input_fidelity: Literal["low", "high"] = "low"
     strength: Number | None = Field(None, gt=0, le=1)
     composite: bool | None = None
+    mask_aware: str | None = Field(None, max_length=4096)
     _masked_by: str | None = PrivateAttr(None)
 
     @property
@@ -53,7 +55,14 @@ class ImageEdit(ImageGeneration):
         mask = None
         if self.mask is not None:
             mask, self._masked_by = await read_mask(self.mask, max_pixels, "mask")
-        return replace(begun, init_image=self.image, mask_image=mask, strength=self.strength, composite=self.composite)
+        return replace(
+            begun,
+            init_image=self.image,
+            mask_image=mask,
+            strength=self.strength,
+            composite=self.composite,
+            mask_aware=self.mask_aware,
+        )
 
     def _steps(self, pipeline: PipelineDescription) -> int:
         usual = pipeline.img2img_strength if self.mask is None else pipeline.inpaint_strength

@@ -118,7 +118,7 @@ class RunTemplate:
         return name
 
     def tell(self, hits: int, misses: int) -> None:
-        """How often a half of a step went by an entry, and in how many steps one lacked it; once."""
+        """Of how many steps a half went by an entry, and of how many one lacked it; once."""
         if self._told:
             return
         self._told = True

@@ -47,7 +47,10 @@ class TemplateMetrics:
             pipeline: The public model.
         """
         self._pipeline = pipeline
-        self._entries = Counter("swiftdiffusion_template_entries_total", "Entries of known pictures, by what became")
+        self._entries = Counter(
+            "swiftdiffusion_template_entries_total",
+            "Halves of steps written as entries of known pictures, or dropped; that went by one (hit), or lacked one",
+        )
         self._sums = {
             "bytes": Counter("swiftdiffusion_template_bytes_total", "Bytes of entries of known pictures, written"),
             "waited_s": Counter(
@@ -56,7 +59,7 @@ class TemplateMetrics:
         }
 
     def __call__(self, what: str, amount: float) -> None:
-        """So many entries were `written` or `dropped`, steps went by one (`hit`) or lacked one (`miss`).
+        """So many halves of steps were `written` as entries or `dropped`, went by one (`hit`) or lacked one (`miss`).
 
         Or so many `bytes` were written, or seconds `waited_s`.
         """

@@ -58,7 +58,7 @@ class TokenRun:
         self._outside: list[torch.Tensor] = []
         self._all: set[int] = set()
         self._masked: set[int] = set()
-        self._missed: set[int] = set()
+        self._missed: set[tuple[int, int]] = set()
         self._errors: list[torch.Tensor] = []
         self._sources: set[Source] = set()
         self._hits = 0
@@ -76,7 +76,9 @@ class TokenRun:
             return None
         if self._asked.source == "template":
             return "nothing is known of the picture"
-        return f"{self._steps} steps are too few; {LEAST_STEPS} are enough" if self._steps < LEAST_STEPS else None
+        if self._steps >= LEAST_STEPS:
+            return None
+        return f"{self._steps} steps taken are too few; {LEAST_STEPS} are enough, or a template of the picture"
 
     def row(self, step: int, half: int, company: Company) -> TokenRow | None:
         """That of a step's call; None where all is computed and nothing of it is wanted."""
@@ -89,7 +91,7 @@ class TokenRun:
                 return TokenRow(self, half, step, line, self._mask)
             by_template = self._asked.source == "template" if line is None else line.source == "template"
             if by_template and (line is None or step not in exact):
-                self._missed.add(step)
+                self._missed.add((step, half))
             self._all.add(step)
             goes_on = any(later not in exact for later in range(step + 1, self._steps))
         name = None if self._template is None else self._template.missing(half, company, step)
@@ -189,7 +191,7 @@ class TokenRun:
             "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
             "blocks_cached": {"mean": round(mean(self._cached.values()), 1), "of": len(self._levels)},
             **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
-            **({} if template is None else {"same_prompt": template.same_prompt, "misses": len(self._missed)}),
+            **({} if template is None else {"same_prompt": template.same_prompt, "misses": len({step for step, _ in self._missed})}),
         }
 
     def _unmasked(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:

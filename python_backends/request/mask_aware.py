@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -18,6 +18,8 @@ from ..common.sentences import shown
 from .json_text import adapter
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from .fields import Fields
 
 EXACT = "exact"
@@ -43,6 +45,14 @@ than UNets have."""
 
 MOST_CHARACTERS = 4096
 Source = Literal["auto", "template", "own"]
+
+ALLOWED: dict[Any, str] = {
+    "source": ", ".join(get_args(Source)),
+    "exact_steps": f"{', '.join(EVERY)}, or a list of steps from 0",
+}
+EXAMPLE = {"source": "own", "exact_steps": [0, 1, 5, 9]}
+ANY = f"{EXACT}, {', '.join(EVERY)}, or JSON such as {json.dumps(EXAMPLE)}"
+"""What messages say is allowed, of each key of the JSON and as a whole."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +120,36 @@ def asked_mask_aware(fields: Fields) -> MaskAware | None:
     for preset in EVERY:
         if text == preset:
             return MaskAware("auto", preset)
-    example = {"source": "own", "exact_steps": [0, 1, 5, 9]}
-    allowed = f"allowed: {EXACT}, {', '.join(EVERY)}, or JSON such as {json.dumps(example)}"
     try:
         return adapter(MaskAware).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        path = [part for part in first["loc"] if part not in ("preset", "steps")]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-        said = "is missing" if first["type"] == "missing" else f"is {shown(first.get('input'))}"
-        raise InvalidRequestError(f"MASK_AWARE{place} {said}; {allowed}") from None
+        raise InvalidRequestError(_mistake(text, first)) from None
 
 
-def check_steps(asked: MaskAware | None, evaluations: int) -> None:
-    """Refuses exact steps that a run of so many does not have.
+def _mistake(text: str, first: ErrorDetails) -> str:
+    """What is wrong with MASK_AWARE's JSON, and what is allowed there."""
+    key, *path = (part for part in (*first["loc"], "") if part not in ("preset", "steps"))
+    place = "".join(f"[{part}]" for part in path if part != "")
+    match first["type"]:
+        case "missing":
+            return f"MASK_AWARE.{key} is missing; allowed: {ALLOWED[key]}"
+        case "unexpected_keyword_argument":
+            return f"MASK_AWARE has the key {shown(key)}; allowed: {', '.join(ALLOWED)}"
+        case "json_invalid" if text.lstrip()[:1] in ("{", "["):
+            return f"MASK_AWARE is {shown(text)}, which is not JSON ({first['msg']}); allowed: {ANY}"
+    if key in ALLOWED:
+        return f"MASK_AWARE.{key}{place} is {shown(first.get('input'))}; allowed: {ALLOWED[key]}"
+    return f"MASK_AWARE is {shown(text)}; allowed: {ANY}"
+
+
+def check_steps(asked: MaskAware | None, evaluations: int, why: str) -> None:
+    """Refuses exact steps that a run does not have.
+
+    Args:
+        asked: With the steps.
+        evaluations: Of the UNet, of the run.
+        why: There are so many, for the message.
 
     Raises:
         InvalidRequestError: With the step and what is allowed.
@@ -132,4 +158,7 @@ def check_steps(asked: MaskAware | None, evaluations: int) -> None:
         return
     beyond = [step for step in asked.exact_steps if step >= evaluations]
     if beyond:
-        raise InvalidRequestError(f"MASK_AWARE.exact_steps has {beyond[0]}; allowed: 0 to {evaluations - 1}")
+        raise InvalidRequestError(
+            f"MASK_AWARE.exact_steps has {beyond[0]}; allowed: 0 to {evaluations - 1}, since {why} "
+            f"{'takes one step' if evaluations == 1 else f'takes {evaluations} steps'}"
+        )

@@ -71,6 +71,14 @@ def test_masks_of_either_kind(client: OpenAI, server: TritonServer, mask: bytes,
     assert (wanted[MASK[0] == 0] == INIT[0][MASK[0] == 0]).all()
 
 
+def test_mask_aware_is_asked_and_told(client: OpenAI) -> None:
+    own = {"source": "own", "exact_steps": [0, 1, 5]}
+    answer = ask(client, {"mask_aware": json.dumps(own), "num_inference_steps": 8, "strength": 1.0}, mask=png(MASK[0]))
+    assert answer.data is not None and answer.data[0].model_extra is not None
+    told = answer.data[0].model_extra["info"]["editing"]
+    assert (told["mode"], told["source"], told["exact_steps"]) == ("tokens", "own", [0, 1, 5])
+
+
 def test_a_stream_has_the_events_of_edits(client: OpenAI, server: TritonServer) -> None:
     told = list(
         client.images.edit(
@@ -110,6 +118,7 @@ def test_several_pictures_with_a_lora_in_another_size(client: OpenAI) -> None:
         ({}, {"strength": 1.5}, "strength is 1.5; allowed: at most 1"),
         ({}, {"strength": 0.1}, "STRENGTH is 0.1; allowed with 6 STEPS: 0.1667 to 1"),
         ({}, {"composite": True}, "COMPOSITE is true; allowed: only with MASK_IMAGE"),
+        ({}, {"mask_aware": "fast"}, "MASK_AWARE is not exact; allowed: only with MASK_IMAGE"),
         ({}, {"num_inference_steps": "many"}, "num_inference_steps is 'many'; allowed: a whole number"),
         ({}, {"strenght": 0.5}, "strenght is no field of this route"),
         ({"image": [png(INIT[0]), png(INIT[0])]}, {}, "image is there twice; allowed: once"),

@@ -64,7 +64,7 @@ def test_what_is_computed_is_told(tiny: TinyServer) -> None:
     assert made.info["editing"]["exact_steps"] == FAST
     assert "misses" not in made.info["editing"]
     few = generate(tiny, tiny.model, **FIELDS | {"STEPS": 8}, MASK_AWARE="fast")
-    assert few.info["editing"]["mode"] == "exact" and "8 steps are too few" in few.info["editing"]["why"]
+    assert few.info["editing"]["mode"] == "exact" and "8 steps taken are too few; 16 are enough" in few.info["editing"]["why"]
     assert few.distance(generate(tiny, tiny.model, **FIELDS | {"STEPS": 8})) <= TOLERANCE
     assert "editing" not in generate(tiny, tiny.model, **FIELDS, MASK_AWARE="exact").info
 

@@ -84,7 +84,7 @@ def test_all_steps_exact_are_the_exact_bits(edits: LocalEdits, exact: torch.Tens
     [
         ({"MASK_IMAGE": FULL}, "1.00 of the picture are masked"),
         ({"MASK_IMAGE": LARGE}, "0.62 of the picture are masked; up to 0.5 something is saved"),
-        ({"STEPS": 15}, "15 steps are too few; 16 are enough"),
+        ({"STEPS": 15}, "15 steps taken are too few; 16 are enough"),
     ],
 )
 def test_where_nothing_is_gained_all_is_computed(

@@ -55,6 +55,13 @@ def test_any_text_survives(text: str) -> None:
     assert sent["PROMPT"][0, 0].decode() == sent["NEGATIVE_PROMPT"][0, 0].decode() == text
 
 
+@pytest.mark.parametrize("kind", [dict, json.dumps])
+def test_mask_aware_is_a_preset_or_json_or_what_that_says(kind: type) -> None:
+    asked = {"source": "own", "exact_steps": [0, 5]}
+    assert tensors(mask_aware="fast")["MASK_AWARE"][0, 0] == b"fast"
+    assert json.loads(tensors(mask_aware=kind(asked))["MASK_AWARE"][0, 0]) == asked
+
+
 def test_the_syntax_of_prompts_is_sent_as_it_is_named() -> None:
     assert tensors(prompt_syntax="weighted")["PROMPT_SYNTAX"][0, 0] == b"weighted"
 

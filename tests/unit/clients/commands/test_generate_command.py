@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from swiftdiffusion.clients import LoraReport
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.clients.commands.generate_command import describe_lora
+from swiftdiffusion.clients.client.result import EditingReport
+from swiftdiffusion.clients.commands.generate_command import describe_editing, describe_lora
 
 runner = CliRunner()
 
@@ -57,6 +58,19 @@ def test_a_line_says_how_a_lora_was_applied() -> None:
     resident = LoraReport(name="ink", patched_at_step=0, source="gpu", load_ms=0.1, patch_ms=0.0, waited_ms=0.0)
     assert describe_lora(resident) == "ink: on from step 0, resident, loaded in 0.1 ms, patched in 0.0 ms"
     assert describe_lora(LoraReport(name="ink")) == "ink: on"
+
+
+def test_a_line_says_what_a_mask_aware_run_left_out() -> None:
+    report = EditingReport(
+        mode="tokens", mask=0.1, source="template", tokens=(0.1211, 0.25), exact_steps=(3, 10, 19), misses=1,
+        cache_error=0.0521, same_prompt=True,
+    )  # fmt: skip
+    assert describe_editing(report, 20) == (
+        "mask-aware: computed all in 3 of 20 steps, 25% of the tokens in the others, source template, "
+        "steps that found nothing: 1, cache error 0.0521"
+    )
+    exact = EditingReport(mode="exact", mask=0.6, why="0.60 of the picture are masked")
+    assert describe_editing(exact, 20) == "mask-aware: computed all: 0.60 of the picture are masked"
 
 
 def test_no_server_is_explained(tmp_path: Path) -> None:

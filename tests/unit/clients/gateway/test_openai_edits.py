@@ -45,10 +45,10 @@ def test_the_picture_goes_on_as_it_came_in_its_own_size() -> None:
 
 @pytest.mark.parametrize(("mask", "masked_by"), [(WHITE, "white"), (HOLE, "transparent")])
 def test_masks_of_either_kind_are_white_on_the_wire_and_told_apart(mask: bytes, masked_by: str) -> None:
-    asked = edit(mask=mask, strength=0.4, composite=True)
+    asked = edit(mask=mask, strength=0.4, composite=True, mask_aware="fast")
     made = request(asked)
     assert np.asarray(made.mask_image).tolist() == [[0, 255]]
-    assert (made.strength, made.composite) == (0.4, True)
+    assert (made.strength, made.composite, made.mask_aware) == (0.4, True, "fast")
     kept = asked.without_pictures()
     assert (kept.masked_by, kept.image, kept.mask) == (masked_by, b"", None)
 
