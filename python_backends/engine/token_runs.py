@@ -183,6 +183,7 @@ class TokenRun:
             why = self._why_exact or self._too_few() or "no step was left for it"
             return {"mode": "exact", "mask": round(self._mask.area, 4), "why": why}
         template = self._template if "template" in self._sources else None
+        misses = len({step for step, _ in self._missed})
         return {
             "mode": "tokens",
             "source": "own" if template is None else "template",
@@ -191,7 +192,7 @@ class TokenRun:
             "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
             "blocks_cached": {"mean": round(mean(self._cached.values()), 1), "of": len(self._levels)},
             **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
-            **({} if template is None else {"same_prompt": template.same_prompt, "misses": len({step for step, _ in self._missed})}),
+            **({} if template is None else {"same_prompt": template.same_prompt, "misses": misses}),
         }
 
     def _unmasked(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:

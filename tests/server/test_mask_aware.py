@@ -64,7 +64,8 @@ def test_what_is_computed_is_told(tiny: TinyServer) -> None:
     assert made.info["editing"]["exact_steps"] == FAST
     assert "misses" not in made.info["editing"]
     few = generate(tiny, tiny.model, **FIELDS | {"STEPS": 8}, MASK_AWARE="fast")
-    assert few.info["editing"]["mode"] == "exact" and "8 steps taken are too few; 16 are enough" in few.info["editing"]["why"]
+    told = few.info["editing"]
+    assert told["mode"] == "exact" and "8 steps taken are too few; 16 are enough" in told["why"]
     assert few.distance(generate(tiny, tiny.model, **FIELDS | {"STEPS": 8})) <= TOLERANCE
     assert "editing" not in generate(tiny, tiny.model, **FIELDS, MASK_AWARE="exact").info
 
@@ -96,6 +97,17 @@ def test_what_exact_steps_leave_serves_whoever_edits_the_picture_again(tiny: Tin
     assert again.items() >= wanted.items()
     other = generate(tiny, tiny.model, **fields | {"PROMPT": "a dog"}, MASK_AWARE="fast").info["editing"]
     assert (other["source"], other["same_prompt"]) == ("template", False)
+
+
+def test_few_steps_that_shards_share_out_leave_both_halves(tiny: TinyServer) -> None:
+    fields = FIELDS | {"INIT_IMAGE": picture(64, 64, 7 + sum(tiny.model.encode())), "STEPS": 8}
+    first = generate(tiny, tiny.model, **fields, MASK_AWARE="fast")
+    assert first.info["editing"]["mode"] == "exact"
+    for _ in range(2):
+        assert len(generate(tiny, tiny.model, **fields).info["shards"]) == 2
+        time.sleep(0.5)  # for what is written beside the steps
+    told = generate(tiny, tiny.model, **fields | {"SEED": 4}, MASK_AWARE="fast").info["editing"]
+    assert (told["source"], told["misses"], told["exact_steps"]) == ("template", 0, [4, 7])
 
 
 @pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
