@@ -85,7 +85,7 @@ class Calls:
 
 
 def _rows(run: TokenRun, step: int) -> list[TokenRow]:
-    return [row for half in range(HALVES) if (row := run.row(step, half, ALONE)) is not None]
+    return [row for row in run.rows(step, dict.fromkeys(range(HALVES), ALONE)).values() if row is not None]
 
 
 def expectations(calls: Calls, count: int) -> list[tuple[float, float]]:

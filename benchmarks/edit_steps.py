@@ -94,7 +94,7 @@ class Steps:
     @staticmethod
     def rows(run: TokenRun, step: int) -> tuple[TokenRow, ...]:
         """Both halves of a step."""
-        found = [run.row(step, half, ALONE) for half in range(HALVES)]
+        found = run.rows(step, dict.fromkeys(range(HALVES), ALONE)).values()
         return tuple(row for row in found if row is not None)
 
 

@@ -184,7 +184,7 @@ class GenerationRequest:
                 ("PREVIEW_DECODER", "BYTES", self.preview_decoder),
                 ("STRENGTH", "FP32", self.strength),
                 ("COMPOSITE", "BOOL", self.composite),
-                ("MASK_AWARE", "BYTES", _text(self.mask_aware)),
+                ("MASK_AWARE", "BYTES", _json_or_text("MASK_AWARE", self.mask_aware)),
             )
             if value is not None
         ]
@@ -221,8 +221,13 @@ def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:
         raise ValueError(f"{name} is {value}, which does not fit {datatype}") from error
 
 
-def _text(value: str | Mapping[str, object] | None) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(dict(value))
+def _json_or_text(name: str, value: str | Mapping[str, object] | None) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return json.dumps(dict(value))
+    except TypeError as error:
+        raise ValueError(f"{name} is {value!r}, which is no JSON: {error}") from error
 
 
 def _entries(adapters: Sequence[Lora | ControlNet]) -> str | None:

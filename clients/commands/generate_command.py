@@ -211,7 +211,7 @@ def describe_editing(editing: EditingReport, steps: int | None) -> str:
     if editing.mode != "tokens":
         return f"mask-aware: computed all: {editing.why}"
     told = [f"computed all in {len(editing.exact_steps)} of {'its' if steps is None else steps} steps"]
-    told += [f"{max(editing.tokens):.0%} of the tokens in the others"] if editing.tokens else []
+    told += [f"up to {max(editing.tokens):.0%} of the tokens in the others"] if editing.tokens else []
     told += [] if editing.source is None else [f"source {editing.source}"]
     told += [f"steps that found nothing: {editing.misses}"] if editing.misses else []
     told += [] if editing.cache_error is None else [f"cache error {editing.cache_error:g}"]

@@ -140,7 +140,7 @@ class Denoising:
         self.failure: RequestError | None = None
         self.report = RunReport(encoding)
         self.token_run: TokenRun | None = None
-        self._rows: dict[tuple[int, int, LoraSet], TokenRow | None] = {}
+        self._rows: dict[tuple[int, LoraSet], dict[int, TokenRow | None]] = {}
         self.work = Work.of(replace(request, evaluations=self.steps, halves=len(self.halves)))
         self.scheduler = request.scheduler or scheduler_config["_class_name"]
 
@@ -177,32 +177,33 @@ class Denoising:
 
     @property
     def home_first(self) -> tuple[int, ...]:
-        """Its halves, first the one that stays where the other goes elsewhere: what is evaluated here may be kept."""
+        """Its halves, first the one to evaluate here if the other goes elsewhere: it is then kept as an entry."""
         if self.token_run is None:
             return self.halves
-        wanted = [half for half in self.halves if (row := self.tokens(half)) is not None and row.name is not None]
-        first = self.token_run.first(self.step, wanted)
+        lacking = [half for half in self.halves if (row := self.tokens(half)) is not None and row.name is not None]
+        first = self.token_run.half_to_keep(self.step, {half: self._company(half) for half in lacking})
         return tuple(sorted(self.halves, key=lambda half: half != first))
 
     def tokens(self, half: int) -> TokenRow | None:
         """What is kept of a half's transformers, or masked in them, in the current step; None for nothing."""
         if self.token_run is None:
             return None
-        at = self.step, half, self.loras.current
+        at = self.step, self.loras.current
         if at not in self._rows:
-            self._rows[at] = self._tokens(self.token_run, half)
-        return self._rows[at]
+            companies = {each: self._company(each) for each in self.halves}
+            self._rows[at] = self.token_run.rows(self.step, companies)
+        return self._rows[at][half]
 
     def look_again(self) -> None:
         """A step begins, or is taken again: what is known of its tokens may have changed."""
         self._rows.clear()
 
-    def _tokens(self, run: TokenRun, half: int) -> TokenRow | None:
+    def _company(self, half: int) -> Company:
         if half not in self._digests:
             given = tensors_digest(*(tensor[half] for tensor in self.conditioning.values()))
             self._digests[half] = given[:OF_A_NAME]
         controls = tuple(replace(use, start=0.0, end=1.0, history=None) for use in self.controls(half))
-        return run.row(self.step, half, Company(self.loras.current, controls, self._digests[half]))
+        return Company(self.loras.current, controls, self._digests[half])
 
     def close(self) -> None:
         """Gives back what it holds."""

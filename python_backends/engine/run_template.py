@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ..networks.token_codes import SCALE_BYTES
@@ -12,7 +12,7 @@ from .template_lines import TemplateLine
 from .template_listing import TIMESTEP_PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
 
@@ -30,7 +30,7 @@ class RunTemplate:
 
     Attributes:
         same_prompt: Whether all entries that it went by were made with its prompts.
-        is_dense: Whether an entry at any step would serve the steps beside it too.
+        takes_turns: Whether entries of every second step of a half are enough for it.
     """
 
     def __init__(
@@ -60,12 +60,14 @@ class RunTemplate:
             writes: Whether it leaves entries, where there is room.
         """
         self.same_prompt = True
-        self.is_dense = all(abs(one - next_) <= reach for one, next_ in pairwise(timesteps))
+        halves = (_covered(timesteps, timesteps[turn::2], reach) for turn in range(2))
+        self.takes_turns = min(halves) >= ENOUGH * len(timesteps)
         self._writer, self._loads, self._places = writer, loads, places
         self._mask, self._mask_name, self._tokens = mask
         self._timesteps, self._reach, self._shapes, self._value_bytes = timesteps, reach, shapes, value_bytes
         self._apart = self._spacing() if writes else None
         self._known: dict[tuple[int, Company], list[Track]] = {}
+        self._serving: dict[tuple[int, Company], Track | None] = {}
         self._covered: dict[str, bool] = {}
         self._near: set[str] = set()
         self._left: set[str] = set()
@@ -80,21 +82,19 @@ class RunTemplate:
             step: The next one.
             any_: Whether a single entry is enough.
         """
-        left = range(step, len(self._timesteps))
-        lines = [
-            TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads)
-            for track in self._tracks(half, company)
-            if self._covers(track)
-        ]
-        ranks = []
-        for line in lines:
-            covered = sum(map(line.covers, left))
-            ranks.append((covered >= ENOUGH * len(left), line.track.prompt == company.prompt, covered))
-        rank, number = max(zip(ranks, range(len(lines)), strict=True), default=((False, False, 0), 0))
-        if not (rank[0] or (any_ and rank[2])):
+        (is_enough, is_own, covered), track = self._best(half, company, step)
+        if track is None or not (is_enough or (any_ and covered)):
             return None
-        self.same_prompt = self.same_prompt and rank[1]
-        return lines[number]
+        self.same_prompt = self.same_prompt and is_own
+        return TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads)
+
+    def serves(self, half: int, company: Company, step: int) -> bool:
+        """Whether a run like this one, with its prompts or others, finds an entry for a step, and enough of them."""
+        if (half, company) not in self._serving:
+            (is_enough, *_), track = self._best(half, company, 0)
+            self._serving[half, company] = track if is_enough else None
+        found = self._serving[half, company]
+        return found is not None and found.nearest(self._timesteps[step], self._reach) is not None
 
     def missing(self, half: int, company: Company, step: int) -> str | None:
         """Name of the entry that a step would be, if it should be one: none is near, and there is room."""
@@ -164,3 +164,17 @@ class RunTemplate:
             found.sort(key=lambda track: (track.mask != self._mask_name, track.prompt != company.prompt))
             self._known[half, company] = found
         return found
+
+    def _best(self, half: int, company: Company, step: int) -> tuple[tuple[bool, bool, int], Track | None]:
+        """The track to go by from a step on: whether it is enough, whether of the prompt, how many steps it has."""
+        left, ranked = self._timesteps[step:], []
+        for track in self._tracks(half, company):
+            if self._covers(track):
+                covered = _covered(left, track.files, self._reach)
+                ranked.append(((covered >= ENOUGH * len(left), track.prompt == company.prompt, covered), track))
+        return max(ranked, key=itemgetter(0), default=((False, False, 0), None))
+
+
+def _covered(timesteps: Sequence[float], entries: Collection[float], reach: float) -> int:
+    """How many timesteps have an entry near enough."""
+    return sum(any(abs(entry - timestep) <= reach for entry in entries) for timestep in timesteps)

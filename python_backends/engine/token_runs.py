@@ -12,7 +12,7 @@ from .token_lines import TokenLine
 from .token_rows import TokenRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..networks.token_masks import TokenMask
     from ..request.mask_aware import MaskAware
@@ -63,6 +63,7 @@ class TokenRun:
         self._sources: set[Source] = set()
         self._hits = 0
         self._cached: dict[tuple[int, int], int] = {}
+        self._chooses = asked is not None and asked.source == "auto"
         self._why_exact = self._reason(mask) if levels else "the runtime computes all"
 
     def _reason(self, mask: TokenMask) -> str | None:
@@ -80,11 +81,24 @@ class TokenRun:
             return None
         return f"{self._steps} steps taken are too few; {LEAST_STEPS} are enough, or a template of the picture"
 
-    def row(self, step: int, half: int, company: Company) -> TokenRow | None:
-        """That of a step's call; None where all is computed and nothing of it is wanted."""
+    def rows(self, step: int, companies: Mapping[int, Company]) -> dict[int, TokenRow | None]:
+        """Those of a step's calls, by half; None where all is computed and nothing of it is wanted.
+
+        Args:
+            step: The run's.
+            companies: Of each half that it evaluates.
+        """
         if self._why_exact is not None:
-            return None
-        line, goes_on = self._line(step, half, company), False
+            return dict.fromkeys(companies)
+        for half, company in companies.items():
+            self._enter(step, half, company)
+        if self._chooses and any(self.lines[half] is None for half in companies):
+            for half in companies:  # one half alone saves little, and keeps the other from idle shards
+                self._drop(half)
+        return {half: self._row(step, half, company) for half, company in companies.items()}
+
+    def _row(self, step: int, half: int, company: Company) -> TokenRow | None:
+        line, goes_on = self.lines[half], False
         if self._asked is not None:
             exact = frozenset(range(self._steps)) if line is None else self._asked.exact(line.source, self._steps)
             if line is not None and step not in exact and line.reaches(step):
@@ -97,8 +111,8 @@ class TokenRun:
         name = None if self._template is None else self._template.missing(half, company, step)
         return TokenRow(self, half, step, line if goes_on else None, None, name) if goes_on or name else None
 
-    def _line(self, step: int, half: int, company: Company) -> Line | None:
-        """By which a half goes in this company: another one is another line."""
+    def _enter(self, step: int, half: int, company: Company) -> None:
+        """Finds by which line a half goes in this company: another one is another line."""
         if company != self._company[half]:
             self._drop(half)
             self._company[half] = company
@@ -107,13 +121,21 @@ class TokenRun:
                 if self._template is not None and self._asked.source != "own":
                     line = self._template.line(half, company, step, any_=self._asked.source == "template")
                 self.lines[half] = line or (None if self._too_few() else TokenLine())
-        return self.lines[half]
 
-    def first(self, step: int, halves: Sequence[int]) -> int | None:
-        """Of halves that a step would leave as entries, the one that is to be, if only one can; None for none."""
-        if self._template is None or not halves:
-            return None
-        return halves[step % len(halves) if self._template.is_dense else 0]
+    def half_to_keep(self, step: int, companies: Mapping[int, Company]) -> int | None:
+        """Of halves that lack an entry, the one to be evaluated here, if the other is elsewhere; None where none does.
+
+        What nothing serves yet goes first; then they take turns where that is enough for both, or one after the other.
+
+        Args:
+            step: The run's.
+            companies: Of each half whose entry is wanted.
+        """
+        template, halves = self._template, list(companies)
+        if template is None or len(halves) < HALVES:
+            return halves[0] if halves else None
+        wanted = [half for half in halves if not template.serves(half, companies[half], step)] or halves
+        return wanted[step % len(wanted) if template.takes_turns else 0]
 
     @property
     def computes_all(self) -> bool:

@@ -154,8 +154,7 @@ class AskedEdit:
         if not taken:
             least = next(each for each in range(1, FINEST + 1) if int(steps * (each / FINEST))) / FINEST
             raise InvalidRequestError(f"STRENGTH is {strength:g}; allowed with {steps} STEPS: {least:g} to 1")
-        why = f"STRENGTH {strength:g} of {steps} STEPS"
-        check_steps(self._mask_aware, evaluations.of(steps, skipped=steps - taken), why)
+        check_steps(self._mask_aware, evaluations.of(steps, skipped=steps - taken), steps, strength)
         mask = None if self.mask is None else kept("MASK_IMAGE", self.mask, keep_picture)
         return Edit(
             kept("INIT_IMAGE", self.picture, keep_picture),

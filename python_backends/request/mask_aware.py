@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -46,13 +46,11 @@ than UNets have."""
 MOST_CHARACTERS = 4096
 Source = Literal["auto", "template", "own"]
 
-ALLOWED: dict[Any, str] = {
-    "source": ", ".join(get_args(Source)),
-    "exact_steps": f"{', '.join(EVERY)}, or a list of steps from 0",
-}
+PRESETS = ", ".join(EVERY)
 EXAMPLE = {"source": "own", "exact_steps": [0, 1, 5, 9]}
-ANY = f"{EXACT}, {', '.join(EVERY)}, or JSON such as {json.dumps(EXAMPLE)}"
-"""What messages say is allowed, of each key of the JSON and as a whole."""
+ALLOWED = f"{EXACT}, {PRESETS}, or JSON such as {json.dumps(EXAMPLE)}"
+ALLOWED_OF_KEYS = {"source": ", ".join(get_args(Source)), "exact_steps": f"{PRESETS}, or a list of steps from 0"}
+"""What messages say is allowed: of the whole text, and of each key of its JSON."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +127,26 @@ def asked_mask_aware(fields: Fields) -> MaskAware | None:
 
 def _mistake(text: str, first: ErrorDetails) -> str:
     """What is wrong with MASK_AWARE's JSON, and what is allowed there."""
-    key, *path = (part for part in (*first["loc"], "") if part not in ("preset", "steps"))
-    place = "".join(f"[{part}]" for part in path if part != "")
-    match first["type"]:
-        case "missing":
-            return f"MASK_AWARE.{key} is missing; allowed: {ALLOWED[key]}"
-        case "unexpected_keyword_argument":
-            return f"MASK_AWARE has the key {shown(key)}; allowed: {', '.join(ALLOWED)}"
-        case "json_invalid" if text.lstrip()[:1] in ("{", "["):
-            return f"MASK_AWARE is {shown(text)}, which is not JSON ({first['msg']}); allowed: {ANY}"
-    if key in ALLOWED:
-        return f"MASK_AWARE.{key}{place} is {shown(first.get('input'))}; allowed: {ALLOWED[key]}"
-    return f"MASK_AWARE is {shown(text)}; allowed: {ANY}"
+    if not first["loc"]:
+        is_meant = first["type"] == "json_invalid" and text.lstrip()[:1] in ("{", "[")
+        why = f", which is not JSON ({first['msg']})" if is_meant else ""
+        return f"MASK_AWARE is {shown(text)}{why}; allowed: {ALLOWED}"
+    key = str(first["loc"][0])
+    if key not in ALLOWED_OF_KEYS:
+        return f"MASK_AWARE has the key {shown(key)}; allowed: {', '.join(ALLOWED_OF_KEYS)}"
+    place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+    said = "is missing" if first["type"] == "missing" else f"is {shown(first.get('input'))}"
+    return f"MASK_AWARE.{key}{place} {said}; allowed: {ALLOWED_OF_KEYS[key]}"
 
 
-def check_steps(asked: MaskAware | None, evaluations: int, why: str) -> None:
+def check_steps(asked: MaskAware | None, evaluations: int, steps: int, strength: float) -> None:
     """Refuses exact steps that a run does not have.
 
     Args:
         asked: With the steps.
         evaluations: Of the UNet, of the run.
-        why: There are so many, for the message.
+        steps: The request's.
+        strength: The request's.
 
     Raises:
         InvalidRequestError: With the step and what is allowed.
@@ -159,6 +156,6 @@ def check_steps(asked: MaskAware | None, evaluations: int, why: str) -> None:
     beyond = [step for step in asked.exact_steps if step >= evaluations]
     if beyond:
         raise InvalidRequestError(
-            f"MASK_AWARE.exact_steps has {beyond[0]}; allowed: 0 to {evaluations - 1}, since {why} "
-            f"{'takes one step' if evaluations == 1 else f'takes {evaluations} steps'}"
+            f"MASK_AWARE.exact_steps has {beyond[0]}; allowed: 0 to {evaluations - 1}: "
+            f"STRENGTH {strength:g} of {steps} STEPS makes {evaluations}"
         )

@@ -33,7 +33,7 @@ from swiftdiffusion.python_backends.request.schedulers import SCHEDULERS
 from wire import array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from swiftdiffusion.python_backends.engine.template_store import TemplateStore
@@ -98,11 +98,13 @@ class LocalEdits:
             only_inpaints=self.checkpoint.only_inpaints,
         )
 
-    def make_token_runs(self, digest: str | None = None) -> None:
+    def make_token_runs(
+        self, digest: str | None = None, count: Callable[[str, float], None] = lambda _what, _amount: None
+    ) -> None:
         """Those of a shard of these networks, or of others, with the present templates."""
         stacks = self.unet.stacks
         known = Transformers(stacks.levels, stacks.widths, digest or self.unet.digest, 1000)
-        self.token_runs = TokenRuns(known, self.token_bytes, self.templates)
+        self.token_runs = TokenRuns(known, self.token_bytes, self.templates, count=count)
 
     def parse(self, **fields: Any) -> CompletedRequest:
         """A request as `preprocess` completes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ class TemplateShard:
     def __init__(self, edits: LocalEdits, tiers: tuple[HostCache, ...]) -> None:
         self.edits, self.store = edits, TemplateStore(tiers)
         self.edits.templates = self.store
-        self.edits.make_token_runs()
+        self.counted: Counter[str] = Counter()
+        self.edits.make_token_runs(count=self._count)
+
+    def _count(self, what: str, amount: float) -> None:
+        self.counted[what] += round(amount)
 
     def begin(self, **fields: Any) -> Denoising:
         return self.edits.run(self.edits.parse(**FIELDS | fields))

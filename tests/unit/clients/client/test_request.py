@@ -62,6 +62,11 @@ def test_mask_aware_is_a_preset_or_json_or_what_that_says(kind: type) -> None:
     assert json.loads(tensors(mask_aware=kind(asked))["MASK_AWARE"][0, 0]) == asked
 
 
+def test_mask_aware_that_is_no_json_is_named() -> None:
+    with pytest.raises(ValueError, match=r"MASK_AWARE is .*, which is no JSON"):
+        tensors(mask_aware={"source": "own", "exact_steps": [np.int64(3)]})
+
+
 def test_the_syntax_of_prompts_is_sent_as_it_is_named() -> None:
     assert tensors(prompt_syntax="weighted")["PROMPT_SYNTAX"][0, 0] == b"weighted"
 

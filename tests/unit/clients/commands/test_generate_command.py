@@ -66,7 +66,7 @@ def test_a_line_says_what_a_mask_aware_run_left_out() -> None:
         cache_error=0.0521, same_prompt=True,
     )  # fmt: skip
     assert describe_editing(report, 20) == (
-        "mask-aware: computed all in 3 of 20 steps, 25% of the tokens in the others, source template, "
+        "mask-aware: computed all in 3 of 20 steps, up to 25% of the tokens in the others, source template, "
         "steps that found nothing: 1, cache error 0.0521"
     )
     exact = EditingReport(mode="exact", mask=0.6, why="0.60 of the picture are masked")

@@ -133,25 +133,60 @@ def test_few_steps_are_exact_where_nothing_is_known_and_shared_with_other_shards
     assert report["why"] == "8 steps taken are too few; 16 are enough, or a template of the picture"
 
 
-@pytest.mark.parametrize(("steps", "requests"), [(4, 2), (8, 2), (18, 2), (19, 1), (STEPS, 1)])
+@pytest.mark.parametrize("varied", ["PROMPT", "NEGATIVE_PROMPT"])
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "requests"),
+    [
+        ("euler", 2, 2),
+        ("euler", 4, 2),
+        ("euler", 8, 2),
+        ("euler", 18, 2),
+        ("euler", 19, 1),
+        ("euler", STEPS, 1),
+        ("dpmpp_2m_karras", STEPS, 1),
+        ("lcm", STEPS, 1),
+        ("heun", STEPS, 1),
+        ("heun", 6, 2),
+    ],
+)
 def test_what_several_shards_share_out_leaves_entries_of_both_halves(
-    shard: TemplateShard, steps: int, requests: int
+    shard: TemplateShard, scheduler: str, steps: int, requests: int, varied: str
 ) -> None:
-    """Of each step a half: each half's second steps where an entry serves its neighbours, else a half a request."""
-    asked = {"STEPS": steps, "shards": 2}
+    """By turns where every second step of a half is enough for it, else one half a request; of whatever prompts."""
+    asked = {"STEPS": steps, "SCHEDULER": scheduler, "shards": 2}
     shard.edit(MASK_AWARE="fast", **asked)
     for number in range(requests):
-        shard.edit(**asked, PROMPT=f"{number} cats")
-        assert len(shard.entries()) == steps * (1 + number)
+        shard.edit(**asked | {varied: f"{number} cats"})
     _, report = shard.edit(MASK_AWARE="fast", **asked)
-    assert report is not None and (report["source"], report["misses"]) == ("template", 0)
-    assert report["exact_steps"] == [steps // 2, steps - 1] and not report["same_prompt"]
+    assert report is not None and report["source"] == "template" and not report["same_prompt"]
+    assert report["misses"] == (6 if scheduler == "dpmpp_2m_karras" else 0)  # in either half, of three quarters each
+
+
+def test_without_guidance_shards_share_nothing_and_all_is_left(shard: TemplateShard) -> None:
+    asked = {"STEPS": 8, "GUIDANCE_SCALE": 1.0, "shards": 2}
+    shard.edit(MASK_AWARE="fast", **asked)
+    shard.edit(**asked)
+    _, report = shard.edit(MASK_AWARE="fast", **asked)
+    assert report is not None and (report["source"], report["exact_steps"], report["misses"]) == ("template", [4, 7], 0)
 
 
 def test_presets_of_few_steps_alone_leave_entries_of_both_halves(shard: TemplateShard) -> None:
+    """While one half lacks them all is computed: with the other alone masked, no idle shard could help."""
     found = [shard.edit(MASK_AWARE="fast", STEPS=8, shards=2)[1] or {} for _ in range(4)]
-    assert [each["mode"] for each in found] == ["exact", "exact", "tokens", "tokens"], found
-    assert found[3]["exact_steps"] == [4, 7]
+    assert [each["mode"] for each in found] == ["exact", "exact", "exact", "tokens"]
+    assert (found[3]["exact_steps"], found[3]["misses"]) == ([4, 7], 0)
+
+
+def test_what_becomes_of_entries_is_counted_by_halves_of_steps(shard: TemplateShard) -> None:
+    counted = shard.counted
+    shard.edit(MASK_AWARE="fast")
+    assert not counted
+    shard.edit(MASK_AWARE="fast")
+    assert counted["written"] == len(shard.entries()) == 12 and counted["bytes"] > 0
+    assert not {"hit", "miss", "dropped"} & counted.keys()
+    _, third = shard.edit(MASK_AWARE="fast")
+    assert third is not None and (len(third["exact_steps"]), third["misses"]) == (6, 4)
+    assert (counted["hit"], counted["miss"], counted["written"]) == (2 * (STEPS - 6), 2 * 4, len(shard.entries()))
 
 
 def test_entries_of_the_own_prompt_go_before_those_of_others_and_are_made_whole(shard: TemplateShard) -> None:
