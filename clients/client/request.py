@@ -5,16 +5,12 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
-Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | Path
-EncodedPicture: TypeAlias = Picture | bytes
-"""Bytes are those of a PNG, JPEG or WebP, which the server decodes."""
+from .pictures import EncodedPicture, Picture, file_bytes, pixels, stacked
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,8 @@ class GenerationRequest:
         previews: a preview every so many steps, for `stream`.
         preview_size: longer side of a preview in pixels.
         preview_decoder: `linear`, nearly for nothing, or `vae`.
-        init_image: a picture to start from: PIL, uint8 array [H, W, 3], a file, or its bytes. Without `height` and
-            `width` the new one has its size.
+        init_image: a picture to start from: PIL, uint8 array [H, W, 3], or a PNG, JPEG or WebP: its path, or its bytes.
+            Without `height` and `width` the new one has its size.
         mask_image: where it is painted anew: white, in a picture like it, or uint8 array [H, W]; what is black stays.
         strength: how much of it changes, above 0 to 1: the share of the steps that are taken.
         composite: whether what the mask leaves is put back, pixel by pixel.
@@ -189,12 +185,16 @@ class GenerationRequest:
             if value is not None
         ]
         if self.control_images:
-            tensors.append(Tensor("CONTROL_IMAGES", "UINT8", _stacked(self.control_images)))
+            tensors.append(Tensor("CONTROL_IMAGES", "UINT8", stacked(self.control_images)))
         for name, mode, picture in (("INIT_IMAGE", "RGB", self.init_image), ("MASK_IMAGE", "L", self.mask_image)):
-            if isinstance(picture, bytes):
-                tensors.append(Tensor(f"ENCODED_{name}", "BYTES", np.array([[picture]], dtype=np.object_)))
-            elif picture is not None:
-                tensors.append(Tensor(name, "UINT8", _pixels(picture, f"the {name.lower()}", mode)[None]))
+            if picture is None:
+                continue
+            if (content := file_bytes(picture)) is not None:
+                tensors.append(Tensor(f"ENCODED_{name}", "BYTES", np.array([[content]], dtype=np.object_)))
+            else:
+                tensors.append(
+                    Tensor(name, "UINT8", pixels(cast("Picture", picture), f"the {name.lower()}", mode)[None])
+                )
         return tensors
 
 
@@ -212,6 +212,8 @@ _DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.
 
 
 def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:
+    if isinstance(value, str) != (datatype == "BYTES"):
+        raise ValueError(f"{name} is {value!r}; wanted: {'a text' if datatype == 'BYTES' else 'a number'}")
     if isinstance(value, str):
         return Tensor(name, datatype, np.array([[value.encode()]], dtype=np.object_))
     try:
@@ -224,6 +226,8 @@ def _scalar(name: str, datatype: str, value: str | int | float) -> Tensor:
 def _json_or_text(name: str, value: str | Mapping[str, object] | None) -> str | None:
     if value is None or isinstance(value, str):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; wanted: a text, or a mapping")
     try:
         return json.dumps(dict(value))
     except TypeError as error:
@@ -234,25 +238,3 @@ def _entries(adapters: Sequence[Lora | ControlNet]) -> str | None:
     if not adapters:
         return None
     return json.dumps([{k: v for k, v in asdict(adapter).items() if v is not None} for adapter in adapters])
-
-
-def _stacked(pictures: Sequence[Picture]) -> npt.NDArray[np.uint8]:
-    arrays = [_pixels(picture, "a control image") for picture in pictures]
-    sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in arrays]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"control images must be of one size; these are {', '.join(sizes)}")
-    return np.stack(arrays)[None]
-
-
-def _pixels(picture: Picture, what: str, mode: str = "RGB") -> npt.NDArray[np.uint8]:
-    """[H, W, 3] of RGB, [H, W] of L; files are turned as their EXIF says."""
-    shape = ("H", "W", "3")[: 3 if mode == "RGB" else 2]
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != len(shape) or (mode == "RGB" and picture.shape[2] != 3):
-            wanted = f"uint8 [{', '.join(shape)}]"
-            raise ValueError(f"{what} is {picture.dtype} {list(picture.shape)}; wanted: {wanted}")
-        return picture
-    if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert(mode))
-    with Image.open(picture) as opened:
-        return np.asarray(ImageOps.exif_transpose(opened).convert(mode))

@@ -59,6 +59,7 @@ FIELDS = {
     "MASK_IMAGE": "mask",
     "STRENGTH": "strength",
     "COMPOSITE": "composite",
+    "MASK_AWARE": "mask_aware",
 }
 """Input of the wire contract, which the server's sentences name → field of the OpenAI route."""
 

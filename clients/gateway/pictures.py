@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from ..client.pictures import eight_bits
 from .errors import ApiError
 
 KEYWORD = "parameters"
@@ -111,7 +112,7 @@ def _opened(content: bytes, max_pixels: int, field: str, look: Callable[[Image.I
                         f"{field} is {picture.width}x{picture.height}; allowed: at most {max_pixels} pixels",
                         param=_param(field),
                     )
-                return look(_eight_bits(ImageOps.exif_transpose(picture)))
+                return look(eight_bits(ImageOps.exif_transpose(picture)))
     except ApiError:
         raise
     except Image.DecompressionBombError:  # Pillow has a bound of its own
@@ -150,11 +151,6 @@ def texts_of(content: bytes) -> dict[str, str]:
     except Exception as error:  # noqa: BLE001  Pillow raises what it likes about a stranger's file
         said = type(error).__name__
         raise ApiError(400, f"image is no picture ({said}); allowed: PNG, JPEG or WebP", param="image") from None
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A depth map's 16 bits as 8: Pillow's own conversion makes white of all but the darkest."""
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode == "I;16" else picture
 
 
 def of_size(pictures: list[npt.NDArray[np.uint8]], height: int, width: int) -> list[npt.NDArray[np.uint8]]:

@@ -29,7 +29,6 @@ class RunTemplate:
     """What is known of a run's picture, and what the run adds to it.
 
     Attributes:
-        same_prompt: Whether all entries that it went by were made with its prompts.
         takes_turns: Whether entries of every second step of a half are enough for it.
     """
 
@@ -59,7 +58,6 @@ class RunTemplate:
             value_bytes: Of each value that a step gives.
             writes: Whether it leaves entries, where there is room.
         """
-        self.same_prompt = True
         halves = (_covered(timesteps, timesteps[turn::2], reach) for turn in range(2))
         self.takes_turns = min(halves) >= ENOUGH * len(timesteps)
         self._writer, self._loads, self._places = writer, loads, places
@@ -85,8 +83,7 @@ class RunTemplate:
         (is_enough, is_own, covered), track = self._best(half, company, step)
         if track is None or not (is_enough or (any_ and covered)):
             return None
-        self.same_prompt = self.same_prompt and is_own
-        return TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads)
+        return TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads, same_prompt=is_own)
 
     def serves(self, half: int, company: Company, step: int) -> bool:
         """Whether a run like this one, with its prompts or others, finds an entry for a step, and enough of them."""

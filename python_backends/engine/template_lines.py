@@ -26,6 +26,7 @@ class TemplateLine:
 
     Attributes:
         track: Its entries.
+        same_prompt: Whether these were made with the run's prompt.
     """
 
     source: Source = "template"
@@ -38,6 +39,8 @@ class TemplateLine:
         reach: float,
         shapes: Sequence[tuple[int, int]],
         loads: EntryLoads,
+        *,
+        same_prompt: bool,
     ) -> None:
         """Reads nothing yet.
 
@@ -47,7 +50,9 @@ class TemplateLine:
             reach: How far an entry's timestep may be from a step's.
             shapes: By block, (tokens, width).
             loads: Brings entries to where the UNet is.
+            same_prompt: Whether the track is of the run's prompt.
         """
+        self.same_prompt = same_prompt
         self.error: torch.Tensor | None = None
         self.track, self._timesteps, self._reach, self._shapes = track, timesteps, reach, shapes
         self._loads = loads
@@ -97,14 +102,25 @@ class TemplateLine:
         self._entries.clear()
 
     @torch.inference_mode()
+    def compare(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> Entry | None:
+        """Notes how far it was from what a step gave that computed all; its entry, None if that is not whole."""
+        entry = self._entry(step)
+        if entry is None or len(entry.numbers) < len(values):
+            return None
+        try:
+            self.error = distance(lambda number, out: self.at(step, number, out), values, outside)
+        except EntryLostError:
+            self.lose(step)
+            return None
+        return entry
+
+    @torch.inference_mode()
     def keep(self, step: int, values: Sequence[torch.Tensor], outside: Sequence[torch.Tensor]) -> None:
         """What a step gave that computed all."""
-        entry = self._entry(step)
-        if step == self._corrected or entry is None or len(entry.numbers) < len(values):
+        if step == self._corrected or (entry := self.compare(step, values, outside)) is None:
             return
         correction = []
         try:
-            self.error = distance(lambda number, out: self.at(step, number, out), values, outside)
             for number, value in enumerate(values):
                 known = torch.empty_like(value)
                 entry.block(number).into(known)

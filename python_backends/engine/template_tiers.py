@@ -58,6 +58,9 @@ class TemplateMetrics:
             ),
         }
 
+        for what in ("written", "dropped", "hit", "miss", *self._sums):
+            self(what, 0.0)
+
     def __call__(self, what: str, amount: float) -> None:
         """So many halves of steps were `written` as entries or `dropped`, went by one (`hit`) or lacked one (`miss`).
 

@@ -35,12 +35,14 @@ class Line(Protocol):
     Attributes:
         source: What it goes by.
         sets: Of its blocks' tokens that it keeps, at most.
+        same_prompt: Whether it comes of the run's own prompt.
         error: How far it was from the last step that computed all: the norm of the difference over the norm, of
             unmasked tokens; None before it said anything of such a step.
     """
 
     source: Source
     sets: int
+    same_prompt: bool
     error: torch.Tensor | None
 
     def reaches(self, step: int) -> bool:
@@ -83,6 +85,7 @@ class TokenLine:
 
     source: Source = "own"
     sets = 2
+    same_prompt = True
 
     def __init__(self) -> None:
         self.error: torch.Tensor | None = None

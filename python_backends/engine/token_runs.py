@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..request.mask_aware import LEAST_STEPS, MOST_AREA
+from .template_lines import TemplateLine
 from .token_lines import TokenLine
+from .token_report import TokenReport
 from .token_rows import TokenRow
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .token_memory import TokenMemory
 
 HALVES = 2
+NEAR = 0.5
+"""Largest error of a template of another prompt in a run's first step: what is further serves worse than nothing."""
 
 
 class TokenRun:
@@ -56,13 +59,9 @@ class TokenRun:
         self._mask, self._asked, self._steps, self._memory = mask, asked, steps, memory
         self._levels, self._template = levels or (), template
         self._outside: list[torch.Tensor] = []
-        self._all: set[int] = set()
-        self._masked: set[int] = set()
-        self._missed: set[tuple[int, int]] = set()
-        self._errors: list[torch.Tensor] = []
-        self._sources: set[Source] = set()
-        self._hits = 0
-        self._cached: dict[tuple[int, int], int] = {}
+        self._report = TokenReport(mask, self._levels)
+        self._on_trial: set[int] = set()
+        self._is_known = self._was_far = False
         self._chooses = asked is not None and asked.source == "auto"
         self._why_exact = self._reason(mask) if levels else "the runtime computes all"
 
@@ -76,10 +75,11 @@ class TokenRun:
         if self._asked is None or self._asked.source == "own":
             return None
         if self._asked.source == "template":
-            return "nothing is known of the picture"
+            return None if self._is_known else "nothing is known of the picture"
         if self._steps >= LEAST_STEPS:
             return None
-        return f"{self._steps} steps taken are too few; {LEAST_STEPS} are enough, or a template of the picture"
+        nearer = " with a prompt nearer to this one" if self._was_far else ""
+        return f"{self._steps} steps taken are too few; {LEAST_STEPS} are enough, or a template of the picture{nearer}"
 
     def rows(self, step: int, companies: Mapping[int, Company]) -> dict[int, TokenRow | None]:
         """Those of a step's calls, by half; None where all is computed and nothing of it is wanted.
@@ -101,12 +101,14 @@ class TokenRun:
         line, goes_on = self.lines[half], False
         if self._asked is not None:
             exact = frozenset(range(self._steps)) if line is None else self._asked.exact(line.source, self._steps)
+            if half in self._on_trial or (self._on_trial and self._too_few()):  # if that fails, all are to be exact
+                exact |= {step}
             if line is not None and step not in exact and line.reaches(step):
                 return TokenRow(self, half, step, line, self._mask)
             by_template = self._asked.source == "template" if line is None else line.source == "template"
             if by_template and (line is None or step not in exact):
-                self._missed.add((step, half))
-            self._all.add(step)
+                self._report.missed.add((step, half))
+            self._report.note_exact(step)
             goes_on = any(later not in exact for later in range(step + 1, self._steps))
         name = None if self._template is None else self._template.missing(half, company, step)
         return TokenRow(self, half, step, line if goes_on else None, None, name) if goes_on or name else None
@@ -120,7 +122,15 @@ class TokenRun:
                 line = None
                 if self._template is not None and self._asked.source != "own":
                     line = self._template.line(half, company, step, any_=self._asked.source == "template")
-                self.lines[half] = line or (None if self._too_few() else TokenLine())
+                self._is_known = self._is_known or line is not None
+                if line is not None and self._chooses and not line.same_prompt:
+                    self._on_trial.add(half)
+                self.lines[half] = line or self._own_line()
+
+    def _own_line(self) -> TokenLine | None:
+        """None for a run that would not go by it."""
+        assert self._asked is not None
+        return None if self._asked.source == "template" or self._too_few() else TokenLine()
 
     def half_to_keep(self, step: int, companies: Mapping[int, Company]) -> int | None:
         """Of halves that lack an entry, the one to be evaluated here, if the other is elsewhere; None where none does.
@@ -154,33 +164,47 @@ class TokenRun:
 
     def note_masked(self, row: TokenRow) -> None:
         """A half of a step computed masked tokens alone."""
-        assert row.line is not None
-        if not (cached := len(self._levels) - len(row.lacks)):  # all was computed sooner
-            return
-        self._masked.add(row.step)
-        self._hits += row.line.source == "template" and (row.step, row.half) not in self._cached
-        self._cached[row.step, row.half] = cached
-        self._sources.add(row.line.source)
+        self._report.note_masked(row)
 
     def keep(self, row: TokenRow, values: Sequence[torch.Tensor]) -> None:
         """What a row's blocks gave."""
         if self._why_exact is not None:  # since a row of the same call
             return
         line = row.line
-        if line is not None and not self._taken[row.half]:
+        if row.half in self._on_trial and isinstance(line, TemplateLine):
+            line = self._tried(row.half, line, row.step, values)
+        if line is not None and self._has_room(row.half, line, values):
+            line.keep(row.step, values, self._unmasked(values))
+            self._report.note_error(line.error)
+        if row.name is not None and self._template is not None:
+            self._template.leave(row.name, values)
+
+    def _tried(self, half: int, line: TemplateLine, step: int, values: Sequence[torch.Tensor]) -> TokenLine | None:
+        """Whether what another prompt left is near enough: else the half goes by its own steps, where it may.
+
+        Reads the error: on a GPU this waits for the step, once in a run.
+        """
+        line.compare(step, values, self._unmasked(values))
+        if line.error is None:
+            return None
+        self._on_trial.discard(half)
+        if float(line.error) <= NEAR:
+            self._report.note_error(line.error)
+            return None  # the step corrects nothing: from so early on it makes what follows no better
+        self._was_far = True
+        self._drop(half)
+        own = self.lines[half] = self._own_line()
+        return own
+
+    def _has_room(self, half: int, line: Line, values: Sequence[torch.Tensor]) -> bool:
+        if not self._taken[half]:
             nbytes = line.sets * sum(each.nbytes for each in values)
             if not self._memory.take(nbytes):
                 self.close()
                 self._why_exact = "the shard has no room for its tokens"
-                line = None
-            else:
-                self._taken[row.half] = nbytes
-        if line is not None:
-            line.keep(row.step, values, self._unmasked(values))
-            if line.error is not None:
-                self._errors.append(line.error)
-        if row.name is not None and self._template is not None:
-            self._template.leave(row.name, values)
+                return False
+            self._taken[half] = nbytes
+        return True
 
     def close(self) -> None:
         """It has ended."""
@@ -188,12 +212,13 @@ class TokenRun:
             self._drop(half)
         self._outside = []
         if self._template is not None:
-            self._template.tell(self._hits, len(self._missed))
+            self._template.tell(self._report.hits, len(self._report.missed))
 
     def _drop(self, half: int) -> None:
         if (line := self.lines[half]) is not None:
             line.forget()
         self.lines[half] = None
+        self._on_trial.discard(half)
         self._memory.give_back(self._taken[half])
         self._taken[half] = 0
 
@@ -201,21 +226,8 @@ class TokenRun:
         """INFO's `editing`; None of a run that was not asked to leave anything out."""
         if self._asked is None:
             return None
-        if not self._masked:
-            why = self._why_exact or self._too_few() or "no step was left for it"
-            return {"mode": "exact", "mask": round(self._mask.area, 4), "why": why}
-        template = self._template if "template" in self._sources else None
-        misses = len({step for step, _ in self._missed})
-        return {
-            "mode": "tokens",
-            "source": "own" if template is None else "template",
-            "mask": round(self._mask.area, 4),
-            "tokens": [round(len(self._mask.places[h, w]) / (h * w), 4) for h, w in self._mask.sides],
-            "exact_steps": [step for step in range(steps) if step not in self._masked or step in self._all],
-            "blocks_cached": {"mean": round(mean(self._cached.values()), 1), "of": len(self._levels)},
-            **({"cache_error": round(max(map(float, self._errors)), 4)} if self._errors else {}),
-            **({} if template is None else {"same_prompt": template.same_prompt, "misses": misses}),
-        }
+        why = self._why_exact or self._too_few() or "no step was left for it"
+        return self._report.to_json(steps, sum(company is not None for company in self._company), why)
 
     def _unmasked(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """By block, [tokens, 1]: 1 outside the mask, else 0."""

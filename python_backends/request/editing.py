@@ -12,7 +12,18 @@ import numpy as np
 from pydantic import ConfigDict, Field, StringConstraints
 
 from ..common.errors import InvalidRequestError
-from .mask_aware import LEVELS, MOST_AREA, PARTS, MaskAware, asked_mask_aware, check_steps, parts_of
+from ..common.sentences import shown
+from .mask_aware import (
+    EXACT,
+    LEVELS,
+    MOST_AREA,
+    MOST_CHARACTERS,
+    PARTS,
+    MaskAware,
+    asked_mask_aware,
+    check_steps,
+    parts_of,
+)
 from .picture_inputs import binary, fitted, kept, picture_of
 
 if TYPE_CHECKING:
@@ -89,7 +100,7 @@ class AskedEdit:
         """
         self._rules = rules
         self._parts: tuple[int, ...] = ()
-        self._strength = fields.number("STRENGTH", 0.0, 1.0)
+        self._strength = fields.number("STRENGTH", 0.0, 1.0, allowed="above 0 to 1")
         self._composite, self._mask_aware = fields.boolean("COMPOSITE"), asked_mask_aware(fields)
         self.picture, self.mask = picture_of(fields, "INIT_IMAGE"), picture_of(fields, "MASK_IMAGE")
         without_picture = {"MASK_IMAGE": self.mask is None, "STRENGTH": self._strength is None}
@@ -100,7 +111,8 @@ class AskedEdit:
         if self._composite and self.mask is None:
             raise InvalidRequestError("COMPOSITE is true; allowed: only with MASK_IMAGE")
         if self._mask_aware is not None and self.mask is None:
-            raise InvalidRequestError("MASK_AWARE is not exact; allowed: only with MASK_IMAGE")
+            given = shown(fields.text("MASK_AWARE", MOST_CHARACTERS))
+            raise InvalidRequestError(f"MASK_AWARE is {given}; allowed without MASK_IMAGE: {EXACT}")
         if rules.only_inpaints and self.mask is None:
             raise InvalidRequestError("MASK_IMAGE is missing; required: this checkpoint only inpaints")
 

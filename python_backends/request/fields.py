@@ -72,7 +72,7 @@ class Fields:
         """Bytes, at most so many."""
         return self._bytes(field, most, f"at most {most} bytes")
 
-    def number(self, field: str, low: float, high: float) -> float | None:
+    def number(self, field: str, low: float, high: float, allowed: str | None = None) -> float | None:
         """A finite number from `low` to `high`; of a narrower float the shortest decimal that it stands for.
 
         (A client that writes 0.7 means 0.7, and not 0.699999988: ten steps of that are six.)
@@ -81,7 +81,7 @@ class Fields:
         if value is None:
             return None
         if not math.isfinite(value) or not low <= value <= high:
-            raise InvalidRequestError(f"{field} is {float(value):g}; allowed: {low:g} to {high:g}")
+            raise InvalidRequestError(f"{field} is {float(value):g}; allowed: {allowed or f'{low:g} to {high:g}'}")
         return float(str(value))
 
     def boolean(self, field: str) -> bool | None:

@@ -121,7 +121,8 @@ def asked_mask_aware(fields: Fields) -> MaskAware | None:
     try:
         return adapter(MaskAware).validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        wrong = error.errors(include_url=False, include_context=False)
+        first = min(wrong, key=lambda each: each["type"] == "missing")  # a key that is misspelt lacks another one
         raise InvalidRequestError(_mistake(text, first)) from None
 
 

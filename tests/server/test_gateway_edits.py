@@ -118,7 +118,7 @@ def test_several_pictures_with_a_lora_in_another_size(client: OpenAI) -> None:
         ({}, {"strength": 1.5}, "strength is 1.5; allowed: at most 1"),
         ({}, {"strength": 0.1}, "STRENGTH is 0.1; allowed with 6 STEPS: 0.1667 to 1"),
         ({}, {"composite": True}, "COMPOSITE is true; allowed: only with MASK_IMAGE"),
-        ({}, {"mask_aware": "fast"}, "MASK_AWARE is not exact; allowed: only with MASK_IMAGE"),
+        ({}, {"mask_aware": "fast"}, 'MASK_AWARE is "fast"; allowed without MASK_IMAGE: exact'),
         ({}, {"num_inference_steps": "many"}, "num_inference_steps is 'many'; allowed: a whole number"),
         ({}, {"strenght": 0.5}, "strenght is no field of this route"),
         ({"image": [png(INIT[0]), png(INIT[0])]}, {}, "image is there twice; allowed: once"),

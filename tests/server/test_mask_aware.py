@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,23 @@ def test_the_demos_pictures_are_near_the_exact_ones(server: TritonServer) -> Non
                 assert told is not None and told.mode == "tokens" and told.source == "own"
                 assert told.mask == pytest.approx(inside.mean(), abs=0.05) and told.cache_error
                 assert check(made.pixels, edit.scene).shapes
+
+
+@pytest.mark.parametrize(("preset", "seed"), [("fast", 3), ("balanced", 4)])
+def test_what_unrelated_prompts_left_of_a_picture_spoils_nothing(server: TritonServer, preset: str, seed: int) -> None:
+    edit = next(scene_edits(seed))
+    asked = GenerationRequest(edit.after, seed=7, strength=1.0, init_image=edit.picture, mask_image=edit.mask)
+    other = replace(asked, prompt="a blue ring on a black background")
+    with Client(server.grpc_url) as client:
+        exact = client.generate(asked)
+        for each in (replace(other, mask_aware="fast"), other, other):
+            client.generate(each)
+        time.sleep(1.0)  # until it is written
+        made = client.generate(replace(asked, mask_aware=preset))
+    inside = edit.mask > 0
+    error = np.square(made.pixels[inside].astype(float) - exact.pixels[inside]).mean()
+    assert 10 * np.log10(255**2 / error) > 36
+    assert made.info.editing is not None and made.info.editing.source == "mixed"
 
 
 def test_what_is_computed_is_told(tiny: TinyServer) -> None:
@@ -124,7 +142,7 @@ def test_a_lora_that_goes_on_in_mid_run_misses_and_hits_the_next_time(tiny: Tiny
         assert made.info["loras"][0]["patched_at_step"] == 7
         found.append(made.info["editing"])
         time.sleep(0.5)
-    assert [each["source"] for each in found] == ["own", "own", "template"]
+    assert [each["source"] for each in found] == ["own", "own", "mixed"]  # before the LoRA too few steps are known
     assert found[0]["exact_steps"] == found[1]["exact_steps"] == [0, 1, 5, 7, 8, 9, 13, 17]
     assert not {7, 8, 9, 13, 17} & set(found[2]["exact_steps"])
 

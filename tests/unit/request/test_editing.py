@@ -74,7 +74,7 @@ def test_strengths_are_the_decimals_that_clients_wrote(steps: int, hundredths: i
     [
         ({"MASK_IMAGE": MASK}, "MASK_IMAGE is there, and INIT_IMAGE is missing; required: both"),
         ({"STRENGTH": 0.5}, "STRENGTH is there, and INIT_IMAGE is missing; required: both"),
-        ({"INIT_IMAGE": picture(40, 48), "STRENGTH": 1.5}, "STRENGTH is 1.5; allowed: 0 to 1"),
+        ({"INIT_IMAGE": picture(40, 48), "STRENGTH": 1.5}, "STRENGTH is 1.5; allowed: above 0 to 1"),
         ({"INIT_IMAGE": picture(40, 48), "STRENGTH": 0.04}, "STRENGTH is 0.04; allowed with 20 STEPS: 0.05 to 1"),
         ({"INIT_IMAGE": picture(40, 48), "COMPOSITE": True}, "COMPOSITE is true; allowed: only with MASK_IMAGE"),
         ({"INIT_IMAGE": picture(1, 1)}, "INIT_IMAGE is 1 high; allowed without HEIGHT: 8 to 256"),

@@ -75,6 +75,7 @@ def test_parts_are_what_the_shard_pads_to(height: int, width: int, levels: int, 
     [
         ("quick", 'MASK_AWARE is "quick"; allowed: exact, fast, balanced, or JSON such as'),
         ('{"source": "own"}', "MASK_AWARE.exact_steps is missing; allowed: fast, balanced, or a list of steps from 0"),
+        ('{"sources": "own", "exact_step": "fast"}', 'MASK_AWARE has the key "sources"; allowed: source, exact_steps'),
         ('{"exact_steps": [1]}', "MASK_AWARE.source is missing; allowed: auto, template, own"),
         (
             '{"source": "own", "exact_steps": [10]}',
@@ -101,7 +102,7 @@ def test_what_is_refused(text: str, said: str) -> None:
 
 
 def test_it_wants_a_mask() -> None:
-    with pytest.raises(InvalidRequestError, match="MASK_AWARE is not exact; allowed: only with MASK_IMAGE"):
+    with pytest.raises(InvalidRequestError, match='MASK_AWARE is "fast"; allowed without MASK_IMAGE: exact'):
         parsed(**FIELDS, MASK_AWARE="fast")
     assert parsed(**FIELDS, MASK_AWARE="exact").edit is not None
 

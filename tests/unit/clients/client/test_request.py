@@ -1,6 +1,7 @@
 """A request becomes exactly the tensors of the wire contract that were set."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,36 @@ def test_mask_aware_is_a_preset_or_json_or_what_that_says(kind: type) -> None:
 def test_mask_aware_that_is_no_json_is_named() -> None:
     with pytest.raises(ValueError, match=r"MASK_AWARE is .*, which is no JSON"):
         tensors(mask_aware={"source": "own", "exact_steps": [np.int64(3)]})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("mask_aware", True, "MASK_AWARE is True; wanted: a text, or a mapping"),
+        ("mask_aware", ["fast"], r"MASK_AWARE is \['fast'\]; wanted"),
+        ("strength", "0.5", "STRENGTH is '0.5'; wanted: a number"),
+        ("scheduler", 3, "SCHEDULER is 3; wanted: a text"),
+        ("init_image", 5, "the init_image is of int; wanted: a PIL image, a uint8 array, or a file"),
+    ],
+)
+def test_what_is_of_another_type_is_named(field: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tensors(**{field: value})
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_pictures_that_are_files_are_the_server_s_to_decode(tmp_path: Path, as_path: type) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((8, 8), 25500, np.uint16)).save(path)
+    sent = tensors(init_image=as_path(path), mask_image=path.read_bytes())
+    assert sent["ENCODED_INIT_IMAGE"][0, 0] == sent["ENCODED_MASK_IMAGE"][0, 0] == path.read_bytes()
+
+
+def test_16_bits_of_grey_are_8(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((8, 8), 25500, np.uint16))
+    deep.save(tmp_path / "x.png")
+    sent = tensors(init_image=deep, mask_image=deep, controlnets=[ControlNet("x")], control_images=[tmp_path / "x.png"])
+    assert {np.unique(sent[name]).item() for name in ("INIT_IMAGE", "MASK_IMAGE", "CONTROL_IMAGES")} == {99}
 
 
 def test_the_syntax_of_prompts_is_sent_as_it_is_named() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edits import picture
+from swiftdiffusion.python_backends.engine import token_runs
 from swiftdiffusion.python_backends.engine.template_store import Company, Place
 from swiftdiffusion.python_backends.request.completed import ControlNetUse
 from template_shards import BESIDE, SIZE, STEPS, WITHIN, TemplateShard
@@ -106,7 +107,7 @@ def test_a_lora_that_goes_on_in_mid_run_misses_and_hits_the_next_time(shard: Tem
     shard.edit(MASK_AWARE="fast")
     shard.edit()
     first = edited()
-    assert (first["source"], first["exact_steps"]) == ("template", [7, 8, 9, 13, 17])
+    assert (first["source"], first["exact_steps"]) == ("mixed", [7, 8, 9, 13, 17])
     second = edited()
     assert second["source"] == "template" and second["exact_steps"] == [10, 11, 15, 19]
     assert edited()["exact_steps"] == [10, 19]
@@ -137,7 +138,6 @@ def test_few_steps_are_exact_where_nothing_is_known_and_shared_with_other_shards
 @pytest.mark.parametrize(
     ("scheduler", "steps", "requests"),
     [
-        ("euler", 2, 2),
         ("euler", 4, 2),
         ("euler", 8, 2),
         ("euler", 18, 2),
@@ -175,6 +175,69 @@ def test_presets_of_few_steps_alone_leave_entries_of_both_halves(shard: Template
     found = [shard.edit(MASK_AWARE="fast", STEPS=8, shards=2)[1] or {} for _ in range(4)]
     assert [each["mode"] for each in found] == ["exact", "exact", "exact", "tokens"]
     assert (found[3]["exact_steps"], found[3]["misses"]) == ([4, 7], 0)
+
+
+OTHER = {"PROMPT": "a dog", "NEGATIVE_PROMPT": "dull"}
+
+
+def test_what_another_prompt_left_is_tried_in_the_first_step(shard: TemplateShard) -> None:
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    _, report = shard.edit(MASK_AWARE="fast", **OTHER)
+    assert report is not None and (report["source"], report["exact_steps"]) == ("template", [0, 10, 19])
+    assert (report["misses"], report["same_prompt"]) == (0, False) and report["cache_error"] < 0.5
+    asked = '{"source": "template", "exact_steps": "fast"}'
+    _, report = shard.edit(MASK_AWARE=asked, **OTHER)
+    assert report is not None and report["exact_steps"] == [10, 19]
+
+
+def test_what_is_too_far_off_is_not_gone_by(shard: TemplateShard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_runs, "NEAR", 0.0)
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    latents, report = shard.edit(MASK_AWARE="fast", **OTHER)
+    assert report is not None and (report["source"], report["exact_steps"]) == ("own", [0, 1, 5, 9, 13, 17])
+    own, wanted = shard.edit(MASK_AWARE='{"source": "own", "exact_steps": "fast"}', **OTHER)
+    assert torch.equal(latents, own) and report == wanted
+    _, again = shard.edit(MASK_AWARE="fast", **OTHER)
+    assert again is not None and (again["source"], again["same_prompt"], again["misses"]) == ("template", True, 4)
+
+
+def test_one_half_may_go_by_a_template_and_the_other_by_its_own_steps(
+    shard: TemplateShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_runs, "NEAR", 0.0)
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    _, report = shard.edit(MASK_AWARE="fast", PROMPT="a dog")
+    assert report is not None and (report["source"], report["same_prompt"], report["misses"]) == ("mixed", True, 0)
+    assert report["exact_steps"] == [0, 1, 5, 9, 10, 13, 17, 19]
+    masked, tokens = 2 * STEPS - 2 - 6, report["tokens"]
+    assert 1 - masked * (1 - min(tokens)) / (2 * STEPS) <= report["computed"]
+    assert report["computed"] <= 1 - masked * (1 - max(tokens)) / (2 * STEPS)
+
+
+def test_few_steps_compute_all_where_what_is_known_is_too_far_off(
+    shard: TemplateShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"STEPS": 8, "MASK_AWARE": "fast"}
+    shard.edit(**asked)
+    shard.edit(STEPS=8)
+    monkeypatch.setattr(token_runs, "NEAR", 0.0)
+    latents, report = shard.edit(**asked, PROMPT="a dog")
+    assert report is not None and report["why"].endswith(
+        "or a template of the picture with a prompt nearer to this one"
+    )
+    torch.testing.assert_close(latents, shard.edit(STEPS=8, PROMPT="a dog")[0], atol=1e-4, rtol=0)  # alone or together
+    _, again = shard.edit(**asked, PROMPT="a dog")
+    assert again is not None and (again["source"], again["exact_steps"], again["misses"]) == ("template", [4, 7], 0)
+
+
+def test_all_steps_named_is_another_reason_than_nothing_known(shard: TemplateShard) -> None:
+    asked = f'{{"source": "template", "exact_steps": {list(range(STEPS))}}}'
+    shard.edit(MASK_AWARE=asked)
+    assert (shard.edit(MASK_AWARE=asked)[1] or {})["why"] == "nothing is known of the picture"
+    assert (shard.edit(MASK_AWARE=asked)[1] or {})["why"] == "no step was left for it"
 
 
 def test_what_becomes_of_entries_is_counted_by_halves_of_steps(shard: TemplateShard) -> None:
