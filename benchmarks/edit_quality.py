@@ -38,14 +38,16 @@ OWN, TEMPLATE = '{"source": "own", "exact_steps": "%s"}', '{"source": "template"
 NONE = '{"source": "template", "exact_steps": []}'
 WAYS: dict[str, dict[str, Any]] = {
     "template, no exact step": {"mask_aware": NONE},
-    "template, fast": {"mask_aware": TEMPLATE % "fast"},
-    "template, balanced": {"mask_aware": TEMPLATE % "balanced"},
+    "template, fast": {"mask_aware": "fast"},
+    "template, balanced": {"mask_aware": "balanced"},
     "own, fast": {"mask_aware": OWN % "fast"},
     "own, balanced": {"mask_aware": OWN % "balanced"},
     "14 steps": {"steps": 14},
     "10 steps": {"steps": 10},
 }
 OWN_PROMPT = "template of the own prompt, balanced"
+UNRELATED, TOO_FAR = "a blue ring on a black background", "fast, of an unrelated prompt's template"
+EXACT_TOO_FAR = "exact, beside that"
 EXACT, KV, CUT_OUT = "exact", "K/V of the template, no exact step", "cut out, exact"
 WRITTEN_S = 1.0
 """Until what a request leaves is written."""
@@ -69,7 +71,7 @@ def main(
     if pictures is not None:
         write_grid(pictures, edits[:SHOWN], drawn[:SHOWN])
     exact_right = sum(_is_right(each[EXACT], edit) for each, edit in zip(drawn, edits, strict=True))
-    ways = {way: _figures(way, drawn, edits) for way in drawn[0] if way != EXACT}
+    ways = {way: _figures(way, drawn, edits) for way in drawn[0] if way not in (EXACT, EXACT_TOO_FAR)}
     command = f"python benchmarks/edit_quality.py --scenes {scenes} --seed {seed}"
     result = {"command": command, "machine": machine, "scenes": scenes, "exact_right": exact_right, "ways": ways}
     out.write_text(json.dumps(result) + "\n", "utf-8")
@@ -94,17 +96,29 @@ def _drawn(client: Client, kv: KvPipeline, edit: SceneEdit) -> dict[str, np.ndar
     client.generate(replace(request, steps=2, mask_aware=OWN % "fast"))  # the picture is seen
     client.generate(template)
     time.sleep(WRITTEN_S)
-    drawn |= {way: _made(client, replace(request, **changes)) for way, changes in WAYS.items()}
+    drawn |= {way: _made(client, replace(request, **changes), way) for way, changes in WAYS.items()}
     drawn[CUT_OUT] = draw_cut_out(client, request)
+    drawn |= _too_far(client, request, edit.picture)
     client.generate(request)
     time.sleep(WRITTEN_S)
-    own_prompt = replace(request, mask_aware=TEMPLATE % "balanced")
-    return drawn | {OWN_PROMPT: _made(client, own_prompt, same_prompt=True)}
+    own_prompt = replace(request, mask_aware="balanced")
+    return drawn | {OWN_PROMPT: _made(client, own_prompt, OWN_PROMPT, same_prompt=True)}
+
+
+def _too_far(client: Client, request: GenerationRequest, picture: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of a picture that looks alike, of which a request with an unrelated prompt has left all there is."""
+    request = replace(request, init_image=picture ^ 1)
+    exact = client.generate(request).pixels
+    client.generate(replace(request, steps=2, mask_aware=OWN % "fast"))
+    client.generate(replace(request, prompt=UNRELATED, seed=(request.seed or 0) + 1))
+    time.sleep(WRITTEN_S)
+    return {EXACT_TOO_FAR: exact, TOO_FAR: client.generate(replace(request, mask_aware="fast")).pixels}
 
 
 def _figures(way: str, drawn: Sequence[Mapping[str, np.ndarray]], edits: Sequence[SceneEdit]) -> dict[str, float]:
     pairs = list(zip(drawn, edits, strict=True))
-    decibels = [_decibels(each[way], each[EXACT], edit.mask > 0) for each, edit in pairs]
+    exact = EXACT_TOO_FAR if way == TOO_FAR else EXACT
+    decibels = [_decibels(each[way], each[exact], edit.mask > 0) for each, edit in pairs]
     return {
         "psnr_mean": round(statistics.mean(decibels), 2),
         "psnr_deviation": round(statistics.stdev(decibels), 2),
@@ -126,12 +140,12 @@ def _request(edit: SceneEdit) -> GenerationRequest:
     )
 
 
-def _made(client: Client, request: GenerationRequest, same_prompt: bool = False) -> np.ndarray:
+def _made(client: Client, request: GenerationRequest, way: str, same_prompt: bool = False) -> np.ndarray:
     """The picture, made by what it should go by."""
     made = client.generate(request)
     told = made.info.editing
-    if "template" in (request.mask_aware or "") and (
-        told is None or (told.misses, told.same_prompt) != (0, same_prompt)
+    if "template" in way and (
+        told is None or (told.source, told.misses, told.same_prompt) != ("template", 0, same_prompt)
     ):
         raise RuntimeError(f"a request went by other entries than it should: {told}")
     return made.pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..networks.token_codes import SCALE_BYTES
 from ..request.mask_aware import ENOUGH
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 MOST_MASKS = 32
 """Of entries that a run looks at, its own first."""
+
+
+MOST_LINES = 4
+"""Of other prompts, that a run tries."""
+
+
+class _Rank(NamedTuple):
+    is_enough: bool
+    is_own: bool
+    covered: int
 
 
 class RunTemplate:
@@ -71,8 +81,8 @@ class RunTemplate:
         self._left: set[str] = set()
         self._told = False
 
-    def line(self, half: int, company: Company, step: int, *, any_: bool) -> TemplateLine | None:
-        """The line of a half in this company from a step on; None where too little is known.
+    def lines(self, half: int, company: Company, step: int, *, any_: bool) -> list[TemplateLine]:
+        """Those that a half in this company may go by from a step on: one of its prompt, or some of others.
 
         Args:
             half: Of the guidance.
@@ -80,16 +90,22 @@ class RunTemplate:
             step: The next one.
             any_: Whether a single entry is enough.
         """
-        (is_enough, is_own, covered), track = self._best(half, company, step)
-        if track is None or not (is_enough or (any_ and covered)):
-            return None
-        return TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads, same_prompt=is_own)
+        ranked = [
+            (rank, track)
+            for rank, track in self._ranked(half, company, step)
+            if rank.is_enough or (any_ and rank.covered)
+        ]
+        most = MOST_LINES if ranked and not ranked[0][0].is_own else 1
+        return [
+            TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads, same_prompt=rank.is_own)
+            for rank, track in ranked[:most]
+        ]
 
     def serves(self, half: int, company: Company, step: int) -> bool:
         """Whether a run like this one, with its prompts or others, finds an entry for a step, and enough of them."""
         if (half, company) not in self._serving:
-            (is_enough, *_), track = self._best(half, company, 0)
-            self._serving[half, company] = track if is_enough else None
+            rank, track = next(iter(self._ranked(half, company, 0)), (None, None))
+            self._serving[half, company] = track if rank is not None and rank.is_enough else None
         found = self._serving[half, company]
         return found is not None and found.nearest(self._timesteps[step], self._reach) is not None
 
@@ -162,14 +178,14 @@ class RunTemplate:
             self._known[half, company] = found
         return found
 
-    def _best(self, half: int, company: Company, step: int) -> tuple[tuple[bool, bool, int], Track | None]:
-        """The track to go by from a step on: whether it is enough, whether of the prompt, how many steps it has."""
+    def _ranked(self, half: int, company: Company, step: int) -> list[tuple[_Rank, Track]]:
+        """Tracks that say something of a mask like the run's, from a step on; the best first."""
         left, ranked = self._timesteps[step:], []
         for track in self._tracks(half, company):
             if self._covers(track):
                 covered = _covered(left, track.files, self._reach)
-                ranked.append(((covered >= ENOUGH * len(left), track.prompt == company.prompt, covered), track))
-        return max(ranked, key=itemgetter(0), default=((False, False, 0), None))
+                ranked.append((_Rank(covered >= ENOUGH * len(left), track.prompt == company.prompt, covered), track))
+        return sorted(ranked, key=itemgetter(0), reverse=True)
 
 
 def _covered(timesteps: Sequence[float], entries: Collection[float], reach: float) -> int:

@@ -60,7 +60,7 @@ class TokenRun:
         self._levels, self._template = levels or (), template
         self._outside: list[torch.Tensor] = []
         self._report = TokenReport(mask, self._levels)
-        self._on_trial: set[int] = set()
+        self._tries: dict[int, list[TemplateLine]] = {}
         self._is_known = self._was_far = False
         self._chooses = asked is not None and asked.source == "auto"
         self._why_exact = self._reason(mask) if levels else "the runtime computes all"
@@ -101,7 +101,7 @@ class TokenRun:
         line, goes_on = self.lines[half], False
         if self._asked is not None:
             exact = frozenset(range(self._steps)) if line is None else self._asked.exact(line.source, self._steps)
-            if half in self._on_trial or (self._on_trial and self._too_few()):  # if that fails, all are to be exact
+            if half in self._tries or (self._tries and self._too_few()):  # if that fails, all are to be exact
                 exact |= {step}
             if line is not None and step not in exact and line.reaches(step):
                 return TokenRow(self, half, step, line, self._mask)
@@ -119,13 +119,13 @@ class TokenRun:
             self._drop(half)
             self._company[half] = company
             if self._asked is not None:
-                line = None
+                lines: list[TemplateLine] = []
                 if self._template is not None and self._asked.source != "own":
-                    line = self._template.line(half, company, step, any_=self._asked.source == "template")
-                self._is_known = self._is_known or line is not None
-                if line is not None and self._chooses and not line.same_prompt:
-                    self._on_trial.add(half)
-                self.lines[half] = line or self._own_line()
+                    lines = self._template.lines(half, company, step, any_=self._asked.source == "template")
+                self._is_known = self._is_known or bool(lines)
+                if lines and self._chooses and not lines[0].same_prompt:
+                    self._tries[half] = lines
+                self.lines[half] = lines[0] if lines else self._own_line()
 
     def _own_line(self) -> TokenLine | None:
         """None for a run that would not go by it."""
@@ -171,29 +171,32 @@ class TokenRun:
         if self._why_exact is not None:  # since a row of the same call
             return
         line = row.line
-        if row.half in self._on_trial and isinstance(line, TemplateLine):
-            line = self._tried(row.half, line, row.step, values)
+        if row.half in self._tries:
+            line = self._tried(row.half, row.step, values)
         if line is not None and self._has_room(row.half, line, values):
             line.keep(row.step, values, self._unmasked(values))
             self._report.note_error(line.error)
         if row.name is not None and self._template is not None:
             self._template.leave(row.name, values)
 
-    def _tried(self, half: int, line: TemplateLine, step: int, values: Sequence[torch.Tensor]) -> TokenLine | None:
-        """Whether what another prompt left is near enough: else the half goes by its own steps, where it may.
+    def _tried(self, half: int, step: int, values: Sequence[torch.Tensor]) -> TokenLine | None:
+        """Chooses the nearest of what other prompts left; if that is too far off, the half's own steps, which it gives.
 
-        Reads the error: on a GPU this waits for the step, once in a run.
+        Reads errors: on a GPU this waits for the step, once in a run.
         """
-        line.compare(step, values, self._unmasked(values))
-        if line.error is None:
+        for line in (tries := self._tries[half]):
+            line.compare(step, values, self._unmasked(values))
+        errors = [(float(line.error), number) for number, line in enumerate(tries) if line.error is not None]
+        if not errors:
             return None
-        self._on_trial.discard(half)
-        if float(line.error) <= NEAR:
-            self._report.note_error(line.error)
-            return None  # the step corrects nothing: from so early on it makes what follows no better
-        self._was_far = True
+        (error, number), own = min(errors), None
         self._drop(half)
-        own = self.lines[half] = self._own_line()
+        if error <= NEAR:
+            self.lines[half] = tries[number]  # not corrected by this step: so early it makes what follows no better
+            self._report.note_error(tries[number].error)
+        else:
+            self._was_far = True
+            own = self.lines[half] = self._own_line()
         return own
 
     def _has_room(self, half: int, line: Line, values: Sequence[torch.Tensor]) -> bool:
@@ -218,7 +221,7 @@ class TokenRun:
         if (line := self.lines[half]) is not None:
             line.forget()
         self.lines[half] = None
-        self._on_trial.discard(half)
+        self._tries.pop(half, None)
         self._memory.give_back(self._taken[half])
         self._taken[half] = 0
 

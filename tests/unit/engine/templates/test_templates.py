@@ -10,6 +10,8 @@ import torch
 
 from edits import picture
 from swiftdiffusion.python_backends.engine import token_runs
+from swiftdiffusion.python_backends.engine.guidance import CONDITIONAL
+from swiftdiffusion.python_backends.engine.template_lines import TemplateLine
 from swiftdiffusion.python_backends.engine.template_store import Company, Place
 from swiftdiffusion.python_backends.request.completed import ControlNetUse
 from template_shards import BESIDE, SIZE, STEPS, WITHIN, TemplateShard
@@ -189,6 +191,31 @@ def test_what_another_prompt_left_is_tried_in_the_first_step(shard: TemplateShar
     asked = '{"source": "template", "exact_steps": "fast"}'
     _, report = shard.edit(MASK_AWARE=asked, **OTHER)
     assert report is not None and report["exact_steps"] == [10, 19]
+
+
+def test_of_what_several_prompts_left_the_nearest_is_gone_by(
+    shard: TemplateShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_runs, "NEAR", 10.0)
+    shard.edit(MASK_AWARE="fast")
+    for prompt in ("a cat", "a house", "a lake", "a tree", "a car"):
+        shard.edit(PROMPT=prompt)
+    errors: dict[str, float] = {}
+
+    def compare(line: TemplateLine, step: int, *values: Any) -> None:
+        compared(line, step, *values)
+        if line.error is not None and step == 0:
+            errors[line.track.prompt] = float(line.error)
+
+    compared = TemplateLine.compare
+    monkeypatch.setattr(TemplateLine, "compare", compare)
+    run = shard.begin(MASK_AWARE="fast", PROMPT="a dog")
+    shard.edits.step(run)
+    assert run.token_run is not None
+    line = run.token_run.lines[CONDITIONAL]
+    assert isinstance(line, TemplateLine)
+    assert len(errors) == 4 and line.track.prompt == min(errors, key=errors.__getitem__)
+    shard.finish(run)
 
 
 def test_what_is_too_far_off_is_not_gone_by(shard: TemplateShard, monkeypatch: pytest.MonkeyPatch) -> None:
