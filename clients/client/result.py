@@ -74,13 +74,14 @@ class EditingReport(_Report):
         mode: `tokens`: most steps computed masked tokens alone; or `exact`: all computed all.
         mask: share of the picture that was masked.
         why: all was computed, if it was.
-        source: of what the other tokens became.
+        source: of what the other tokens became: `template`, `own` or `mixed`.
         tokens: shares that were computed, by the UNet's level.
         exact_steps: computed all.
+        computed: of all tokens in all steps, the share that was computed.
         blocks_cached: of the transformers' blocks, in steps that computed masked tokens alone, those that did; where
             what is known comes slowly, the others compute all.
         cache_error: largest distance of the line from what an exact step gave, as a share of it.
-        same_prompt: of source `template`: whether all that was known of the picture came of this prompt.
+        same_prompt: where a template was gone by: whether all that was known of the picture came of this prompt.
         misses: the same: steps that computed all because nothing was known for them.
     """
 
@@ -90,6 +91,7 @@ class EditingReport(_Report):
     source: str | None = None
     tokens: tuple[float, ...] = ()
     exact_steps: tuple[int, ...] = ()
+    computed: float | None = None
     blocks_cached: CachedBlocks | None = None
     cache_error: float | None = None
     same_prompt: bool | None = None

@@ -209,9 +209,9 @@ def describe_lora(lora: LoraReport) -> str:
 def describe_editing(editing: EditingReport, steps: int | None) -> str:
     """What a mask-aware run left out, or why it did not."""
     if editing.mode != "tokens":
-        return f"mask-aware: computed all: {editing.why}"
-    told = [f"computed all in {len(editing.exact_steps)} of {'its' if steps is None else steps} steps"]
-    told += [f"up to {max(editing.tokens):.0%} of the tokens in the others"] if editing.tokens else []
+        return f"mask-aware: computed all tokens: {editing.why}"
+    told = [] if editing.computed is None else [f"computed {editing.computed:.0%} of the tokens"]
+    told += [f"all in {len(editing.exact_steps)} of {'its' if steps is None else steps} steps"]
     told += [] if editing.source is None else [f"source {editing.source}"]
     told += [f"steps that found nothing: {editing.misses}"] if editing.misses else []
     told += [] if editing.cache_error is None else [f"cache error {editing.cache_error:g}"]

@@ -62,15 +62,15 @@ def test_a_line_says_how_a_lora_was_applied() -> None:
 
 def test_a_line_says_what_a_mask_aware_run_left_out() -> None:
     report = EditingReport(
-        mode="tokens", mask=0.1, source="template", tokens=(0.1211, 0.25), exact_steps=(3, 10, 19), misses=1,
+        mode="tokens", mask=0.1, source="template", tokens=(0.1211, 0.25), exact_steps=(3, 10, 19), computed=0.284, misses=1,
         cache_error=0.0521, same_prompt=True,
     )  # fmt: skip
     assert describe_editing(report, 20) == (
-        "mask-aware: computed all in 3 of 20 steps, up to 25% of the tokens in the others, source template, "
+        "mask-aware: computed 28% of the tokens, all in 3 of 20 steps, source template, "
         "steps that found nothing: 1, cache error 0.0521"
     )
     exact = EditingReport(mode="exact", mask=0.6, why="0.60 of the picture are masked")
-    assert describe_editing(exact, 20) == "mask-aware: computed all: 0.60 of the picture are masked"
+    assert describe_editing(exact, 20) == "mask-aware: computed all tokens: 0.60 of the picture are masked"
 
 
 def test_no_server_is_explained(tmp_path: Path) -> None:
