@@ -88,7 +88,8 @@ class MaskAware:
             return own
         if self.source == "template" or steps < LEAST_STEPS:
             return 0
-        return max(0, min(own, math.ceil(ENOUGH * steps) - len(self.exact("template", steps))))
+        tried = 1  # step, of what other prompts left
+        return max(0, min(own, math.ceil(ENOUGH * steps) - len(self.exact("template", steps)) - tried))
 
 
 def parts_of(mask: np.ndarray) -> tuple[int, ...]:
