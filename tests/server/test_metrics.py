@@ -233,3 +233,11 @@ def test_a_shard_that_dies_leaves_nobody_in_its_line(tiny: TinyServer) -> None:
         wait_for(lambda: in_line(tiny)[1] == 1)
         os.kill(stub_of(tiny.running, home), signal.SIGKILL)
         assert victim.result().info["shards"]
+
+
+def test_what_is_known_of_pictures_is_counted_from_zero_on(tiny: TinyServer) -> None:
+    told = latest_metrics(tiny)
+    for what in ("written", "dropped", "hit", "miss"):
+        assert told[f'swiftdiffusion_template_entries_total{{outcome="{what}",pipeline="{tiny.model}"}}'] >= 0
+    for what in ("bytes", "wait_seconds"):
+        assert told[f'swiftdiffusion_template_{what}_total{{pipeline="{tiny.model}"}}'] >= 0
