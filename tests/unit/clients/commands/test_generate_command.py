@@ -62,8 +62,8 @@ def test_a_line_says_how_a_lora_was_applied() -> None:
 
 def test_a_line_says_what_a_mask_aware_run_left_out() -> None:
     report = EditingReport(
-        mode="tokens", mask=0.1, source="template", tokens=(0.1211, 0.25), exact_steps=(3, 10, 19), computed=0.284, misses=1,
-        cache_error=0.0521, same_prompt=True,
+        mode="tokens", mask=0.1, source="template", tokens=(0.1211, 0.25), exact_steps=(3, 10, 19), computed=0.284,
+        misses=1, cache_error=0.0521, same_prompt=True,
     )  # fmt: skip
     assert describe_editing(report, 20) == (
         "mask-aware: computed 28% of the tokens, all in 3 of 20 steps, source template, "
