@@ -49,7 +49,7 @@ OWN_PROMPT = "template of the own prompt, balanced"
 UNRELATED, TOO_FAR = "a blue ring on a black background", "fast, of an unrelated prompt's template"
 EXACT_TOO_FAR = "exact, beside that"
 EXACT, KV, CUT_OUT = "exact", "K/V of the template, no exact step", "cut out, exact"
-WRITTEN_S = 1.0
+WRITTEN_S = 1.5
 """Until what a request leaves is written."""
 SAME = 1.0
 """Mean difference of pictures, of 255, up to which they are the same one."""
