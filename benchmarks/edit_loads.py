@@ -115,7 +115,7 @@ class Request:
         """
         run = TokenRun(self.mask, MaskAware("template", ()), STEPS, TokenMemory(2**32), self.stacks.levels)
         tracks = [Track("", "", {0.0: file}) for file in self.files]
-        lines = [TemplateLine(each, [0.0] * STEPS, 1.0, self.shapes, self.loads) for each in tracks]
+        lines = [TemplateLine(each, [0.0] * STEPS, 1.0, self.shapes, self.loads, same_prompt=True) for each in tracks]
         seconds, waited = [], []
         for step in range(STEPS):
             started = time.perf_counter()

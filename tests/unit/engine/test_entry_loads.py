@@ -158,7 +158,9 @@ def test_what_steps_wait_is_told(store: TemplateStore) -> None:
 def test_a_line_has_the_next_step_come_and_corrects_by_the_last(store: TemplateStore) -> None:
     (first, values), (second, later) = written(store, 500), written(store, 400, 1)
     track = Track("1", "2", {500.0: of_disk(store, first), 400.0: of_disk(store, second)})
-    line = TemplateLine(track, [510.0, 410.0, 100.0], 50.0, SHAPES, EntryLoads(store, CPU, 2**20, slowly))
+    line = TemplateLine(
+        track, [510.0, 410.0, 100.0], 50.0, SHAPES, EntryLoads(store, CPU, 2**20, slowly), same_prompt=True
+    )
     assert [line.covers(step) for step in range(3)] == [True, True, False]
     assert line.reaches(0) and not line.reaches(2)
     line.look_ahead(1, wanted=[0, 1])
