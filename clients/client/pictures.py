@@ -33,7 +33,7 @@ def stacked(pictures: Sequence[Picture]) -> npt.NDArray[np.uint8]:
     return np.stack(arrays)[None]
 
 
-def pixels(picture: Picture, what: str, mode: str = "RGB") -> npt.NDArray[np.uint8]:
+def pixels(picture: EncodedPicture, what: str, mode: str = "RGB") -> npt.NDArray[np.uint8]:
     """[H, W, 3] of RGB, [H, W] of L; files are turned as their EXIF says.
 
     Raises:

@@ -5,7 +5,7 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -192,9 +192,7 @@ class GenerationRequest:
             if (content := file_bytes(picture)) is not None:
                 tensors.append(Tensor(f"ENCODED_{name}", "BYTES", np.array([[content]], dtype=np.object_)))
             else:
-                tensors.append(
-                    Tensor(name, "UINT8", pixels(cast("Picture", picture), f"the {name.lower()}", mode)[None])
-                )
+                tensors.append(Tensor(name, "UINT8", pixels(picture, f"the {name.lower()}", mode)[None]))
         return tensors
 
 

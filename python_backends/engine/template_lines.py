@@ -60,10 +60,6 @@ class TemplateLine:
         self._corrected = -1
         self._correction: Sequence[torch.Tensor] = ()
 
-    def covers(self, step: int) -> bool:
-        """Whether the track has an entry for a step."""
-        return self.track.nearest(self._timesteps[step], self._reach) is not None
-
     def reaches(self, step: int) -> bool:
         """Whether that is there, or comes."""
         return self._entry(step) is not None
