@@ -90,9 +90,9 @@ RECIPES: dict[str, Recipe] = {
             "sunset",
             Style(gradient=0.4, colour_matrix=SUNSET),
             "kohya",
-            rank=5,
-            alpha=2.5,
-            text_rank=5,
+            rank=4,
+            alpha=2.0,
+            text_rank=4,
             trigger="in the style of sunset",
         ),
     )
