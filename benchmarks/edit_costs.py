@@ -74,7 +74,7 @@ class Calls:
         started = time.thread_time()
         if any(rows):
             with token_call(self._stacks, rows):
-                self._unet.decode(self._unet.encode(tensors, "the same", as_modules=True))
+                self._unet.decode(self._unet.encode(tensors, "the same", traced=False))
         else:
             self._unet.decode(self._unet.encode(tensors, "the same"))
         return time.thread_time() - started

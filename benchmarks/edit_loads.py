@@ -101,10 +101,10 @@ class Request:
     def step(self, rows: Sequence[TokenRow], plans: LoadPlans | None = None) -> None:
         """One call; with no rows all is computed."""
         if not rows:
-            self.unet.decode(self.unet.encode(self._tensors, "the same", as_modules=True))
+            self.unet.decode(self.unet.encode(self._tensors, "the same", traced=False))
             return
         with token_call(self.stacks, rows, plans):
-            self.unet.decode(self.unet.encode(self._tensors, "the same", as_modules=True))
+            self.unet.decode(self.unet.encode(self._tensors, "the same", traced=False))
 
     def run(self, plans: LoadPlans, wait: bool) -> tuple[float, float]:
         """Seconds of a step in the middle of a run, and of these what it waited for blocks.
@@ -143,7 +143,7 @@ class Request:
             return empty
 
         with self.stacks.masked([MaskedRows(slice(0, HALVES), places, known)]):
-            self.unet.decode(self.unet.encode(self._tensors, "the same", as_modules=True))
+            self.unet.decode(self.unet.encode(self._tensors, "the same", traced=False))
 
 
 def main(

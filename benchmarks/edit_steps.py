@@ -50,7 +50,7 @@ class Steps:
         self._unet = UNet(checkpoint, CPU, torch.float32)
         assert self._unet.stacks is not None
         self._stacks, self._side = self._unet.stacks, side
-        self._kv_stacks = KvStacks(self._unet._modules[0])
+        self._kv_stacks = KvStacks(self._unet._halves[0])
         self._tensors = example(checkpoint, HALVES)
         self._tensors["LATENTS"] = torch.randn(HALVES, checkpoint.unet_channels, side, side)
         self._tensors["TIMESTEPS"].fill_(500)
@@ -58,18 +58,18 @@ class Steps:
     def exact(self, rows: tuple[TokenRow, ...] = ()) -> None:
         """All tokens; as a shard does it, or keeping what blocks give."""
         with token_call(self._stacks, rows) if rows else nullcontext():
-            self._call(as_modules=bool(rows))
+            self._call(traced=not rows)
 
     def keys_and_values(self) -> Kept:
         """What a step that computes all leaves where these are kept."""
         with self._kv_stacks.recorded() as kept:
-            self._call(as_modules=True)
+            self._call(traced=False)
         return kept
 
     def masked_kv(self, mask: TokenMask, kept: Kept) -> None:
         """Masked tokens alone, by these."""
         with self._kv_stacks.masked(mask, kept):
-            self._call(as_modules=True)
+            self._call(traced=False)
 
     def cached_bytes(self, mask: TokenMask, kept: Kept) -> dict[str, int]:
         """Of a row, in float32: what blocks give, and keys and values."""
@@ -77,8 +77,8 @@ class Steps:
         outputs = self._unet.token_costs.row(self._side, self._side, mask.sizes).cached
         return {"outputs": int(outputs), "KV": sum(each.nbytes for calls in kept.values() for each in calls) // HALVES}
 
-    def _call(self, as_modules: bool) -> None:
-        self._unet.decode(self._unet.encode(self._tensors, "the same", as_modules=as_modules))
+    def _call(self, traced: bool) -> None:
+        self._unet.decode(self._unet.encode(self._tensors, "the same", traced=traced))
 
     def run(self, area: float) -> TokenRun:
         """Of a square mask, with what two exact steps gave."""

@@ -173,7 +173,7 @@ class Evaluator:
         beside_ms, begun = 1000 * (time.perf_counter() - started), now(self._unet.on_gpu)
         controls = self._controlnets.start(self._of_controlnets(call), call.controls)
         with self._tokens(call) as failures, controls as pending:
-            encoded = self._unet.encode(call.tensors, (part.patched, part.beside), as_modules=bool(call.tokens))
+            encoded = self._unet.encode(call.tensors, (part.patched, part.beside), traced=not call.tokens)
             halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
             if pending.wanted:

@@ -1,15 +1,19 @@
-"""A module's calls as CUDA graphs: one launch where there would be a thousand."""
+"""Calls as CUDA graphs: one launch where there would be a thousand."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from cachetools import LRUCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    Replay = Callable[[], object]
+    Outside = Callable[..., torch.Tensor]
 
 GRAPHS = 24
 """Shapes that are kept, with LoRAs beside the weights and without. Whole requests bring two rows each: a batch of eight
@@ -19,17 +23,98 @@ WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""
 
 
-@dataclass(frozen=True)
-class CaptureSite:
-    """What graphs that never run at the same time share.
+class Recorder(Protocol):
+    """Records what is launched, instead of launching it."""
 
-    Attributes:
-        pool: Where their memory comes from.
-        stream: Where they are warmed up and captured; cuBLAS keeps a workspace for each such stream.
+    def aside(self) -> AbstractContextManager[None]:
+        """In what calls are made that set up what a recording may not."""
+
+    def begin(self) -> None:
+        """From now on it records."""
+
+    def end(self) -> Replay:
+        """It does no more; launches what was recorded."""
+
+
+class CudaRecorder:
+    """Makes CUDA graphs of one memory pool; warmed up and captured on a stream of their own.
+
+    cuBLAS keeps a workspace for each such stream.
     """
 
-    pool: Any
-    stream: torch.cuda.Stream
+    def __init__(self, device: torch.device) -> None:
+        """Records nothing yet."""
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self._graph = torch.cuda.CUDAGraph()
+        self._on_stream = torch.cuda.stream(self._stream)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """On that stream; then what is free is given back, since a pool cannot ask for that in a capture."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+    def begin(self) -> None:
+        """From now on this thread's launches are captured; not by `torch.cuda.graph`, which empties caches each time."""
+        self._graph, self._on_stream = torch.cuda.CUDAGraph(), torch.cuda.stream(self._stream)
+        self._on_stream.__enter__()
+        self._graph.capture_begin(self._pool, capture_error_mode="thread_local")  # others may upload meanwhile
+
+    def end(self) -> Replay:
+        """They are no more."""
+        try:
+            self._graph.capture_end()
+        finally:
+            self._on_stream.__exit__(None, None, None)
+        return self._graph.replay
+
+
+class CaptureSite:
+    """What graphs that never run at the same time share. A call that is captured may leave its graph and come back."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        """Captures nothing yet."""
+        self._recorder = recorder
+        self._pieces: list[Replay] | None = None  # of what is captured now
+
+    def outside(self, function: Outside, *inputs: torch.Tensor) -> torch.Tensor:
+        """What a function gives, which is called and not captured: again in every replay, with the same tensors.
+
+        Returns:
+            Memory of its own; of a captured call always the same.
+        """
+        pieces = self._pieces
+        if pieces is None:
+            return function(*inputs).clone()
+        self._pieces = None
+        pieces.append(self._recorder.end())
+        pieces[-1]()  # makes its inputs
+        own = function(*inputs).clone()
+        pieces.append(lambda: own.copy_(function(*inputs)))
+        self._recorder.begin()
+        self._pieces = pieces
+        return own
+
+    def capture(self, call: Callable[[], Any]) -> tuple[Sequence[Replay], Any]:
+        """What makes a call again, in its order, and what the call gave; it was made."""
+        with self._recorder.aside():
+            for _ in range(WARM_UP_CALLS):
+                call()
+        pieces: list[Replay] = []
+        self._recorder.begin()
+        self._pieces = pieces
+        try:
+            outputs = call()
+        finally:
+            if self._pieces is not None:  # else something failed outside
+                self._pieces = None
+                pieces.append(self._recorder.end())
+        pieces[-1]()
+        return pieces, outputs
 
 
 _Shapes = tuple[torch.Size, ...]
@@ -46,7 +131,7 @@ class CudaGraphs:
         self,
         module: Callable[..., Any],
         site: CaptureSite,
-        adopts: bool = False,
+        adopted: slice = slice(0),
         variant: Callable[[], Hashable] = lambda: None,
     ) -> None:
         """Captures nothing yet.
@@ -55,12 +140,11 @@ class CudaGraphs:
             module: Takes tensors and gives a tensor or a tuple of them. Its work depends on their shapes and on nothing
                 else but the variant.
             site: Shared with the graphs that run before and after.
-            adopts: Whether the first inputs of a shape become the graph's own: those that come back are then not
-                copied, and later calls overwrite them. For what another graph gives.
+            adopted: Of the inputs those of which the first ones of a shape become the graph's own: what lies at the
+                same place again is not copied, and later calls overwrite it. For what always lies there.
             variant: Of the module's work now.
         """
-        self._module, self._site, self._adopts = module, site, adopts
-        self._variant = variant
+        self._module, self._site, self._adopted, self._variant = module, site, adopted, variant
         self._captured: LRUCache[tuple[_Shapes, Hashable], _Captured] = LRUCache(GRAPHS)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -69,33 +153,34 @@ class CudaGraphs:
         Args:
             *inputs: On the module's device.
         """
-        shapes = tuple(tensor.shape for tensor in inputs)
-        known = self._captured.get((shapes, self._variant()))
+        key = tuple(tensor.shape for tensor in inputs), self._variant()
+        known = self._captured.get(key)
         if known is None:
-            known = self._captured[shapes, self._variant()] = self._capture(inputs)
+            known = self._captured[key] = self._capture(inputs)
+            return known.outputs
         for own, given in zip(known.inputs, inputs, strict=True):
-            if own is not given:
+            if not _lies_at(own, given):
                 own.copy_(given)
-        known.graph.replay()
+        for piece in known.pieces:
+            piece()
         return known.outputs
 
+    def forget(self) -> None:
+        """All that was captured."""
+        self._captured.clear()
+
     def _capture(self, inputs: tuple[torch.Tensor, ...]) -> _Captured:
-        own = inputs if self._adopts else tuple(tensor.clone() for tensor in inputs)
-        side = self._site.stream
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP_CALLS):
-                self._module(*own)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        mode = "thread_local"  # others may upload meanwhile
-        with torch.cuda.graph(graph, pool=self._site.pool, stream=side, capture_error_mode=mode):
-            outputs = self._module(*own)
-        return _Captured(own, graph, outputs)
+        adopted = range(len(inputs))[self._adopted]
+        own = tuple(tensor if number in adopted else tensor.clone() for number, tensor in enumerate(inputs))
+        return _Captured(own, *self._site.capture(lambda: self._module(*own)))
 
 
 @dataclass(frozen=True)
 class _Captured:
     inputs: tuple[torch.Tensor, ...]
-    graph: torch.cuda.CUDAGraph
+    pieces: Sequence[Replay]
     outputs: Any
+
+
+def _lies_at(own: torch.Tensor, given: torch.Tensor) -> bool:
+    return own is given or (own.data_ptr() == given.data_ptr() and own.stride() == given.stride())

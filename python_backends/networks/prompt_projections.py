@@ -1,67 +1,106 @@
-"""Keys and values of cross-attention: prompt and weights alone decide them; a run needs them once, not in every step.
-
-On the CPU; a GPU spends less on making them than on fetching what was kept.
-"""
+"""Keys and values of cross-attention: prompt and weights alone decide them; a run needs them once, not in every step."""
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+from .scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
 MOST_KEPT, MOST_BYTES = 16, 2**27
-"""Batches whose projections are kept, and what they take: for SDXL's row of 77 tokens 51 MB in float32."""
+"""Batches whose projections are kept, and what they take on a CPU: for SDXL's row of 77 tokens 51 MB in float32."""
 
 
 class PromptProjections:
     """The `to_k` and `to_v` of a UNet's cross-attention, which from now on takes what this gives for embeddings."""
 
-    def __init__(self, unet: torch.nn.Module) -> None:
-        """Changes the UNet in place; its parameters stay."""
+    def __init__(self, unet: torch.nn.Module, most_bytes: int = MOST_BYTES, *, in_place: bool = False) -> None:
+        """Changes the UNet in place; its parameters stay.
+
+        Args:
+            unet: On its device, in its type.
+            most_bytes: That what is kept may take.
+            in_place: Whether what it gives always lies at the same place, as CUDA graphs want it; the next call
+                overwrites it then.
+        """
+        weights = next(unet.parameters())
+        self._device, self._dtype, self._most_bytes = weights.device, weights.dtype, most_bytes
         self._parts: list[_Part] = []
+        self._stacks: dict[torch.nn.Module, _Span] = {}
         self._width = 0
-        for attention in unet.modules():
-            if isinstance(attention, Attention) and attention.is_cross_attention:
-                for name in ("to_k", "to_v"):
-                    part = _Part(getattr(attention, name), self._width)
-                    setattr(attention, name, part)
-                    self._parts.append(part)
-                    self._width = part.end
+        for stack in unet.modules():
+            if not isinstance(stack, Transformer2DModel):
+                continue
+            first, span = self._width, _Span(self._width)
+            for attention in stack.modules():
+                if isinstance(attention, Attention) and attention.is_cross_attention:
+                    for name in ("to_k", "to_v"):
+                        part = _Part(getattr(attention, name), self._width - first, span)
+                        setattr(attention, name, part)
+                        self._parts.append(part)
+                        self._width += part.width
+            span.width = self._width - first
+            self._stacks[stack] = span
         self._kept: list[_Kept] = []  # the latest first
+        self._place = Scratch(self._device) if in_place else None
+        self._placed: weakref.ref[torch.Tensor] | None = None
 
     def __call__(self, embeddings: torch.Tensor, weights: Hashable = None) -> torch.Tensor:
         """What the halves take in place of embeddings.
 
         Args:
-            embeddings: [B, tokens, width].
+            embeddings: [B, tokens, width], float32; on the CPU nothing waits for a GPU.
             weights: Names what is in the weights and beside them, row by row; None keeps nothing.
 
         Returns:
-            [B, tokens, all widths], one projection after the other in each row.
+            [B, tokens, all widths], one projection after the other in each row, where the UNet is and in its type.
         """
+        projected = self._found(embeddings, weights)
+        if projected is None:
+            projected = self._made(embeddings.to(self._device, self._dtype))
+            if weights is not None and projected.nbytes <= self._most_bytes:
+                self._keep(_Kept(embeddings.clone(), weights, projected))
+        if self._place is None:
+            return projected
+        (own,) = self._place.take([projected])
+        if self._placed is None or self._placed() is not projected:
+            own.copy_(projected)
+            self._placed = weakref.ref(projected)
+        return own
+
+    def of(self, stack: torch.nn.Module, projected: torch.Tensor) -> torch.Tensor:
+        """What one of the UNet's stacks takes of it, and in its place: a view, [B, tokens, the stack's widths]."""
+        span = self._stacks[stack]
+        return _piece(projected, span.start, span.width)
+
+    def _found(self, embeddings: torch.Tensor, weights: Hashable) -> torch.Tensor | None:
         for place, kept in enumerate(self._kept):
             if weights is not None and kept.is_of(embeddings, weights):
                 if place:
                     self._keep(kept)
                 return kept.projected
+        return None
+
+    def _made(self, embeddings: torch.Tensor) -> torch.Tensor:
         rows, tokens, _ = embeddings.shape
         projected = embeddings.new_empty(rows, tokens, self._width)
         for part in self._parts:
             part(projected).copy_(part.projection(embeddings))
-        if weights is not None and projected.nbytes <= MOST_BYTES:
-            self._keep(_Kept(embeddings.clone(), weights, projected))
         return projected
 
     def _keep(self, latest: _Kept) -> None:
         ordered = [latest, *(other for other in self._kept if other is not latest)][:MOST_KEPT]
         totals = accumulate(each.projected.nbytes for each in ordered)
-        self._kept = [each for each, total in zip(ordered, totals, strict=True) if total <= MOST_BYTES]
+        self._kept = [each for each, total in zip(ordered, totals, strict=True) if total <= self._most_bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +114,28 @@ class _Kept:
         return self.weights == weights and torch.equal(self.embeddings, embeddings)
 
 
-class _Part(torch.nn.Module):
-    """Stands for a projection in its attention: finds what it gave."""
+@dataclass(eq=False)
+class _Span:
+    """Where a stack's projections begin among all, and how wide they are together."""
 
-    def __init__(self, projection: torch.nn.Linear, start: int) -> None:
+    start: int
+    width: int = 0
+
+
+class _Part(torch.nn.Module):
+    """Stands for a projection in its attention: finds what it gave, among all or among its stack's."""
+
+    def __init__(self, projection: torch.nn.Linear, start: int, stack: _Span) -> None:
         super().__init__()
-        self.projection, self.start, self.end = projection, start, start + projection.out_features
+        self.projection, self.width = projection, projection.out_features
+        self._start, self._stack = start, stack
 
     def forward(self, projected: torch.Tensor) -> torch.Tensor:
-        """[B, tokens, its width] of [B, tokens, all widths]."""
-        tokens = projected.shape[1]
-        return projected.flatten(1)[:, self.start * tokens : self.end * tokens].unflatten(1, (tokens, -1))
+        """[B, tokens, its width] of [B, tokens, all widths or its stack's]."""
+        is_of_stack = projected.shape[2] == self._stack.width
+        return _piece(projected, self._start + (0 if is_of_stack else self._stack.start), self.width)
+
+
+def _piece(projected: torch.Tensor, start: int, width: int) -> torch.Tensor:
+    tokens = projected.shape[1]
+    return projected.flatten(1)[:, start * tokens : (start + width) * tokens].unflatten(1, (tokens, -1))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -20,9 +21,12 @@ from ...kernels.triton_language import require_triton
 from ..lora.files.modules import UNET
 from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
-from .cuda_graphs import CaptureSite, CudaGraphs
+from .cuda_graphs import CaptureSite, CudaGraphs, CudaRecorder
 from .fused_modules import fuse
-from .prompt_projections import PromptProjections
+from .prompt_projections import MOST_BYTES, PromptProjections
+from .scratch import Scratch
+from .stack_graphs import StackGraphs
+from .stack_modules import StackModules
 from .token_stacks import TokenStacks
 from .unet_halves import DecoderHalf, EncoderHalf
 
@@ -31,10 +35,18 @@ if TYPE_CHECKING:
 
     from ..lora.patching.resident import LoraPatcher
     from .controlnet_modules import PositionalControlNet
+    from .cuda_graphs import Recorder
 
 BESIDE_BYTES, BESIDE_SHARE = 2**30, 0.1
 """Most that LoRAs beside the weights take, and as much again what mask-aware runs keep: of main memory in bytes, and of
 a GPU's memory as a share."""
+
+PROMPTS_SHARE = 0.02
+"""Of a GPU's memory, most that kept projections of prompts take, of which SDXL's row of 77 tokens has 26 MB in half
+precision; for a CPU see `prompt_projections.MOST_BYTES`."""
+
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
+"""By type of device: what captures graphs there."""
 
 TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
 Call = Callable[..., Any]
@@ -92,7 +104,11 @@ class Runtime:
 
     def traces(self, device: torch.device) -> bool:
         """Whether modules are traced there."""
-        return self.name == TORCH and device.type == "cpu"
+        return self.name == TORCH and not self.captures(device)
+
+    def captures(self, device: torch.device) -> bool:
+        """Whether graphs are captured there: what calls give, the next ones overwrite."""
+        return self.name == TORCH and device.type in RECORDERS
 
     def unet(self, unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> RunningUNet:
         """A prepared UNet as this runtime calls it.
@@ -105,13 +121,27 @@ class Runtime:
             from ..tensorrt.halves import EngineHalves
             from ..tensorrt.refit import unet_patcher
 
-            halves = EngineHalves(self.engines, device)
-            return RunningUNet(unet_patcher(unet, halves, self.engines, dtype), halves.encode, halves.decode)
+            engines = EngineHalves(self.engines, device)
+            return RunningUNet(unet_patcher(unet, engines, self.engines, dtype), engines.encode, engines.decode)
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
-        beside = BesideLoras(unet, patcher, beside_bytes(device)) if self.name == TORCH else None
-        projections = PromptProjections(unet) if self.traces(device) else None  # LoRAs know the modules by then
-        encoder, decoder = self._calls(EncoderHalf(unet), DecoderHalf(unet), device=device, beside=beside)
-        stacks = None if beside is None else TokenStacks(unet, beside.of)
+        halves = EncoderHalf(unet), DecoderHalf(unet)
+        if self.name == COMPILE:
+            return RunningUNet(patcher, torch.compile(halves[0]), torch.compile(halves[1]))
+        beside = BesideLoras(unet, patcher, beside_bytes(device))
+        captures = self.captures(device)
+        projections = PromptProjections(unet, prompt_bytes(device), in_place=captures)  # LoRAs know the modules by now
+        if not captures:
+            stacks = TokenStacks(unet, partial(StackModules, beside=beside.of))
+            return RunningUNet(patcher, *halves, beside, projections, stacks)
+        site, scratch = _site(device), Scratch(device)
+        calls = partial(StackGraphs, site=_site(device), scratch=scratch, projections=projections, beside=beside)
+        stacks = TokenStacks(unet, calls, site.outside)
+
+        def variant() -> Hashable:
+            return beside.variant, stacks.are_told
+
+        encoder = CudaGraphs(halves[0], site, slice(2, 3), variant)  # projections lie where they lay
+        decoder = CudaGraphs(halves[1], site, slice(None), variant)
         return RunningUNet(patcher, encoder, decoder, beside, projections, stacks)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
@@ -133,25 +163,13 @@ class Runtime:
         module.to(device)
         if module.control_modes:
             return module
-        return self._calls(module, device=device)[0]
-
-    def _calls(
-        self, *modules: torch.nn.Module, device: torch.device, beside: BesideLoras | None = None
-    ) -> tuple[Call, ...]:
-        """Modules that are called one after the other, each with what the one before gave.
-
-        On a GPU what they give is overwritten by the next call.
-        """
         if self.name == COMPILE:
-            return tuple(torch.compile(module) for module in modules)
-        if device.type != "cuda":
-            return modules
-        site = CaptureSite(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
+            return cast("Call", torch.compile(module))
+        return CudaGraphs(module, _site(device)) if self.captures(device) else module
 
-        def variant() -> Hashable:
-            return None if beside is None else beside.variant
 
-        return tuple(CudaGraphs(module, site, number > 0, variant) for number, module in enumerate(modules))
+def _site(device: torch.device) -> CaptureSite:
+    return CaptureSite(RECORDERS[device.type](device))
 
 
 def beside_bytes(device: torch.device) -> int:
@@ -159,3 +177,10 @@ def beside_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return BESIDE_BYTES
     return int(BESIDE_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
+def prompt_bytes(device: torch.device) -> int:
+    """What kept projections of prompts may take of the device's memory."""
+    if device.type != "cuda":
+        return MOST_BYTES
+    return int(PROMPTS_SHARE * torch.cuda.get_device_properties(device).total_memory)

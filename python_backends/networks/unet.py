@@ -57,7 +57,8 @@ class UNet:
 
     On the CPU, the calls that a single request makes at the default size run as traced graphs: the same operators on
     the same parameters, bit for bit, without the Python between them. Every other call runs the modules themselves. On
-    a GPU every call is a CUDA graph over fused operators. Parameters are not frozen into graphs; patching them in place
+    a GPU every call is CUDA graphs over fused operators, of mask-aware calls one for every stack of transformers and
+    one for what lies between two. Parameters are not frozen into graphs; patching them in place
     takes effect.
 
     Attributes:
@@ -85,10 +86,10 @@ class UNet:
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self.stacks = running.stacks
         self.token_costs = None if running.stacks is None else TokenCosts(unet)
-        self._modules = EncoderHalf(unet), DecoderHalf(unet)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
+        self._overwrites = runtime.captures(device)
         warm_up(checkpoint, self, partial(self._trace, unet) if eager else None, eager)
 
     @property
@@ -105,9 +106,7 @@ class UNet:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
         return self.decode(self.encode(tensors, weights))
 
-    def encode(
-        self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None, as_modules: bool = False
-    ) -> Encoded:
+    def encode(self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None, traced: bool = True) -> Encoded:
         """The encoder half.
 
         Args:
@@ -117,12 +116,10 @@ class UNet:
                 Float32, on any device.
             weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
                 work. None shares nothing.
-            as_modules: Whether the modules themselves are called, and nothing that was made of them.
+            traced: Whether traces may be called, which know nothing of what the stacks are told.
         """
-        encoder, decoder = self._modules if as_modules else self._halves
-        if not as_modules and (
-            self.beside is None or self.beside.variant is None
-        ):  # traces know nothing of what is beside
+        encoder, decoder = self._halves
+        if traced and (self.beside is None or self.beside.variant is None):  # nor of what is beside the weights
             encoder, decoder = self._traced.get(shapes(tensors), self._halves)
         with torch.inference_mode():
             given = self._given(tensors, weights)
@@ -142,14 +139,14 @@ class UNet:
             if residuals is not None:
                 join(encoded.halfway, residuals.to(self._device, self._dtype))
             prediction = encoded.decoder(encoded.context, *encoded.halfway)
-            return prediction.to(torch.float32, copy=self.on_gpu)  # where it lies, the next call overwrites it
+            return prediction.to(torch.float32, copy=self._overwrites)  # where it lies, the next call's will
 
     def _given(self, tensors: Tensors, weights: Hashable = None) -> tuple[torch.Tensor, ...]:
         """What the encoder half takes."""
-        given = arguments(tensors, self._device, self._dtype)
         if self._projections is None:
-            return given
-        return *given[:2], self._projections(given[2], weights), *given[3:]
+            return arguments(tensors, self._device, self._dtype)
+        projected = self._projections(tensors["ENCODER_HIDDEN_STATES"], weights)
+        return arguments({**tensors, "ENCODER_HIDDEN_STATES": projected}, self._device, self._dtype)
 
     def _trace(self, unet: UNet2DConditionModel, examples: Sequence[Tensors]) -> None:
         encoder, decoder = EncoderHalf(unet), DecoderHalf(unet)

@@ -158,7 +158,7 @@ class LocalEdits:
         own, *theirs = (unet_calls(rows, given) for rows in place([run], shards))
         for call in own + [replace(call, tokens=()) for calls in theirs for call in calls]:
             with token_call(self.unet.stacks, call.tokens) if call.tokens else nullcontext({}) as failures:
-                rows = self.unet.decode(self.unet.encode(call.tensors, as_modules=bool(call.tokens)))
+                rows = self.unet.decode(self.unet.encode(call.tensors, traced=not call.tokens))
             if failures:
                 assert all(isinstance(each, EntryLostError) for each in failures.values())
                 self.lost += 1

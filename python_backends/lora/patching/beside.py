@@ -30,12 +30,19 @@ MOST_ROWS = 256
 
 @dataclass(eq=False)
 class _Slots:
-    """Factors for the n modules of one weight stack: down [n, S, R, in·k], up [n, S, out, R], int32 ranks [n, S]."""
+    """Factors for the n modules of one weight stack: down [n, S, R, in·k], up [n, S, out, R], int32 ranks [n, S].
+
+    Attributes:
+        of: Those of each module.
+    """
 
     modules: Sequence[torch.nn.Module]
     down: torch.Tensor
     up: torch.Tensor
     ranks: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.of = list(zip(self.down, self.up, self.ranks, strict=True))
 
     @classmethod
     def empty(cls, modules: Sequence[torch.nn.Module], like: torch.Tensor, slots: int, bucket: int) -> _Slots:
@@ -142,6 +149,20 @@ class BesideLoras:
             )
         )
 
+    @property
+    def slots(self) -> torch.Tensor:
+        """Of every row of a batch, int32; negative for none."""
+        return self._rows
+
+    @contextmanager
+    def by(self, slots: torch.Tensor) -> Iterator[None]:
+        """Meanwhile modules of a GPU's networks are called with rows that have these, int32."""
+        whole, self._rows = self._rows, slots
+        try:
+            yield
+        finally:
+            self._rows = whole
+
     @contextmanager
     def of(self, rows: slice) -> Iterator[None]:
         """Meanwhile modules are called with these rows of a batch alone."""
@@ -203,8 +224,7 @@ class BesideLoras:
         for stack, held in self._slots.items():
             for position, module in enumerate(held.modules):
                 if (stack.first, position) in wanted:
-                    factors = held.down[position], held.up[position], held.ranks[position]
-                    self._hooks.append(module.register_forward_hook(partial(self._add, *factors)))
+                    self._hooks.append(module.register_forward_hook(partial(self._add, *held.of[position])))
 
     def _add(
         self,

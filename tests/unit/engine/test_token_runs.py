@@ -132,7 +132,7 @@ def test_runs_of_one_call_are_what_they_are_apart(edits: LocalEdits, free: int) 
                 shared += len(masked) > 1
                 if call.tokens:
                     with token_call(edits.unet.stacks, call.tokens):
-                        out = edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
+                        out = edits.unet.decode(edits.unet.encode(call.tensors, traced=False))
                 else:
                     out = edits.unet.decode(edits.unet.encode(call.tensors))
                 for (run, half), row in zip(call.rows, out.split(1), strict=True):
@@ -150,7 +150,7 @@ def test_of_a_row_that_failed_nothing_is_kept(edits: LocalEdits, free: int) -> N
     (call,) = unet_calls([(run, half) for half in run.halves], {run: run.model_input()})
     assert edits.unet.stacks is not None and run.token_run is not None
     with torch.no_grad(), token_call(edits.unet.stacks, call.tokens) as failures:
-        edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
+        edits.unet.decode(edits.unet.encode(call.tensors, traced=False))
         failures[0] = RequestError("the ControlNet is gone")
     assert [bool(taken) for taken in run.token_run._taken] == [False, True]
     finished(edits, run)
@@ -170,7 +170,7 @@ def test_runs_that_shared_a_call_share_no_memory(edits: LocalEdits, free: int) -
     (call,) = unet_calls(rows, {run: run.model_input() for run in runs})
     assert edits.unet.stacks is not None
     with torch.no_grad(), edits.unet.stacks.recorded([0, 2]) as values:
-        edits.unet.decode(edits.unet.encode(call.tensors, as_modules=True))
+        edits.unet.decode(edits.unet.encode(call.tensors, traced=False))
     assert all(each.untyped_storage().nbytes() == each.nbytes for rows in values for each in rows)
 
 
