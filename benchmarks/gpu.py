@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import gpu_grouped_lora
 import gpu_kernels
 import gpu_lora
+import gpu_masked
 import gpu_networks as networks
 import torch
 import typer
@@ -28,7 +29,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/gpu.json"
-PARTS = ("kernels", "unet", "controlnet", "lora", "grouped_lora", "vae")
+PARTS = ("kernels", "unet", "masked", "controlnet", "lora", "grouped_lora", "vae")
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
 
 
@@ -53,12 +54,14 @@ class Bench:
             given = networks.inputs(theirs, rows)
             exact = networks.in_float32(theirs, given)
             ours = networks.Ours(self._unet())
+            mine = ours.given(given)
             last = networks.diffusers_call(self._unet().to(memory_format=torch.channels_last), given)
             variants = {"eager": networks.diffusers_call(theirs, given), "eager, channels-last": last}
             if self._compiled and rows == 2:  # minutes for every shape
                 compiled = torch.compile(self._unet().to(memory_format=torch.channels_last), mode=self._compiled)
                 variants["torch.compile"] = networks.diffusers_call(compiled, given)
-            variants["ours"] = lambda ours=ours, given=given: ours.step(given)
+            variants["ours"] = lambda ours=ours, mine=mine: ours.step(mine)
+            variants["ours, prompts anew"] = lambda ours=ours, mine=mine: ours.step(mine, weights=None)
             timings = compare(variants, self._rounds)
             results[f"{rows} rows"] = {
                 **_ratios(timings, "ours"),
@@ -71,6 +74,11 @@ class Bench:
             _free()
         return results
 
+    def masked(self) -> dict[str, Any]:
+        """Steps over a mask's tokens, by a template that is on the GPU."""
+        results = gpu_masked.measure(networks.Ours(self._unet()), self._rounds)
+        return results | _ratios(results.pop("timings"), "all tokens")
+
     def controlnet(self) -> dict[str, Any]:
         """A ControlNet on a stream of its own beside the encoder half, on one GPU."""
         unet = self._unet()
@@ -81,7 +89,7 @@ class Bench:
             2, unet.config.block_out_channels[0], *given[0].shape[2:], device=self.device, dtype=self.dtype
         )
         variants = {
-            "bare": lambda: ours.step(given),
+            "bare": lambda: ours.step(ours.given(given)),
             "beside": lambda: network.beside(ours, given, embedded),
             "before": lambda: network.before(ours, given, embedded),
         }
@@ -145,12 +153,13 @@ def show(console: Console, results: dict[str, Any]) -> None:
     """Tables of the medians, and what was compared."""
     if not torch.cuda.is_available():
         console.print("On a CPU the operators are their eager references: these times say nothing of a GPU.")
-    table = Table("what", "variant", "ms", "÷ ours, or bare")
+    table = Table("what", "variant", "ms", "÷ ours, bare, or all")
     for part in ("unet", "vae"):
         for case, result in results.get(part, {}).items():
             _rows(table, f"{part} {case}", result)
-    if "controlnet" in results:
-        _rows(table, "UNet with a ControlNet", results["controlnet"])
+    for part, what in (("masked", "UNet over a mask"), ("controlnet", "UNet with a ControlNet")):
+        if part in results:
+            _rows(table, what, results[part])
     if table.rows:
         console.print(table)
     kernels = Table("kernel", "shape", "ours µs", "torch µs", "torch ÷ ours", "share of copy bandwidth")
@@ -163,14 +172,20 @@ def show(console: Console, results: dict[str, Any]) -> None:
         console.print(kernels)
     if "grouped_lora" in results:
         console.print(gpu_grouped_lora.table(results["grouped_lora"]))
+    if checks := _checks(results):
+        console.print_json(data=checks)
+
+
+def _checks(results: dict[str, Any]) -> dict[str, Any]:
+    """What was compared beside times."""
     checks = {f"unet, {case}": each["error_against_float32"] for case, each in results.get("unet", {}).items()}
-    if "controlnet" in results:
-        checks["controlnet beside = before"] = results["controlnet"]["beside_equals_before"]
     checks |= {f"vae, {case}: difference": each["difference"] for case, each in results.get("vae", {}).items()}
+    for part, what in (("controlnet", "beside_equals_before"), ("masked", "error_against_all_tokens")):
+        if part in results:
+            checks[f"{part}: {what}"] = results[part][what]
     if "lora" in results:
         checks["lora"] = results["lora"]
-    if checks:
-        console.print_json(data=checks)
+    return checks
 
 
 def _rows(table: Table, what: str, result: dict[str, Any]) -> None:

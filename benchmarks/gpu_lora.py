@@ -46,8 +46,8 @@ def measure(
         bandwidth: Of a copy, in bytes per millisecond.
     """
     ours = Ours(unet)
-    patcher = ours.patcher
-    given = inputs(unet, rows)
+    patcher = ours.running.patcher
+    given = ours.given(inputs(unet, rows))
     with torch.inference_mode():
         before = ours.step(given).clone()
     loras = [random_lora(unet, rank, seed) for seed in range(2)]
@@ -81,8 +81,8 @@ def measure(
     moved = 2 * sum(weight.nbytes for weight in adapted)  # W0 read, W written
     with torch.inference_mode():
         patcher.apply(sets["two"])
-        patched = ours.step(given).clone()
-        eager = Ours.eager(unet, given)
+        patched = ours.step(given, weights="two").clone()
+        eager = ours.eager(given)
         patcher.apply([])
         restored = ours.step(given).clone()
     return {

@@ -88,20 +88,37 @@ class Ours:
         """Changes the network."""
         device = network.conv_in.weight.device
         Runtime().prepare(network, device)
-        running = Runtime().unet(network, device, network.conv_in.weight.dtype)
-        self.patcher, self._encoder, self._decoder = running.patcher, running.encoder, running.decoder
+        self.network, self.running = network, Runtime().unet(network, device, network.conv_in.weight.dtype)
 
     @staticmethod
-    def eager(network: UNet2DConditionModel, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """A step of the fused network without graphs."""
-        return DecoderHalf(network)(given[2], *EncoderHalf(network)(*given))
+    def given(given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Inputs as a shard has them: prompts on the CPU."""
+        return *given[:2], given[2].float().cpu(), *given[3:]
 
-    def step(self, given: tuple[torch.Tensor, ...], residuals: Call | None = None) -> torch.Tensor:
-        """A step; the residuals of ControlNets are asked for once the encoder half is under way."""
-        halfway = self._encoder(*given)
+    def eager(self, given: tuple[torch.Tensor, ...], weights: str | None = None) -> torch.Tensor:
+        """A step of the fused network without graphs."""
+        context = self._prompts(given, weights)
+        return DecoderHalf(self.network)(context, *EncoderHalf(self.network)(*given[:2], context, *given[3:]))
+
+    def step(
+        self, given: tuple[torch.Tensor, ...], residuals: Call | None = None, weights: str | None = "the same"
+    ) -> torch.Tensor:
+        """A step.
+
+        Args:
+            given: As the static method of this name gives it.
+            residuals: Gives those of ControlNets; asked for once the encoder half is under way.
+            weights: Names them, so that prompts' keys and values are those of the step before; None makes them anew.
+        """
+        context = self._prompts(given, weights)
+        halfway = self.running.encoder(*given[:2], context, *given[3:])
         if residuals is not None:
             join(halfway, residuals())
-        return self._decoder(given[2], *halfway)
+        return self.running.decoder(context, *halfway)
+
+    def _prompts(self, given: tuple[torch.Tensor, ...], weights: str | None) -> torch.Tensor:
+        assert self.running.projections is not None
+        return self.running.projections(given[2], weights)
 
 
 class OurControlNet:
@@ -116,8 +133,9 @@ class OurControlNet:
 
     def beside(self, ours: Ours, given: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
         """A step of the UNet with this ControlNet beside its encoder half."""
+        mine = ours.given(given)
         if self._stream is None:
-            return ours.step(given, lambda: pack(self._call(*given[:5], embedded)))
+            return ours.step(mine, lambda: pack(self._call(*given[:5], embedded)))
         main = torch.cuda.current_stream()
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
@@ -128,12 +146,12 @@ class OurControlNet:
             packed.record_stream(main)
             return packed
 
-        return ours.step(given, residuals)
+        return ours.step(mine, residuals)
 
     def before(self, ours: Ours, given: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
         """The same, one after the other."""
         packed = pack(self._call(*given[:5], embedded))
-        return ours.step(given, lambda: packed)
+        return ours.step(ours.given(given), lambda: packed)
 
 
 def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:

@@ -24,6 +24,8 @@ def plot(results: dict[str, Any], path: Path) -> bool:
         Whether there was anything to draw.
     """
     compared = [(f"{part}, {case}", each) for part in ("unet", "vae") for case, each in results.get(part, {}).items()]
+    if "masked" in results:
+        compared.append(("UNet over a mask", results["masked"]))
     if "controlnet" in results:
         compared.append(("UNet with a ControlNet", results["controlnet"]))
     kernels = results.get("kernels", [])[1:]

@@ -59,7 +59,7 @@ class CudaRecorder:
         torch.cuda.empty_cache()
 
     def begin(self) -> None:
-        """From now on this thread's launches are captured; not by `torch.cuda.graph`, which empties caches each time."""
+        """From now on this thread's launches are captured; `torch.cuda.graph` would empty caches each time."""
         self._graph, self._on_stream = torch.cuda.CUDAGraph(), torch.cuda.stream(self._stream)
         self._on_stream.__enter__()
         self._graph.capture_begin(self._pool, capture_error_mode="thread_local")  # others may upload meanwhile

@@ -1,4 +1,4 @@
-"""Keys and values of cross-attention: prompt and weights alone decide them; a run needs them once, not in every step."""
+"""Keys and values of cross-attention: prompt and weights alone decide them; a run needs them once, not in each step."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks import cuda_graphs
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.token_masks import token_mask
+from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows
 from swiftdiffusion.python_backends.networks.unet import UNet, arguments
 from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf, join, residual_size
 from swiftdiffusion.python_backends.request.completed import ControlNetUse
@@ -133,6 +137,50 @@ def test_rows_have_loras_of_their_own_beside_the_weights(
             alone = {name: tensor[row : row + 1] for name, tensor in tensors.items()}
             assert error(together[row : row + 1], exact(reference, alone)) < TOLERANCE[dtype]
     unet.beside.use([], prepared.__getitem__)
+
+
+@DTYPES
+@torch.no_grad()
+def test_masked_tokens_by_what_the_same_inputs_gave(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Two masks and a row that computes all share a call; what is captured for one entry serves others."""
+    unet, reference = UNet(checkpoint, GPU, dtype), checkpoint.load_unet(CPU, torch.float64)
+    stacks, levels = unet.stacks, len(reference.config.block_out_channels)
+    assert stacks is not None
+    for seed, side in ((0, 16), (1, 16), (2, 17), (0, 16)):
+        tensors = inputs(checkpoint, 4, side)
+        tensors["LATENTS"] += seed
+        with stacks.recorded(range(4)) as values:
+            assert error(unet(tensors, "none"), exact(reference, tensors)) < TOLERANCE[dtype]
+        parts = [MaskedRows(slice(0, 1))]
+        for begin, end, edge in ((1, 3, 5), (3, 4, 9)):
+            mask = torch.zeros(side, side)
+            mask[1 : 1 + edge, 2 : 2 + edge] = 1
+            places = token_mask(mask, levels).to(GPU).places
+            known = [torch.stack(block[begin:end]) for block in values]
+            repeated = {key: each.repeat(end - begin, 1) for key, each in places.items()}
+            parts.append(MaskedRows(slice(begin, end), repeated, partial(_filled, known)))
+        with stacks.recorded([0]) as own, stacks.masked(parts):
+            result = unet(tensors, "none")
+        assert error(result, exact(reference, tensors)) < TOLERANCE[dtype]
+        assert all(torch.isfinite(block[0]).all() for block in own)
+        with stacks.masked([replace(part, known=lambda _number, out: out.zero_()) for part in parts]):
+            assert not torch.equal(unet(tensors, "none"), result)
+
+
+def _filled(known: list[torch.Tensor], number: int, out: torch.Tensor) -> torch.Tensor:
+    return out.copy_(known[number])
+
+
+@DTYPES
+@torch.no_grad()
+def test_prompts_that_are_kept(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Batches of other sizes and prompts in between, with LoRAs' names and without: as if nothing were kept."""
+    unet = UNet(checkpoint, GPU, dtype)
+    batches = [inputs(checkpoint, rows) for rows in (2, 1, 4, 2, 3, 1)]
+    wanted = [unet(each) for each in batches]
+    for weights in ("none", "none", "others"):
+        for each, prediction in zip(batches, wanted, strict=True):
+            assert torch.equal(unet(each, weights), prediction)
 
 
 @DTYPES

@@ -1,7 +1,7 @@
 """CUDA graphs, but for a CPU: the operators of a call are made again, on the memory that they had, and nothing else.
 
-What a call does in Python is not done again, as with real graphs. What these cannot have is refused: operators that wait
-for the device, and memory from outside that nobody holds any more when they are replayed.
+What a call does in Python is not done again, as with real graphs. What these cannot have is refused: operators that
+wait for the device, and memory from outside that nobody holds any more when they are replayed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A UNet whose calls are captured gives the bits of its modules: all tokens, a mask's, each row with its LoRAs.
 
-On tapes in place of a GPU: what would be read there from memory that is free, or would be decided in Python once and for
-all, fails here too.
+On tapes in place of a GPU: what would be read there from memory that is free, or would be decided in Python once and
+for all, fails here too.
 """
 
 from __future__ import annotations
