@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,10 +97,15 @@ class RunTemplate:
             if rank.is_enough or (any_ and rank.covered)
         ]
         most = MOST_LINES if ranked and not ranked[0][0].is_own else 1
+        given = self._timesteps, self._reach, self._shapes, self._loads
         return [
-            TemplateLine(track, self._timesteps, self._reach, self._shapes, self._loads, same_prompt=rank.is_own)
+            TemplateLine(track, *given, same_prompt=rank.is_own, look_again=partial(self._look_again, track))
             for rank, track in ranked[:most]
         ]
+
+    def _look_again(self, track: Track) -> None:
+        """What others have left since; a run does not go by what it leaves itself, be it written soon or late."""
+        self._writer.store.look_again(track, self._left)
 
     def serves(self, half: int, company: Company, step: int) -> bool:
         """Whether a run like this one, with its prompts or others, finds an entry for a step, and enough of them."""

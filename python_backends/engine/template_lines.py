@@ -14,7 +14,7 @@ from ..networks.token_codes import SCALE_BYTES
 from .token_lines import Coming, distance
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from .entry_loads import Entry, EntryLoads
     from .template_store import Track
@@ -41,6 +41,7 @@ class TemplateLine:
         loads: EntryLoads,
         *,
         same_prompt: bool,
+        look_again: Callable[[], None] = lambda: None,
     ) -> None:
         """Reads nothing yet.
 
@@ -51,12 +52,13 @@ class TemplateLine:
             shapes: By block, (tokens, width).
             loads: Brings entries to where the UNet is.
             same_prompt: Whether the track is of the run's prompt.
+            look_again: Adds to the track what has come to it: the request before this one may still leave some.
         """
         self.same_prompt = same_prompt
         self.error: torch.Tensor | None = None
         self.track, self._timesteps, self._reach, self._shapes = track, timesteps, reach, shapes
-        self._loads = loads
-        self._entries: dict[int, Entry | None] = {}
+        self._loads, self._look_again = loads, look_again
+        self._entries: dict[int, Entry | None] = {}  # None for what could not be read
         self._corrected = -1
         self._correction: Sequence[torch.Tensor] = ()
 
@@ -73,7 +75,7 @@ class TemplateLine:
         """What has to come for a step, and does not yet."""
         if step in self._entries or step >= len(self._timesteps):
             return None
-        timestep = self.track.nearest(self._timesteps[step], self._reach)
+        timestep = self._nearest(step)
         if timestep is None or self._loads.is_there(path := self.track.files[timestep]):
             return None
         blocks = tuple(tokens * (width + SCALE_BYTES) for tokens, width in self._shapes)
@@ -88,7 +90,7 @@ class TemplateLine:
     def lose(self, step: int) -> None:
         """A step's entry could not be read: it is one no more."""
         self._entries[step] = None
-        timestep = self.track.nearest(self._timesteps[step], self._reach)
+        timestep = self._nearest(step)
         if timestep is not None:
             del self.track.files[timestep]
 
@@ -139,11 +141,19 @@ class TemplateLine:
             out += self._correction[number]
 
     def _entry(self, step: int, wanted: Collection[int] | None = None) -> Entry | None:
-        if step not in self._entries:
-            timestep, entry = self.track.nearest(self._timesteps[step], self._reach), None
-            if timestep is not None:
-                entry = self._loads.begin(self.track.files[timestep], self._shapes, wanted)
-                if entry is None:
-                    del self.track.files[timestep]
+        if step in self._entries:
+            return self._entries[step]
+        if (timestep := self._nearest(step)) is None:
+            self._look_again()
+            timestep = self._nearest(step)
+        if timestep is None:
+            return None
+        entry = self._loads.begin(self.track.files[timestep], self._shapes, wanted)
+        if entry is None:
+            del self.track.files[timestep]
+        else:
             self._entries[step] = entry
-        return self._entries[step]
+        return entry
+
+    def _nearest(self, step: int) -> float | None:
+        return self.track.nearest(self._timesteps[step], self._reach)

@@ -22,7 +22,7 @@ from ..shared_memory.host_cache import EvictedError, HostCache, HostCacheFullErr
 from .template_listing import DIGITS, Listing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     import torch
@@ -88,11 +88,13 @@ class Track:
         prompt: Digest of what they were conditioned on.
         mask: Digest of their mask.
         files: By timestep.
+        slot: Where they are.
     """
 
     prompt: str
     mask: str
     files: dict[float, Path] = field(default_factory=dict)
+    slot: str = ""
 
     def nearest(self, timestep: float, reach: float) -> float | None:
         """Timestep of the entry that serves another one; None if none is so near."""
@@ -154,8 +156,14 @@ class TemplateStore:
         found: dict[tuple[str, str], Track] = {}
         for listing in self._listings:  # of the slowest tier first
             for path, prompt, mask, timestep in listing.of(slot):
-                found.setdefault((prompt, mask), Track(prompt, mask)).files[timestep] = path
+                found.setdefault((prompt, mask), Track(prompt, mask, slot=slot)).files[timestep] = path
         return list(found.values())
+
+    def look_again(self, track: Track, but: Collection[str]) -> None:
+        """Adds what has come to a track meanwhile, but for entries of these names."""
+        for each in self.tracks(track.slot):
+            if (each.prompt, each.mask) == (track.prompt, track.mask):
+                track.files |= {timestep: path for timestep, path in each.files.items() if path.stem not in but}
 
     def mask(self, track: Track) -> torch.Tensor | None:
         """[h, w]: where a track's entries are of something else than the template; None if they have gone."""

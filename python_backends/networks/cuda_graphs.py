@@ -81,23 +81,25 @@ class CaptureSite:
         self._recorder = recorder
         self._pieces: list[Replay] | None = None  # of what is captured now
 
-    def outside(self, function: Outside, *inputs: torch.Tensor) -> torch.Tensor:
-        """What a function gives, which is called and not captured: again in every replay, with the same tensors.
+    def outside(self, function: Outside, x: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        """What a function makes of a tensor, in its place. It is not captured, but called again in every replay.
 
-        Returns:
-            Memory of its own; of a captured call always the same.
+        Args:
+            function: Gives a tensor like the first one.
+            x: Made by the call, which does not use it again.
+            *more: What else it takes; of a captured call always the same tensors.
         """
         pieces = self._pieces
         if pieces is None:
-            return function(*inputs).clone()
+            return x.copy_(function(x, *more))
         self._pieces = None
         pieces.append(self._recorder.end())
-        pieces[-1]()  # makes its inputs
-        own = function(*inputs).clone()
-        pieces.append(lambda: own.copy_(function(*inputs)))
+        pieces.append(lambda: x.copy_(function(x, *more)))
+        for piece in pieces[-2:]:
+            piece()
         self._recorder.begin()
         self._pieces = pieces
-        return own
+        return x
 
     def capture(self, call: Callable[[], Any]) -> tuple[Sequence[Replay], Any]:
         """What makes a call again, in its order, and what the call gave; it was made."""

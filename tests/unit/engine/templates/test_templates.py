@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,6 +123,22 @@ def test_entries_that_have_gone_are_missed(shard: TemplateShard, exact: torch.Te
     _, report = shard.finish(run)
     assert report is not None and report["exact_steps"] == list(range(2, STEPS))  # the second one's was on its way
     assert len(shard.entries()) == 2 * (STEPS - 2)
+
+
+def test_entries_that_come_while_a_run_goes_on_are_found(shard: TemplateShard, tmp_path: Path) -> None:
+    """The request before may have been answered sooner than its last entries were written."""
+    shard.edit(MASK_AWARE="fast")
+    shard.edit()
+    late = sorted(shard.entries(), key=lambda path: int(path.stem.rpartition("-")[2]))[:4]  # of the last two steps
+    for path in late:
+        path.rename(tmp_path / path.name)
+    run = shard.begin(MASK_AWARE='{"source": "template", "exact_steps": []}')
+    while run.step < 10:
+        shard.edits.step(run)
+    for path in late:
+        (tmp_path / path.name).rename(path)
+    _, report = shard.finish(run)
+    assert report is not None and (report["misses"], report["exact_steps"]) == (0, [])
 
 
 def test_few_steps_are_exact_where_nothing_is_known_and_shared_with_other_shards(shard: TemplateShard) -> None:
