@@ -74,13 +74,16 @@ def test_what_is_kept_is_not_made_again(checkpoint: Checkpoint, projections: Pro
     assert not torch.equal(changed, kept)
 
 
-@pytest.mark.parametrize("bound", ["MOST_BYTES", "MOST_KEPT"])
+@pytest.mark.parametrize("bound", ["bytes", "batches"])
 def test_what_was_used_longest_ago_goes_first(
     checkpoint: Checkpoint, projections: PromptProjections, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     embeddings = noise(checkpoint, 2, 0)["ENCODER_HIDDEN_STATES"]
+    if bound == "bytes":
+        projections = PromptProjections(checkpoint.load_unet(CPU, torch.float32), 2 * projections(embeddings).nbytes)
+    else:
+        monkeypatch.setattr(prompt_projections, "MOST_KEPT", 2)
     a = projections(embeddings, "a")
-    monkeypatch.setattr(prompt_projections, bound, 2 * a.nbytes if bound == "MOST_BYTES" else 2)
     b = projections(embeddings, "b")
     assert projections(embeddings, "a") is a
     projections(embeddings, "c")
@@ -88,12 +91,11 @@ def test_what_was_used_longest_ago_goes_first(
     assert projections(embeddings, "b") is not b
 
 
-def test_what_has_no_room_drives_nothing_out(
-    checkpoint: Checkpoint, projections: PromptProjections, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_no_room_drives_nothing_out(checkpoint: Checkpoint, projections: PromptProjections) -> None:
     embeddings = noise(checkpoint, 4, 0)["ENCODER_HIDDEN_STATES"]
+    most_bytes = projections(embeddings[:2]).nbytes
+    projections = PromptProjections(checkpoint.load_unet(CPU, torch.float32), most_bytes)
     kept = projections(embeddings[:2], "a")
-    monkeypatch.setattr(prompt_projections, "MOST_BYTES", kept.nbytes)
     assert projections(embeddings, "a") is not projections(embeddings, "a")
     assert projections(embeddings[:2], "a") is kept
 
@@ -101,3 +103,18 @@ def test_what_has_no_room_drives_nothing_out(
 def test_another_runtime_has_none(checkpoint: Checkpoint) -> None:
     unet = checkpoint.load_unet(CPU, torch.float32)
     assert Runtime("compile").unet(unet, CPU, torch.float32).projections is None
+
+
+def test_in_place_everything_lies_where_the_largest_batch_lay(
+    checkpoint: Checkpoint, projections: PromptProjections
+) -> None:
+    in_place = PromptProjections(checkpoint.load_unet(CPU, torch.float32), in_place=True)
+    batches = [noise(checkpoint, rows, rows)["ENCODER_HIDDEN_STATES"] for rows in (4, 1, 2, 3)]
+    places = set()
+    for weights in ("a", "a", None, "b", "a"):
+        for embeddings in batches:
+            found = in_place(embeddings, weights)
+            assert torch.equal(found, projections(embeddings))
+            places.add(found.data_ptr())
+            assert in_place(embeddings, weights) is not found and torch.equal(found, projections(embeddings))
+    assert len(places) == 1
