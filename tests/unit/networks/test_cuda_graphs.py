@@ -99,6 +99,20 @@ def test_what_fails_outside_or_in_a_graph_leaves_the_site_as_it_was() -> None:
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_graphs_called_between_the_pieces_of_another_need_memory_of_their_own(is_shared: bool) -> None:
+    site = CaptureSite(Tape())
+    inner = CudaGraphs(lambda x: 3 * x, site if is_shared else CaptureSite(Tape()))
+
+    def module(x: torch.Tensor) -> torch.Tensor:
+        kept = x + 1  # nobody holds it once that is captured
+        return kept * site.outside(inner, x.clone())
+
+    outer, given = CudaGraphs(module, site), torch.full((2,), 2.0)
+    assert torch.equal(outer(given), torch.full((2,), 18.0))
+    assert torch.equal(outer(given), torch.full((2,), 18.0)) == (not is_shared)
+
+
 def test_outside_of_a_capture_a_function_is_called_too_and_what_it_gives_copied() -> None:
     given, known = torch.ones(1), torch.full((1,), 3.0)
     own = CaptureSite(Tape()).outside(lambda _x, more: more, given, known)
