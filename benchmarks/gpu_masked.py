@@ -41,6 +41,8 @@ class _Known:
 
 def measure(ours: Ours, rounds: int) -> dict[str, Any]:
     """Timings of steps over masks in the middle, and how far they are from the one that knows all they know."""
+    if ours.network.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     stacks = ours.running.stacks
     assert stacks is not None and ours.running.beside is not None
     modules = TokenStacks(ours.network, partial(StackModules, beside=ours.running.beside.of))

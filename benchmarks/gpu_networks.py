@@ -117,8 +117,8 @@ class Ours:
         return self.running.decoder(context, *halfway)
 
     def _prompts(self, given: tuple[torch.Tensor, ...], weights: str | None) -> torch.Tensor:
-        assert self.running.projections is not None
-        return self.running.projections(given[2], weights)
+        assert self.running.prompts is not None
+        return self.running.prompts(given[2], weights)
 
 
 class OurControlNet:

@@ -147,7 +147,9 @@ class Denoising:
     def set_embeddings(self, embeddings: Embeddings) -> None:
         """Conditions the steps to come on these."""
         self._digests: dict[int, str] = {}
-        self.conditioning["ENCODER_HIDDEN_STATES"] = embeddings[0].to(self._device)
+        self.conditioning["ENCODER_HIDDEN_STATES"] = embeddings[
+            0
+        ]  # on the CPU: the UNet takes it once, not in each step
         if embeddings[1] is not None:
             self.conditioning["TEXT_EMBEDS"] = embeddings[1].to(self._device)
 

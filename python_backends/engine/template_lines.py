@@ -15,6 +15,7 @@ from .token_lines import Coming, distance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
 
     from .entry_loads import Entry, EntryLoads
     from .template_store import Track
@@ -59,6 +60,8 @@ class TemplateLine:
         self.track, self._timesteps, self._reach, self._shapes = track, timesteps, reach, shapes
         self._loads, self._look_again = loads, look_again
         self._entries: dict[int, Entry | None] = {}  # None for what could not be read
+        self._lost: set[Path] = set()
+        self._looked = -1
         self._corrected = -1
         self._correction: Sequence[torch.Tensor] = ()
 
@@ -92,7 +95,7 @@ class TemplateLine:
         self._entries[step] = None
         timestep = self._nearest(step)
         if timestep is not None:
-            del self.track.files[timestep]
+            self._lost.add(self.track.files.pop(timestep))
 
     def forget(self) -> None:
         """All it keeps."""
@@ -143,8 +146,10 @@ class TemplateLine:
     def _entry(self, step: int, wanted: Collection[int] | None = None) -> Entry | None:
         if step in self._entries:
             return self._entries[step]
-        if (timestep := self._nearest(step)) is None:
+        if (timestep := self._nearest(step)) is None and step > self._looked:  # of each step once
+            self._looked = step
             self._look_again()
+            self.track.files = {each: path for each, path in self.track.files.items() if path not in self._lost}
             timestep = self._nearest(step)
         if timestep is None:
             return None

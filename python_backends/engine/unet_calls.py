@@ -70,7 +70,7 @@ def unet_calls(
 ) -> list[UNetCall]:
     """The calls that evaluate the rows given to one shard: one per shape of inputs.
 
-    Rows whose transformers are told something are called apart from those that may run as graphs.
+    Rows whose transformers are told something are called apart: the others go by traces, or by graphs of whole halves.
 
     Args:
         rows: (request, half) pairs.

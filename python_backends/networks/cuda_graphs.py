@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from cachetools import LRUCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Replay = Callable[[], object]
     Outside = Callable[..., torch.Tensor]
@@ -21,6 +22,13 @@ has 1, 2, 4, 6 … 16 rows. Any other shape costs three calls."""
 
 WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""
+
+
+SEEN = 1024
+"""Shapes that are remembered where only those that come twice are captured."""
+
+SCARCE = 2**30
+"""Bytes of a GPU's memory."""
 
 
 class Recorder(Protocol):
@@ -50,19 +58,24 @@ class CudaRecorder:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """On that stream; then what is free is given back, since a pool cannot ask for that in a capture."""
+        """On that stream; then caches are emptied where memory is scarce, which a capture cannot do."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
         torch.cuda.current_stream().wait_stream(self._stream)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        if torch.cuda.mem_get_info()[0] < SCARCE:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
 
     def begin(self) -> None:
         """From now on this thread's launches are captured; `torch.cuda.graph` would empty caches each time."""
         self._graph, self._on_stream = torch.cuda.CUDAGraph(), torch.cuda.stream(self._stream)
         self._on_stream.__enter__()
-        self._graph.capture_begin(self._pool, capture_error_mode="thread_local")  # others may upload meanwhile
+        try:
+            self._graph.capture_begin(self._pool, capture_error_mode="thread_local")  # others may upload meanwhile
+        except BaseException:
+            self._on_stream.__exit__(None, None, None)
+            raise
 
     def end(self) -> Replay:
         """They are no more."""
@@ -119,7 +132,7 @@ class CaptureSite:
         return pieces, outputs
 
 
-_Shapes = tuple[torch.Size, ...]
+_Key = tuple[tuple[torch.Size, ...], tuple[tuple[int, ...], ...], Hashable]
 
 
 class CudaGraphs:
@@ -135,6 +148,8 @@ class CudaGraphs:
         site: CaptureSite,
         adopted: slice = slice(0),
         variant: Callable[[], Hashable] = lambda: None,
+        *,
+        at_second_sight: bool = False,
     ) -> None:
         """Captures nothing yet.
 
@@ -145,9 +160,12 @@ class CudaGraphs:
             adopted: Of the inputs those of which the first ones of a shape become the graph's own: what lies at the
                 same place again is not copied, and later calls overwrite it. For what always lies there.
             variant: Of the module's work now.
+            at_second_sight: Whether shapes are captured when they come again, not when they come first: where there
+                are so many that some never come twice. The module then gives memory that its next call overwrites.
         """
         self._module, self._site, self._adopted, self._variant = module, site, adopted, variant
-        self._captured: LRUCache[tuple[_Shapes, Hashable], _Captured] = LRUCache(GRAPHS)
+        self._captured: LRUCache[_Key, _Captured] = LRUCache(GRAPHS)
+        self._seen: LRUCache[_Key, None] | None = LRUCache(SEEN) if at_second_sight else None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """What the module gives, in memory that its next call overwrites.
@@ -155,9 +173,13 @@ class CudaGraphs:
         Args:
             *inputs: On the module's device.
         """
-        key = tuple(tensor.shape for tensor in inputs), self._variant()
+        strides = tuple(tensor.stride() for tensor in inputs[self._adopted])
+        key = tuple(tensor.shape for tensor in inputs), strides, self._variant()
         known = self._captured.get(key)
         if known is None:
+            if self._seen is not None and key not in self._seen:
+                self._seen[key] = None
+                return self._module(*inputs)
             known = self._captured[key] = self._capture(inputs)
             return known.outputs
         for own, given in zip(known.inputs, inputs, strict=True):

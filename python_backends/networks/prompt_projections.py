@@ -19,21 +19,95 @@ if TYPE_CHECKING:
 MOST_KEPT, MOST_BYTES = 16, 2**27
 """Batches whose projections are kept, and what they take on a CPU: for SDXL's row of 77 tokens 51 MB in float32."""
 
+PLACE = 4
+"""Of those bytes a part as large as this says is where batches are placed from the beginning; larger ones move that."""
 
-class PromptProjections:
-    """The `to_k` and `to_v` of a UNet's cross-attention, which from now on takes what this gives for embeddings."""
+
+class KeptPrompts:
+    """What a UNet takes for a batch's prompts: their embeddings, where it is and in its type, brought there once."""
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, most_bytes: int = MOST_BYTES, *, in_place: bool = False
+    ) -> None:
+        """Keeps nothing yet.
+
+        Args:
+            device: Where the UNet is.
+            dtype: Its type.
+            most_bytes: That what is kept may take.
+            in_place: Whether what it gives always lies at the same place, as CUDA graphs want it; the next call
+                overwrites it then.
+        """
+        self._device, self._dtype, self._most_bytes = device, dtype, most_bytes
+        self._kept: list[_Kept] = []  # the latest first
+        self._place = Scratch(device, most_bytes // PLACE) if in_place else None
+        self._placed: weakref.ref[torch.Tensor] | None = None
+
+    def __call__(self, embeddings: torch.Tensor, weights: Hashable = None) -> torch.Tensor:
+        """What the halves take in place of embeddings.
+
+        Args:
+            embeddings: [B, tokens, width], float32; on the CPU, else a comparison waits for a GPU.
+            weights: Names what is in the weights and beside them, row by row; None keeps nothing.
+        """
+        embeddings = embeddings.cpu()
+        made = self._found(embeddings, weights)
+        if made is None:
+            made = self._made(embeddings.to(self._device, self._dtype))
+            if weights is not None and made.nbytes <= self._most_bytes:
+                self._keep(_Kept(embeddings.clone(), weights, made))
+        if self._place is None:
+            return made
+        (own,) = self._place.take([made])
+        if self._placed is None or self._placed() is not made:
+            own.copy_(made)
+            self._placed = weakref.ref(made)
+        return own
+
+    def _made(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings
+
+    def _found(self, embeddings: torch.Tensor, weights: Hashable) -> torch.Tensor | None:
+        for place, kept in enumerate(self._kept):
+            if weights is not None and kept.is_of(embeddings, weights):
+                if place:
+                    self._keep(kept)
+                return kept.made
+        return None
+
+    def _keep(self, latest: _Kept) -> None:
+        ordered = [latest, *(other for other in self._kept if other is not latest)][:MOST_KEPT]
+        totals = accumulate(each.made.nbytes for each in ordered)
+        self._kept = [each for each, total in zip(ordered, totals, strict=True) if total <= self._most_bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    embeddings: torch.Tensor
+    weights: Hashable
+    made: torch.Tensor
+
+    def is_of(self, embeddings: torch.Tensor, weights: Hashable) -> bool:
+        """Whether it is what these give; content is compared, so that nobody has to name it."""
+        return self.weights == weights and torch.equal(self.embeddings, embeddings)
+
+
+class PromptProjections(KeptPrompts):
+    """The `to_k` and `to_v` of a UNet's cross-attention, which from now on takes what this gives for embeddings.
+
+    That is [B, tokens, all widths], one projection after the other in each row.
+    """
 
     def __init__(self, unet: torch.nn.Module, most_bytes: int = MOST_BYTES, *, in_place: bool = False) -> None:
         """Changes the UNet in place; its parameters stay.
 
         Args:
             unet: On its device, in its type.
-            most_bytes: That what is kept may take.
-            in_place: Whether what it gives always lies at the same place, as CUDA graphs want it; the next call
-                overwrites it then.
+            most_bytes: As for `KeptPrompts`.
+            in_place: As for `KeptPrompts`.
         """
         weights = next(unet.parameters())
-        self._device, self._dtype, self._most_bytes = weights.device, weights.dtype, most_bytes
+        super().__init__(weights.device, weights.dtype, most_bytes, in_place=in_place)
         self._parts: list[_Part] = []
         self._stacks: dict[torch.nn.Module, _Span] = {}
         self._width = 0
@@ -50,45 +124,11 @@ class PromptProjections:
                         self._width += part.width
             span.width = self._width - first
             self._stacks[stack] = span
-        self._kept: list[_Kept] = []  # the latest first
-        self._place = Scratch(self._device) if in_place else None
-        self._placed: weakref.ref[torch.Tensor] | None = None
-
-    def __call__(self, embeddings: torch.Tensor, weights: Hashable = None) -> torch.Tensor:
-        """What the halves take in place of embeddings.
-
-        Args:
-            embeddings: [B, tokens, width], float32; on the CPU nothing waits for a GPU.
-            weights: Names what is in the weights and beside them, row by row; None keeps nothing.
-
-        Returns:
-            [B, tokens, all widths], one projection after the other in each row, where the UNet is and in its type.
-        """
-        projected = self._found(embeddings, weights)
-        if projected is None:
-            projected = self._made(embeddings.to(self._device, self._dtype))
-            if weights is not None and projected.nbytes <= self._most_bytes:
-                self._keep(_Kept(embeddings.clone(), weights, projected))
-        if self._place is None:
-            return projected
-        (own,) = self._place.take([projected])
-        if self._placed is None or self._placed() is not projected:
-            own.copy_(projected)
-            self._placed = weakref.ref(projected)
-        return own
 
     def of(self, stack: torch.nn.Module, projected: torch.Tensor) -> torch.Tensor:
         """What one of the UNet's stacks takes of it, and in its place: a view, [B, tokens, the stack's widths]."""
         span = self._stacks[stack]
         return _piece(projected, span.start, span.width)
-
-    def _found(self, embeddings: torch.Tensor, weights: Hashable) -> torch.Tensor | None:
-        for place, kept in enumerate(self._kept):
-            if weights is not None and kept.is_of(embeddings, weights):
-                if place:
-                    self._keep(kept)
-                return kept.projected
-        return None
 
     def _made(self, embeddings: torch.Tensor) -> torch.Tensor:
         rows, tokens, _ = embeddings.shape
@@ -96,22 +136,6 @@ class PromptProjections:
         for part in self._parts:
             part(projected).copy_(part.projection(embeddings))
         return projected
-
-    def _keep(self, latest: _Kept) -> None:
-        ordered = [latest, *(other for other in self._kept if other is not latest)][:MOST_KEPT]
-        totals = accumulate(each.projected.nbytes for each in ordered)
-        self._kept = [each for each, total in zip(ordered, totals, strict=True) if total <= self._most_bytes]
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    embeddings: torch.Tensor
-    weights: Hashable
-    projected: torch.Tensor
-
-    def is_of(self, embeddings: torch.Tensor, weights: Hashable) -> bool:
-        """Whether it is what these give; content is compared, so that nobody has to name it."""
-        return self.weights == weights and torch.equal(self.embeddings, embeddings)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
 from .cuda_graphs import CaptureSite, CudaGraphs, CudaRecorder
 from .fused_modules import fuse
-from .prompt_projections import MOST_BYTES, PromptProjections
+from .prompt_projections import MOST_BYTES, KeptPrompts, PromptProjections
 from .scratch import Scratch
 from .stack_graphs import StackGraphs
 from .stack_modules import StackModules
@@ -45,6 +45,10 @@ PROMPTS_SHARE = 0.02
 """Of a GPU's memory, most that kept projections of prompts take, of which SDXL's row of 77 tokens has 26 MB in half
 precision; for a CPU see `prompt_projections.MOST_BYTES`."""
 
+SCRATCH_SHARE = 0.01
+"""Of a GPU's memory, what rows of stacks take from the first mask-aware call on: of an H100 enough for eight guided
+SDXL requests at 1024 x 1024; for more it grows, and all that was captured of stacks goes."""
+
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 """By type of device: what captures graphs there."""
 
@@ -59,7 +63,7 @@ class RunningUNet:
     Attributes:
         patcher: Patches LoRAs into it.
         beside: Holds LoRAs beside its weights; None where the runtime does without.
-        projections: Of prompts, which the halves take in place of embeddings; None where they take these.
+        prompts: What the halves take in place of embeddings; None where they take these.
         encoder: Called as `EncoderHalf` is.
         decoder: Called as `DecoderHalf` is.
         stacks: Its transformers, as mask-aware calls use them; None where there are none such.
@@ -69,7 +73,7 @@ class RunningUNet:
     encoder: Call
     decoder: Call
     beside: BesideLoras | None = None
-    projections: PromptProjections | None = None
+    prompts: KeptPrompts | None = None
     stacks: TokenStacks | None = None
 
 
@@ -122,18 +126,20 @@ class Runtime:
             from ..tensorrt.refit import unet_patcher
 
             engines = EngineHalves(self.engines, device)
-            return RunningUNet(unet_patcher(unet, engines, self.engines, dtype), engines.encode, engines.decode)
+            patcher_of_engines = unet_patcher(unet, engines, self.engines, dtype)
+            return RunningUNet(patcher_of_engines, engines.encode, engines.decode, prompts=_prompts(device, dtype))
         patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
         halves = EncoderHalf(unet), DecoderHalf(unet)
         if self.name == COMPILE:
-            return RunningUNet(patcher, torch.compile(halves[0]), torch.compile(halves[1]))
+            encoder, decoder = map(torch.compile, halves)
+            return RunningUNet(patcher, encoder, decoder, prompts=_prompts(device, dtype))
         beside = BesideLoras(unet, patcher, beside_bytes(device))
         captures = self.captures(device)
         projections = PromptProjections(unet, prompt_bytes(device), in_place=captures)  # LoRAs know the modules by now
         if not captures:
             stacks = TokenStacks(unet, partial(StackModules, beside=beside.of))
             return RunningUNet(patcher, *halves, beside, projections, stacks)
-        site, scratch = _site(device), Scratch(device)
+        site, scratch = _site(device), Scratch(device, int(SCRATCH_SHARE * memory_of(device)))
         calls = partial(StackGraphs, site=_site(device), scratch=scratch, projections=projections, beside=beside)
         stacks = TokenStacks(unet, calls, site.outside)
 
@@ -168,19 +174,25 @@ class Runtime:
         return CudaGraphs(module, _site(device)) if self.captures(device) else module
 
 
+def _prompts(device: torch.device, dtype: torch.dtype) -> KeptPrompts | None:
+    """Of a runtime that makes nothing of them: what lies on the CPU need not be sent in every step."""
+    return None if device.type == "cpu" else KeptPrompts(device, dtype, prompt_bytes(device))
+
+
 def _site(device: torch.device) -> CaptureSite:
     return CaptureSite(RECORDERS[device.type](device))
 
 
 def beside_bytes(device: torch.device) -> int:
     """What LoRAs beside the weights may take of the device's memory, and as much what mask-aware runs keep."""
-    if device.type != "cuda":
-        return BESIDE_BYTES
-    return int(BESIDE_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return int(BESIDE_SHARE * memory_of(device)) or BESIDE_BYTES
 
 
 def prompt_bytes(device: torch.device) -> int:
     """What kept projections of prompts may take of the device's memory."""
-    if device.type != "cuda":
-        return MOST_BYTES
-    return int(PROMPTS_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return int(PROMPTS_SHARE * memory_of(device)) or MOST_BYTES
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a GPU has; 0 for another device."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0

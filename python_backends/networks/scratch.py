@@ -21,8 +21,9 @@ class Scratch:
         memory: Of all; another one after it grew.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Without room."""
+    def __init__(self, device: torch.device, least_bytes: int = 0) -> None:
+        """Takes nothing yet, and so much with the first call."""
+        self._least_bytes = least_bytes
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
 
     def take(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -33,7 +34,7 @@ class Scratch:
         """
         *starts, end = accumulate((-(-each.nbytes // ALIGNED) * ALIGNED for each in like), initial=0)
         if end > self.memory.numel():
-            self.memory = self.memory.new_empty(max(end, 2 * self.memory.numel()))
+            self.memory = self.memory.new_empty(max(end, self._least_bytes, 2 * self.memory.numel()))
         return [
             self.memory.view(each.dtype).as_strided(each.shape, each.stride(), start // each.itemsize)
             for each, start in zip(like, starts, strict=True)

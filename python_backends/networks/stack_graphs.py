@@ -47,8 +47,10 @@ class StackGraphs:
             beside: LoRAs beside the weights.
         """
         self._stack, self._scratch, self._projections, self._beside = stack, scratch, projections, beside
-        self._all = CudaGraphs(self._call_all, site, slice(None), lambda: beside.variant)
-        self._masked = CudaGraphs(self._call_masked, site, slice(None), lambda: beside.variant)
+        self._all, self._masked = (
+            CudaGraphs(call, site, slice(None), lambda: beside.variant, at_second_sight=True)
+            for call in (self._call_all, self._call_masked)
+        )
         self._taken: LRUCache[tuple[object, ...], list[torch.Tensor]] = LRUCache(GRAPHS)
         self._memory = scratch.memory
 

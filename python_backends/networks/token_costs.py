@@ -32,7 +32,7 @@ class Features:
         dense: Multiply-adds of linear layers.
         score: Multiply-adds of attention: scores, and the values that they weigh.
         cached: Bytes of what blocks gave in another call.
-        modules: Calls of the modules themselves, not of graphs of them.
+        modules: Calls in which transformers are told what to compute, or keep: these take longer to make.
     """
 
     cells: float = 0.0

@@ -82,14 +82,14 @@ class UNet:
         running = runtime.unet(unet, device, dtype)
         self.patcher, self.beside = running.patcher, running.beside
         self.latent_channels, self.scale_factor = checkpoint.latent_channels, checkpoint.vae_scale_factor
-        self._projections = running.projections
+        self._prompts = running.prompts
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self.stacks = running.stacks
         self.token_costs = None if running.stacks is None else TokenCosts(unet)
         self._device, self._dtype = device, dtype  # diffusers' properties of these names walk over all modules
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
-        self._overwrites = runtime.captures(device)
+        self._overwrites = self.on_gpu or runtime.captures(device)
         warm_up(checkpoint, self, partial(self._trace, unet) if eager else None, eager)
 
     @property
@@ -113,7 +113,7 @@ class UNet:
             tensors: LATENTS [B, C, h, w], with mask and masked picture's latents for UNets that inpaint; TIMESTEPS
                 [B, 1], ENCODER_HIDDEN_STATES [B, tokens, width]; for SDXL TEXT_EMBEDS [B, pooled width] and TIME_IDS
                 [B, 6]; for guidance-distilled UNets TIMESTEP_COND [B, width].
-                Float32, on any device.
+                Float32, on any device; prompts best on the CPU.
             weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
                 work. None shares nothing.
             traced: Whether traces may be called, which know nothing of what the stacks are told.
@@ -143,10 +143,9 @@ class UNet:
 
     def _given(self, tensors: Tensors, weights: Hashable = None) -> tuple[torch.Tensor, ...]:
         """What the encoder half takes."""
-        if self._projections is None:
-            return arguments(tensors, self._device, self._dtype)
-        projected = self._projections(tensors["ENCODER_HIDDEN_STATES"], weights)
-        return arguments({**tensors, "ENCODER_HIDDEN_STATES": projected}, self._device, self._dtype)
+        if self._prompts is not None:
+            tensors = {**tensors, "ENCODER_HIDDEN_STATES": self._prompts(tensors["ENCODER_HIDDEN_STATES"], weights)}
+        return arguments(tensors, self._device, self._dtype)
 
     def _trace(self, unet: UNet2DConditionModel, examples: Sequence[Tensors]) -> None:
         encoder, decoder = EncoderHalf(unet), DecoderHalf(unet)

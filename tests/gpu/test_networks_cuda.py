@@ -181,6 +181,8 @@ def test_prompts_that_are_kept(checkpoint: Checkpoint, dtype: torch.dtype) -> No
     for weights in ("none", "none", "others"):
         for each, prediction in zip(batches, wanted, strict=True):
             assert torch.equal(unet(each, weights), prediction)
+            on_gpu = {name: tensor.to(GPU) for name, tensor in each.items()}  # as no shard has them
+            assert torch.equal(unet(on_gpu, weights), prediction)
 
 
 @DTYPES

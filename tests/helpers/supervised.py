@@ -31,17 +31,18 @@ class Supervised:
     def __init__(self) -> None:
         """Has none yet."""
         self._supervisors: list[Supervisor] = []
-        self._servers: list[TritonServer] = []
+        self._watchers: dict[TritonServer, Watcher] = {}
         self._mutex = threading.Lock()
         self._known: list[ServerDiedError] = []
 
     @contextmanager
     def keep(self, server: TritonServer) -> Iterator[None]:
         """Waits until a server that was started is ready, and keeps it running."""
-        supervisor = Supervisor(server, Watcher(server, print), print)
+        watcher = Watcher(server, print)
+        supervisor = Supervisor(server, watcher, print)
         supervisor.wait_ready(server.wait_ready)
         self._supervisors.append(supervisor)
-        self._servers.append(server)
+        self._watchers[server] = watcher
         stop = threading.Event()
 
         def watch() -> None:
@@ -57,12 +58,14 @@ class Supervised:
             stop.set()
             thread.join()
             self._supervisors.remove(supervisor)
-            self._servers.remove(server)
+            del self._watchers[server]
 
     def wait_whole(self) -> None:
         """Until whatever was killed is there again."""
-        for server in self._servers:
-            wait_for(lambda server=server: is_whole(server), WHOLE_WITHIN_S)
+        for server, watcher in self._watchers.items():  # what is down has no process between two tries to load it
+            wait_for(
+                lambda server=server, watcher=watcher: is_whole(server) and not watcher.status.down, WHOLE_WITHIN_S
+            )
 
     def begin_test(self) -> None:
         """All run now."""

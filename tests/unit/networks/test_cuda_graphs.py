@@ -99,6 +99,16 @@ def test_what_fails_outside_or_in_a_graph_leaves_the_site_as_it_was() -> None:
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
+def test_what_comes_once_is_not_captured_where_that_is_wanted() -> None:
+    tape = Tape()
+    graphs = CudaGraphs(lambda x: 2 * x, CaptureSite(tape), slice(None), at_second_sight=True)
+    x = torch.zeros(2)
+    for value, recorded, replayed in ((1.0, 0, 0), (2.0, 1, 1), (3.0, 1, 2)):
+        x.fill_(value)
+        assert torch.equal(graphs(x), 2 * x)
+        assert (tape.recorded, tape.replayed) == (recorded, replayed)
+
+
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_graphs_called_between_the_pieces_of_another_need_memory_of_their_own(is_shared: bool) -> None:
     site = CaptureSite(Tape())

@@ -102,7 +102,7 @@ def test_what_has_no_room_drives_nothing_out(checkpoint: Checkpoint, projections
 
 def test_another_runtime_has_none(checkpoint: Checkpoint) -> None:
     unet = checkpoint.load_unet(CPU, torch.float32)
-    assert Runtime("compile").unet(unet, CPU, torch.float32).projections is None
+    assert Runtime("compile").unet(unet, CPU, torch.float32).prompts is None
 
 
 def test_in_place_everything_lies_where_the_largest_batch_lay(

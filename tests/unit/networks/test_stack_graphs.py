@@ -1,7 +1,6 @@
 """A UNet whose calls are captured gives the bits of its modules: all tokens, a mask's, each row with its LoRAs.
 
-On tapes in place of a GPU: what would be read there from memory that is free, or would be decided in Python once and
-for all, fails here too.
+On tapes in place of a GPU, which know no streams: see `tape.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks import runtimes
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.stack_graphs import StackGraphs
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
 from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows, Values
 from swiftdiffusion.python_backends.networks.unet import UNet, example
@@ -139,7 +139,8 @@ def test_masked_tokens_of_rows_in_any_company(pair: Pair, ranges: list[tuple[int
 
 def test_what_was_captured_serves_rows_and_entries_of_others(pair: Pair) -> None:
     ranges = [(0, 1, 0), (1, 3, 2), (3, 4, 4)]
-    masked(pair.captured, pair.checkpoint, 0, 8, *ranges)
+    for _ in range(2):
+        masked(pair.captured, pair.checkpoint, 0, 8, *ranges)
     before = pair.recorded
     for seed in (6, 7):
         of = pair.checkpoint, seed, 8, *ranges
@@ -150,12 +151,33 @@ def test_what_was_captured_serves_rows_and_entries_of_others(pair: Pair) -> None
     assert pair.recorded == before
 
 
-def test_a_captured_mask_costs_graphs_of_stacks_alone(pair: Pair) -> None:
+def test_a_mask_costs_graphs_of_stacks_alone_when_it_comes_again(pair: Pair) -> None:
     assert pair.plain.stacks is not None
-    masked(pair.captured, pair.checkpoint, 0, 8, (0, 2, 2))
-    before = pair.recorded
-    masked(pair.captured, pair.checkpoint, 0, 8, (0, 2, 6))
-    assert pair.recorded - before == len(pair.plain.stacks.blocks)
+    for _ in range(2):
+        masked(pair.captured, pair.checkpoint, 0, 8, (0, 2, 2))
+    wanted = masked(pair.plain, pair.checkpoint, 0, 8, (0, 2, 6))
+    for more in (0, len(pair.plain.stacks.blocks), 0):
+        before = pair.recorded
+        assert same(masked(pair.captured, pair.checkpoint, 0, 8, (0, 2, 6)), wanted)
+        assert pair.recorded - before == more
+
+
+def test_memory_of_stacks_is_taken_once_and_graphs_are_made_anew_when_it_moves(pair: Pair) -> None:
+    assert pair.captured.stacks is not None
+    _, calls = pair.captured.stacks._stacks[0]
+    assert isinstance(calls, StackGraphs)
+    scratch, of = calls._scratch, (pair.checkpoint, 0, 8, (0, 2, 4))
+    wanted = masked(pair.plain, *of)
+    for _ in range(3):
+        assert same(masked(pair.captured, *of), wanted)
+    memory, before = scratch.memory, pair.recorded
+    assert same(masked(pair.captured, *of), wanted)
+    assert scratch.memory is memory and pair.recorded == before
+    scratch.take([torch.empty(memory.numel() + 1, dtype=torch.uint8, device="meta")])
+    assert scratch.memory is not memory
+    for _ in range(3):
+        assert same(masked(pair.captured, *of), wanted)
+    assert pair.recorded > before
 
 
 def test_rows_have_loras_of_their_own(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
