@@ -62,8 +62,8 @@ class Denoising:
     Attributes:
         request: The request.
         conditioning: What the UNet takes beside latents and timestep; a row per half: ENCODER_HIDDEN_STATES
-            [2, tokens, width], for SDXL TEXT_EMBEDS [2, pooled width] and TIME_IDS [2, 6], for guidance-distilled UNets
-            TIMESTEP_COND [2, guidance embedding width].
+            [2, tokens, width], on the CPU (`KeptPrompts` takes it once), for SDXL TEXT_EMBEDS [2, pooled width] and
+            TIME_IDS [2, 6], for guidance-distilled UNets TIMESTEP_COND [2, guidance embedding width].
         step: Number of steps done.
         sampler: Its latents, and how they go on.
         report: What INFO will tell of the run.
@@ -147,9 +147,7 @@ class Denoising:
     def set_embeddings(self, embeddings: Embeddings) -> None:
         """Conditions the steps to come on these."""
         self._digests: dict[int, str] = {}
-        self.conditioning["ENCODER_HIDDEN_STATES"] = embeddings[
-            0
-        ]  # on the CPU: the UNet takes it once, not in each step
+        self.conditioning["ENCODER_HIDDEN_STATES"] = embeddings[0]
         if embeddings[1] is not None:
             self.conditioning["TEXT_EMBEDS"] = embeddings[1].to(self._device)
 
