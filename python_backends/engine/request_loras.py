@@ -110,6 +110,11 @@ class RequestLoras:
         """The LoRAs that are there and not on yet: what shards may upload."""
         return set_of([run for run in self.runs if run.lease is not None and run.patched_at_step is None])
 
+    def next_change(self, step: int, steps: int) -> int:
+        """The step, after one of so many, that another LoRA is on in at the latest; `steps` where none will be."""
+        coming = (run.latest_step(steps) for run in self.runs if run.patched_at_step is None)
+        return min((each for each in coming if each > step), default=steps)
+
     def close(self) -> None:
         """At the request's end: gives the files up."""
         for run in self.runs:

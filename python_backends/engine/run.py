@@ -191,8 +191,16 @@ class Denoising:
         at = self.step, self.loras.current
         if at not in self._rows:
             companies = {each: self._company(each) for each in self.halves}
-            self._rows[at] = self.token_run.rows(self.step, companies)
+            self._rows[at] = self.token_run.rows(self.step, companies, self._company_until)
         return self._rows[at][half]
+
+    def _company_until(self) -> int:
+        """The first later step that is in other company, as far as ControlNets' windows and LoRAs' bounds tell."""
+        scales = [
+            tuple(use.scale_at(step, self.steps) for use in self.request.controlnets) for step in range(self.steps)
+        ]
+        others = (step for step in range(self.step + 1, self.steps) if scales[step] != scales[self.step])
+        return min(next(others, self.steps), self.loras.next_change(self.step, self.steps))
 
     def look_again(self) -> None:
         """A step begins, or is taken again: what is known of its tokens may have changed."""

@@ -82,18 +82,18 @@ class RunTemplate:
         self._left: set[str] = set()
         self._told = False
 
-    def lines(self, half: int, company: Company, step: int, *, any_: bool) -> list[TemplateLine]:
-        """Those that a half in this company may go by from a step on: one of its prompt, or some of others.
+    def lines(self, half: int, company: Company, steps: range, *, any_: bool) -> list[TemplateLine]:
+        """Those that a half may go by: one of its prompt, or some of others.
 
         Args:
             half: Of the guidance.
             company: What else its blocks depend on.
-            step: The next one.
+            steps: Those that will be in this company.
             any_: Whether a single entry is enough.
         """
         ranked = [
             (rank, track)
-            for rank, track in self._ranked(half, company, step)
+            for rank, track in self._ranked(half, company, steps)
             if rank.is_enough or (any_ and rank.covered)
         ]
         most = MOST_LINES if ranked and not ranked[0][0].is_own else 1
@@ -107,10 +107,17 @@ class RunTemplate:
         """What others have left since; a run does not go by what it leaves itself, be it written soon or late."""
         self._writer.store.look_again(track, self._left)
 
-    def serves(self, half: int, company: Company, step: int) -> bool:
-        """Whether a run like this one, with its prompts or others, finds an entry for a step, and enough of them."""
+    def serves(self, half: int, company: Company, step: int, steps: range) -> bool:
+        """Whether a run like this one, with its prompts or others, finds an entry for a step, and enough of them.
+
+        Args:
+            half: Of the guidance.
+            company: What else its blocks depend on.
+            step: One of them.
+            steps: Those in this company.
+        """
         if (half, company) not in self._serving:
-            rank, track = next(iter(self._ranked(half, company, 0)), (None, None))
+            rank, track = next(iter(self._ranked(half, company, steps)), (None, None))
             self._serving[half, company] = track if rank is not None and rank.is_enough else None
         found = self._serving[half, company]
         return found is not None and found.nearest(self._timesteps[step], self._reach) is not None
@@ -184,9 +191,9 @@ class RunTemplate:
             self._known[half, company] = found
         return found
 
-    def _ranked(self, half: int, company: Company, step: int) -> list[tuple[_Rank, Track]]:
-        """Tracks that say something of a mask like the run's, from a step on; the best first."""
-        left, ranked = self._timesteps[step:], []
+    def _ranked(self, half: int, company: Company, steps: range) -> list[tuple[_Rank, Track]]:
+        """Tracks that say something of a mask like the run's, by how many of the steps they serve; the best first."""
+        left, ranked = self._timesteps[steps.start : steps.stop], []
         for track in self._tracks(half, company):
             if self._covers(track):
                 covered = _covered(left, track.files, self._reach)

@@ -13,7 +13,7 @@ from .token_report import TokenReport
 from .token_rows import TokenRow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..networks.token_masks import TokenMask
     from ..request.mask_aware import MaskAware
@@ -55,6 +55,7 @@ class TokenRun:
         """
         self.lines: list[Line | None] = [None] * HALVES
         self._company: list[Company | None] = [None] * HALVES
+        self._spans = [range(steps)] * HALVES
         self._taken = [0] * HALVES
         self._mask, self._asked, self._steps, self._memory = mask, asked, steps, memory
         self._levels, self._template = levels or (), template
@@ -81,17 +82,21 @@ class TokenRun:
         nearer = " with a prompt nearer to this one" if self._was_far else ""
         return f"{self._steps} steps taken are too few; {LEAST_STEPS} are enough, or a template of the picture{nearer}"
 
-    def rows(self, step: int, companies: Mapping[int, Company]) -> dict[int, TokenRow | None]:
+    def rows(
+        self, step: int, companies: Mapping[int, Company], until: Callable[[], int] | None = None
+    ) -> dict[int, TokenRow | None]:
         """Those of a step's calls, by half; None where all is computed and nothing of it is wanted.
 
         Args:
             step: The run's.
             companies: Of each half that it evaluates.
+            until: Gives the first later step that will be in another company, where it is known; None for none.
         """
         if self._why_exact is not None:
             return dict.fromkeys(companies)
         for half, company in companies.items():
-            self._enter(step, half, company)
+            if company != self._company[half]:
+                self._enter(half, company, range(step, self._steps if until is None else until()))
         if self._chooses and any(self.lines[half] is None for half in companies):
             for half in companies:  # one half alone saves little, and keeps the other from idle shards
                 self._drop(half)
@@ -113,19 +118,19 @@ class TokenRun:
         name = None if self._template is None else self._template.missing(half, company, step)
         return TokenRow(self, half, step, line if goes_on else None, None, name) if goes_on or name else None
 
-    def _enter(self, step: int, half: int, company: Company) -> None:
-        """Finds by which line a half goes in this company: another one is another line."""
-        if company != self._company[half]:
-            self._drop(half)
-            self._company[half] = company
-            if self._asked is not None:
-                lines: list[TemplateLine] = []
-                if self._template is not None and self._asked.source != "own":
-                    lines = self._template.lines(half, company, step, any_=self._asked.source == "template")
-                self._is_known = self._is_known or bool(lines)
-                if lines and self._chooses and not lines[0].same_prompt:
-                    self._tries[half] = lines
-                self.lines[half] = lines[0] if lines else self._own_line()
+    def _enter(self, half: int, company: Company, steps: range) -> None:
+        """Finds by which line a half goes in this company, in these steps: another one is another line."""
+        self._drop(half)
+        self._company[half], self._spans[half] = company, steps
+        if self._asked is None:
+            return
+        lines: list[TemplateLine] = []
+        if self._template is not None and self._asked.source != "own":
+            lines = self._template.lines(half, company, steps, any_=self._asked.source == "template")
+        self._is_known = self._is_known or bool(lines)
+        if lines and self._chooses and not lines[0].same_prompt:
+            self._tries[half] = lines
+        self.lines[half] = lines[0] if lines else self._own_line()
 
     def _own_line(self) -> TokenLine | None:
         """None for a run that would not go by it."""
@@ -144,7 +149,9 @@ class TokenRun:
         template, halves = self._template, list(companies)
         if template is None or len(halves) < HALVES:
             return halves[0] if halves else None
-        wanted = [half for half in halves if not template.serves(half, companies[half], step)] or halves
+        wanted = [
+            half for half in halves if not template.serves(half, companies[half], step, self._spans[half])
+        ] or halves
         return wanted[step % len(wanted) if template.takes_turns else 0]
 
     @property

@@ -93,6 +93,17 @@ def test_a_patch_step_is_kept_whether_the_lora_is_early_or_late(store: Store, la
     assert entry(loras.report())["patched_at_step"] == 3
 
 
+def test_the_next_change_is_the_first_bound_or_patch_step_of_those_that_are_not_on(store: Store) -> None:
+    tickets = [store.pending("unet")[0] for _ in range(3)]
+    loras = RequestLoras([use(bound=5), use(patch_step=3), use(bound=STEPS + 5)], tickets, Models())
+    steps = 12
+    assert [loras.next_change(step, steps) for step in (0, 2, 3, 5, 11)] == [3, 3, 5, 11, 12]
+    at_once = RequestLoras([use()], [Ticket("unet", result=store.loaded("unet"))], Models())
+    at_once.advance(0, STEPS)
+    assert at_once.next_change(0, STEPS) == STEPS
+    at_once.close()
+
+
 def test_a_patch_step_beyond_the_run_is_refused(store: Store) -> None:
     loras = RequestLoras([use(patch_step=STEPS)], [Ticket("unet", result=store.loaded("unet"))], Models())
     with pytest.raises(InvalidRequestError, match=f"is {STEPS}; allowed: 0 to {STEPS - 1}"):

@@ -113,6 +113,39 @@ def test_a_lora_that_goes_on_in_mid_run_misses_and_hits_the_next_time(shard: Tem
     assert edited()["exact_steps"] == [10, 19]
 
 
+@pytest.mark.parametrize("window", [(0.0, 0.6), (0.4, 1.0), (0.25, 0.5)])
+def test_a_controlnet_with_a_window_goes_by_what_a_run_like_it_left(
+    shard: TemplateShard, window: tuple[float, float]
+) -> None:
+    """Each side of the window has entries of its own, and all that it needs."""
+
+    def edited(**fields: Any) -> dict[str, Any]:
+        run = shard.begin(**fields)
+        use = ControlNetUse("edges", ("0" * 64,), 1.0, *window, guess_mode=False)
+        run.request = replace(run.request, controlnets=(use,))
+        return shard.finish(run)[1] or {}
+
+    shard.edit(MASK_AWARE="fast")
+    edited()
+    report = edited(MASK_AWARE="fast")
+    assert (report["source"], report["exact_steps"], report["misses"]) == ("template", [10, 19], 0)
+
+
+def test_a_lora_with_a_patch_step_goes_by_what_a_run_like_it_left(shard: TemplateShard) -> None:
+    def edited(**fields: Any) -> dict[str, Any]:
+        run = shard.begin(**fields)
+        change, run.loras.next_change = 8, lambda step, steps: change if step < change else steps  # type: ignore[method-assign]
+        while run.step < change:
+            shard.edits.step(run)
+        run.loras.current = (("another", 1.0),)
+        return shard.finish(run)[1] or {}
+
+    shard.edit(MASK_AWARE="fast")
+    edited()
+    report = edited(MASK_AWARE="fast")
+    assert (report["source"], report["exact_steps"], report["misses"]) == ("template", [10, 19], 0)
+
+
 def test_entries_that_have_gone_are_missed(shard: TemplateShard, exact: torch.Tensor) -> None:
     shard.edit(MASK_AWARE="fast")
     shard.edit()
