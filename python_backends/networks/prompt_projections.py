@@ -20,7 +20,7 @@ MOST_KEPT, MOST_BYTES = 16, 2**27
 """Batches whose projections are kept, and what they take on a CPU: for SDXL's row of 77 tokens 51 MB in float32."""
 
 PLACE = 4
-"""Of those bytes a part as large as this says is where batches are placed from the beginning; larger ones move that."""
+"""What always lies at one place has a fourth of those bytes there from the first call on; what is larger moves it."""
 
 
 class KeptPrompts:

@@ -133,7 +133,7 @@ class TokenStacks:
             try:
                 yield self._values
             finally:
-                self._kept = ()
+                self._kept, self._values = (), []  # they are the caller's alone
 
     @contextmanager
     def masked(self, parts: Sequence[MaskedRows]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -128,6 +129,17 @@ def test_masks_of_several_sizes_and_none_share_a_call(
             pairs = zip(recorded, alone, strict=True)
             assert all(torch.allclose(found[0], wanted[0], atol=1e-5) for found, wanted in pairs)
     assert (together - torch.cat(apart)).abs().max() <= 1e-5
+
+
+def test_what_was_recorded_is_the_callers_alone(networks: Networks) -> None:
+    checkpoint, unet = networks("sdxl")
+    stacks = TokenStacks(unet)
+    with stacks.recorded([0]) as values:
+        predict(unet, given(checkpoint, 1))
+    first = weakref.ref(values[0][0])
+    assert first() is not None
+    del values
+    assert first() is None
 
 
 def test_other_blocks_are_refused(networks: Networks) -> None:
