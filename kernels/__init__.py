@@ -3,6 +3,8 @@
 | module, and op `swiftdiffusion::` | does |
 |---|---|
 | `group_norm_silu` | (x + embedding) → GroupNorm → SiLU |
+| `add_layer_norm` | x + residual, and its LayerNorm |
+| `bias_residual` | residual + (x + bias), after a convolution |
 | `geglu` | (x + bias) → a · gelu(b) |
 | `lora_patch`, tables in `lora_tables` | W ← W0 + Σ scale · up · down over all modules of a LoRA set, one launch |
 | `grouped_lora` | y += (x · downᵀ) · upᵀ, each row of a batch with the factors of its own LoRA set |

@@ -7,8 +7,9 @@ per multiprocessor. `lora_patch`'s tiles are the largest that the compiler fits 
 which is two programs of 8 warps; with 128 by 128 there would be one. sm_89 has less bandwidth to hide and gets smaller
 tiles. On the H100 GroupNorm wanted more elements per thread than that, and no more programs than run at a time.
 
-**`grouped_lora` is chosen by reasoning everywhere**: `python benchmarks/gpu.py --parts grouped_lora --tune`. Tiles of y
-are the largest that leave two programs to a multiprocessor (124 registers on sm_90; up to sm_89 more, so half as wide).
+**`add_layer_norm`, `bias_residual` and `grouped_lora` are chosen by reasoning everywhere.** `grouped_lora`
+(`--parts grouped_lora --tune`) has the largest tiles of y that leave two programs to a multiprocessor: 124 registers on
+sm_90; up to sm_89 more, so half as wide.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ DEFAULT_ARCHITECTURE = 90
 """Stands in where there is no GPU: in the interpreter."""
 
 CANDIDATES: Mapping[str, tuple[Mapping[str, int], ...]] = {
+    "add_layer_norm": ({"num_warps": 2}, {"num_warps": 4}, {"num_warps": 8}),
+    "bias_residual": (
+        {"block_rows": 16, "block_columns": 128, "num_warps": 4},
+        {"block_rows": 32, "block_columns": 128, "num_warps": 8},
+        {"block_rows": 64, "block_columns": 64, "num_warps": 8},
+    ),
     "cfg_step": ({"block": 512, "num_warps": 4}, {"block": 1024, "num_warps": 4}, {"block": 2048, "num_warps": 8}),
     "geglu": (
         {"block_rows": 4, "block_columns": 256, "num_warps": 4},

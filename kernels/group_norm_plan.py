@@ -9,6 +9,8 @@ be 6 programs for 132 multiprocessors. Then the pixels are split: one kernel wri
 split), a second combines those of its groups, which is a few kilobytes from L2, and normalises. Small images stay with
 one program per block and one launch: where a block's pixels are fewer bytes than `one_program_bytes`, another launch
 would cost more than the multiprocessors that it would bring in.
+
+How many images there are decides how many splits, and nothing that a kernel is compiled for: no batch compiles one anew.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MAX_SPLITS = 64
+MAX_SPLITS = 256
 """Bounds what each normalising program reads of the others' statistics."""
 
 MAX_ELEMENTS = 2**31 - 1
@@ -37,6 +39,7 @@ class GroupNormPlan:
         block_pixels: Lanes along pixels, a power of two.
         pixels_per_split: Pixels of one program; a multiple of `block_pixels`.
         splits: Programs along pixels; 1 is the single-launch kernel.
+        most_splits: Of any number of such images, a power of two.
     """
 
     block_channels: int
@@ -45,6 +48,7 @@ class GroupNormPlan:
     block_pixels: int
     pixels_per_split: int
     splits: int
+    most_splits: int
 
 
 def plan_group_norm(
@@ -75,10 +79,11 @@ def plan_group_norm(
     if block_channels * max(pixels, 1) > MAX_ELEMENTS:
         raise ValueError(f"{block_channels} channels of {pixels} pixels are more than 32-bit offsets reach")
     block_pixels = min(max(1, settings["tile"] // block_channels), power_of_two(pixels))
-    splits = 1
+    splits = most = 1
     if groups_per_block * per_group * pixels * itemsize > settings["one_program_bytes"]:
-        wanted = _divide(settings["programs_per_sm"] * multiprocessors, max(1, batch * blocks))
-        splits = max(1, min(wanted, MAX_SPLITS, pixels // (2 * block_pixels)))
+        programs = settings["programs_per_sm"] * multiprocessors
+        most = max(1, min(max(2, _divide(programs, blocks)), MAX_SPLITS, pixels // (2 * block_pixels)))
+        splits = min(most, max(2, _divide(programs, max(1, batch * blocks))))
     pixels_per_split = _divide(_divide(max(pixels, 1), splits), block_pixels) * block_pixels
     return GroupNormPlan(
         block_channels,
@@ -87,6 +92,7 @@ def plan_group_norm(
         block_pixels,
         pixels_per_split,
         max(1, _divide(pixels, pixels_per_split)),
+        power_of_two(most),
     )
 
 

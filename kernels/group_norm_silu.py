@@ -119,7 +119,7 @@ def launch(
         )
         kernels.normalise[grid](
             x, weight, bias, embedding, partial, channels, pixels, share, y,
-            S=power_of_two(plan.splits), **lanes, **after,
+            S=plan.most_splits, **lanes, **after,
         )  # fmt: skip
     return y
 
@@ -169,7 +169,7 @@ def sources(
         return (KernelSource(kernels.whole, types, lanes | after, settings["num_warps"], even - {"pixels_per_split"}),)
     more = {"pixels_per_split": "i32", "partial": "*fp32"}
     first = {name: of for name, of in types.items() if name not in ("weight", "bias", "y")}
-    after["S"] = power_of_two(plan.splits)
+    after["S"] = plan.most_splits
     return (
         KernelSource(kernels.statistics, first | more, lanes, settings["num_warps"], even),
         KernelSource(kernels.normalise, types | more, lanes | after, settings["num_warps"], even),

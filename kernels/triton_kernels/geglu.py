@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def geglu(x, bias, rows, width, y, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Grid: blocks of rows, blocks of the output's columns. x [rows, 2 · width], bias [2 · width] or None."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

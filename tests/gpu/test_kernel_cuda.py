@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from low_rank import SlotFactors, Term, add_by_row, plan_of
-from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch
+from swiftdiffusion.kernels import (
+    add_layer_norm,
+    bias_residual,
+    cfg_step,
+    geglu,
+    group_norm_silu,
+    grouped_lora,
+    lora_patch,
+)
 from swiftdiffusion.kernels.lora_tables import WeightTable
 from swiftdiffusion.kernels.step_coefficients import COLUMNS
 
@@ -59,6 +67,29 @@ def test_geglu(dtype: torch.dtype, width: int, biased: bool) -> None:
     bias = torch.randn(2 * width).to(dtype) if biased else None
     y = geglu.geglu(x.cuda(), None if bias is None else bias.cuda())
     assert_near(y, geglu.reference(x.double(), None if bias is None else bias.double()), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [640, 1280, 33])
+def test_add_layer_norm(dtype: torch.dtype, width: int) -> None:
+    """The sum to the bit of PyTorch's."""
+    x, residual = torch.randn(2, 2, 77, width).to(dtype)
+    weight, bias = torch.randn(2, width).to(dtype)
+    total, y = add_layer_norm.add_layer_norm(*(tensor.cuda() for tensor in (x, residual, weight, bias)))
+    assert torch.equal(total.cpu(), x + residual)
+    exact = torch.nn.functional.layer_norm((x + residual).double(), (width,), weight.double(), bias.double(), 1e-5)
+    assert_near(y, exact, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(2, 320, 128, 128), (1, 30, 9, 7)])
+def test_bias_residual(dtype: torch.dtype, order: torch.memory_format, shape: tuple[int, int, int, int]) -> None:
+    x, residual = (torch.randn(shape).to(dtype).contiguous(memory_format=order) for _ in range(2))
+    bias = torch.randn(shape[1]).to(dtype)
+    y = bias_residual.bias_residual(x.cuda(), bias.cuda(), residual.cuda())
+    assert y.stride() == x.stride()
+    assert_near(y, bias_residual.reference(x.double(), bias.double(), residual.double()), dtype)
 
 
 @DTYPES

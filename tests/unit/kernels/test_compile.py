@@ -15,7 +15,15 @@ pytest.importorskip("triton", reason="needs the Triton language: pip install 'sw
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from swiftdiffusion.kernels import cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch
+from swiftdiffusion.kernels import (
+    add_layer_norm,
+    bias_residual,
+    cfg_step,
+    geglu,
+    group_norm_silu,
+    grouped_lora,
+    lora_patch,
+)
 from swiftdiffusion.kernels.compile import ARCHITECTURES, CompiledKernel, HiddenParametersUsedError, compile_kernel
 from swiftdiffusion.kernels.kernel_source import KernelSource
 
@@ -34,6 +42,8 @@ def sources(architecture: int) -> list[KernelSource]:
     return [
         *group_norm_silu.sources(SDXL_LARGE, 32, HALF, architecture),
         *geglu.sources(5120, HALF, architecture),
+        *add_layer_norm.sources(1280, HALF, architecture),
+        *bias_residual.sources(320, 128 * 128, HALF, architecture),
         *cfg_step.sources(HALF, architecture),
         *lora_patch.sources(HALF, HALF, architecture),
         *grouped_lora.sources(1024, 1280, 5120, 64, HALF, HALF, architecture),
@@ -66,6 +76,8 @@ def test_variants_for_one_architecture() -> None:
         *group_norm_silu.sources(SDXL_SMALL, 32, torch.bfloat16, 90, embedding=True),
         *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90, channels_last=False, silu=False),
         *geglu.sources(1280, torch.bfloat16, 90, bias=True),
+        *add_layer_norm.sources(640, torch.float32, 90),
+        *bias_residual.sources(320, 64 * 64, torch.bfloat16, 90, channels_last=False),
         *cfg_step.sources(torch.float32, 90),
         *lora_patch.sources(torch.bfloat16, torch.bfloat16, 90),
         *grouped_lora.sources(77, 2048, 640, 16, torch.bfloat16, torch.bfloat16, 90, split=True),
@@ -78,7 +90,12 @@ def test_variants_for_one_architecture() -> None:
 
 def test_sizes_of_one_which_a_launch_makes_constants() -> None:
     split = group_norm_silu.sources(SDXL_LARGE, 32, HALF, 90)
-    others = (*geglu.sources(8, HALF, 90, bias=True), *grouped_lora.sources(1, 1, 1, 16, HALF, HALF, 90))
+    others = (
+        *geglu.sources(8, HALF, 90, bias=True),
+        *add_layer_norm.sources(1, HALF, 90),
+        *bias_residual.sources(1, 1, HALF, 90, channels_last=False),
+        *grouped_lora.sources(1, 1, 1, 16, HALF, HALF, 90),
+    )
     for source in (*split, *group_norm_silu.sources(SDXL_SMALL, 32, HALF, 90), *others):
         ones = {name: 1 for name, of in source.types.items() if of == "i32"}
         types = {name: of for name, of in source.types.items() if name not in ones}
@@ -93,6 +110,28 @@ def test_memory_is_accessed_in_16_byte_vectors(channels_last: bool) -> None:
         ptx = compile_kernel(source, 90).ptx
         assert "ld.global.v4.b32" in ptx
         assert ("st.global.v4.b32" in ptx) == ("y" in source.types)
+
+
+def test_sums_are_moved_in_16_byte_vectors() -> None:
+    for source in (*add_layer_norm.sources(1280, HALF, 90), *bias_residual.sources(640, 64 * 64, HALF, 90)):
+        ptx = compile_kernel(source, 90).ptx
+        assert "ld.global.v4.b32" in ptx
+        assert "st.global.v4.b32" in ptx
+        assert "st.global.b16" not in ptx
+
+
+@pytest.mark.parametrize("side", [128, 104, 64, 32, 13])
+@pytest.mark.parametrize("channels", [320, 640, 1280, 2560])
+def test_no_batch_compiles_a_norm_anew(channels: int, side: int) -> None:
+    """Else the first batch of a size waits for compilers in mid-run."""
+    of_one, *others = (
+        [
+            (source.function, source.constants, source.multiples_of_16)
+            for source in group_norm_silu.sources((rows, channels, side * side), 32, HALF, 90)
+        ]
+        for rows in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
+    )
+    assert all(other == of_one for other in others)
 
 
 def test_factors_and_activations_are_moved_in_16_byte_vectors() -> None:

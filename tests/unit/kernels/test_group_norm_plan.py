@@ -27,7 +27,9 @@ def test_every_channel_and_pixel_has_one_program(
     assert (plan.blocks - 1) * plan.groups_per_block < groups <= plan.blocks * plan.groups_per_block
     assert plan.groups_per_block * per_group <= plan.block_channels == power_of_two(plan.block_channels)
     assert (plan.splits - 1) * plan.pixels_per_split < pixels <= plan.splits * plan.pixels_per_split
-    assert plan.splits <= MAX_SPLITS
+    assert plan.splits <= plan.most_splits <= MAX_SPLITS
+    one = plan_group_norm((1, *shape[1:]), groups, itemsize, channels_last, configuration("group_norm_silu", 90), 132)
+    assert (one.splits == 1, one.most_splits) == (plan.splits == 1, plan.most_splits), "compiled anew for a batch"
     assert plan.pixels_per_split % plan.block_pixels == 0
 
 

@@ -18,7 +18,16 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from low_rank import SlotFactors, Term, add_by_row, plan_of
-from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, grouped_lora, lora_patch
+from swiftdiffusion.kernels import (
+    add_layer_norm,
+    bias_residual,
+    cfg_step,
+    configurations,
+    geglu,
+    group_norm_silu,
+    grouped_lora,
+    lora_patch,
+)
 from swiftdiffusion.kernels.lora_tables import WeightTable
 from swiftdiffusion.kernels.step_coefficients import COLUMNS
 
@@ -43,6 +52,7 @@ def small_blocks() -> Iterator[None]:
         sizes = {
             "group_norm_silu": {"tile": 256, "one_program_bytes": 600, "programs_per_sm": 1},
             "geglu": {"block_rows": 2, "block_columns": 16},
+            "bias_residual": {"block_rows": 2, "block_columns": 16},
             "cfg_step": {"block": 32},
             "lora_patch": {"block_rows": 32, "block_columns": 32, "block_rank": 16},
             "grouped_lora": {"block_tokens": 16, "block_columns": 32, "block_features": 32, "block_rank": 32},
@@ -50,7 +60,7 @@ def small_blocks() -> Iterator[None]:
         return full(op, device) | sizes[op]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch):
+        for module in (bias_residual, cfg_step, geglu, group_norm_silu, grouped_lora, lora_patch):
             patch.setattr(module, "configuration", small)
         patch.setattr("swiftdiffusion.kernels.lora_tables.configuration", small)
         yield
@@ -97,6 +107,52 @@ def test_group_norm_silu(
     near_zero_variance = 20 if per_group * size[0] * size[1] < 8 else 1  # amplifies rounding of the mean
     assert_near(y, exact, TOLERANCE[dtype] * near_zero_variance)
     assert y.stride() == group_norm_silu.reference(x, weight, bias, None, groups, 1e-5, silu).stride()
+
+
+@few
+@given(seed=SEEDS, dtype=DTYPES, rows=st.integers(0, 3), width=st.sampled_from([1, 8, 24, 33]), far=st.booleans())
+def test_add_layer_norm(seed: int, dtype: torch.dtype, rows: int, width: int, far: bool) -> None:
+    torch.manual_seed(seed)
+    x, residual = (torch.randn(rows, 2, width) + 10 * far).to(dtype), torch.randn(rows, 2, width).to(dtype)
+    weight, bias = torch.randn(2, width).to(dtype)
+    total, y = add_layer_norm.launch(x, residual, weight, bias, 1e-5)
+    if dtype != torch.bfloat16:  # which the interpreter cuts off where a GPU rounds
+        assert torch.equal(total, x + residual)
+    assert y.shape == x.shape
+    if rows:
+        exact = torch.nn.functional.layer_norm(total.double(), (width,), weight.double(), bias.double(), 1e-5)
+        assert_near(y, exact, 10 * TOLERANCE[dtype] if far else None)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@few
+@given(
+    seed=SEEDS,
+    dtype=DTYPES,
+    order=ORDERS,
+    other=ORDERS,
+    batch=st.integers(0, 2),
+    channels=st.sampled_from([1, 5, 20]),
+    size=st.sampled_from([(1, 1), (3, 5), (4, 6)]),
+)
+def test_bias_residual(
+    seed: int,
+    dtype: torch.dtype,
+    order: torch.memory_format,
+    other: torch.memory_format,
+    batch: int,
+    channels: int,
+    size: tuple[int, int],
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(batch, channels, *size).to(dtype).contiguous(memory_format=order)
+    residual = torch.randn(batch, channels, *size).to(dtype).contiguous(memory_format=other)
+    bias = torch.randn(channels).to(dtype)
+    y = bias_residual.launch(x, bias, residual)
+    assert y.shape == x.shape
+    if batch:
+        assert y.stride() == bias_residual.reference(x, bias, residual).stride()
+        assert_near(y, bias_residual.reference(x.double(), bias.double(), residual.double()))
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])

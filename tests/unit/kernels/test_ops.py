@@ -11,6 +11,8 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 
+from swiftdiffusion.kernels.add_layer_norm import add_layer_norm
+from swiftdiffusion.kernels.bias_residual import bias_residual
 from swiftdiffusion.kernels.cfg_step import cfg_step
 from swiftdiffusion.kernels.geglu import geglu
 from swiftdiffusion.kernels.group_norm_silu import group_norm_silu
@@ -52,15 +54,32 @@ def test_geglu_is_diffusers() -> None:
     torch.testing.assert_close(geglu(bare, module.proj.bias), module(x))
 
 
+def test_a_sum_and_its_norm_are_pytorchs() -> None:
+    x, residual, norm = torch.randn(2, 3, 6), torch.randn(2, 3, 6), torch.nn.LayerNorm(6)
+    total, normed = add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, norm(x + residual))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_bias_and_a_residual_are_pytorchs(order: torch.memory_format) -> None:
+    x, residual = (torch.randn(2, 6, 3, 5).contiguous(memory_format=order) for _ in range(2))
+    bias = torch.randn(6)
+    assert torch.equal(bias_residual(x, bias, residual), residual + (x + bias[:, None, None]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_ops_say_what_they_give(dtype: torch.dtype, order: torch.memory_format) -> None:
     x = torch.randn(2, 8, 3, 5).to(dtype).contiguous(memory_format=order)
     weight, embedding = torch.randn(8, dtype=dtype), torch.randn(2, 8, dtype=dtype)
     torch.library.opcheck(OPS.group_norm_silu, (x, weight, weight, embedding, 2, 1e-5, True), test_utils=CHECKS)
+    torch.library.opcheck(OPS.add_layer_norm, (x, x, weight[:5], weight[:5], 1e-5), test_utils=CHECKS)
+    torch.library.opcheck(OPS.bias_residual, (x, weight, x.flip(0)), test_utils=CHECKS)
     torch.library.opcheck(OPS.geglu, (x.permute(0, 2, 3, 1), weight), test_utils=CHECKS)
     torch.library.opcheck(OPS.cfg_step, (x, x, torch.randn(2, COLUMNS), x[:1], x.float()), test_utils=CHECKS)
     assert group_norm_silu(x, 2, weight, weight).stride() == x.stride()
+    assert bias_residual(x, weight, x.contiguous()).stride() == x.stride()
     assert cfg_step(x, x, torch.randn(2, COLUMNS))[0].stride() == x.stride()
 
 
@@ -76,6 +95,14 @@ def test_what_does_not_fit_is_refused() -> None:
         geglu(torch.ones(2, 3))
     with pytest.raises(ValueError, match="bias"):
         geglu(torch.ones(2, 4), torch.ones(2))
+    with pytest.raises(ValueError, match="residual"):
+        add_layer_norm(x, x[:1], torch.ones(4), torch.ones(4))
+    with pytest.raises(ValueError, match="weight"):
+        add_layer_norm(x, x, weight, weight)
+    with pytest.raises(ValueError, match="residual"):
+        bias_residual(x, weight, x[:1])
+    with pytest.raises(ValueError, match="bias"):
+        bias_residual(x, torch.ones(4), x)
     with pytest.raises(ValueError, match="unconditional"):
         cfg_step(x, x, torch.ones(2, COLUMNS), x[:, :3])
     with pytest.raises(ValueError, match="unconditional"):
