@@ -71,9 +71,9 @@ RECIPES: dict[str, Recipe] = {
             "hatched",
             Style(fill="hatched", line_width=10.0, between_lines=0.35),
             "peft",
-            rank=5,
-            alpha=3.75,
-            convolution_rank=5,
+            rank=4,
+            alpha=3.0,
+            convolution_rank=4,
         ),
         Recipe(
             "night",
