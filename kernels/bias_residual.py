@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def bias_residual(x: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """residual + (x + bias), as `ResnetBlock2D` of diffusers ends, its last convolution done without the bias.
+    """Residual + (x + bias), as `ResnetBlock2D` of diffusers ends, its last convolution done without the bias.
 
     cuDNN's convolutions have none: PyTorch adds it in a pass of its own. On a GPU the sums are float32.
 

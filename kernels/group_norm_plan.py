@@ -10,7 +10,7 @@ split), a second combines those of its groups, which is a few kilobytes from L2,
 one program per block and one launch: where a block's pixels are fewer bytes than `one_program_bytes`, another launch
 would cost more than the multiprocessors that it would bring in.
 
-How many images there are decides how many splits, and nothing that a kernel is compiled for: no batch compiles one anew.
+How many images there are decides how many splits, and nothing that a kernel is compiled for.
 """
 
 from __future__ import annotations

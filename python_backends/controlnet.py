@@ -42,6 +42,7 @@ class TritonPythonModel(Model):
             Pictures().get,
             compute.runtime,
             engine=settings.name,
+            most_rows=int(settings.config["max_batch_size"]),
         )
         keep_freed_memory()
 

@@ -67,7 +67,8 @@ class TritonPythonModel(Model):
         """Loads the UNet, which warms itself up, and starts the engine."""
         settings = ModelSettings.from_triton(args)
         compute, parameters = ComputeSettings.from_settings(settings), settings.parameters
-        unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime)
+        most_rows = 2 * int(parameters["places"])
+        unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime, most_rows)
         keep_freed_memory()
         if parameters["patches"] == "1":
             unet.patcher.warm_up()

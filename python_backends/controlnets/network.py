@@ -10,8 +10,9 @@ from cachetools import LRUCache
 from ..common.errors import InvalidRequestError, RequestError
 from ..networks.controlnet_modules import ARGUMENTS, PositionalControlNet, factors
 from ..networks.runtimes import Runtime
-from ..networks.unet import Shapes, arguments, shapes, trace, warm_up
+from ..networks.unet import Shapes, arguments, example, shapes
 from ..networks.unet_halves import pack
+from ..networks.warm_up import WARM_UP_ROWS, capture_ahead, rows_of_requests, trace, warm_up
 from .weights import load_controlnet
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ControlNet:
         get_image: Callable[[str], np.ndarray],
         runtime: Runtime | None = None,
         engine: str = "",
+        most_rows: int = WARM_UP_ROWS[-1],
     ) -> None:
         """Loads the weights and warms up.
 
@@ -58,6 +60,7 @@ class ControlNet:
                 a RequestError.
             runtime: What evaluates it.
             engine: Its name among the runtime's TensorRT engines.
+            most_rows: Of a call, as for `unet.UNet`.
 
         Raises:
             ControlNetFileError: If there is none.
@@ -85,14 +88,15 @@ class ControlNet:
             graphs = trace(network, [(module, taken) for taken in given])
             self._traced = dict(zip(map(shapes, examples), graphs, strict=True))
 
+        def of(rows: int) -> dict[str, torch.Tensor]:
+            return example(checkpoint, rows, checkpoint.latent_channels)
+
         eager = runtime.traces(device)
-        warm_up(
-            checkpoint,
-            evaluate,
-            trace_all if eager and not self._modes else None,
-            eager,
-            checkpoint.latent_channels,
-        )
+        if runtime.captures(device):
+            tunes = runtime.savings.tuned_convolutions
+            capture_ahead(rows_of_requests(most_rows), lambda rows: evaluate(of(rows)), device, tunes=tunes)
+        else:
+            warm_up(map(of, WARM_UP_ROWS), evaluate, trace_all if eager and not self._modes else None, eager)
 
     def __call__(
         self, tensors: Mapping[str, torch.Tensor], controls: Sequence[ControlNetUse]

@@ -13,8 +13,9 @@ import torch
 from ..backend.metrics import TRANSFERRED, Counter, Histogram
 from ..lora.patching.beside import zeros
 from ..lora.patching.patcher import Patcher
-from ..networks.unet import SLOW_S, example
+from ..networks.unet import example
 from ..networks.unet_halves import residual_size
+from ..networks.warm_up import SLOW_S
 from .load_plans import LoadPlans
 from .measured import Measured, call_seconds, now, time_of
 from .mixing import LoraCosts, Part, mixes, plan

@@ -10,9 +10,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn import functional
 
+from ...kernels.bias_residual import bias_residual
 from ...kernels.geglu import geglu
 from ...kernels.group_norm_silu import group_norm_silu
-from ...kernels.memory_format import dense_format
+from .fused_attention import are_hooked, fuse_attentions
+from .fused_transformer import FusedTransformer2DModel, NormedTransformer2DModel, is_plain_block
+from .savings import EXACT, Savings
 
 
 class FusedGroupNorm(torch.nn.GroupNorm):
@@ -26,7 +29,13 @@ class FusedGroupNorm(torch.nn.GroupNorm):
 
 
 class FusedResnetBlock2D(ResnetBlock2D):
-    """`ResnetBlock2D` of SD's and SDXL's networks and of their VAE; both norms are FusedGroupNorms with SiLU."""
+    """`ResnetBlock2D` of SD's and SDXL's networks and of their VAE; both norms are FusedGroupNorms with SiLU.
+
+    Attributes:
+        joins_biases: Whether the convolutions' biases are added with the time embedding and the residual.
+    """
+
+    joins_biases = False
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *_: object) -> torch.Tensor:
         """[B, C, h, w] → [B, C', h, w].
@@ -35,12 +44,22 @@ class FusedResnetBlock2D(ResnetBlock2D):
             input_tensor: [B, C, h, w].
             temb: The time embedding [B, E]; None in a VAE.
         """
-        hidden_states = self.conv1(self.norm1(input_tensor))
         embedding = None if temb is None else self.time_emb_proj(functional.silu(temb))
+        if self.joins_biases and not are_hooked(self.conv1, self.conv2, self.conv_shortcut):
+            return self._with_joined_biases(input_tensor, embedding)
+        hidden_states = self.conv1(self.norm1(input_tensor))
         hidden_states = self.conv2(self.norm2(hidden_states, embedding))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         return input_tensor + hidden_states
+
+    def _with_joined_biases(self, input_tensor: torch.Tensor, embedding: torch.Tensor | None) -> torch.Tensor:
+        shift, bias = self.conv1.bias.expand(len(input_tensor), -1), self.conv2.bias
+        hidden_states = _without_bias(self.conv1, self.norm1(input_tensor))
+        hidden_states = self.norm2(hidden_states, shift if embedding is None else embedding + shift)
+        if self.conv_shortcut is not None:
+            input_tensor, bias = _without_bias(self.conv_shortcut, input_tensor), bias + self.conv_shortcut.bias
+        return bias_residual(_without_bias(self.conv2, hidden_states), bias, input_tensor)
 
 
 class FusedGEGLU(GEGLU):
@@ -51,41 +70,29 @@ class FusedGEGLU(GEGLU):
         return geglu(self.proj(hidden_states))
 
 
-class FusedTransformer2DModel(Transformer2DModel):
-    """`Transformer2DModel` over pictures, whose result keeps the layout of what came in: channels-last stays so."""
-
-    def _get_output_for_continuous_inputs(
-        self,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor,
-        batch_size: int,
-        height: int,
-        width: int,
-        inner_dim: int,
-    ) -> torch.Tensor:
-        if self.use_linear_projection:
-            hidden_states = self.proj_out(hidden_states)
-        image = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
-        image = image.contiguous(memory_format=dense_format(residual))
-        return (image if self.use_linear_projection else self.proj_out(image)) + residual
-
-
-def fuse(network: torch.nn.Module) -> None:
+def fuse(network: torch.nn.Module, savings: Savings = EXACT) -> None:
     """Lets every module of a network that has a fused form compute with it, in place.
 
     A module keeps its identity, parameters, hooks and names: only its class changes. So LoRA maps, state dicts and
     patched weights fit before and after. On the CPU a UNet or ControlNet gives the same bits; a VAE up to roundings:
     its attention hands over channels-last tensors, and these norms keep the layout. On a GPU all do up to roundings.
+
+    Args:
+        network: Changed.
+        savings: What else is left out or done together.
     """
-    for module in list(network.modules()):
+    modules: list[Any] = list(network.modules())
+    for module in modules:
         if type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = FusedResnetBlock2D
+            module.joins_biases = savings.biases and _has_biases(module)
             for norm in (module.norm1, module.norm2):
                 _fuse_norm(norm, silu=True)
         elif type(module) is GEGLU:
             module.__class__ = FusedGEGLU
         elif type(module) is Transformer2DModel and module.is_input_continuous:
-            module.__class__ = FusedTransformer2DModel
+            joins = savings.norms and all(map(is_plain_block, module.transformer_blocks))
+            module.__class__ = NormedTransformer2DModel if joins else FusedTransformer2DModel
         elif isinstance(getattr(module, "conv_act", None), torch.nn.SiLU):
             norm = module.get_submodule("conv_norm_out")
             if _is_norm(norm):
@@ -94,6 +101,8 @@ def fuse(network: torch.nn.Module) -> None:
     for module in network.modules():
         if _is_norm(module):
             _fuse_norm(module, silu=False)
+    if savings.divisions:
+        fuse_attentions(network)
 
 
 def _fuse_norm(norm: Any, silu: bool) -> None:
@@ -112,6 +121,15 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         and _is_norm(block.norm1)
         and _is_norm(block.norm2)
     )
+
+
+def _has_biases(block: ResnetBlock2D) -> bool:
+    layers = [layer for layer in (block.conv1, block.conv2, block.conv_shortcut) if layer is not None]
+    return all(layer.bias is not None and layer.padding_mode == "zeros" for layer in layers)
+
+
+def _without_bias(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    return functional.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def _is_norm(module: torch.nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+from .fused_attention import FusedAttention
 from .scratch import Scratch
 
 if TYPE_CHECKING:
@@ -24,7 +25,15 @@ PLACE = 4
 
 
 class KeptPrompts:
-    """What a UNet takes for a batch's prompts: their embeddings, where it is and in its type, brought there once."""
+    """What a UNet takes for a batch's prompts: their embeddings, where it is and in its type, brought there once.
+
+    Attributes:
+        zeros: Rows at the beginning of the last call's that need not be given: `leading_zeros`, where `skips_zeros`.
+        skips_zeros: Whether the UNet knows what fewer rows mean.
+    """
+
+    zeros = 0
+    skips_zeros = False
 
     def __init__(
         self, device: torch.device, dtype: torch.dtype, most_bytes: int = MOST_BYTES, *, in_place: bool = False
@@ -51,11 +60,13 @@ class KeptPrompts:
             weights: Names what is in the weights and beside them, row by row; None keeps nothing.
         """
         embeddings = embeddings.cpu()
-        made = self._found(embeddings, weights)
-        if made is None:
+        kept = self._found(embeddings, weights)
+        if kept is None:
             made = self._made(embeddings.to(self._device, self._dtype))
+            kept = _Kept(embeddings.clone(), weights, made, leading_zeros(embeddings) if self.skips_zeros else 0)
             if weights is not None and made.nbytes <= self._most_bytes:
-                self._keep(_Kept(embeddings.clone(), weights, made))
+                self._keep(kept)
+        made, self.zeros = kept.made, kept.zeros
         if self._place is None:
             return made
         (own,) = self._place.take([made])
@@ -67,12 +78,12 @@ class KeptPrompts:
     def _made(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings
 
-    def _found(self, embeddings: torch.Tensor, weights: Hashable) -> torch.Tensor | None:
+    def _found(self, embeddings: torch.Tensor, weights: Hashable) -> _Kept | None:
         for place, kept in enumerate(self._kept):
             if weights is not None and kept.is_of(embeddings, weights):
                 if place:
                     self._keep(kept)
-                return kept.made
+                return kept
         return None
 
     def _keep(self, latest: _Kept) -> None:
@@ -86,6 +97,7 @@ class _Kept:
     embeddings: torch.Tensor
     weights: Hashable
     made: torch.Tensor
+    zeros: int
 
     def is_of(self, embeddings: torch.Tensor, weights: Hashable) -> bool:
         """Whether it is what these give; content is compared, so that nobody has to name it."""
@@ -98,25 +110,36 @@ class PromptProjections(KeptPrompts):
     That is [B, tokens, all widths], one projection after the other in each row.
     """
 
-    def __init__(self, unet: torch.nn.Module, most_bytes: int = MOST_BYTES, *, in_place: bool = False) -> None:
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        most_bytes: int = MOST_BYTES,
+        *,
+        in_place: bool = False,
+        skips_zeros: bool = False,
+    ) -> None:
         """Changes the UNet in place; its parameters stay.
 
         Args:
             unet: On its device, in its type.
             most_bytes: As for `KeptPrompts`.
             in_place: As for `KeptPrompts`.
+            skips_zeros: Whether rows of zeros may be left out; where attentions are not `FusedAttention`s they are not.
         """
         weights = next(unet.parameters())
         super().__init__(weights.device, weights.dtype, most_bytes, in_place=in_place)
         self._parts: list[_Part] = []
         self._stacks: dict[torch.nn.Module, _Span] = {}
         self._width = 0
+        self.skips_zeros = skips_zeros
         for stack in unet.modules():
             if not isinstance(stack, Transformer2DModel):
                 continue
             first, span = self._width, _Span(self._width)
             for attention in stack.modules():
                 if isinstance(attention, Attention) and attention.is_cross_attention:
+                    has_bias = attention.to_k.bias is not None or attention.to_v.bias is not None
+                    self.skips_zeros &= isinstance(attention, FusedAttention) and not has_bias
                     for name in ("to_k", "to_v"):
                         part = _Part(getattr(attention, name), self._width - first, span)
                         setattr(attention, name, part)
@@ -136,6 +159,16 @@ class PromptProjections(KeptPrompts):
         for part in self._parts:
             part(projected).copy_(part.projection(embeddings))
         return projected
+
+
+def leading_zeros(embeddings: torch.Tensor) -> int:
+    """How many of the first rows are all zeros, as SDXL's empty negative prompts are, if that is a half or all of them.
+
+    Their keys and values are zeros too, whatever LoRAs are in: these layers have no biases. Other shares than these two
+    would need graphs of their own, for each number of rows.
+    """
+    found = int((~embeddings.flatten(1).any(1)).long().cumprod(0).sum())
+    return found if found in (len(embeddings), len(embeddings) / 2) else 0
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 | runtime | on a GPU | on the CPU |
 |---|---|---|
-| `torch` | fused operators, channels-last, CUDA graphs | traced graphs, in float32 |
+| `torch` | fused operators, channels-last, CUDA graphs | traced graphs, in float32; fused attention |
 | `compile` | torch.compile of diffusers' own modules, channels-last | the same, contiguous |
 | `tensorrt` | engines that `build-engines` built | none |
 """
@@ -22,8 +22,10 @@ from ..lora.files.modules import UNET
 from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
 from .cuda_graphs import CaptureSite, CudaGraphs, CudaRecorder
+from .fused_attention import fuse_attentions, join_projections
 from .fused_modules import fuse
 from .prompt_projections import MOST_BYTES, KeptPrompts, PromptProjections
+from .savings import ALL, Savings
 from .scratch import Scratch
 from .stack_graphs import StackGraphs
 from .stack_modules import StackModules
@@ -84,10 +86,12 @@ class Runtime:
     Attributes:
         name: One of RUNTIMES.
         engines: Directory of TensorRT engines.
+        savings: Of the fused modules.
     """
 
     name: str = TORCH
     engines: Path = Path()
+    savings: Savings = ALL
 
     def __post_init__(self) -> None:
         if self.name not in RUNTIMES:
@@ -99,11 +103,15 @@ class Runtime:
         Raises:
             MissingTritonError: On a GPU without the `triton` package.
         """
-        if device.type != "cuda" or self.name == TENSORRT:
+        if self.name == TENSORRT:
+            return
+        if device.type != "cuda":
+            if self.name == TORCH and self.savings.divisions:
+                fuse_attentions(network)
             return
         require_triton(f"runtime {self.name} on a GPU")
         if self.name == TORCH:
-            fuse(network)
+            fuse(network, self.savings)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stubs
 
     def traces(self, device: torch.device) -> bool:
@@ -128,14 +136,18 @@ class Runtime:
             engines = EngineHalves(self.engines, device)
             patcher_of_engines = unet_patcher(unet, engines, self.engines, dtype)
             return RunningUNet(patcher_of_engines, engines.encode, engines.decode, prompts=_prompts(device, dtype))
-        patcher = Patcher({UNET: unet})  # moves the weights, and so comes before any graph
+        captures = self.captures(device)
+        patcher = Patcher({UNET: unet}, in_place=captures or None)  # moves the weights, and so comes before any graph
+        if self.savings.qkv:
+            join_projections(patcher, UNET, unet)
         halves = EncoderHalf(unet), DecoderHalf(unet)
         if self.name == COMPILE:
             encoder, decoder = map(torch.compile, halves)
             return RunningUNet(patcher, encoder, decoder, prompts=_prompts(device, dtype))
         beside = BesideLoras(unet, patcher, beside_bytes(device))
-        captures = self.captures(device)
-        projections = PromptProjections(unet, prompt_bytes(device), in_place=captures)  # LoRAs know the modules by now
+        projections = PromptProjections(
+            unet, prompt_bytes(device), in_place=captures, skips_zeros=self.savings.zero_prompts
+        )
         if not captures:
             stacks = TokenStacks(unet, partial(StackModules, beside=beside.of))
             return RunningUNet(patcher, *halves, beside, projections, stacks)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...kernels.memory_format import dense_format
+from .fused_transformer import added, projected_picture, through_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+    from .fused_transformer import Keep
+
     Known = Callable[[int, torch.Tensor], torch.Tensor]
-    Keep = Callable[[int, torch.Tensor], None]
     RowsContext = Callable[[slice], AbstractContextManager[None]]
 
 
@@ -59,14 +60,11 @@ def over_all(
             the last block what the stack adds to the picture.
     """
     tokens, _inner = stack._operate_on_continuous_inputs(hidden_states)
-    for number, block in enumerate(stack.transformer_blocks):
-        tokens = block(tokens, encoder_hidden_states=prompts)
-        if keep is not None and block is not stack.transformer_blocks[-1]:
-            keep(number, tokens)
-    added = _projected_picture(stack, tokens, hidden_states)
+    tokens = through_blocks(stack.transformer_blocks, tokens, prompts, keep)
+    picture = projected_picture(stack, tokens, hidden_states)
     if keep is not None:
-        keep(len(stack.transformer_blocks) - 1, added.flatten(2).transpose(1, 2))
-    return added + hidden_states
+        keep(len(stack.transformer_blocks) - 1, picture.flatten(2).transpose(1, 2))
+    return picture + hidden_states
 
 
 def over_masked(
@@ -93,15 +91,15 @@ def over_masked(
     own = _taken(tokens, at)
     for number, block in enumerate(stack.transformer_blocks):
         normed = block.norm1(tokens)
-        own = block.attn1(_taken(normed, at), encoder_hidden_states=normed) + own
-        own = block.attn2(block.norm2(own), encoder_hidden_states=prompts) + own
-        own = block.ff(block.norm3(own)) + own
+        own, own_normed = added(block.attn1(_taken(normed, at), encoder_hidden_states=normed), own, block.norm2)
+        own, own_normed = added(block.attn2(own_normed, encoder_hidden_states=prompts), own, block.norm3)
+        own = block.ff(own_normed) + own
         if block is not stack.transformer_blocks[-1]:
             tokens = _put(own, at, known(number, tokens.new_empty(tokens.shape)))
     own = _projected(stack, own)
     last = len(stack.transformer_blocks) - 1
-    added = _put(own, at, known(last, own.new_empty(rows, height * width, own.shape[2])))
-    return hidden_states + added.transpose(1, 2).reshape(rows, -1, height, width)  # in the layout of the first
+    projected = _put(own, at, known(last, own.new_empty(rows, height * width, own.shape[2])))
+    return hidden_states + projected.transpose(1, 2).reshape(rows, -1, height, width)  # in the layout of the first
 
 
 def _taken(tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -120,12 +118,3 @@ def _projected(stack: Transformer2DModel, tokens: torch.Tensor) -> torch.Tensor:
     if stack.use_linear_projection:
         return stack.proj_out(tokens)
     return stack.proj_out(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
-
-
-def _projected_picture(stack: Transformer2DModel, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`proj_out` of all tokens of a picture [B, C, h, w], in its layout."""
-    rows, _channels, height, width = like.shape
-    if stack.use_linear_projection:
-        tokens = stack.proj_out(tokens)
-    picture = tokens.reshape(rows, height, width, -1).permute(0, 3, 1, 2).contiguous(memory_format=dense_format(like))
-    return picture if stack.use_linear_projection else stack.proj_out(picture)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+from .fused_transformer import is_plain_block
 from .stack_modules import StackModules
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class TokenStacks:
                     self.widths += [stack.inner_dim] * (len(stack.transformer_blocks) - 1) + [stack.out_channels]
         for stack, _ in self._stacks:
             for block in stack.transformer_blocks:
-                if block.norm_type != "layer_norm" or block.only_cross_attention or block.pos_embed is not None:
+                if not is_plain_block(block):
                     raise ValueError("a transformer block of a kind that SD 1.5 and SDXL do not have")
 
     @property

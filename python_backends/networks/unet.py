@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,9 +12,10 @@ from .digests import weights_digest
 from .runtimes import Runtime
 from .token_costs import TokenCosts
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
+from .warm_up import WARM_UP_ROWS, capture_ahead, rows_of_requests, trace, warm_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from diffusers import UNet2DConditionModel
 
@@ -27,14 +26,8 @@ if TYPE_CHECKING:
 
 Shapes = tuple[torch.Size, torch.Size]
 
-WARM_UP_ROWS = (1, 2)
-"""Rows of the calls that a single request makes: one half of its guidance, or both."""
-
 META = torch.device("meta")
 """Where shapes alone are computed."""
-
-SLOW_S = 1.0
-"""An evaluation that takes longer is not traced, nor repeated before it is wanted."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +65,23 @@ class UNet:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, runtime: Runtime | None = None
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        runtime: Runtime | None = None,
+        most_rows: int = WARM_UP_ROWS[-1],
     ) -> None:
-        """Loads the weights and warms up."""
+        """Loads the weights and warms up.
+
+        Args:
+            checkpoint: Whose UNet it is.
+            device: Where it computes.
+            dtype: Of weights and activations.
+            runtime: What evaluates it.
+            most_rows: Of a call, with both halves of guidance: every number of whole requests is warmed up where graphs
+                are captured.
+        """
         unet = checkpoint.load_unet(device, dtype).eval()
         self.digest = weights_digest(unet)
         runtime = runtime or Runtime()
@@ -90,7 +97,12 @@ class UNet:
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
         self._overwrites = self.on_gpu or runtime.captures(device)
-        warm_up(checkpoint, self, partial(self._trace, unet) if eager else None, eager)
+        if runtime.captures(device):
+            evaluate = partial(self._evaluate_ahead, checkpoint)
+            capture_ahead(rows_of_requests(most_rows), evaluate, device, tunes=runtime.savings.tuned_convolutions)
+        else:
+            examples = [example(checkpoint, rows) for rows in WARM_UP_ROWS]
+            warm_up(examples, self, partial(self._trace, unet) if eager else None, eager)
 
     @property
     def on_gpu(self) -> bool:
@@ -118,11 +130,11 @@ class UNet:
                 work. None shares nothing.
             traced: Whether traces may be called, which know nothing of what the stacks are told.
         """
-        encoder, decoder = self._halves
-        if traced and (self.beside is None or self.beside.variant is None):  # nor of what is beside the weights
-            encoder, decoder = self._traced.get(shapes(tensors), self._halves)
+        plain = traced and (self.beside is None or self.beside.variant is None)  # nor of what is beside the weights
+        halves = self._traced.get(shapes(tensors)) if plain else None
+        encoder, decoder = halves or self._halves
         with torch.inference_mode():
-            given = self._given(tensors, weights)
+            given = self._given(tensors, weights, leaves_zeros_out=plain and halves is None)
             return Encoded(encoder(*given), given[2], decoder)
 
     def decode(self, encoded: Encoded, residuals: torch.Tensor | None = None) -> torch.Tensor:
@@ -141,11 +153,23 @@ class UNet:
             prediction = encoded.decoder(encoded.context, *encoded.halfway)
             return prediction.to(torch.float32, copy=self._overwrites)  # where it lies, the next call's will
 
-    def _given(self, tensors: Tensors, weights: Hashable = None) -> tuple[torch.Tensor, ...]:
+    def _given(
+        self, tensors: Tensors, weights: Hashable = None, leaves_zeros_out: bool = False
+    ) -> tuple[torch.Tensor, ...]:
         """What the encoder half takes."""
         if self._prompts is not None:
-            tensors = {**tensors, "ENCODER_HIDDEN_STATES": self._prompts(tensors["ENCODER_HIDDEN_STATES"], weights)}
+            prompts = self._prompts(tensors["ENCODER_HIDDEN_STATES"], weights)
+            first = self._prompts.zeros if leaves_zeros_out else 0
+            tensors = {**tensors, "ENCODER_HIDDEN_STATES": prompts[first:]}
         return arguments(tensors, self._device, self._dtype)
+
+    def _evaluate_ahead(self, checkpoint: Checkpoint, rows: int) -> None:
+        """So many rows with prompts, and where half of them have none; of a single row, where it has none."""
+        tensors = example(checkpoint, rows)
+        self(tensors)
+        if self._prompts is not None and self._prompts.skips_zeros:
+            tensors["ENCODER_HIDDEN_STATES"][: max(1, rows // 2)] = 0
+            self(tensors)
 
     def _trace(self, unet: UNet2DConditionModel, examples: Sequence[Tensors]) -> None:
         encoder, decoder = EncoderHalf(unet), DecoderHalf(unet)
@@ -188,69 +212,13 @@ def empty_arguments(checkpoint: Checkpoint, rows: int, channels: int | None = No
     return arguments(example(checkpoint, rows, channels), META, torch.float32)
 
 
-def trace(network: torch.nn.Module, calls: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Call]:
-    """Graphs of modules that share a network's; parameters that change in place take effect.
-
-    All at once: torch converts the modules, which takes longer than the graphs, each time that it is asked.
-
-    Args:
-        network: What they share.
-        calls: The modules, and arguments of the shapes that their graphs are for.
-    """
-    holder = torch.nn.Module()
-    holder.network = network
-    arguments: dict[str, tuple[torch.Tensor, ...]] = {}
-    for number, (module, given) in enumerate(calls):
-        setattr(holder, f"call{number}", module.forward)
-        arguments[f"call{number}"] = given
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values taken for constants: they depend on the shape alone, which is fixed
-        graphs = torch.jit.trace_module(holder, arguments, check_trace=False)
-    return [getattr(graphs, name) for name in arguments]
-
-
-def warm_up(
-    checkpoint: Checkpoint,
-    evaluate: Callable[[Tensors], object],
-    trace: Callable[[Sequence[Tensors]], None] | None,
-    is_eager: bool,
-    channels: int | None = None,
-) -> None:
-    """Evaluates with each of WARM_UP_ROWS, traced where that helps.
-
-    Where one eager evaluation takes long, a trace saves nothing that counts, and it is the only one: a process of which
-    a step takes ten seconds need not take a minute more to be ready.
-
-    Args:
-        checkpoint: Whose inputs it takes.
-        evaluate: By the trace of its `shapes`, if there is one.
-        trace: Makes those of several examples; None for what is not traced.
-        is_eager: Whether the first call of a shape costs no more than others: nothing is compiled or captured.
-        channels: As of `example`.
-    """
-    examples: list[Tensors] = []
-    for rows in WARM_UP_ROWS:
-        given = example(checkpoint, rows, channels)
-        if is_eager:
-            start = time.thread_time()  # not of the clock: others may have the core
-            evaluate(given)
-            if time.thread_time() - start > SLOW_S:
-                break
-        examples.append(given)
-    if trace is not None and examples:
-        trace(examples)
-    for tensors in examples:
-        for _ in range(3):  # the first calls of a graph optimise it
-            evaluate(tensors)
-
-
 def example(checkpoint: Checkpoint, rows: int, channels: int | None = None) -> dict[str, torch.Tensor]:
     """Inputs of the default size, of which LATENTS has so many channels; None for what the UNet takes."""
     height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
     tensors = {
         "LATENTS": torch.zeros(rows, channels or checkpoint.unet_channels, height, width),
         "TIMESTEPS": torch.zeros(rows, 1),
-        "ENCODER_HIDDEN_STATES": torch.zeros(rows, *checkpoint.text_embedding_shape),
+        "ENCODER_HIDDEN_STATES": torch.ones(rows, *checkpoint.text_embedding_shape),
     }
     if checkpoint.pooled_width is not None:
         tensors |= {"TEXT_EMBEDS": torch.zeros(rows, checkpoint.pooled_width), "TIME_IDS": torch.zeros(rows, 6)}

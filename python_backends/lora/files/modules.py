@@ -17,6 +17,8 @@ UNET, TEXT_ENCODER, TEXT_ENCODER_2 = COMPONENTS = ("unet", "text_encoder", "text
 """Parts of a checkpoint that LoRAs adapt, by their names in diffusers."""
 BIAS = ".bias"
 """Ends the names of biases."""
+SELF_ATTENTION, QKV = "attn1", ("to_q", "to_k", "to_v")
+"""A transformer block's self-attention, and its layers that take the same."""
 _TEXT_MODEL = "text_model."
 
 
@@ -48,11 +50,23 @@ def stack_order(names: Iterable[str]) -> list[str]:
     Modules of one role (`attn1.to_q`, `ff.net.2` …) are neighbours, and so are the roles of attention: what a LoRA
     adapts together lies together.
     """
+    return sorted(names, key=lambda name: (_role(name), name))
 
-    def role(name: str) -> list[str]:
-        return [part for part in reversed(name.split(".")) if not part.isdigit()]
 
-    return sorted(names, key=lambda name: (role(name), name))
+def product_order(names: Iterable[str]) -> list[str]:
+    """The same, where q, k and v of each self-attention are neighbours: one product computes all three."""
+
+    def place(name: str) -> tuple[list[str], str, int]:
+        attention, _, layer = name.rpartition(".")
+        if attention.endswith(SELF_ATTENTION) and layer in QKV:
+            return _role(f"{attention}.{QKV[0]}"), attention, QKV.index(layer)
+        return _role(name), name, 0
+
+    return sorted(names, key=place)
+
+
+def _role(name: str) -> list[str]:
+    return [part for part in reversed(name.split(".")) if not part.isdigit()]
 
 
 class BaseCheckpoint(Protocol):

@@ -18,13 +18,13 @@ import torch
 from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
-from ..files.modules import adaptable_vectors, adaptable_weights, stack_order
+from ..files.modules import adaptable_vectors, adaptable_weights, product_order, stack_order
 from .prepared import PreparedLora
 from .vectors import Vectors
 from .weight_stack import Patched, StackedTerms, WeightStack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ....kernels.lora_tables import PackedLora
     from ..files.canonical import CanonicalLora, Group
@@ -67,7 +67,7 @@ class Patcher:
         self.places: dict[tuple[str, str], tuple[WeightStack, int]] = {}
         for component, model in parts.items():
             weights = adaptable_weights(model)
-            for names in _by_shape(weights):
+            for names in _by_shape(weights, product_order if in_place else stack_order):
                 stack = WeightStack([weights[name] for name in names], len(self.places), in_place)
                 self.places |= {(component, name): (stack, position) for position, name in enumerate(names)}
         self._vectors = Vectors(
@@ -80,6 +80,17 @@ class Patcher:
         self._components = frozenset(parts)
         self._modules = list(self.places.values())  # by their numbers
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
+
+    def joined(self, component: str, names: Sequence[str]) -> torch.Tensor | None:
+        """Weights of linear layers as one, [their outs, in]: a view of what LoRAs are patched into.
+
+        None where they do not lie there one after another, or may come to lie elsewhere.
+        """
+        (stack, first), *others = (self.places[component, name] for name in names)
+        follow = [(stack, position) for position in range(first + 1, first + len(names))]
+        if not stack.in_place or stack.parameters[first].ndim != 2 or others != follow:
+            return None
+        return stack.weights[first : first + len(names)].flatten(0, 1)
 
     def warm_up(self) -> None:
         """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
@@ -205,8 +216,8 @@ class Patcher:
             stack.touched.add(position)
 
 
-def _by_shape(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def _by_shape(weights: Mapping[str, torch.Tensor], order: Callable[[Iterable[str]], list[str]]) -> list[list[str]]:
     shapes: dict[tuple[int, ...], list[str]] = {}
-    for name in stack_order(weights):
+    for name in order(weights):
         shapes.setdefault(tuple(weights[name].shape), []).append(name)
     return list(shapes.values())

@@ -184,14 +184,16 @@ class StackedTerms:
 def _segments(
     positions: Sequence[int], terms: Sequence[StackedTerms]
 ) -> list[tuple[int, int, tuple[StackedTerms, ...]]]:
-    """[start, end) of consecutive positions that the same terms adapt, with those terms."""
+    """[start, end) of consecutive positions that neighbours of the same terms adapt, with those terms."""
     segments: list[tuple[int, int, tuple[StackedTerms, ...]]] = []
-    last: tuple[int, ...] = ()
+    last: tuple[tuple[int, int], ...] = ()
     for position in positions:
-        numbers = tuple(number for number, term in enumerate(terms) if position in term.index)
+        numbers = tuple(
+            (number, term.index[position] - position) for number, term in enumerate(terms) if position in term.index
+        )
         if segments and segments[-1][1] == position and numbers == last:
             segments[-1] = (segments[-1][0], position + 1, segments[-1][2])
         else:
-            segments.append((position, position + 1, tuple(terms[number] for number in numbers)))
+            segments.append((position, position + 1, tuple(terms[number] for number, _ in numbers)))
         last = numbers
     return segments

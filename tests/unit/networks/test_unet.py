@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import checkpoints
-from swiftdiffusion.python_backends.networks import unet as unet_module
+from swiftdiffusion.python_backends.networks import warm_up
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.unet import UNet
 from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf, pack
@@ -135,7 +135,7 @@ def test_slow_networks_are_evaluated_once_before_they_are_ready(
     monkeypatch.setattr(
         EncoderHalf, "forward", lambda half, *given: evaluated.append(len(given[0])) or forward(half, *given)
     )
-    monkeypatch.setattr(unet_module, "SLOW_S", 0.0)
+    monkeypatch.setattr(warm_up, "SLOW_S", 0.0)
     slow = UNet(checkpoint, CPU, torch.float32)
     assert evaluated == [1]
     tensors = arguments(checkpoint, 2, 16)

@@ -1,0 +1,96 @@
+"""diffusers' `Attention` of SD's and SDXL's transformers without what it does for others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from ..lora.patching.patcher import Patcher
+
+
+class FusedAttention(Attention):
+    """`Attention` with `AttnProcessor2_0`.
+
+    Attributes:
+        qkv: The weights of `to_q`, `to_k` and `to_v` as one, [3 · width, in]: a view of theirs; None where they do not
+            lie beside each other.
+    """
+
+    qkv: torch.Tensor | None = None
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, **_: object
+    ) -> torch.Tensor:
+        """[B, tokens, width] → [B, tokens, width].
+
+        Args:
+            hidden_states: [B, tokens, width].
+            encoder_hidden_states: What `to_k` and `to_v` take, [B or less, …]; None for self-attention. With fewer rows
+                than B, the first ones' keys and values are zeros, and these rows get `to_out`'s bias.
+        """
+        if encoder_hidden_states is None:
+            return self.to_out[0](self._mixed(*self._of_itself(hidden_states)))
+        zeros = len(hidden_states) - len(encoder_hidden_states)
+        keys, values = self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
+        if not zeros:
+            return self.to_out[0](self._mixed(self.to_q(hidden_states), keys, values))
+        out, last = torch.empty_like(hidden_states), self.to_out[0]
+        out[:zeros] = last.bias
+        if len(keys):
+            mixed = self._mixed(self.to_q(hidden_states[zeros:]), keys, values)
+            torch.addmm(last.bias, mixed.flatten(0, 1), last.weight.t(), out=out[zeros:].flatten(0, 1))
+        return out
+
+    def _of_itself(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        layers = self.to_q, self.to_k, self.to_v
+        if self.qkv is None or any(are_hooked(layer) for layer in layers):
+            return tuple(layer(hidden_states) for layer in layers)
+        return functional.linear(hidden_states, self.qkv).chunk(3, dim=-1)
+
+    def _mixed(self, *qkv: torch.Tensor) -> torch.Tensor:
+        heads = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in qkv)
+        return functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+def are_hooked(*modules: torch.nn.Module | None) -> bool:
+    """Whether any has something to add to what it gives, as LoRAs beside the weights have: it must be called then."""
+    return any(module is not None and bool(module._forward_hooks) for module in modules)
+
+
+def fuse_attention(attention: Attention) -> None:
+    """Changes an attention's class in place, if it has nothing that FusedAttention leaves out."""
+    plain: Any = (
+        attention.spatial_norm,
+        attention.group_norm,
+        attention.norm_q,
+        attention.norm_k,
+        attention.norm_cross,
+        attention.added_kv_proj_dim,
+    )
+    if (
+        type(attention) is Attention
+        and not any(plain)
+        and attention.rescale_output_factor == 1.0
+        and not attention.residual_connection
+        and attention.dropout == 0.0
+        and attention.to_out[0].bias is not None
+    ):
+        attention.__class__ = FusedAttention
+
+
+def fuse_attentions(network: torch.nn.Module) -> None:
+    """Changes those of a network, where they have nothing else."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            fuse_attention(module)
+
+
+def join_projections(patcher: Patcher, component: str, network: torch.nn.Module) -> None:
+    """Lets self-attentions whose q, k and v a patcher has laid beside each other compute them in one product."""
+    for name, module in network.named_modules():
+        if isinstance(module, FusedAttention) and not module.is_cross_attention:
+            module.qkv = patcher.joined(component, [f"{name}.{layer}" for layer in ("to_q", "to_k", "to_v")])

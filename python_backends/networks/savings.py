@@ -1,0 +1,35 @@
+"""What a GPU's networks leave out or do together, compared with diffusers' modules: each can be left off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Savings:
+    """All by default; `benchmarks/gpu.py --parts ideas` measures what each one saves.
+
+    Attributes:
+        divisions: Attention does not divide by 1. The same bits.
+        qkv: Self-attention's q, k and v are one product, over the weights where they lie. To roundings.
+        norms: A transformer block's additions are one pass with the norms after them. To roundings.
+        biases: Biases of a residual block's convolutions are added in passes that there are anyway. To roundings.
+        zero_prompts: Rows whose prompt's embeddings are zeros, as SDXL's empty negative prompt's are, get
+            cross-attention's bias, which is all that it gives them. The same, but for what a smaller batch rounds.
+        times: The projections of the time embedding are a product for each width. To roundings.
+        tuned_convolutions: cuDNN times its algorithms when a model loads and takes the fastest. To roundings.
+    """
+
+    divisions: bool = True
+    qkv: bool = True
+    norms: bool = True
+    biases: bool = True
+    zero_prompts: bool = True
+    times: bool = True
+    tuned_convolutions: bool = True
+
+
+ALL = Savings()
+NONE = Savings(*[False] * 7)
+EXACT = Savings(True, *[False] * 6)
+"""Those that keep diffusers' bits on a CPU too."""
