@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gpu_grouped_lora
+import gpu_ideas
 import gpu_kernels
 import gpu_lora
 import gpu_masked
@@ -29,7 +30,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/gpu.json"
-PARTS = ("kernels", "unet", "masked", "controlnet", "lora", "grouped_lora", "vae")
+PARTS = ("kernels", "unet", "ideas", "masked", "controlnet", "lora", "grouped_lora", "vae")
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
 
 
@@ -73,6 +74,10 @@ class Bench:
             torch.compiler.reset()
             _free()
         return results
+
+    def ideas(self) -> dict[str, Any]:
+        """What each saving of the fused modules saves."""
+        return gpu_ideas.measure(self._unet, self._rounds)
 
     def masked(self) -> dict[str, Any]:
         """Steps over a mask's tokens, by a template that is on the GPU."""
@@ -170,6 +175,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
         kernels.add_row(row["op"], shape, f"{times['ours']:.1f}", f"{times['torch']:.1f}", ratio, share)
     if kernels.rows:
         console.print(kernels)
+    if "ideas" in results:
+        console.print(gpu_ideas.table(results["ideas"]))
     if "grouped_lora" in results:
         console.print(gpu_grouped_lora.table(results["grouped_lora"]))
     if checks := _checks(results):

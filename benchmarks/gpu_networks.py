@@ -13,7 +13,9 @@ from lora_workloads import SDXL
 
 from swiftdiffusion.python_backends.networks.controlnet_modules import PositionalControlNet
 from swiftdiffusion.python_backends.networks.runtimes import Runtime
-from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf, join, pack
+from swiftdiffusion.python_backends.networks.savings import ALL, Savings
+from swiftdiffusion.python_backends.networks.unet_halves import join, pack
+from swiftdiffusion.python_backends.networks.warm_up import tuned_convolutions
 
 REAL = SDXL | {
     "block_out_channels": (320, 640, 1280),
@@ -84,11 +86,17 @@ def diffusers_call(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) ->
 class Ours:
     """A shard's two halves: fused, channels-last, and CUDA graphs where there is CUDA."""
 
-    def __init__(self, network: UNet2DConditionModel) -> None:
-        """Changes the network."""
-        device = network.conv_in.weight.device
-        Runtime().prepare(network, device)
-        self.network, self.running = network, Runtime().unet(network, device, network.conv_in.weight.dtype)
+    def __init__(self, network: UNet2DConditionModel, savings: Savings = ALL) -> None:
+        """Changes the network.
+
+        Args:
+            network: The UNet, on its device.
+            savings: What its modules leave out or do together.
+        """
+        self._device, runtime = network.conv_in.weight.device, Runtime(savings=savings)
+        runtime.prepare(network, self._device)
+        self.network, self._savings = network, savings
+        self.running = runtime.unet(network, self._device, network.conv_in.weight.dtype)
 
     @staticmethod
     def given(given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -97,8 +105,10 @@ class Ours:
 
     def eager(self, given: tuple[torch.Tensor, ...], weights: str | None = None) -> torch.Tensor:
         """A step of the fused network without graphs."""
+        assert self.running.modules is not None
+        encoder, decoder = self.running.modules
         context = self._prompts(given, weights)
-        return DecoderHalf(self.network)(context, *EncoderHalf(self.network)(*given[:2], context, *given[3:]))
+        return decoder(context, *encoder(*given[:2], context, *given[3:]))
 
     def step(
         self, given: tuple[torch.Tensor, ...], residuals: Call | None = None, weights: str | None = "the same"
@@ -111,14 +121,17 @@ class Ours:
             weights: Names them, so that prompts' keys and values are those of the step before; None makes them anew.
         """
         context = self._prompts(given, weights)
-        halfway = self.running.encoder(*given[:2], context, *given[3:])
-        if residuals is not None:
-            join(halfway, residuals())
-        return self.running.decoder(context, *halfway)
+        with tuned_convolutions(self._device, self._savings.tuned_convolutions):
+            halfway = self.running.encoder(*given[:2], context, *given[3:])
+            if residuals is not None:
+                join(halfway, residuals())
+            return self.running.decoder(context, *halfway)
 
     def _prompts(self, given: tuple[torch.Tensor, ...], weights: str | None) -> torch.Tensor:
-        assert self.running.prompts is not None
-        return self.running.prompts(given[2], weights)
+        prompts = self.running.prompts
+        assert prompts is not None
+        projected = prompts(given[2], weights)
+        return projected[prompts.zeros :]
 
 
 class OurControlNet:
@@ -161,7 +174,7 @@ def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:
 
 def in_float32(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What diffusers' module gives in float32."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return diffusers_call(deepcopy(network).float(), tuple(tensor.float() for tensor in given))()
 
 

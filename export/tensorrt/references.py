@@ -83,7 +83,7 @@ class TorchReference:
     def run(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         """Outputs by name, float32."""
         given = {name: tensor.to(self._device, torch.float32) for name, tensor in inputs.items()}
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             if self._is_encoder:
                 halfway = self._half(*(given.get(name, torch.empty(0)) for name in ENCODER_INPUTS))
                 return dict(zip(halfway_of(len(halfway)), halfway, strict=True))

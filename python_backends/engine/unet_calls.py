@@ -71,6 +71,7 @@ def unet_calls(
     """The calls that evaluate the rows given to one shard: one per shape of inputs.
 
     Rows whose transformers are told something are called apart: the others go by traces, or by graphs of whole halves.
+    Of rows with the same LoRAs the unconditional ones come first, whose prompts may be zeros: these are left out.
 
     Args:
         rows: (request, half) pairs.
@@ -87,7 +88,7 @@ def unet_calls(
         return () if tokens is None else tokens.sizes
 
     calls = []
-    ordered = sorted(asked, key=lambda row: (shapes(row), masked(row), row[0].loras.current))
+    ordered = sorted(asked, key=lambda row: (shapes(row), masked(row), row[0].loras.current, row[1]))
     for _, group in groupby(ordered, key=shapes):
         members = tuple(group)
         tokens = tuple(asked[row] for row in members)

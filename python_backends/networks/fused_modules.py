@@ -33,18 +33,20 @@ class FusedResnetBlock2D(ResnetBlock2D):
 
     Attributes:
         joins_biases: Whether the convolutions' biases are added with the time embedding and the residual.
+        of_time: Where its own is among what `TimeProjections` gives; None where it is given the time embedding.
     """
 
     joins_biases = False
+    of_time: slice | None = None
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *_: object) -> torch.Tensor:
         """[B, C, h, w] → [B, C', h, w].
 
         Args:
             input_tensor: [B, C, h, w].
-            temb: The time embedding [B, E]; None in a VAE.
+            temb: The time embedding [B, E], or what `TimeProjections` gave; None in a VAE.
         """
-        embedding = None if temb is None else self.time_emb_proj(functional.silu(temb))
+        embedding = None if temb is None else self._of_time(temb)
         if self.joins_biases and not are_hooked(self.conv1, self.conv2, self.conv_shortcut):
             return self._with_joined_biases(input_tensor, embedding)
         hidden_states = self.conv1(self.norm1(input_tensor))
@@ -52,6 +54,9 @@ class FusedResnetBlock2D(ResnetBlock2D):
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         return input_tensor + hidden_states
+
+    def _of_time(self, temb: torch.Tensor) -> torch.Tensor:
+        return self.time_emb_proj(functional.silu(temb)) if self.of_time is None else temb[:, self.of_time]
 
     def _with_joined_biases(self, input_tensor: torch.Tensor, embedding: torch.Tensor | None) -> torch.Tensor:
         shift, bias = self.conv1.bias.expand(len(input_tensor), -1), self.conv2.bias

@@ -29,6 +29,7 @@ from .savings import ALL, Savings
 from .scratch import Scratch
 from .stack_graphs import StackGraphs
 from .stack_modules import StackModules
+from .time_projections import TimeProjections
 from .token_stacks import TokenStacks
 from .unet_halves import DecoderHalf, EncoderHalf
 
@@ -69,6 +70,7 @@ class RunningUNet:
         encoder: Called as `EncoderHalf` is.
         decoder: Called as `DecoderHalf` is.
         stacks: Its transformers, as mask-aware calls use them; None where there are none such.
+        modules: What encoder and decoder compute, call by call; None of engines.
     """
 
     patcher: LoraPatcher
@@ -77,6 +79,7 @@ class RunningUNet:
     beside: BesideLoras | None = None
     prompts: KeptPrompts | None = None
     stacks: TokenStacks | None = None
+    modules: tuple[EncoderHalf, DecoderHalf] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class Runtime:
         patcher = Patcher({UNET: unet}, in_place=captures or None)  # moves the weights, and so comes before any graph
         if self.savings.qkv:
             join_projections(patcher, UNET, unet)
-        halves = EncoderHalf(unet), DecoderHalf(unet)
+        times = TimeProjections(unet, patcher, UNET) if self.savings.times else None
+        halves = EncoderHalf(unet, times), DecoderHalf(unet)
         if self.name == COMPILE:
             encoder, decoder = map(torch.compile, halves)
             return RunningUNet(patcher, encoder, decoder, prompts=_prompts(device, dtype))
@@ -150,7 +154,7 @@ class Runtime:
         )
         if not captures:
             stacks = TokenStacks(unet, partial(StackModules, beside=beside.of))
-            return RunningUNet(patcher, *halves, beside, projections, stacks)
+            return RunningUNet(patcher, *halves, beside, projections, stacks, halves)
         site, scratch = _site(device), Scratch(device, int(SCRATCH_SHARE * memory_of(device)))
         calls = partial(StackGraphs, site=_site(device), scratch=scratch, projections=projections, beside=beside)
         stacks = TokenStacks(unet, calls, site.outside)
@@ -160,7 +164,7 @@ class Runtime:
 
         encoder = CudaGraphs(halves[0], site, slice(2, 3), variant)  # projections lie where they lay
         decoder = CudaGraphs(halves[1], site, slice(None), variant)
-        return RunningUNet(patcher, encoder, decoder, beside, projections, stacks)
+        return RunningUNet(patcher, encoder, decoder, beside, projections, stacks, halves)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diffusers import UNet2DConditionModel
 
 Halfway = tuple[torch.Tensor, ...]
 """What goes from one half to the other: mid block output [B, C, h, w] (without a mid block its input), time embedding
-[B, E], then the skips: what `conv_in` and the layers of the down blocks give, in their order."""
+[B, E] or what is made of it, then the skips: what `conv_in` and the layers of the down blocks give, in their order."""
 
 
 UNUSED = ("encoder_hid_proj", "class_embedding", "time_embed_act", "position_net")
@@ -24,8 +24,12 @@ UNUSED = ("encoder_hid_proj", "class_embedding", "time_embed_act", "position_net
 class EncoderHalf(torch.nn.Module):
     """Embeddings, `conv_in`, down blocks and mid block of diffusers' `UNet2DConditionModel.forward`, in its order."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, times: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         """Shares the UNet's modules.
+
+        Args:
+            unet: The module.
+            times: Makes what its residual blocks take in place of the time embedding; None for that itself.
 
         Raises:
             ValueError: If it has parts that neither SD 1.5 nor SDXL has.
@@ -34,7 +38,7 @@ class EncoderHalf(torch.nn.Module):
         unknown = [name for name in UNUSED if getattr(unet, name, None) is not None]
         if unknown or unet.config.center_input_sample:
             raise ValueError(f"not a UNet of SD 1.5 or SDXL: it has {', '.join(unknown) or 'centred inputs'}")
-        self.unet = unet
+        self.unet, self._times = unet, times
 
     def forward(
         self,
@@ -62,6 +66,8 @@ class EncoderHalf(torch.nn.Module):
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added)
         if more is not None:
             embedding = embedding + more
+        if self._times is not None:
+            embedding = self._times(embedding)
         sample = unet.conv_in(latents)
         skips: tuple[torch.Tensor, ...] = (sample,)
         for block in unet.down_blocks:

@@ -1,0 +1,80 @@
+"""What each of `networks.savings` saves in a UNet step: with all of them, and with all but one, in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import torch
+from gpu_networks import Ours, diffusers_call, in_float32, inputs, relative_error
+from gpu_timing import Timing, compare
+from rich.table import Table
+
+from swiftdiffusion.python_backends.networks.savings import ALL, NONE, Savings
+
+Make = Callable[[], Any]
+DEPENDENT = ("qkv", "zero_prompts")
+"""Nothing without `divisions`: what these are compared with has it, and what it is compared with has none of them."""
+
+
+def variants() -> dict[str, tuple[Savings, Savings]]:
+    """Of each saving: with it, and without."""
+    pairs = {each.name: (ALL, replace(ALL, **{each.name: False})) for each in fields(Savings)}
+    without = replace(ALL, **dict.fromkeys(DEPENDENT, False))
+    return pairs | {"divisions": (without, replace(without, divisions=False)), "all": (ALL, NONE)}
+
+
+def measure(make: Make, rounds: int) -> dict[str, Any]:
+    """For two rows, of which the first has a prompt of zeros as SDXL's empty negative prompt is, and for one with one.
+
+    Args:
+        make: A UNet of the same weights, each time it is called.
+        rounds: Measured turns.
+    """
+    results: dict[str, Any] = {}
+    for rows in (2, 1):
+        reference = make()
+        given = inputs(reference, rows)
+        given[2][: rows // 2] = 0
+        exact = in_float32(reference, given)
+        eager = relative_error(diffusers_call(reference, given)(), exact)
+        del reference
+        results[f"{rows} rows"] = {"diffusers": {"error_against_float32": eager}}
+        for name, pair in variants().items():
+            results[f"{rows} rows"][name] = _compared(make, given, exact, pair, rounds)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return results
+
+
+def _compared(
+    make: Make, given: tuple[torch.Tensor, ...], exact: torch.Tensor, pair: tuple[Savings, Savings], rounds: int
+) -> dict[str, Any]:
+    names = ("with", "without")
+    networks = {name: Ours(make(), savings) for name, savings in zip(names, pair, strict=True)}
+    calls = {name: (lambda ours=ours, mine=ours.given(given): ours.step(mine)) for name, ours in networks.items()}
+    predicted = {name: call().clone() for name, call in calls.items()}
+    timings = compare(calls, rounds)
+    return {
+        "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
+        "saved_ms": round(timings["without"].median_ms - timings["with"].median_ms, 4),
+        "same_bits": bool(torch.equal(predicted["with"], predicted["without"])),
+        "error_against_float32": {name: relative_error(each, exact) for name, each in predicted.items()},
+    }
+
+
+def table(results: dict[str, Any]) -> Table:
+    """What each saved."""
+    shown = Table("rows", "saving", "ms with", "without", "saves", "quartiles", "same bits")
+    for rows, savings in results.items():
+        for name, each in savings.items():
+            if "milliseconds" in each:
+                with_, without = (Timing(**each["milliseconds"][side]) for side in ("with", "without"))
+                low, high = with_.quartiles_ms
+                numbers = (with_.median_ms, without.median_ms, each["saved_ms"])
+                spread = f"{low:.3f} to {high:.3f}"
+                shown.add_row(rows, name, *(f"{number:.3f}" for number in numbers), spread, str(each["same_bits"]))
+    return shown

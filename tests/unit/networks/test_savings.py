@@ -1,0 +1,175 @@
+"""What fused networks save changes no more than roundings: with LoRAs in the weights or beside them, ControlNets,
+prompts of zeros, as graphs; and each can be left off.
+
+On the CPU, where the operators are their references, most of it keeps every bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import checkpoints
+import lora_files
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks import runtimes
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.fused_attention import FusedAttention
+from swiftdiffusion.python_backends.networks.fused_modules import fuse
+from swiftdiffusion.python_backends.networks.prompt_projections import leading_zeros
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
+from swiftdiffusion.python_backends.networks.savings import ALL, EXACT, NONE, Savings
+from swiftdiffusion.python_backends.networks.unet import UNet, example
+from swiftdiffusion.python_backends.networks.unet_halves import residual_size
+from tape import Tape
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+ROUNDINGS = 2e-6
+ALONE = [replace(EXACT, **{each.name: True}) for each in fields(Savings)]
+"""Each beside that without which some others are nothing."""
+
+
+@dataclass(frozen=True)
+class FusedRuntime(Runtime):
+    """As on a GPU, but for the layout: that costs roundings of its own."""
+
+    def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
+        fuse(network, self.savings)
+
+
+class Case(NamedTuple):
+    checkpoint: Checkpoint
+    plain: UNet
+    loras: dict[str, CanonicalLora]
+    linear: dict[str, CanonicalLora]
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    directory = tmp_path_factory.mktemp(request.param)
+    checkpoint = Checkpoint(getattr(checkpoints, request.param)(directory / "checkpoint", depth=2))
+    shapes, read = BaseModules.of(checkpoint).shapes["unet"], Canonicaliser(checkpoint).read
+
+    def loras(names: dict[str, tuple[int, ...]], *seeds: int) -> dict[str, CanonicalLora]:
+        files = {seed: lora_files.kohya({"unet": names}, seed=seed) for seed in seeds}
+        return {f"{seed:016x}": read(file.save(directory / f"{seed}.safetensors")) for seed, file in files.items()}
+
+    linear = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    plain = UNet(checkpoint, CPU, torch.float32, Runtime(savings=NONE))
+    return Case(checkpoint, plain, loras(dict(shapes), 1, 2), loras(linear, 3, 4))
+
+
+def captured(case: Case, savings: Savings) -> UNet:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(runtimes.RECORDERS, "cpu", Tape)
+        return UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(savings=savings), most_rows=4)
+
+
+def inputs(case: Case, rows: int, zeros: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(each.shape, generator=random).abs() for name, each in example(case.checkpoint, rows).items()
+    }
+    tensors["LATENTS"] = torch.randn(rows, case.checkpoint.unet_channels, 8, 8, generator=random)
+    tensors["ENCODER_HIDDEN_STATES"][:zeros] = 0
+    return tensors
+
+
+def assert_same(found: torch.Tensor, wanted: torch.Tensor, savings: Savings) -> None:
+    if savings.biases:
+        assert (found - wanted).norm() <= ROUNDINGS * wanted.norm()
+    else:
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("savings", [NONE, EXACT, *ALONE, ALL], ids=str)
+def test_each_keeps_the_picture(case: Case, savings: Savings) -> None:
+    unet = captured(case, savings)
+    for rows, zeros in ((2, 0), (2, 1), (1, 0), (1, 1), (4, 2), (4, 1), (3, 0), (2, 1)):
+        for seed in range(2):
+            tensors = inputs(case, rows, zeros, seed)
+            assert_same(unet(tensors, "none"), case.plain(tensors), savings)
+
+
+def test_loras_in_the_weights_and_back(case: Case) -> None:
+    (a, b), unet = case.loras.values(), captured(case, ALL)
+    tensors = inputs(case, 4, 2)
+    before = unet(tensors, "none")
+    for number, loras in enumerate(([(a, 0.8)], [(b, 1.0), (a, -0.5)], [])):
+        for each in (unet, case.plain):
+            each.patcher.apply(loras)
+        assert_same(unet(tensors, str(number)), case.plain(tensors), ALL)
+        assert torch.equal(unet(tensors, str(number)), before) == (not loras)
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_rows_with_loras_beside_the_weights(case: Case, is_captured: bool) -> None:
+    """Of convolutions too, where graphs are not captured: as on a GPU."""
+    loras = case.linear if is_captured else case.loras
+    a, b = (((key, 0.8),) for key in loras)
+    unet = captured(case, ALL) if is_captured else UNet(case.checkpoint, CPU, torch.float32, FusedRuntime())
+    tensors = inputs(case, 4, 2)
+    for sets in ([a, (), a, b], [(), (), (), ()], [b, b, a, ()]):
+        found = []
+        for each in (unet, case.plain):
+            assert each.beside is not None
+            each.beside.use(sets if any(sets) else (), loras.__getitem__)
+            found.append(each(tensors, repr(sets)))
+            each.beside.use((), loras.__getitem__)
+        assert_same(*found, ALL)
+
+
+def test_residuals_of_controlnets(case: Case) -> None:
+    unet, tensors = captured(case, ALL), inputs(case, 2, 1)
+    found = []
+    for each in (unet, case.plain):
+        encoded = each.encode(tensors, "none")
+        residuals = torch.randn(2, residual_size(encoded.halfway), generator=torch.Generator().manual_seed(0))
+        found.append(each.decode(encoded, residuals))
+    assert_same(*found, ALL)
+
+
+def test_what_a_load_captures_serves_every_batch_of_whole_requests(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes: list[Tape] = []
+    monkeypatch.setitem(runtimes.RECORDERS, "cpu", lambda device: tapes.append(Tape(device)) or tapes[-1])
+    unet = UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(), most_rows=8)
+    before = sum(tape.recorded for tape in tapes)
+    assert before
+    height, width = (side // case.checkpoint.vae_scale_factor for side in case.checkpoint.default_size)
+    batches = [(rows, zeros) for rows in (2, 4, 6, 8) for zeros in (0, 1, rows // 2)]
+    for rows, zeros in [(1, 0), (1, 1), *batches]:
+        tensors = inputs(case, rows, zeros)
+        latents = torch.randn(rows, case.checkpoint.unet_channels, height, width)
+        unet(tensors | {"LATENTS": latents}, "none")
+    assert sum(tape.recorded for tape in tapes) == before
+
+
+def test_rows_of_zeros_are_left_out_where_they_are_a_half_or_all() -> None:
+    def zeros(*rows: int) -> int:
+        embeddings = torch.tensor(rows)[:, None, None].expand(-1, 2, 3).clone()
+        embeddings[:, 1] = 0
+        return leading_zeros(embeddings)
+
+    assert [zeros(0, 1), zeros(0), zeros(0, 0, 1, 1), zeros(0, 0)] == [1, 1, 2, 2]
+    assert [zeros(1), zeros(1, 0), zeros(0, 1, 1), zeros(0, 0, 1), zeros(0, 1, 0, 1)] == [0, 0, 0, 0, 0]
+
+
+def test_projections_lie_beside_each_other_and_stay_patchable(case: Case) -> None:
+    unet = case.checkpoint.load_unet(CPU, torch.float32)
+    fuse(unet, ALL)
+    patcher = Patcher({"unet": unet}, in_place=True)
+    for name, module in unet.named_modules():
+        if isinstance(module, FusedAttention) and not module.is_cross_attention:
+            layers = [f"{name}.{layer}" for layer in ("to_q", "to_k", "to_v")]
+            joined = patcher.joined("unet", layers)
+            assert joined is not None
+            for layer, part in zip(layers, joined.chunk(3), strict=True):
+                assert part.data_ptr() == unet.get_submodule(layer).weight.data_ptr()
+    assert Patcher({"unet": unet}).joined("unet", layers) is None, "modules are pointed to other weights"
