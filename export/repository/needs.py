@@ -3,11 +3,11 @@
 | parameter | |
 |---|---|
 | `needs_mib` | memory of one process in a call for one request of the default size, without what every process takes |
-| `answer_mib` | of a ControlNet: residuals of that call, which pass through shared memory |
+| `answer_mib` | of a ControlNet: residuals of that call, which pass through shared memory, or a GPU's pool |
 | `gflop` | 10⁹ floating-point operations of that call |
 
 Memory is that of the GPU for what is on one. Nobody has measured what engines need: models that run them have no such
-parameters.
+parameters but `answer_mib`.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def controlnet(network: ServedControlNet, checkpoint: Checkpoint, options: Servi
     """Of a ControlNet, with the embedded pictures that it keeps."""
     gpu = network.gpus[0] if network.gpus else None
     module = PositionalControlNet(ControlNetFiles.look(network.path, checkpoint).empty())
-    if _has_engine(options, gpu) and not module.control_modes:
-        return {}
     needs, dtype = controlnet_needs(module, checkpoint), options.dtype_on(gpu)
-    answer = needs.answer * getattr(torch, dtype).itemsize // torch.float32.itemsize
-    return {**_parameters(needs, dtype, kept=EMBEDDING_BYTES), "answer_mib": _mib(answer)}
+    answer = {"answer_mib": _mib(needs.answer * getattr(torch, dtype).itemsize // torch.float32.itemsize)}
+    if _has_engine(options, gpu) and not module.control_modes:
+        return answer
+    return {**_parameters(needs, dtype, kept=EMBEDDING_BYTES), **answer}
 
 
 @cache
