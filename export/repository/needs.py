@@ -54,7 +54,7 @@ def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> d
 
 def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of a VAE encoder."""
-    return _parameters(_of(vae_encoder_needs, checkpoint), _vae_dtype(checkpoint, options))
+    return _parameters(_of(vae_encoder_needs, checkpoint), _vae_dtype(checkpoint, options, encodes=True))
 
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
@@ -62,9 +62,9 @@ def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, st
     return _parameters(_of(vae_needs, checkpoint), _vae_dtype(checkpoint, options))
 
 
-def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions) -> str:
+def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions, encodes: bool = False) -> str:
     dtype = getattr(torch, options.dtype_on(options.vae_gpu))
-    return str(checkpoint.vae_dtype(dtype)).removeprefix("torch.")
+    return str(checkpoint.vae_dtype(dtype, encodes)).removeprefix("torch.")
 
 
 def text_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:

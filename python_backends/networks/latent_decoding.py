@@ -16,7 +16,7 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     So a picture is the same in any company, and takes the memory of one: of SDXL's, 3.2 GB in float32 at 1024 x 1024.
 
     Args:
-        vae: On its device; one that overflows in float16 (`force_upcast`) is expected in float32.
+        vae: On its device, of `Checkpoint.vae_dtype`.
         latents: [B, C, h, w], float32.
 
     Returns:
