@@ -40,7 +40,13 @@ class TritonPythonModel(Model):
         settings = ModelSettings.from_triton(args)
         compute = ComputeSettings.from_settings(settings)
         catalogue = Catalogue(settings.path("loras"))
-        self._encoder = PromptEncoder(compute.checkpoint, compute.device, compute.dtype, catalogue=catalogue)
+        self._encoder = PromptEncoder(
+            compute.checkpoint,
+            compute.device,
+            compute.dtype,
+            catalogue=catalogue,
+            patches=settings.path("loras") is not None,
+        )
         self._kept = KeptEmbeddings()
         self._ends, self._busy = RequestEnds(), BusyTime(settings.name, settings.instance)
         self._outcomes = Outcomes(host_cache_directory())

@@ -45,7 +45,7 @@ from .engine.step_times import StepTimes
 from .engine.template_store import ENTRIES, TemplateStore
 from .engine.template_tiers import TemplateMetrics, template_tiers
 from .engine.unet_calls import UNetCall
-from .lora.patching.resident import ResidentLoras
+from .lora.patching.resident import ResidentLoras, device_bytes
 from .networks.digests import files_digest
 from .networks.kept_embeddings import KeptEmbeddings
 from .networks.kept_moments import KeptMoments
@@ -95,7 +95,7 @@ class TritonPythonModel(Model):
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]
         times = StepTimes()
-        loras = ResidentLoras(unet.patcher, host_cache_directory(), unet.beside)
+        loras = ResidentLoras(unet.patcher, host_cache_directory(), unet.beside, device_bytes(compute.device))
         metrics = ShardMetrics(parameters["pipeline"], settings.name, settings.instance)
         evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings), metrics)
         height, width = compute.checkpoint.default_size

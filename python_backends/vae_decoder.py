@@ -45,7 +45,7 @@ INFO_KEYWORD = "swiftdiffusion"
 
 
 class TritonPythonModel(Model):
-    """Decodes the latents of a batch (Triton only batches equal shapes) in one call."""
+    """Decodes the latents of a batch (Triton only batches equal shapes) one by one; makes files beside each other."""
 
     computes = True
 

@@ -48,7 +48,7 @@ class TritonPythonModel(Model):
         self._pictures, self._kept = Pictures(), KeptMoments()
         self._known: LRUCache[tuple[str, ...], str] = LRUCache(MOST_KNOWN)
         self._takes_masked = checkpoint.only_inpaints
-        self._encoder = VaeEncoder(checkpoint.load_vae(compute.device, compute.dtype))
+        self._encoder = VaeEncoder(checkpoint.load_vae(compute.device, compute.dtype, encodes=True))
         keep_freed_memory()
         Runtime().prepare(self._encoder, compute.device)
         encode_picture(self._encoder, np.zeros((*checkpoint.default_size, 3), np.uint8))

@@ -3,11 +3,11 @@
 | parameter | |
 |---|---|
 | `needs_mib` | memory of one process in a call for one request of the default size, without what every process takes |
-| `answer_mib` | of a ControlNet: residuals of that call, which pass through shared memory |
+| `answer_mib` | of a ControlNet: residuals of that call, which pass through shared memory, or a GPU's pool |
 | `gflop` | 10⁹ floating-point operations of that call |
 
 Memory is that of the GPU for what is on one. Nobody has measured what engines need: models that run them have no such
-parameters.
+parameters but `answer_mib`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> d
 
 def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of a VAE encoder."""
-    return _parameters(_of(vae_encoder_needs, checkpoint), _vae_dtype(checkpoint, options))
+    return _parameters(_of(vae_encoder_needs, checkpoint), _vae_dtype(checkpoint, options, encodes=True))
 
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
@@ -62,9 +62,9 @@ def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, st
     return _parameters(_of(vae_needs, checkpoint), _vae_dtype(checkpoint, options))
 
 
-def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions) -> str:
+def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions, encodes: bool = False) -> str:
     dtype = getattr(torch, options.dtype_on(options.vae_gpu))
-    return str(checkpoint.vae_dtype(dtype)).removeprefix("torch.")
+    return str(checkpoint.vae_dtype(dtype, encodes)).removeprefix("torch.")
 
 
 def text_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
@@ -78,11 +78,11 @@ def controlnet(network: ServedControlNet, checkpoint: Checkpoint, options: Servi
     """Of a ControlNet, with the embedded pictures that it keeps."""
     gpu = network.gpus[0] if network.gpus else None
     module = PositionalControlNet(ControlNetFiles.look(network.path, checkpoint).empty())
-    if _has_engine(options, gpu) and not module.control_modes:
-        return {}
     needs, dtype = controlnet_needs(module, checkpoint), options.dtype_on(gpu)
-    answer = needs.answer * getattr(torch, dtype).itemsize // torch.float32.itemsize
-    return {**_parameters(needs, dtype, kept=EMBEDDING_BYTES), "answer_mib": _mib(answer)}
+    answer = {"answer_mib": _mib(needs.answer * getattr(torch, dtype).itemsize // torch.float32.itemsize)}
+    if _has_engine(options, gpu) and not module.control_modes:
+        return answer
+    return {**_parameters(needs, dtype, kept=EMBEDDING_BYTES), **answer}
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,14 @@ import torch
 from ..common.library_messages import silence_diffusers
 from ..networks.checkpoint import Checkpoint
 from ..networks.runtimes import TORCH, Runtime
+from ..shared_memory.user_cache import user_cache_directory
 from .memory import return_freed_memory
 
 if TYPE_CHECKING:
     from .settings import ModelSettings
+
+KERNELS_VARIABLE = "TRITON_CACHE_DIR"
+"""The Triton language's, for where it keeps what it has compiled; its own choice is in HOME, which may be read-only."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class ComputeSettings:
         device = torch.device("cpu" if settings.gpu is None else f"cuda:{settings.gpu}")
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            if KERNELS_VARIABLE not in os.environ:
+                os.environ[KERNELS_VARIABLE] = str(user_cache_directory("kernels"))
         return cls(
             checkpoint=Checkpoint(settings.required_path("checkpoint")),
             device=device,

@@ -20,6 +20,7 @@ from .binary import ServerBinary, find_server_binary
 from .checks import Check, Status
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
 from .gpus import gpu_names
+from .kernel_compiler import check_kernel_compiler
 from .needs import check_needs
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
@@ -119,18 +120,18 @@ def _placed(wanted: Mapping[int, Sequence[str]]) -> Iterator[Check]:
 
 
 def _runtimes(repository: Path) -> Iterator[Check]:
-    """The Triton language, if anything is on a GPU; TensorRT, if anything runs engines."""
-    gpus, engines = wanted_gpus(repository), models_of_runtime(repository, "tensorrt")
-    wanted = {
-        "Triton language": (sorted({model for models in gpus.values() for model in models}), _require_triton),
-        "TensorRT": (engines, require_tensorrt),
-    }
+    """The Triton language with its compiler, if anything is on a GPU; TensorRT, if anything runs engines."""
+    on_gpus = sorted({model for models in wanted_gpus(repository).values() for model in models})
+    engines = models_of_runtime(repository, "tensorrt")
+    wanted = {"Triton language": (on_gpus, _require_triton), "TensorRT": (engines, require_tensorrt)}
     for subject, (models, require) in wanted.items():
         if models:
             try:
                 yield Check(subject, Status.OK, f"{require().__version__}, for {', '.join(models)}")
             except (MissingTritonError, TensorRTUnavailableError) as error:
                 yield Check(subject, Status.MISSING, f"wanted by {', '.join(models)}", str(error))
+    if on_gpus:
+        yield from check_kernel_compiler(", ".join(on_gpus))
 
 
 def _require_triton() -> ModuleType:

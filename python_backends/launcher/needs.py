@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..common.processors import allowed_cores
 from .checks import Check, Status
+from .cuda_pools import LEAST_MIB, cuda_pools
 from .free_memory import MIB, available_mib
 from .gpus import free_gpu_mib
 from .repository_weights import read_config
@@ -64,7 +65,7 @@ def check_needs(repository: Path, speed: Speed) -> Iterator[Check]:
             yield Check(f"memory of {model.name}", Status.OK, _of_model(model))
     shared = _shared_mib(models)
     yield _memory(models, shared)
-    yield from _gpu_memory(models)
+    yield from _gpu_memory(models, cuda_pools(repository))
     yield _shared_memory(shared)
     by_name = {model.name: model for model in models}
     for model in models:
@@ -102,14 +103,16 @@ def _memory(models: Sequence[_Model], shared_mib: int) -> Check:
     return Check("memory", Status.OK, found)
 
 
-def _gpu_memory(models: Sequence[_Model]) -> Iterator[Check]:
+def _gpu_memory(models: Sequence[_Model], pools: Mapping[int, int]) -> Iterator[Check]:
     needed: dict[int, int] = defaultdict(int)
     for model in models:
         for gpu in model.gpus:
             needed[gpu] += model.processes // len(model.gpus) * (model.needs_mib or 0)
     free = free_gpu_mib() if needed else {}
-    for gpu, mib in sorted(needed.items()):
-        found = f"{mib} MiB and CUDA's own" + (f"; {free[gpu]} MiB free" if gpu in free else "")
+    for gpu, of_models in sorted(needed.items()):
+        mib = of_models + pools.get(gpu, LEAST_MIB)
+        found = f"{mib} MiB, of them {mib - of_models} between models, and CUDA's own"
+        found += f"; {free[gpu]} MiB free" if gpu in free else ""
         if mib > free.get(gpu, mib):
             advice = "loading may fail: export with fewer models on this GPU"
             yield Check(f"memory of GPU {gpu}", Status.WARNING, found, advice)
@@ -133,8 +136,8 @@ def _shared_mib(models: Sequence[_Model]) -> int:
     pictures = residuals = 0
     shards = sum("controlnet_urls" in model.parameters for model in models)
     for model in models:
-        if "answer_mib" in model.parameters:  # a ControlNet's residuals are in its region and in the shard's
-            residuals += int(model.parameters["answer_mib"]) * (model.processes + shards)
+        if "answer_mib" in model.parameters:  # residuals that a CPU gave are in the ControlNet's region and the shard's
+            residuals += 0 if model.gpus else int(model.parameters["answer_mib"]) * (model.processes + shards)
             pictures = PICTURES_MIB
     embeddings = EMBEDDINGS_MIB if any("unet_shards" in model.parameters for model in models) else 0
     share = int(SHARE * shutil.disk_usage(SHARED_MEMORY).total / MIB)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .binary import ServerBinary
+from .cuda_pools import cuda_pools
 from .errors import InvalidRepositoryError, UnsupportedOptionError
 from .gpus import gpu_names
 
@@ -13,10 +14,11 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What can be tuned; the defaults suit pictures up to 2048x2048.
+    """What can be tuned.
 
     Attributes:
-        cuda_memory_pool_mib: server-side CUDA pool per GPU; holds the tensors that travel between models on GPUs.
+        cuda_memory_pool_mib: server-side CUDA pool per GPU; holds the tensors that travel between models on GPUs. None
+            sizes it by the ControlNets on each (`cuda_pools`).
         pinned_memory_pool_mib: pinned host memory for copies to and from GPUs.
         shm_default_mib: shared memory that each Python backend instance starts with.
         shm_growth_mib: step by which it grows when tensors do not fit.
@@ -33,7 +35,7 @@ class ServerOptions:
         extra_arguments: passed to tritonserver as they are.
     """
 
-    cuda_memory_pool_mib: int = 512
+    cuda_memory_pool_mib: int | None = None
     pinned_memory_pool_mib: int = 256
     shm_default_mib: int = 1
     shm_growth_mib: int = 1
@@ -47,8 +49,8 @@ class ServerOptions:
     trace_rate: int = 1
     extra_arguments: tuple[str, ...] = field(default=())
 
-    def arguments(self, binary: ServerBinary) -> list[str]:
-        """Command line arguments for tritonserver.
+    def arguments(self, binary: ServerBinary, repository: Path) -> list[str]:
+        """Command line arguments for tritonserver, on a repository.
 
         Raises:
             UnsupportedOptionError: an option was set that this version does not have.
@@ -66,7 +68,11 @@ class ServerOptions:
             f"--backend-config=python,stub-timeout-seconds={round(self.startup_timeout_seconds)}",
         ]
         devices = gpu_names()
-        arguments += [f"--cuda-memory-pool-byte-size={gpu}:{self.cuda_memory_pool_mib * MIB}" for gpu in devices]
+        if self.cuda_memory_pool_mib is not None:
+            pools = dict.fromkeys(devices, self.cuda_memory_pool_mib)
+        else:
+            pools = {gpu: mib for gpu, mib in cuda_pools(repository).items() if gpu in devices}
+        arguments += [f"--cuda-memory-pool-byte-size={gpu}:{mib * MIB}" for gpu, mib in sorted(pools.items())]
         if not self.auto_complete_config:
             arguments.append("--disable-auto-complete-config")
         if not devices:

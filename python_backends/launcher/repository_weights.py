@@ -55,15 +55,20 @@ def _references(config_file: Path) -> list[str]:
 
 def processes_of(config_file: Path) -> int:
     """Processes of a model; 0 if it is not a Python backend's, or cannot be read."""
+    config = readable_config(config_file)
+    if config is None or config.backend != "python":
+        return 0
+    return sum((group.count or 1) * max(1, len(group.gpus)) for group in config.instance_group) or 1
+
+
+def readable_config(config_file: Path) -> Any | None:
+    """A model's configuration; None for one that cannot be read, of which the server says what is wrong with it."""
     from google.protobuf import text_format
 
     try:
-        config = read_config(config_file)
-    except (OSError, ValueError, text_format.ParseError):  # the server says what is wrong with it
-        return 0
-    if config.backend != "python":
-        return 0
-    return sum((group.count or 1) * max(1, len(group.gpus)) for group in config.instance_group) or 1
+        return read_config(config_file)
+    except (OSError, ValueError, text_format.ParseError):
+        return None
 
 
 def read_config(config_file: Path) -> Any:

@@ -72,7 +72,13 @@ def serve(
         Path | None, typer.Option(help="Write the server's log there instead of to the terminal.", dir_okay=False)
     ] = None,
     cuda_memory_pool_mib: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_MEMORY, help="CUDA pool per GPU for tensors between models.")
+        int | None,
+        typer.Option(
+            min=0,
+            rich_help_panel=_MEMORY,
+            help="CUDA pool per GPU for tensors between models. Default: by the ControlNets that are there.",
+            show_default=False,
+        ),
     ] = _DEFAULTS.cuda_memory_pool_mib,
     pinned_memory_pool_mib: Annotated[
         int, typer.Option(min=0, rich_help_panel=_MEMORY, help="Pinned host memory pool.")

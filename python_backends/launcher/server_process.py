@@ -55,7 +55,7 @@ def server_command(
         command += admin_key.arguments()
     if grpc_tls is not None:
         command += grpc_tls.arguments()
-    return command + options.arguments(binary)
+    return command + options.arguments(binary, repository)
 
 
 def spawn(command: Sequence[str], environment: Mapping[str, str], log_path: Path) -> "subprocess.Popen[bytes]":

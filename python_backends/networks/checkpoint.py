@@ -69,16 +69,22 @@ class Checkpoint(CheckpointSettings):
         """
         return self._load_network("unet", dtype).to(device)
 
-    def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKL | AutoencoderTiny:
-        """The autoencoder in evaluation mode; in float32 if it overflows in float16 (`force_upcast`)."""
-        return self._load_network("vae", self.vae_dtype(dtype)).to(device)
+    def load_vae(
+        self, device: torch.device, dtype: torch.dtype, encodes: bool = False
+    ) -> AutoencoderKL | AutoencoderTiny:
+        """The autoencoder in evaluation mode, of `vae_dtype`."""
+        return self._load_network("vae", self.vae_dtype(dtype, encodes)).to(device)
 
-    def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What the autoencoder computes in where the rest is of this type."""
+    def vae_dtype(self, dtype: torch.dtype, encodes: bool = False) -> torch.dtype:
+        """What the autoencoder computes in where the rest is of this type: as diffusers' pipelines choose it.
+
+        Those of SD 1.5 take the same. Those of SDXL take float32 for one that says `force_upcast`: to decode beside
+        float16, to encode always.
+        """
         import torch
 
-        overflows = dtype == torch.float16 and self._vae_setting("force_upcast")
-        return torch.float32 if overflows else dtype
+        upcasts = self.family == "sdxl" and self._vae_setting("force_upcast")
+        return torch.float32 if upcasts and (encodes or dtype == torch.float16) else dtype
 
     def load_text_pipeline(self, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
         """A pipeline of tokenisers and text encoders only: its `encode_prompt` is the reference."""

@@ -13,7 +13,7 @@ from ..common.errors import InvalidRequestError
 from ..lora.files.lora_set import NO_LORAS, LoraSet
 from ..lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2
 from ..lora.patching.patcher import Patcher
-from ..lora.patching.resident import ResidentLoras
+from ..lora.patching.resident import ResidentLoras, device_bytes
 from ..request.prompt_syntax import parse_weighted
 from ..shared_memory.host_directory import host_cache_directory
 from ..shared_memory.keyed_arrays import key_of
@@ -98,6 +98,7 @@ class PromptEncoder:
         cache_bytes: int = 256 * 2**20,
         lora_directory: Path | None = None,
         catalogue: Catalogue | None = None,
+        patches: bool = False,
     ) -> None:
         """Loads the text encoders and warms them up.
 
@@ -108,13 +109,17 @@ class PromptEncoder:
             cache_bytes: Most bytes of embeddings that are remembered.
             lora_directory: Of canonical LoRAs; None for the server's.
             catalogue: Whose textual inversion embeddings become words.
+            patches: Whether LoRAs are expected: what the first would wait for is done at once then.
         """
         self._pipeline = checkpoint.load_text_pipeline(device, dtype)
         if catalogue is not None:
             load_embeddings(self._pipeline, embedding_files(catalogue))
         encoders = {name: getattr(self._pipeline, name, None) for name in (TEXT_ENCODER, TEXT_ENCODER_2)}
         patcher = Patcher({name: encoder for name, encoder in encoders.items() if encoder is not None})
-        self._loras = ResidentLoras(patcher, lora_directory or host_cache_directory())
+        if patches:
+            patcher.warm_up()
+        directory = lora_directory or host_cache_directory()
+        self._loras = ResidentLoras(patcher, directory, most_bytes=device_bytes(device))
         self._device = device
         self._encoders = TokenEncoders(self._pipeline, device)
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt

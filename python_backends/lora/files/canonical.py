@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -40,10 +40,6 @@ class Group:
     modules: tuple[str, ...]
     scales: tuple[float, ...]
     tensors: dict[str, torch.Tensor]
-
-    def to(self, device: torch.device) -> Group:
-        """A copy on a device."""
-        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
 from ..files.modules import adaptable_vectors, adaptable_weights, product_order, stack_order
 from .prepared import PreparedLora
+from .staging import Staging
 from .vectors import Vectors
 from .weight_stack import Patched, StackedTerms, WeightStack
 
@@ -93,9 +94,10 @@ class Patcher:
         return stack.weights[first : first + len(names)].flatten(0, 1)
 
     def warm_up(self) -> None:
-        """On a GPU: copies W0 and compiles the kernel for every type of factors, so that no LoRA pays for it."""
+        """On a GPU: copies W0, pins memory, compiles the kernel for every type of factors; no LoRA pays for it then."""
         if not self._one_launch:
             return
+        self._staging.send(())
         _, out, columns = self._stacks[0].weights.shape
         for dtype in TYPES:
             factors = torch.zeros(1, out, 1, dtype=dtype), torch.zeros(1, 1, columns, dtype=dtype)
@@ -115,6 +117,10 @@ class Patcher:
             stack.use_pristine(table)
         return table
 
+    @cached_property
+    def _staging(self) -> Staging:
+        return Staging(self._table.pristine.device)
+
     @torch.no_grad()
     def prepare(self, lora: CanonicalLora) -> CanonicalLora:
         """A LoRA as `apply` needs it: on a GPU it is packed there, which is most of the work of a first swap.
@@ -123,12 +129,8 @@ class Patcher:
         """
         if not self._one_launch or isinstance(lora, PreparedLora):
             return lora
-        device = self._table.pristine.device
-        groups = [
-            group.to(device) if self._is_of_vectors(group) else self._stack(group).in_order(group.to(device))
-            for group in lora.groups
-            if group.component in self._components
-        ]
+        sent = self._staging.send([group for group in lora.groups if group.component in self._components])
+        groups = [group if self._is_of_vectors(group) else self._stack(group).in_order(group) for group in sent]
         if any(group.form != "low_rank" or group.tensors.keys() != {"up", "down"} for group in groups):
             return PreparedLora(tuple(groups))
         numbers = [[self._number(group.component, module) for module in group.modules] for group in groups]

@@ -28,8 +28,17 @@ KEPT_BYTES = 2**29
 KNOWN_RANKS = 4096
 """LoRAs whose rank is remembered."""
 
-DEVICE_BYTES = 2**30
-"""LoRAs that are kept on a GPU, in bytes: SDXL's of rank 64 over all modules has about 0.4 · 10⁹."""
+DEVICE_BYTES, DEVICE_SHARE, FREE_SHARE = 2**30, 0.1, 0.5
+"""LoRAs that are kept on a GPU, of which SDXL's of rank 64 over all modules has 0.4 · 10⁹ bytes: what is reckoned with
+where the GPU is not known; most of its memory, and of what of it is free, as shares."""
+
+
+def device_bytes(device: torch.device) -> int:
+    """What LoRAs kept on a device may take of its memory, once everything else has been loaded."""
+    if device.type != "cuda":
+        return DEVICE_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    return min(int(DEVICE_SHARE * total), int(FREE_SHARE * free))
 
 
 class LoraPatcher(Protocol):
@@ -59,13 +68,20 @@ class ResidentLoras:
         current: The resident set.
     """
 
-    def __init__(self, patcher: LoraPatcher, directory: Path, beside: BesideLoras | None = None) -> None:
+    def __init__(
+        self,
+        patcher: LoraPatcher,
+        directory: Path,
+        beside: BesideLoras | None = None,
+        most_bytes: int = DEVICE_BYTES,
+    ) -> None:
         """Starts with no LoRAs.
 
         Args:
             patcher: Of the models.
             directory: The host cache.
             beside: Holds LoRAs beside the weights; None where that is not done.
+            most_bytes: That LoRAs kept on a GPU take.
         """
         self._patcher, self._beside = patcher, beside
         self._kept: LRUCache[LoraSet, KeptWeights] = LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept.nbytes)
@@ -73,7 +89,7 @@ class ResidentLoras:
         self._directory = directory
         self.current: LoraSet = NO_LORAS
         self._consistent = True
-        self._prepared: LRUCache[str, PreparedLora] = LRUCache(DEVICE_BYTES, getsizeof=lambda lora: lora.nbytes)
+        self._prepared: LRUCache[str, PreparedLora] = LRUCache(most_bytes, getsizeof=lambda lora: lora.nbytes)
         self._uploads: dict[str, Future[CanonicalLora]] = {}
         self._too_large: set[str] = set()
         self._stream: torch.cuda.Stream | None = None
@@ -187,7 +203,7 @@ class ResidentLoras:
 
     def _keep(self, key: str, lora: CanonicalLora) -> CanonicalLora:
         if isinstance(lora, PreparedLora):
-            if lora.nbytes <= DEVICE_BYTES:
+            if lora.nbytes <= self._prepared.maxsize:
                 self._prepared[key] = lora
             else:
                 self._too_large.add(key)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,30 @@ def test_a_runtime_that_is_not_there(repository: Path, monkeypatch: pytest.Monke
     assert {check.found for check in checks.values()} == {"wanted by unet_shard0"}
     assert "swiftdiffusion[kernels]" in checks["Triton language"].advice
     assert "tensorrt-cu13" in checks["TensorRT"].advice
+
+
+def test_kernels_want_a_c_compiler_and_python_s_headers(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checks() -> dict[str, Check]:
+        return {check.subject: check for check in run_checks(repository) if check.subject in ("C compiler", "Python.h")}
+
+    assert not checks()  # nothing is on a GPU
+    config = repository / "unet_shard0" / "config.pbtxt"
+    config.write_text(config.read_text() + "instance_group [ { kind: KIND_GPU gpus: [ 97 ] } ]\n")
+    headers, programs = tmp_path / "include", tmp_path / "programs"
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(headers)})
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.delenv("CC", raising=False)
+    assert {check.status for check in checks().values()} == {Status.MISSING}
+    assert all("wanted by unet_shard0" in check.found and "apt install" in check.advice for check in checks().values())
+    for file in (headers / "Python.h", programs / "clang"):
+        file.parent.mkdir()
+        file.touch(0o755)
+    assert {check.status for check in checks().values()} == {Status.OK}
+    assert checks()["C compiler"].found == f"{programs / 'clang'}, for unet_shard0"
+    monkeypatch.setenv("CC", str(programs / "cc"))
+    assert checks()["C compiler"].found.startswith(f"CC is {programs / 'cc'}, which is no program")
 
 
 def test_this_machine_can_serve(repository: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from swiftdiffusion.python_backends.launcher import free_memory, needs
+from swiftdiffusion.python_backends.launcher import free_memory, needs, options
+from swiftdiffusion.python_backends.launcher.binary import ServerBinary
 from swiftdiffusion.python_backends.launcher.checks import Check, Status
+from swiftdiffusion.python_backends.launcher.cuda_pools import cuda_pools
 from swiftdiffusion.python_backends.launcher.needs import (
     EMBEDDINGS_MIB,
     PLAIN_MIB,
@@ -19,15 +21,21 @@ from swiftdiffusion.python_backends.launcher.needs import (
     TORCH_MIB,
     check_needs,
 )
+from swiftdiffusion.python_backends.launcher.options import ServerOptions
 
 SHARD = {"needs_mib": "1000", "gflop": "400", "threads": "1", "controlnet_urls": "{}"}
 ELSEWHERE = "CPUs are not asked"
 
 
 def write(
-    repository: Path, name: str, parameters: Mapping[str, str], gpus: tuple[int, ...] = (), count: int = 1
+    repository: Path,
+    name: str,
+    parameters: Mapping[str, str],
+    gpus: tuple[int, ...] = (),
+    count: int = 1,
+    rows: int = 0,
 ) -> None:
-    config = model_config_pb2.ModelConfig(name=name, backend="python")
+    config = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=rows)
     config.instance_group.append(model_config_pb2.ModelInstanceGroup(count=count, gpus=gpus))
     for key, value in parameters.items():
         config.parameters[key].string_value = value
@@ -105,11 +113,40 @@ def test_gpus_are_added_up_one_by_one(repository: Path) -> None:
     write(repository, "unet_shard1", SHARD | {"needs_mib": "3500"}, gpus=(0,))
     write(repository, "controlnet_edges", {"needs_mib": "100", "threads": "1"}, gpus=(0, 1))
     found = checks(repository)
-    assert found["memory of GPU 0"].found == "4600 MiB and CUDA's own; 4000 MiB free"
+    assert found["memory of GPU 0"].found == "4664 MiB, of them 64 between models, and CUDA's own; 4000 MiB free"
     assert found["memory of GPU 0"].status is Status.WARNING
-    assert found["memory of GPU 1"].found == "100 MiB and CUDA's own"
+    assert found["memory of GPU 1"].found == "164 MiB, of them 64 between models, and CUDA's own"
     assert found["memory of GPU 1"].status is Status.OK
     assert found["memory of unet_shard0"].found == f"1000 MiB on GPU 0, {TORCH_MIB} MiB"
+
+
+def test_residuals_that_gpus_give_are_in_their_pools(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(repository, "unet_shard0", SHARD, gpus=(0,))
+    shared = checks(repository)["shared memory"].found
+    network = {"needs_mib": "100", "answer_mib": "0", "threads": "1"}
+    write(repository, "controlnet_edges", network, gpus=(0, 2), rows=16)
+    without = int(checks(repository)["shared memory"].found.split()[2])
+    assert without > int(shared.split()[2])  # pictures
+    write(repository, "controlnet_edges", network | {"answer_mib": "106"}, gpus=(0, 2), rows=16)
+    write(repository, "controlnet_poses", {"answer_mib": "106", "threads": "1"}, gpus=(2,), rows=16)  # an engine
+    write(repository, "controlnet_depths", network | {"answer_mib": "106"}, rows=16)
+    pools = {0: 106 * 16, 2: 2 * 106 * 16}
+    assert cuda_pools(repository) == pools
+    found = checks(repository)
+    assert found["memory of GPU 0"].found.startswith(f"{1100 + pools[0]} MiB, of them {pools[0]} between models")
+    assert found["memory of GPU 2"].found.startswith(f"{100 + pools[2]} MiB, of them {pools[2]} between models")
+    assert int(found["shared memory"].found.split()[2]) == without + REGION_MIB * 2 + 2 * 106
+
+    monkeypatch.setattr(options, "gpu_names", lambda: dict.fromkeys((0, 1, 2), "a GPU"))
+    binary = ServerBinary(Path("/bin/true"))
+    given = {"--cuda-memory-pool-byte-size=0:1778384896", "--cuda-memory-pool-byte-size=2:3556769792"}
+    assert of_pools(ServerOptions().arguments(binary, repository)) == given
+    own = of_pools(ServerOptions(cuda_memory_pool_mib=1).arguments(binary, repository))
+    assert own == {f"--cuda-memory-pool-byte-size={gpu}:{1 << 20}" for gpu in range(3)}
+
+
+def of_pools(arguments: list[str]) -> set[str]:
+    return {each for each in arguments if each.startswith("--cuda-memory-pool")}
 
 
 def test_a_step_takes_as_long_as_the_cpu_needs(repository: Path) -> None:

@@ -104,15 +104,16 @@ def test_repository_without_models_is_refused(tmp_path: Path, make: bool) -> Non
         TritonServer(repository).start()
 
 
-def test_every_model_is_loaded_and_sizes_are_bytes() -> None:
-    arguments = ServerOptions(shm_default_mib=4, extra_arguments=("--log-verbose=1",)).arguments(find_server_binary())
+def test_every_model_is_loaded_and_sizes_are_bytes(tmp_path: Path) -> None:
+    options = ServerOptions(shm_default_mib=4, extra_arguments=("--log-verbose=1",))
+    arguments = options.arguments(find_server_binary(), tmp_path)
     assert {"--model-control-mode=explicit", "--load-model=*", "--log-verbose=1"} <= set(arguments)
     assert "--backend-config=python,shm-default-byte-size=4194304" in arguments
 
 
-def test_option_that_a_binary_does_not_have_is_refused_by_name() -> None:
+def test_option_that_a_binary_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOptionError, match="--http-max-input-size"):
-        ServerOptions(http_max_input_mib=128).arguments(ServerBinary(Path("/bin/ls")))
+        ServerOptions(http_max_input_mib=128).arguments(ServerBinary(Path("/bin/ls")), tmp_path)
 
 
 def test_configured_binary_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,3 +113,7 @@ def test_a_controlnet_takes_the_rows_of_all_shards(checkpoint: Path, tmp_path: P
         check_engines(pipelines)
     write_engine(tmp_path / "engines", "controlnet_edges", (1, 16))
     check_engines(pipelines)
+    (edges,) = (model.config for model in repository_models(pipelines, str) if model.config.name == "controlnet_edges")
+    assert edges.max_batch_size == 16
+    assert "needs_mib" not in edges.parameters
+    assert int(edges.parameters["answer_mib"].string_value) >= 1  # for the GPU's pool

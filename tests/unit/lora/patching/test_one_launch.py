@@ -16,7 +16,7 @@ from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicalise
 from swiftdiffusion.python_backends.lora.files.lora_set import NO_LORAS
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
-from swiftdiffusion.python_backends.lora.patching.resident import ResidentLoras
+from swiftdiffusion.python_backends.lora.patching.resident import DEVICE_BYTES, ResidentLoras, device_bytes
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -112,6 +112,40 @@ def test_a_lora_that_is_on_the_device_needs_its_file_no_more(unet: torch.nn.Modu
     finally:
         for file in moved:
             file.with_suffix(".gone").rename(file)
+
+
+def test_the_loras_used_last_stay_on_the_device_as_far_as_there_is_room(
+    unet: torch.nn.Module, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patcher = Patcher({"unet": copy.deepcopy(unet)}, one_launch=True)
+    opened: list[str] = []
+
+    def opening(path: Path) -> CanonicalLora:
+        opened.append(path.stem)
+        return canonical(path)
+
+    canonical = CanonicalLora.open
+    size = {kind: patcher.prepare(lora(files, kind)).nbytes for kind in ("everything", "attention")}  # type: ignore[attr-defined]
+    monkeypatch.setattr(CanonicalLora, "open", opening)
+    both = [key("everything"), key("attention")]
+    for room, read_again in ((sum(size.values()), []), (size["everything"], both), (size["attention"], both[:1])):
+        resident = ResidentLoras(patcher, files, most_bytes=room)
+        for each in both:
+            resident.ensure(((each, 1.0),))
+        opened.clear()
+        for each in both:
+            resident.ensure(((each, 0.5),))
+        assert opened == read_again
+
+
+def test_what_stays_goes_by_the_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda:1")
+    for total, free, most in ((80, 60, 8.0), (80, 10, 5.0), (24, 0, 0.0)):
+        monkeypatch.setattr(
+            torch.cuda, "mem_get_info", lambda device, found=(free, total): [each << 30 for each in found]
+        )
+        assert device_bytes(gpu) / 2**30 == pytest.approx(most)
+    assert device_bytes(CPU) == DEVICE_BYTES
 
 
 def test_warming_up_changes_nothing(unet: torch.nn.Module) -> None:
