@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def _compared(
 ) -> dict[str, Any]:
     names = ("with", "without")
     networks = {name: Ours(make(), savings) for name, savings in zip(names, pair, strict=True)}
-    calls = {name: (lambda ours=ours, mine=ours.given(given): ours.step(mine)) for name, ours in networks.items()}
+    calls = {name: partial(ours.step, ours.given(given)) for name, ours in networks.items()}
     predicted = {name: call().clone() for name, call in calls.items()}
     timings = compare(calls, rounds)
     return {

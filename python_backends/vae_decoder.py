@@ -29,6 +29,7 @@ from .networks.latent_decoding import decode_latents
 from .networks.linear_preview import LinearPreview
 from .networks.picture_files import encode_picture, resized
 from .networks.runtimes import Runtime
+from .networks.warm_up import tuned_convolutions
 from .request.json_text import read_json
 from .request.webui_text import KEYWORD, webui_text
 from .shared_memory.pictures import Pictures
@@ -63,7 +64,8 @@ class TritonPythonModel(Model):
         keep_freed_memory()
         Runtime().prepare(self._vae, compute.device)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
-        decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
+        with tuned_convolutions(compute.device):
+            decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
         self._cores = IdleCores(self._vae) if compute.device.type == "cpu" else None
 
     def respond(self, requests: list[Any]) -> list[Any]:

@@ -21,6 +21,7 @@ from .networks.idle_cores import IdleCores
 from .networks.kept_moments import KeptMoments
 from .networks.latent_encoding import VaeEncoder, encode_picture
 from .networks.runtimes import Runtime
+from .networks.warm_up import tuned_convolutions
 from .request.completed import CompletedRequest
 from .request.encoding import NO_PICTURE, PictureEncoding
 from .shared_memory.pictures import Pictures
@@ -51,7 +52,8 @@ class TritonPythonModel(Model):
         self._encoder = VaeEncoder(checkpoint.load_vae(compute.device, compute.dtype, encodes=True))
         keep_freed_memory()
         Runtime().prepare(self._encoder, compute.device)
-        encode_picture(self._encoder, np.zeros((*checkpoint.default_size, 3), np.uint8))
+        with tuned_convolutions(compute.device):
+            encode_picture(self._encoder, np.zeros((*checkpoint.default_size, 3), np.uint8))
         self._cores = IdleCores(self._encoder) if compute.device.type == "cpu" else None
 
     def respond(self, requests: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from ..common.errors import InvalidRequestError, RequestError
 from ..networks.controlnet_modules import ARGUMENTS, PositionalControlNet, factors
 from ..networks.runtimes import Runtime
 from ..networks.unet import Shapes, arguments, example, shapes
-from ..networks.unet_halves import pack
+from ..networks.unet_halves import room_for
 from ..networks.warm_up import WARM_UP_ROWS, capture_ahead, rows_of_requests, trace, warm_up
 from .weights import load_controlnet
 
@@ -160,14 +160,19 @@ class ControlNet:
                 factors(None if use.scales_pictures else use.scale, use.guess_mode, self._pools, len(residuals))
                 for use in controls
             ]
-        ).to(residuals[0].device)
+        )
+        unscaled = (scales == 1).all(0).tolist()
+        columns = scales.to(residuals[0].device)[:, :, None, None, None].unbind(1)
         with torch.inference_mode():
-            for index, residual in enumerate(residuals):
-                scaled = residual.float() * scales[:, index, None, None, None]
+            packed, places = room_for(residuals)
+            for residual, place, scale, is_unscaled in zip(residuals, places, columns, unscaled, strict=True):
                 if self._pools:
-                    scaled = scaled.mean(dim=(2, 3), keepdim=True).expand_as(residual)
-                residuals[index] = scaled.to(residual.dtype)
-            return pack(residuals)
+                    place.copy_((residual.float() * scale).mean(dim=(2, 3), keepdim=True).expand_as(residual))
+                elif is_unscaled:
+                    place.copy_(residual)
+                else:
+                    torch.mul(residual, scale, out=place)  # in float32, and rounded once
+        return packed
 
     def _embedding(self, key: str) -> torch.Tensor:
         """[1, channels, h, w]: the picture as the first layer takes it."""

@@ -174,7 +174,9 @@ class Evaluator:
         beside_ms, begun = 1000 * (time.perf_counter() - started), now(self._unet.on_gpu)
         controls = self._controlnets.start(self._of_controlnets(call), call.controls)
         with self._tokens(call) as failures, controls as pending:
-            encoded = self._unet.encode(call.tensors, (part.patched, part.beside), traced=not call.tokens)
+            encoded = self._unet.encode(
+                call.tensors, (part.patched, part.beside), traced=not call.tokens, halves_alike=call.halves_alike
+            )
             halfway_at = time.perf_counter()
             residuals = pending.wait(residual_size(encoded.halfway))
             if pending.wanted:

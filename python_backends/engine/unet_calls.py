@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .guidance import CONDITIONAL, UNCONDITIONAL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -48,6 +50,14 @@ class UNetCall:
     def control_work(self) -> int:
         """The same of ControlNets."""
         return sum(map(len, self.controls)) * self.pixels
+
+    @property
+    def halves_alike(self) -> bool:
+        """Whether its rows are the unconditional ones of some runs, and then the conditional ones of the same."""
+        runs, halves = [run for run, _ in self.rows], [half for _, half in self.rows]
+        middle = len(runs) // 2
+        are_in_turn = halves == [UNCONDITIONAL] * middle + [CONDITIONAL] * middle
+        return bool(runs) and are_in_turn and runs[:middle] == runs[middle:]
 
     def of(self, rows: Sequence[int]) -> UNetCall:
         """Some of its rows."""

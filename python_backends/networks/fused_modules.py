@@ -43,10 +43,10 @@ class FusedResnetBlock2D(ResnetBlock2D):
         """[B, C, h, w] → [B, C', h, w].
 
         Args:
-            input_tensor: [B, C, h, w].
+            input_tensor: [B or less, C, h, w]; fewer rows are those of the first time embeddings.
             temb: The time embedding [B, E], or what `TimeProjections` gave; None in a VAE.
         """
-        embedding = None if temb is None else self._of_time(temb)
+        embedding = None if temb is None else self._of_time(temb[: len(input_tensor)])
         if self.joins_biases and not are_hooked(self.conv1, self.conv2, self.conv_shortcut):
             return self._with_joined_biases(input_tensor, embedding)
         hidden_states = self.conv1(self.norm1(input_tensor))

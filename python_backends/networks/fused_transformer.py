@@ -40,12 +40,13 @@ class NormedTransformer2DModel(FusedTransformer2DModel):
         """[B, C, h, w] → [B, C, h, w].
 
         Args:
-            hidden_states: [B, C, h, w].
+            hidden_states: [B, C, h, w]; of fewer rows, if these are followed by the same ones.
             encoder_hidden_states: What cross-attention takes.
         """
         tokens, _inner = self._operate_on_continuous_inputs(hidden_states)
         tokens = through_blocks(self.transformer_blocks, tokens, encoder_hidden_states)
-        return (projected_picture(self, tokens, hidden_states) + hidden_states,)
+        picture = projected_picture(self, tokens, hidden_states)
+        return (picture + repeated(hidden_states, len(picture)),)
 
 
 def through_blocks(
@@ -55,8 +56,8 @@ def through_blocks(
 
     Args:
         blocks: Of a stack.
-        tokens: [B, tokens, width].
-        prompts: What cross-attention takes.
+        tokens: [B, tokens, width]; of fewer rows, if these are followed by the same ones up to the first prompts.
+        prompts: What cross-attention takes, [B, …].
         keep: Told, by block, what all but the last one make of the tokens.
 
     Returns:
@@ -65,6 +66,8 @@ def through_blocks(
     normed = blocks[0].norm1(tokens)
     for number, (block, following) in enumerate(zip(blocks, (*blocks[1:], None), strict=True)):
         tokens, normed = added(block.attn1(normed), tokens, block.norm2)
+        if len(tokens) < len(prompts):
+            tokens, normed = repeated(tokens, len(prompts)), repeated(normed, len(prompts))
         tokens, normed = added(block.attn2(normed, encoder_hidden_states=prompts), tokens, block.norm3)
         if following is None:
             return block.ff(normed) + tokens
@@ -79,12 +82,19 @@ def added(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> 
     return add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
 
 
+def repeated(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """[rows, …] of [B, …]: all rows again and again."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
 def projected_picture(stack: Transformer2DModel, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`proj_out` of all tokens of a picture [B, C, h, w], in its layout."""
-    rows, _channels, height, width = like.shape
+    """`proj_out` of all tokens of pictures like [B or less, C, h, w], in its layout."""
+    _rows, _channels, height, width = like.shape
     if stack.use_linear_projection:
         tokens = stack.proj_out(tokens)
-    picture = tokens.reshape(rows, height, width, -1).permute(0, 3, 1, 2).contiguous(memory_format=dense_format(like))
+    picture = (
+        tokens.reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2).contiguous(memory_format=dense_format(like))
+    )
     return picture if stack.use_linear_projection else stack.proj_out(picture)
 
 

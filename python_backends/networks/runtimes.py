@@ -31,7 +31,7 @@ from .stack_graphs import StackGraphs
 from .stack_modules import StackModules
 from .time_projections import TimeProjections
 from .token_stacks import TokenStacks
-from .unet_halves import DecoderHalf, EncoderHalf
+from .unet_halves import DecoderHalf, EncoderHalf, shares_layers
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -71,6 +71,7 @@ class RunningUNet:
         decoder: Called as `DecoderHalf` is.
         stacks: Its transformers, as mask-aware calls use them; None where there are none such.
         modules: What encoder and decoder compute, call by call; None of engines.
+        shares_layers: Whether the encoder takes latents of fewer rows, as `EncoderHalf` says.
     """
 
     patcher: LoraPatcher
@@ -80,6 +81,7 @@ class RunningUNet:
     prompts: KeptPrompts | None = None
     stacks: TokenStacks | None = None
     modules: tuple[EncoderHalf, DecoderHalf] | None = None
+    shares_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Runtime:
             return RunningUNet(patcher, encoder, decoder, prompts=_prompts(device, dtype))
         beside = BesideLoras(unet, patcher, beside_bytes(device))
         projections = PromptProjections(
-            unet, prompt_bytes(device), in_place=captures, skips_zeros=self.savings.zero_prompts
+            unet, prompt_bytes(device), in_place=captures, skips_zeros=captures and self.savings.zero_prompts
         )
         if not captures:
             stacks = TokenStacks(unet, partial(StackModules, beside=beside.of))
@@ -164,7 +166,8 @@ class Runtime:
 
         encoder = CudaGraphs(halves[0], site, slice(2, 3), variant)  # projections lie where they lay
         decoder = CudaGraphs(halves[1], site, slice(None), variant)
-        return RunningUNet(patcher, encoder, decoder, beside, projections, stacks, halves)
+        shares = self.savings.shared_layers and shares_layers(unet)
+        return RunningUNet(patcher, encoder, decoder, beside, projections, stacks, halves, shares)
 
     def controlnet(self, module: PositionalControlNet, name: str, device: torch.device) -> Call:
         """A prepared ControlNet as this runtime calls it; a union's work depends on its pictures, and runs without.

@@ -16,6 +16,8 @@ class Savings:
         biases: Biases of a residual block's convolutions are added in passes that there are anyway. To roundings.
         zero_prompts: Rows whose prompt's embeddings are zeros, as SDXL's empty negative prompt's are, get
             cross-attention's bias, which is all that it gives them. The same, but for what a smaller batch rounds.
+        shared_layers: Where halves of guidance differ by their prompts alone, as SD 1.5's do, what comes before the
+            first cross-attention is computed for one of them. The same, but for what a smaller batch rounds.
         times: The projections of the time embedding are a product for each width. To roundings.
         tuned_convolutions: cuDNN times its algorithms when a model loads and takes the fastest. To roundings.
     """
@@ -25,11 +27,12 @@ class Savings:
     norms: bool = True
     biases: bool = True
     zero_prompts: bool = True
+    shared_layers: bool = True
     times: bool = True
     tuned_convolutions: bool = True
 
 
 ALL = Savings()
-NONE = Savings(*[False] * 7)
-EXACT = Savings(True, *[False] * 6)
+NONE = Savings(*[False] * 8)
+EXACT = Savings(True, *[False] * 7)
 """Those that keep diffusers' bits on a CPU too."""

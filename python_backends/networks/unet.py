@@ -89,7 +89,7 @@ class UNet:
         running = runtime.unet(unet, device, dtype)
         self.patcher, self.beside = running.patcher, running.beside
         self.latent_channels, self.scale_factor = checkpoint.latent_channels, checkpoint.vae_scale_factor
-        self._prompts = running.prompts
+        self._prompts, self._shares_layers = running.prompts, running.shares_layers
         self._halves: tuple[Call, Call] = running.encoder, running.decoder
         self.stacks = running.stacks
         self.token_costs = None if running.stacks is None else TokenCosts(unet)
@@ -118,7 +118,13 @@ class UNet:
         """Noise predictions: `decode` of `encode`, without ControlNets."""
         return self.decode(self.encode(tensors, weights))
 
-    def encode(self, tensors: Mapping[str, torch.Tensor], weights: Hashable = None, traced: bool = True) -> Encoded:
+    def encode(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        weights: Hashable = None,
+        traced: bool = True,
+        halves_alike: bool = False,
+    ) -> Encoded:
         """The encoder half.
 
         Args:
@@ -129,13 +135,17 @@ class UNet:
             weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
                 work. None shares nothing.
             traced: Whether traces may be called, which know nothing of what the stacks are told.
+            halves_alike: Whether latents and timesteps of the second half of the rows are those of the first.
         """
         plain = traced and (self.beside is None or self.beside.variant is None)  # nor of what is beside the weights
         halves = self._traced.get(shapes(tensors)) if plain else None
         encoder, decoder = halves or self._halves
         with torch.inference_mode():
-            given = self._given(tensors, weights, leaves_zeros_out=plain and halves is None)
-            return Encoded(encoder(*given), given[2], decoder)
+            latents, *given = self._given(tensors, weights, leaves_zeros_out=plain and halves is None)
+            differ_by_prompts = halves_alike and len(given[1]) == len(latents) and not given[2].numel()
+            if plain and differ_by_prompts and self._shares_layers:
+                latents = latents[: len(latents) // 2]
+            return Encoded(encoder(latents, *given), given[1], decoder)
 
     def decode(self, encoded: Encoded, residuals: torch.Tensor | None = None) -> torch.Tensor:
         """The decoder half.
@@ -167,6 +177,8 @@ class UNet:
         """So many rows with prompts, and where half of them have none; of a single row, where it has none."""
         tensors = example(checkpoint, rows)
         self(tensors)
+        if rows % 2 == 0:
+            self.decode(self.encode(tensors, halves_alike=True))
         if self._prompts is not None and self._prompts.skips_zeros:
             tensors["ENCODER_HIDDEN_STATES"][: max(1, rows // 2)] = 0
             self(tensors)

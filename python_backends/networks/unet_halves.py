@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .fused_modules import FusedResnetBlock2D
+from .fused_transformer import NormedTransformer2DModel, repeated
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -52,7 +55,8 @@ class EncoderHalf(torch.nn.Module):
         """What `DecoderHalf` needs.
 
         Args:
-            latents: [B, C, h, w], scaled for the timestep.
+            latents: [B, C, h, w], scaled for the timestep; where `shares_layers`, of fewer rows if the same ones
+                follow.
             timesteps: [B].
             encoder_hidden_states: [B, tokens, width].
             text_embeds: SDXL's [B, pooled width], else empty.
@@ -61,7 +65,7 @@ class EncoderHalf(torch.nn.Module):
         """
         unet = self.unet
         added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
-        time = unet.get_time_embed(sample=latents, timestep=timesteps)
+        time = unet.get_time_embed(sample=repeated(latents, len(timesteps)), timestep=timesteps)
         embedding = unet.time_embedding(time, timestep_cond if timestep_cond.numel() else None)
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added)
         if more is not None:
@@ -69,7 +73,7 @@ class EncoderHalf(torch.nn.Module):
         if self._times is not None:
             embedding = self._times(embedding)
         sample = unet.conv_in(latents)
-        skips: tuple[torch.Tensor, ...] = (sample,)
+        skips: tuple[torch.Tensor, ...] = (repeated(sample, len(embedding)),)
         for block in unet.down_blocks:
             sample, outputs = block(hidden_states=sample, temb=embedding, **_context(block, encoder_hidden_states))
             skips += outputs
@@ -112,6 +116,13 @@ class DecoderHalf(torch.nn.Module):
         return unet.conv_out(sample)
 
 
+def shares_layers(unet: UNet2DConditionModel) -> bool:
+    """Whether latents of rows that differ by their prompts alone may be given once: the first layers know of that."""
+    block = unet.down_blocks[0]
+    first = type(block.resnets[0]), type(getattr(block, "attentions", [None])[0])
+    return first == (FusedResnetBlock2D, NormedTransformer2DModel)
+
+
 def residual_size(halfway: Halfway) -> int:
     """Values of a row of residuals for what `EncoderHalf` gave: the sum of C·h·w over skips and mid."""
     mid, _, *skips = halfway
@@ -133,7 +144,17 @@ def join(halfway: Halfway, residuals: torch.Tensor) -> None:
 
 def pack(residuals: Sequence[torch.Tensor]) -> torch.Tensor:
     """Residuals [B, C, h, w] of the skips and then of the mid block as one tensor [B, sum of C·h·w]."""
-    return torch.cat([residual.flatten(1) for residual in residuals], dim=1)
+    packed, places = room_for(residuals)
+    for residual, place in zip(residuals, places, strict=True):
+        place.copy_(residual)
+    return packed
+
+
+def room_for(residuals: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """An empty tensor for what `pack` gives, and the views of it that residuals go to, from whatever layout."""
+    sizes = [residual[0].numel() for residual in residuals]
+    packed = residuals[0].new_empty(len(residuals[0]), sum(sizes))
+    return packed, unpack(packed, [residual.shape[1:] for residual in residuals])
 
 
 def unpack(packed: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

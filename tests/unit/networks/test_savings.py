@@ -98,6 +98,25 @@ def test_each_keeps_the_picture(case: Case, savings: Savings) -> None:
             assert_same(unet(tensors, "none"), case.plain(tensors), savings)
 
 
+@pytest.mark.parametrize("savings", [replace(EXACT, norms=True, shared_layers=True), ALL], ids=str)
+@pytest.mark.parametrize("rows", [2, 4])
+def test_halves_that_differ_by_their_prompts(case: Case, savings: Savings, rows: int) -> None:
+    """What comes before the first prompts is computed for one of them, where nothing else differs."""
+    tensors = inputs(case, rows)
+    for name in ("LATENTS", "TIMESTEPS"):
+        tensors[name] = tensors[name][: rows // 2].repeat(2, *[1] * (tensors[name].ndim - 1))
+    given: list[int] = []
+    unet = captured(case, savings)
+    first = unet._halves[0]
+    unet._halves = (lambda *taken: given.append(len(taken[0])) or first(*taken)), unet._halves[1]
+    for _ in range(2):
+        found, wanted = unet.decode(unet.encode(tensors, "none", halves_alike=True)), case.plain(tensors)
+        assert (found - wanted).norm() <= ROUNDINGS * wanted.norm()
+    assert given == [rows if "TEXT_EMBEDS" in tensors else rows // 2] * 2
+    tensors["ENCODER_HIDDEN_STATES"][: rows // 2] = 0
+    assert_same(unet.decode(unet.encode(tensors, "none", halves_alike=True)), case.plain(tensors), savings)
+
+
 def test_loras_in_the_weights_and_back(case: Case) -> None:
     (a, b), unet = case.loras.values(), captured(case, ALL)
     tensors = inputs(case, 4, 2)
