@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -12,8 +13,19 @@ import torch
 from gpu_timing import captured, compare
 from torch.nn import functional
 
-from swiftdiffusion.kernels import cfg_step, configurations, geglu, group_norm_silu, grouped_lora
+from swiftdiffusion.kernels import (
+    add_layer_norm,
+    bias_residual,
+    cfg_step,
+    configurations,
+    geglu,
+    group_norm_silu,
+    grouped_lora,
+)
 from swiftdiffusion.kernels.step_coefficients import StepCoefficients
+
+Sets = list[torch.Tensor]
+Noise = Callable[..., Sets]
 
 SETS = 4
 """Input sets that take turns, so that none is in the cache when its turn comes."""
@@ -29,7 +41,8 @@ class Case:
     Attributes:
         op: Its name.
         shape: Of its input.
-        nbytes: Least that it must move: every input read once, every output written once.
+        nbytes: Least that it must move: every input read once, every output written once; GroupNorm reads a tensor
+            twice that the L2 cache does not hold.
         ours: Call over an input set.
         torch: The same in PyTorch's operators.
     """
@@ -44,33 +57,73 @@ class Case:
 def cases(device: torch.device, dtype: torch.dtype, shrink: int) -> Iterator[Case]:
     """SDXL at 1024² with guidance; `shrink` divides heights, widths and rows of tokens."""
 
-    def noise(*shape: int) -> list[torch.Tensor]:
+    def noise(*shape: int) -> Sets:
         return [torch.randn(*shape, device=device, dtype=dtype) for _ in range(SETS)]
 
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     for channels, side in ((320, 128), (640, 128), (640, 64), (1280, 64), (1280, 32), (2560, 32)):
-        side //= shrink
-        xs = [x.contiguous(memory_format=torch.channels_last) for x in noise(2, channels, side, side)]
-        (weight, bias, *_), embeddings = noise(channels), noise(2, channels)
-
-        def fused(n: int, xs: Any = xs, weight: Any = weight, bias: Any = bias, embeddings: Any = embeddings) -> object:
-            return group_norm_silu.group_norm_silu(xs[n], 32, weight, bias, embedding=embeddings[n])
-
-        def separate(n: int, xs: Any = xs, weight: Any = weight, bias: Any = bias, e: Any = embeddings) -> object:
-            return functional.silu(functional.group_norm(xs[n] + e[n][:, :, None, None], 32, weight, bias))
-
-        yield Case("group_norm_silu", tuple(xs[0].shape), 2 * xs[0].nbytes, fused, separate)
+        pictures = partial(noise, 2, channels, side // shrink, side // shrink)
+        yield _group_norm(noise, pictures, channels, cache)
+        yield _bias_residual(noise, pictures, channels)
+    for tokens, width in ((4096, 640), (1024, 1280)):
+        yield _add_layer_norm(noise, tokens // shrink**2, width)
     for tokens, width in ((4096, 2560), (1024, 5120)):
-        xs = noise(2, tokens // shrink**2, 2 * width)
+        yield _geglu(noise(2, tokens // shrink**2, 2 * width))
+    yield _cfg_step(noise, (1, 4, 128 // shrink, 128 // shrink))
 
-        def gated(n: int, xs: Any = xs) -> object:
-            return geglu.geglu(xs[n])
 
-        def chunked(n: int, xs: Any = xs) -> object:
-            hidden, gate = xs[n].chunk(2, dim=-1)
-            return hidden * functional.gelu(gate)
+def _group_norm(noise: Noise, pictures: Callable[[], Sets], channels: int, cache: int) -> Case:
+    xs = [x.contiguous(memory_format=torch.channels_last) for x in pictures()]
+    (weight, bias, *_), embeddings = noise(channels), noise(2, channels)
 
-        yield Case("geglu", tuple(xs[0].shape), xs[0].nbytes * 3 // 2, gated, chunked)
-    shape = (1, 4, 128 // shrink, 128 // shrink)
+    def fused(n: int) -> object:
+        return group_norm_silu.group_norm_silu(xs[n], 32, weight, bias, embedding=embeddings[n])
+
+    def separate(n: int) -> object:
+        return functional.silu(functional.group_norm(xs[n] + embeddings[n][:, :, None, None], 32, weight, bias))
+
+    trips = 2 if xs[0].nbytes <= cache else 3
+    return Case("group_norm_silu", tuple(xs[0].shape), trips * xs[0].nbytes, fused, separate)
+
+
+def _bias_residual(noise: Noise, pictures: Callable[[], Sets], channels: int) -> Case:
+    xs, residuals = ([x.contiguous(memory_format=torch.channels_last) for x in pictures()] for _ in range(2))
+    bias, *_ = noise(channels)
+
+    def joined(n: int) -> object:
+        return bias_residual.bias_residual(xs[n], bias, residuals[n])
+
+    def in_turn(n: int) -> object:
+        return residuals[n] + (xs[n] + bias[:, None, None])
+
+    return Case("bias_residual", tuple(xs[0].shape), 3 * xs[0].nbytes, joined, in_turn)
+
+
+def _add_layer_norm(noise: Noise, tokens: int, width: int) -> Case:
+    xs, residuals, (weight, bias, *_) = noise(2, tokens, width), noise(2, tokens, width), noise(width)
+
+    def joined(n: int) -> object:
+        return add_layer_norm.add_layer_norm(xs[n], residuals[n], weight, bias)
+
+    def in_turn(n: int) -> object:
+        total = xs[n] + residuals[n]
+        return total, functional.layer_norm(total, weight.shape, weight, bias)
+
+    return Case("add_layer_norm", tuple(xs[0].shape), 4 * xs[0].nbytes, joined, in_turn)
+
+
+def _geglu(xs: Sets) -> Case:
+    def gated(n: int) -> object:
+        return geglu.geglu(xs[n])
+
+    def chunked(n: int) -> object:
+        hidden, gate = xs[n].chunk(2, dim=-1)
+        return hidden * functional.gelu(gate)
+
+    return Case("geglu", tuple(xs[0].shape), xs[0].nbytes * 3 // 2, gated, chunked)
+
+
+def _cfg_step(noise: Noise, shape: tuple[int, ...]) -> Case:
     samples = [sample.float() for sample in noise(*shape)]
     halves, (sigma, following) = (noise(*shape), noise(*shape)), (2.5, 2.0)
     euler = StepCoefficients(
@@ -81,7 +134,7 @@ def cases(device: torch.device, dtype: torch.dtype, shrink: int) -> Iterator[Cas
         of_sample=1.0,
         of_direction=following - sigma,
     )
-    coefficients = torch.tensor([euler.row(5.0)], device=device)
+    coefficients = torch.tensor([euler.row(5.0)], device=samples[0].device)
 
     def step(n: int) -> object:
         return cfg_step.cfg_step(samples[n], halves[0][n], coefficients, halves[1][n])
@@ -92,7 +145,7 @@ def cases(device: torch.device, dtype: torch.dtype, shrink: int) -> Iterator[Cas
         return sample + (sample - denoised) / sigma * (following - sigma), denoised
 
     moved = 3 * samples[0].nbytes + 2 * halves[0][0].nbytes
-    yield Case("cfg_step", shape, moved, step, steps)
+    return Case("cfg_step", shape, moved, step, steps)
 
 
 def measure(device: torch.device, dtype: torch.dtype, shrink: int, rounds: int, tune: bool) -> list[dict[str, Any]]:
@@ -152,6 +205,8 @@ def changed_settings(settings: dict[str, int]) -> Iterator[None]:
     with (
         mock.patch.object(group_norm_silu, "configuration", changed),
         mock.patch.object(geglu, "configuration", changed),
+        mock.patch.object(add_layer_norm, "configuration", changed),
+        mock.patch.object(bias_residual, "configuration", changed),
         mock.patch.object(cfg_step, "configuration", changed),
         mock.patch.object(grouped_lora, "configuration", changed),
     ):

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     Replay = Callable[[], object]
     Outside = Callable[..., torch.Tensor]
 
-GRAPHS = 24
+GRAPHS = 48
 """Shapes that are kept, with LoRAs beside the weights and without. Whole requests bring two rows each: a batch of eight
-has 1, 2, 4, 6 … 16 rows. Any other shape costs three calls."""
+has 1, 2, 4, 6 … 16 rows, and as many shapes more where prompts are zeros, or halves alike. Others cost three calls."""
 
 WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from cachetools import LRUCache
 
-from .cuda_graphs import GRAPHS, CudaGraphs
+from .cuda_graphs import CudaGraphs
 from .stack_modules import over_all, over_masked
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .stack_modules import Keep, Known
 
 META = torch.device("meta")
+SHAPES = 24
+"""Of what a stack takes, whose places in memory are remembered."""
 
 
 class StackGraphs:
@@ -51,7 +53,7 @@ class StackGraphs:
             CudaGraphs(call, site, slice(None), lambda: beside.variant, at_second_sight=True)
             for call in (self._call_all, self._call_masked)
         )
-        self._taken: LRUCache[tuple[object, ...], list[torch.Tensor]] = LRUCache(GRAPHS)
+        self._taken: LRUCache[tuple[object, ...], list[torch.Tensor]] = LRUCache(SHAPES)
         self._memory = scratch.memory
 
     def over_all(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
 
+AHEAD_ROWS = 32
+"""Most rows of a call that are captured before it is made."""
+
 SLOW_S = 1.0
 """An evaluation that takes longer is not traced, nor repeated before it is wanted."""
 
@@ -88,12 +91,12 @@ def tuned_convolutions(device: torch.device, tunes: bool = True) -> Iterator[Non
 
 
 def rows_of_requests(most: int) -> list[int]:
-    """Rows of calls for whole requests, two each, and for half of one.
+    """Rows of calls for whole requests, two each, and for half of one; AHEAD_ROWS at most.
 
     Args:
         most: That a call may have.
     """
-    return [1, *range(2, most + 1, 2)]
+    return [1, *range(2, min(most, AHEAD_ROWS) + 1, 2)]
 
 
 def trace(network: torch.nn.Module, calls: Sequence[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]) -> list[Call]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks import cuda_graphs
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
+from swiftdiffusion.python_backends.networks.savings import ALL, EXACT, NONE, Savings
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
 from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows
 from swiftdiffusion.python_backends.networks.unet import UNet, arguments
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+NAMES = [field.name for field in fields(Savings)]
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +85,24 @@ def test_every_shape_joins_and_replays(
         residuals = torch.randn(rows, residual_size(encoded.halfway), generator=torch.Generator().manual_seed(0))
         result = unet.decode(encoded, residuals)
         assert error(result, exact(reference, tensors, residuals.double())) < TOLERANCE[dtype]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("savings", [NONE, EXACT, *(replace(EXACT, **{name: True}) for name in NAMES), ALL], ids=str)
+def test_each_saving(checkpoint: Checkpoint, savings: Savings) -> None:
+    """With prompts of zeros, as SDXL's empty negative prompts are, and halves that differ by their prompts alone."""
+    unet = UNet(checkpoint, GPU, torch.float16, Runtime(savings=savings), most_rows=4)
+    reference = checkpoint.load_unet(CPU, torch.float64)
+    for rows, zeros in ((2, 0), (2, 1), (1, 1), (4, 2), (4, 0), (3, 0)):
+        tensors = inputs(checkpoint, rows)
+        tensors["ENCODER_HIDDEN_STATES"][:zeros] = 0
+        for name in ("LATENTS", "TIMESTEPS"):
+            tensors[name][rows - rows // 2 :] = tensors[name][: rows // 2]
+        wanted = exact(reference, tensors)
+        for alike in (False, rows % 2 == 0):
+            for _ in range(2):
+                found = unet.decode(unet.encode(tensors, "none", halves_alike=alike))
+                assert error(found, wanted) < TOLERANCE[torch.float16]
 
 
 @DTYPES

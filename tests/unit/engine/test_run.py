@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def test_a_checkpoint_with_weights_of_the_fp16_variant_only(
 
 
 def test_prompts_of_unlike_lengths_are_evaluated_in_calls_of_their_own() -> None:
+    """In each the unconditional rows first, and then the conditional ones of the same requests."""
     config = {"_class_name": "DDIMScheduler"}
     runs = [
         Denoising(
@@ -151,6 +153,14 @@ def test_prompts_of_unlike_lengths_are_evaluated_in_calls_of_their_own() -> None
     calls = unet_calls([(run, half) for run in runs for half in run.halves], {run: run.model_input() for run in runs})
     shapes = [tuple(call.tensors["ENCODER_HIDDEN_STATES"].shape) for call in calls]
     assert shapes == [(4, 77, 16), (2, 154, 16)]
+    together = calls[0]
+    assert together.rows == tuple((runs[number], half) for half in (0, 1) for number in (0, 2))
+    assert together.halves_alike and torch.equal(*together.tensors["LATENTS"].chunk(2))
+    assert together.of((0, 2)).halves_alike
+    assert not together.of((0, 1)).halves_alike, "two requests"
+    assert not together.of((0, 2, 3)).halves_alike
+    assert not together.of((0, 3)).halves_alike
+    assert not replace(together, rows=()).halves_alike, "another shard's"
 
 
 @torch.no_grad()
