@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gpu_networks import Ours, diffusers_call, in_float32, inputs, relative_error
@@ -27,6 +27,13 @@ def variants() -> dict[str, tuple[Savings, Savings]]:
     return pairs | {"divisions": (without, replace(without, divisions=False)), "all": (ALL, NONE)}
 
 
+class _Given(NamedTuple):
+    """Inputs of some rows, and what diffusers' modules make of them in float32."""
+
+    inputs: tuple[torch.Tensor, ...]
+    exact: torch.Tensor
+
+
 def measure(make: Make, rounds: int) -> dict[str, Any]:
     """For two rows, of which the first has a prompt of zeros as SDXL's empty negative prompt is, and for one with one.
 
@@ -34,36 +41,37 @@ def measure(make: Make, rounds: int) -> dict[str, Any]:
         make: A UNet of the same weights, each time it is called.
         rounds: Measured turns.
     """
-    results: dict[str, Any] = {}
+    reference, given, results = make(), dict[str, _Given](), dict[str, dict[str, Any]]()
     for rows in (2, 1):
-        reference = make()
-        given = inputs(reference, rows)
-        given[2][: rows // 2] = 0
-        exact = in_float32(reference, given)
-        eager = relative_error(diffusers_call(reference, given)(), exact)
-        del reference
-        results[f"{rows} rows"] = {"diffusers": {"error_against_float32": eager}}
-        for name, pair in variants().items():
-            results[f"{rows} rows"][name] = _compared(make, given, exact, pair, rounds)
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        taken = inputs(reference, rows)
+        taken[2][: rows // 2] = 0
+        name = f"{rows} rows"
+        given[name] = _Given(taken, in_float32(reference, taken))
+        eager = relative_error(diffusers_call(reference, taken)(), given[name].exact)
+        results[name] = {"diffusers": {"error_against_float32": eager}}
+    del reference
+    with_all = Ours(make())
+    for name, pair in variants().items():
+        networks = [with_all if savings == ALL else Ours(make(), savings) for savings in pair]
+        for rows, each in given.items():
+            results[rows][name] = _compared(networks, each, rounds)
+        del networks
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return results
 
 
-def _compared(
-    make: Make, given: tuple[torch.Tensor, ...], exact: torch.Tensor, pair: tuple[Savings, Savings], rounds: int
-) -> dict[str, Any]:
-    names = ("with", "without")
-    networks = {name: Ours(make(), savings) for name, savings in zip(names, pair, strict=True)}
-    calls = {name: partial(ours.step, ours.given(given)) for name, ours in networks.items()}
+def _compared(networks: Sequence[Ours], given: _Given, rounds: int) -> dict[str, Any]:
+    named = dict(zip(("with", "without"), networks, strict=True))
+    calls = {name: partial(ours.step, ours.given(given.inputs)) for name, ours in named.items()}
     predicted = {name: call().clone() for name, call in calls.items()}
     timings = compare(calls, rounds)
     return {
         "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
         "saved_ms": round(timings["without"].median_ms - timings["with"].median_ms, 4),
         "same_bits": bool(torch.equal(predicted["with"], predicted["without"])),
-        "error_against_float32": {name: relative_error(each, exact) for name, each in predicted.items()},
+        "error_against_float32": {name: relative_error(each, given.exact) for name, each in predicted.items()},
     }
 
 
