@@ -1,4 +1,4 @@
-"""Parts that share a span of time: each in a process of its own with a limit of its own, and none ends the others."""
+"""Parts that share a span of time: each in a process with a limit of its own, and none ends the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part:
         name: Of the part.
         command: Program and arguments.
         limit_s: Seconds after which it is killed.
-        least_s: With fewer seconds left it is not begun.
+        least_s: With fewer left it is not begun.
         environment: Variables of its own.
     """
 

@@ -1,4 +1,4 @@
-"""All that is worth knowing of this project on a GPU, in a given time, on a machine without a network.
+"""All that is worth knowing of this project on a GPU, in a given time, without a network.
 
 Starts with Python's own library alone.
 """
@@ -28,6 +28,7 @@ PACK = BOX / "server.tar.xz"
 WORK = Path(tempfile.gettempdir()) / "swiftdiffusion_gpu_box"
 """Packages and compiled kernels, for the next run too."""
 
+SERVER = WORK / "server/python"
 LIMITS_S = {"kernels": 70, "unet": 110, "ideas": 115}
 COMPILED = "compiled"
 
@@ -36,8 +37,8 @@ def main() -> int:
     """Runs the parts; 0 if all that were begun passed."""
     names = [part.name for part in _parts(False)]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "out/gpu_results", help="directory of results")
-    parser.add_argument("--seconds", type=float, default=545, help="for all together (%(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "out/gpu_results", help="directory")
+    parser.add_argument("--seconds", type=float, default=545, help="for all (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="parts")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on a CPU too")
     options = parser.parse_args()
@@ -67,8 +68,11 @@ def main() -> int:
 def _set_up_environment() -> None:
     """The project as a package, carried packages, caches, no network."""
     links, packages, results = WORK / "links", WORK / "packages", WORK / "results"
-    for directory in (links, packages, results):
+    own = SERVER / "lib/python{}.{}/site-packages".format(*sys.version_info)
+    for directory in (links, packages, results, own):
         directory.mkdir(parents=True, exist_ok=True)
+    paths = (WORK / "server/packages", links, packages, *site.getsitepackages())
+    (own / "box.pth").write_text("\n".join(map(str, paths)))  # models' processes heed no PYTHONPATH
     for stale in [links / "swiftdiffusion", *results.iterdir()]:
         stale.unlink(missing_ok=True)
     (links / "swiftdiffusion").symlink_to(ROOT)
@@ -79,11 +83,11 @@ def _set_up_environment() -> None:
 
 def _unpacking() -> list[Part]:
     parts, python = [], (sys.executable, "-m")
-    wheels = map(str, (BOX / "wheels").glob("*.whl"))
-    if not any((WORK / "packages").iterdir()):
+    wheels = [str(path) for path in BOX.glob("wheels/*.whl")]
+    if wheels and not any((WORK / "packages").iterdir()):
         how = ("pip", "install", "--no-index", "--no-deps", "--no-compile", "--target", str(WORK / "packages"))
         parts.append(Part("install", (*python, *how, *wheels), 60))
-    if PACK.exists() and not (WORK / "server").exists():
+    if PACK.exists() and not (SERVER / "bin").exists():
         parts.append(Part("unpack", (*python, "tarfile", "-e", str(PACK), str(WORK / "server")), 60))
     return parts
 
@@ -98,14 +102,11 @@ def _parts(tiny: bool) -> list[Part]:
     for name in _benchmarks():
         tuned = ("--tune",) * (name in ("kernels", "grouped_lora") and not tiny)
         parts.append(Part(name, _benchmark(name, name, tiny, *tuned), LIMITS_S.get(name, 60)))
-    server = WORK / "server"
-    own = {
-        "PYTHONPATH": _joined(server / "packages", os.environ.get("PYTHONPATH", ""), *site.getsitepackages()),
-        "LD_LIBRARY_PATH": _joined(server / "python/lib", os.environ.get("LD_LIBRARY_PATH", "")),
-    }
+    own = {}
     if PACK.exists():
-        python = str(server / "python/bin/python3")
-    parts.append(Part("serving", (python, *pytest, serving), 240, 90, own if PACK.exists() else {}))
+        python = str(SERVER / "bin/python3")
+        own["LD_LIBRARY_PATH"] = _joined(SERVER / "lib", os.environ.get("LD_LIBRARY_PATH", ""))
+    parts.append(Part("serving", (python, *pytest, serving), 240, 90, own))
     return [*parts, Part(COMPILED, _benchmark(COMPILED, "unet", tiny, "--compiled", "reduce-overhead"), 600, 60)]
 
 

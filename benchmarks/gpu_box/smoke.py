@@ -36,7 +36,7 @@ def geglu() -> str:
 
 
 def captured_resnet() -> str:
-    """A fused residual block, channels-last, captured, and replayed with another input."""
+    """A fused block, channels-last, captured, and replayed with another input."""
     block: Any = torch.nn.ModuleList([ResnetBlock2D(in_channels=64, out_channels=128, temb_channels=32)])
     block.to(DEVICE, DTYPE).eval()
     x, embedding = (torch.randn(shape, device=DEVICE, dtype=DTYPE) for shape in ((2, 64, 32, 32), (2, 32)))

@@ -32,8 +32,8 @@ class Wheels:
     """A directory of wheels for an x86-64 machine with Linux.
 
     Attributes:
-        directory: Is made if it is not there.
-        has: What the machine has, and what is carried.
+        directory: Made if it is not there.
+        has: What is there or carried.
         python: The machine's Python, such as 3.12.
     """
 
