@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import queue
 import re
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tritonclient.grpc as grpc
-import tritonclient.http as http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,7 @@ def inputs(protocol: Any, fields: dict[str, Any]) -> list[Any]:
 
 def generate(server: Any, model: str, protocol: str = "grpc", **fields: Any) -> Picture:
     """One picture over gRPC or HTTP."""
-    module = {"grpc": grpc, "http": http}[protocol]
+    module = importlib.import_module(f"tritonclient.{protocol}")  # what gRPC does without may lack HTTP's packages
     address = {"grpc": server.grpc_url, "http": server.http_url}[protocol].split("://")[-1]
     with module.InferenceServerClient(address) as client:
         result = client.infer(model, inputs(module, fields))
