@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,23 +22,23 @@ class TensorRTUnavailableError(RuntimeError):
     """TensorRT or the GPU that it needs is not there, or of a release that is not used; the message says what to do."""
 
 
-def check_version(version: str) -> None:
+def check_version(release: str) -> None:
     """Lets 10.16 and 11.4 or later pass.
 
     Args:
-        version: `tensorrt.__version__`, such as `11.4.0.106`.
+        release: `tensorrt.__version__`, such as `11.4.0.106`.
 
     Raises:
         TensorRTUnavailableError: For every other release.
     """
-    parts = version.split(".")
+    parts = release.split(".")
     if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
-        raise TensorRTUnavailableError(f"TensorRT's release is {version!r}; wanted: 10.16 or at least 11.4; {INSTALL}")
-    release = int(parts[0]), int(parts[1])
-    if release == (10, 16) or release >= (11, 4):
+        raise TensorRTUnavailableError(f"TensorRT's release is {release!r}; wanted: 10.16 or at least 11.4; {INSTALL}")
+    numbers = int(parts[0]), int(parts[1])
+    if numbers == (10, 16) or numbers >= (11, 4):
         return
-    reason = _REFUSED.get(release, "nothing here has been written for its interface")
-    raise TensorRTUnavailableError(f"TensorRT {version}: {reason}; wanted: 10.16 or at least 11.4; {INSTALL}")
+    reason = _REFUSED.get(numbers, "nothing here has been written for its interface")
+    raise TensorRTUnavailableError(f"TensorRT {release}: {reason}; wanted: 10.16 or at least 11.4; {INSTALL}")
 
 
 def require_tensorrt() -> ModuleType:
@@ -51,7 +54,22 @@ def require_tensorrt() -> ModuleType:
             f"TensorRT is missing ({error}): {INSTALL}; a GPU of the kind that will serve is needed too"
         ) from error
     check_version(tensorrt.__version__)
+    check_numpy(tensorrt.__version__, version("numpy"))
     return tensorrt
+
+
+def check_numpy(release: str, numpy: str) -> None:
+    """Refuses 10.16's Python plugins under a numpy that no longer makes a number of an array with one.
+
+    Args:
+        release: `tensorrt.__version__`.
+        numpy: Its release.
+
+    Raises:
+        TensorRTUnavailableError: For numpy 2.4 or later.
+    """
+    if release.startswith("10.") and Version(numpy) >= Version("2.4"):
+        raise TensorRTUnavailableError(f"TensorRT {release} fails under numpy {numpy}; wanted: numpy<2.4, or {INSTALL}")
 
 
 def require_gpu(device: int = 0) -> None:

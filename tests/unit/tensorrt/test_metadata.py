@@ -13,6 +13,7 @@ from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, Eng
 from swiftdiffusion.python_backends.tensorrt.shapes import EngineShapeError, choose_profile
 from swiftdiffusion.python_backends.tensorrt.versions import (
     TensorRTUnavailableError,
+    check_numpy,
     check_version,
     require_gpu,
     require_tensorrt,
@@ -125,6 +126,13 @@ def test_releases_that_are_used(version: str) -> None:
 def test_releases_that_are_not(version: str, reason: str) -> None:
     with pytest.raises(TensorRTUnavailableError, match=f"{reason}.*wanted: 10.16 or at least 11.4; pip install"):
         check_version(version)
+
+
+def test_a_numpy_under_which_plugins_fail() -> None:
+    for release, numpy in (("10.16.1.11", "1.26.4"), ("10.16.1.11", "2.3.5"), ("11.4.0.106", "2.5.2")):
+        check_numpy(release, numpy)
+    with pytest.raises(TensorRTUnavailableError, match=r"10\.16\.1\.11 fails under numpy 2\.5\.2; wanted: numpy<2\.4"):
+        check_numpy("10.16.1.11", "2.5.2")
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
