@@ -30,6 +30,12 @@ def export(
     vae_gpu: Annotated[
         int | None, typer.Option(help="GPU of the VAE; else the first shard's.", rich_help_panel=_PLACES)
     ] = None,
+    vae_float16: Annotated[
+        bool,
+        typer.Option(
+            "--vae-float16", help="Decode in float16 on a GPU; else as diffusers does.", rich_help_panel=_PLACES
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="Of each CPU backend; 1.", rich_help_panel=_PLACES)] = None,
     dtype: Annotated[
         str | None,
@@ -114,6 +120,7 @@ def export(
         "unet_gpus": unet_gpus,
         "text_encoder_gpu": text_encoder_gpu,
         "vae_gpu": vae_gpu,
+        "vae_float16": vae_float16 or None,
         "threads": threads,
         "dtype": dtype,
         "runtime": runtime,

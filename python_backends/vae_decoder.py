@@ -57,7 +57,12 @@ class TritonPythonModel(Model):
         self._after = StageTime(AFTER, settings.parameters["pipeline"])
         checkpoint = compute.checkpoint
         self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
-        self._vae = checkpoint.load_vae(compute.device, compute.dtype)
+        self._is_half = settings.parameters["vae_float16"] == "1"
+        self._vae = (
+            checkpoint.load_half_vae(compute.device)
+            if self._is_half
+            else checkpoint.load_vae(compute.device, compute.dtype)
+        )
         self._pictures = Pictures()
         self._encoders = ThreadPoolExecutor(os.cpu_count(), "encoder")
         self._linear = LinearPreview.from_json(settings.parameters["linear_preview"])
@@ -106,6 +111,8 @@ class TritonPythonModel(Model):
     ) -> torch.Tensor | Future[bytes]:
         """A picture as its request wants it: its pixels, or a file, which is made beside the batch's others."""
         info["timings_ms"]["vae_decoder"] = round(milliseconds, 3)
+        if self._is_half:
+            info["vae_dtype"] = "float16"
         asked = handover.request
         if asked is not None and asked.edit is not None and asked.edit.composite and asked.edit.mask is not None:
             kept, mask = (torch.from_numpy(self._pictures.get(key)) for key in (asked.edit.picture, asked.edit.mask))

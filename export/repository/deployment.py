@@ -29,6 +29,7 @@ class Pipeline(Table):
     unet_gpus: tuple[Gpu, ...] = ()
     text_encoder_gpu: Gpu | None = None
     vae_gpu: Gpu | None = None
+    vae_float16: bool = False
     threads: int = Field(default=1, ge=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     runtime: Literal["torch", "compile", "tensorrt"] = "torch"
@@ -64,6 +65,12 @@ class Pipeline(Table):
                 f"unet_gpus names {len(self.unet_gpus)} GPUs for {self.unet_shards} UNet shards; wanted: at most one "
                 "GPU per shard"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_for_half_precision(self) -> Pipeline:
+        if self.vae_float16 and self.vae_gpu is None and not self.unet_gpus:
+            raise ValueError("vae_float16 is given and the VAE is on the CPU; wanted: vae_gpu, or unet_gpus")
         return self
 
     @model_validator(mode="after")
@@ -219,6 +226,7 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         controlnet_timeout_s=pipeline.controlnet_timeout,
         text_encoder_gpu=_given(pipeline.text_encoder_gpu, first),
         vae_gpu=_given(pipeline.vae_gpu, first),
+        vae_float16=pipeline.vae_float16,
         ignored_parameters=pipeline.ignored_parameters,
         slo_ms=_given(pipeline.slo_ms, 0),
         slo_factor=_given(pipeline.slo_factor, 0.0),

@@ -59,7 +59,8 @@ def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, st
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of a VAE decoder."""
-    return _parameters(_of(vae_needs, checkpoint), _vae_dtype(checkpoint, options))
+    dtype = "float16" if options.vae_float16 else _vae_dtype(checkpoint, options)
+    return _parameters(_of(vae_needs, checkpoint), dtype)
 
 
 def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions, encodes: bool = False) -> str:

@@ -250,6 +250,7 @@ class PipelineModels:
             self._options.vae_gpu,
             pipeline=self._name,
             linear_preview=linear_preview(self._checkpoint).to_json(),
+            vae_float16=str(int(self._options.vae_float16)),
             **needs.vae_decoder(self._checkpoint, self._options),
         )
 

@@ -59,6 +59,7 @@ class ServingOptions:
         controlnet_timeout_s: Longest time that a shard waits for one, per step.
         text_encoder_gpu: GPU of the text encoders; None: the CPU.
         vae_gpu: GPU of the VAE; None: the CPU.
+        vae_float16: Whether the VAE decodes in float16 whatever diffusers' pipelines do.
         runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
         engines: Directory of the TensorRT engines.
         ignored_parameters: Regular expression of request parameters that are let pass; empty for none.
@@ -84,6 +85,7 @@ class ServingOptions:
     controlnet_timeout_s: float = 60.0
     text_encoder_gpu: int | None = None
     vae_gpu: int | None = None
+    vae_float16: bool = False
     runtime: str = "torch"
     engines: Path | None = None
     ignored_parameters: str = ""

@@ -75,6 +75,18 @@ class Checkpoint(CheckpointSettings):
         """The autoencoder in evaluation mode, of `vae_dtype`."""
         return self._load_network("vae", self.vae_dtype(dtype, encodes)).to(device)
 
+    def load_half_vae(self, device: torch.device) -> AutoencoderKL | AutoencoderTiny:
+        """The autoencoder in float16, to decode alone, scaled so that nothing overflows."""
+        import torch
+        from diffusers import AutoencoderKL
+
+        from .half_decoder import scale_decoder
+
+        vae = self._load_network("vae", torch.float16)
+        if isinstance(vae, AutoencoderKL):
+            scale_decoder(vae)
+        return vae.to(device)
+
     def vae_dtype(self, dtype: torch.dtype, encodes: bool = False) -> torch.dtype:
         """What the autoencoder computes in where the rest is of this type: as diffusers' pipelines choose it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,15 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """
     weight = next(vae.parameters())  # diffusers' `device` and `dtype` walk over all modules
     rows = latents.to(weight.device, weight.dtype).split(1)
-    return torch.cat([_pixels(decode(vae, row)) for row in rows]).cpu()
+    return torch.cat([_pixels(_whole(vae, row)) for row in rows]).cpu()
+
+
+def _whole(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """As `decode`; what overflows in float16 is decoded again in float32, where diffusers' picture is black."""
+    image = decode(vae, latents)
+    if latents.dtype == torch.float16 and not image.isfinite().all():
+        return decode(deepcopy(vae).float(), latents.float())
+    return image
 
 
 def _pixels(image: torch.Tensor) -> torch.Tensor:

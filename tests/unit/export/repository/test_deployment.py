@@ -185,6 +185,7 @@ def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_p
     options = [text for each in placed for text in ("--controlnet", each)]
     assert export("--checkpoint", files / "first", "--repository", tmp_path / "r", "--vae-gpu", "0", *options)[0] == 0
     models = configs(tmp_path / "r")
+    assert parameter(models["vae_decoder"], "vae_float16") == "0"
     found = {name: parameter(config, "dtype") for name, config in models.items() if "dtype" in config.parameters}
     assert found == {
         **dict.fromkeys(("vae_encoder", "vae_decoder", "controlnet_gpu"), "float16"),
@@ -192,11 +193,21 @@ def test_what_runs_on_a_gpu_is_float16_and_float32_on_the_cpu(files: Path, tmp_p
     }
 
 
+def test_a_vae_in_float16_takes_less_memory(files: Path, tmp_path: Path) -> None:
+    place = ("--checkpoint", files / "first", "--vae-gpu", "0", "--repository")
+    assert export(*place, tmp_path / "plain")[0] == 0
+    assert export(*place, tmp_path / "half", "--vae-float16")[0] == 0
+    plain, half = (configs(tmp_path / name)["vae_decoder"] for name in ("plain", "half"))
+    assert parameter(half, "vae_float16") == "1"
+    assert int(parameter(half, "needs_mib")) < int(parameter(plain, "needs_mib"))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--unet-shards", "1", "--unet-gpus", "0,1"), "names 2 GPUs for 1 UNet shards"),
         (("--unet-gpus", "0,x"), "--unet-gpus.1 is 'x'"),
+        (("--vae-float16",), "vae_float16 is given and the VAE is on the CPU; wanted: vae_gpu, or unet_gpus"),
         (("--unet-gpus=-1",), "--unet-gpus.0 is '-1'"),
         (("--vae-gpu=-1",), "--vae-gpu is -1"),
         (("--unet-shards", "0"), "--unet-shards is 0"),
