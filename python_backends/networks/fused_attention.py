@@ -34,13 +34,13 @@ class FusedAttention(Attention):
         """
         if encoder_hidden_states is None:
             return self.to_out[0](self._mixed(*self._of_itself(hidden_states)))
-        zeros = len(hidden_states) - len(encoder_hidden_states)
+        zeros = hidden_states.shape[0] - encoder_hidden_states.shape[0]  # not `len`: exporters follow shapes
         keys, values = self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
         if not zeros:
             return self.to_out[0](self._mixed(self.to_q(hidden_states), keys, values))
         out, last = torch.empty_like(hidden_states), self.to_out[0]
         out[:zeros] = last.bias
-        if len(keys):
+        if keys.shape[0]:
             mixed = self._mixed(self.to_q(hidden_states[zeros:]), keys, values)
             torch.addmm(last.bias, mixed.flatten(0, 1), last.weight.t(), out=out[zeros:].flatten(0, 1))
         return out

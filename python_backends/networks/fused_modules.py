@@ -46,7 +46,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
             input_tensor: [B or less, C, h, w]; fewer rows are those of the first time embeddings.
             temb: The time embedding [B, E], or what `TimeProjections` gave; None in a VAE.
         """
-        embedding = None if temb is None else self._of_time(temb[: len(input_tensor)])
+        embedding = None if temb is None else self._of_time(temb[: input_tensor.shape[0]])
         if self.joins_biases and not are_hooked(self.conv1, self.conv2, self.conv_shortcut):
             return self._with_joined_biases(input_tensor, embedding)
         hidden_states = self.conv1(self.norm1(input_tensor))
@@ -59,7 +59,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return self.time_emb_proj(functional.silu(temb)) if self.of_time is None else temb[:, self.of_time]
 
     def _with_joined_biases(self, input_tensor: torch.Tensor, embedding: torch.Tensor | None) -> torch.Tensor:
-        shift, bias = self.conv1.bias.expand(len(input_tensor), -1), self.conv2.bias
+        shift, bias = self.conv1.bias.expand(input_tensor.shape[0], -1), self.conv2.bias
         hidden_states = _without_bias(self.conv1, self.norm1(input_tensor))
         hidden_states = self.norm2(hidden_states, shift if embedding is None else embedding + shift)
         if self.conv_shortcut is not None:

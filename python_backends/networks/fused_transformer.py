@@ -46,7 +46,7 @@ class NormedTransformer2DModel(FusedTransformer2DModel):
         tokens, _inner = self._operate_on_continuous_inputs(hidden_states)
         tokens = through_blocks(self.transformer_blocks, tokens, encoder_hidden_states)
         picture = projected_picture(self, tokens, hidden_states)
-        return (picture + repeated(hidden_states, len(picture)),)
+        return (picture + repeated(hidden_states, picture.shape[0]),)
 
 
 def through_blocks(
@@ -66,8 +66,8 @@ def through_blocks(
     normed = blocks[0].norm1(tokens)
     for number, (block, following) in enumerate(zip(blocks, (*blocks[1:], None), strict=True)):
         tokens, normed = added(block.attn1(normed), tokens, block.norm2)
-        if len(tokens) < len(prompts):
-            tokens, normed = repeated(tokens, len(prompts)), repeated(normed, len(prompts))
+        if tokens.shape[0] < prompts.shape[0]:
+            tokens, normed = repeated(tokens, prompts.shape[0]), repeated(normed, prompts.shape[0])
         tokens, normed = added(block.attn2(normed, encoder_hidden_states=prompts), tokens, block.norm3)
         if following is None:
             return block.ff(normed) + tokens
@@ -84,7 +84,7 @@ def added(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> 
 
 def repeated(x: torch.Tensor, rows: int) -> torch.Tensor:
     """[rows, …] of [B, …]: all rows again and again."""
-    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+    return x if x.shape[0] == rows else x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
 
 
 def projected_picture(stack: Transformer2DModel, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,9 @@ def projected_picture(stack: Transformer2DModel, tokens: torch.Tensor, like: tor
     if stack.use_linear_projection:
         tokens = stack.proj_out(tokens)
     picture = (
-        tokens.reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2).contiguous(memory_format=dense_format(like))
+        tokens.reshape(tokens.shape[0], height, width, -1)
+        .permute(0, 3, 1, 2)
+        .contiguous(memory_format=dense_format(like))
     )
     return picture if stack.use_linear_projection else stack.proj_out(picture)
 

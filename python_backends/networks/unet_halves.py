@@ -65,7 +65,7 @@ class EncoderHalf(torch.nn.Module):
         """
         unet = self.unet
         added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
-        time = unet.get_time_embed(sample=repeated(latents, len(timesteps)), timestep=timesteps)
+        time = unet.get_time_embed(sample=repeated(latents, timesteps.shape[0]), timestep=timesteps)
         embedding = unet.time_embedding(time, timestep_cond if timestep_cond.numel() else None)
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added)
         if more is not None:
@@ -73,7 +73,7 @@ class EncoderHalf(torch.nn.Module):
         if self._times is not None:
             embedding = self._times(embedding)
         sample = unet.conv_in(latents)
-        skips: tuple[torch.Tensor, ...] = (repeated(sample, len(embedding)),)
+        skips: tuple[torch.Tensor, ...] = (repeated(sample, embedding.shape[0]),)
         for block in unet.down_blocks:
             sample, outputs = block(hidden_states=sample, temb=embedding, **_context(block, encoder_hidden_states))
             skips += outputs
