@@ -67,11 +67,9 @@ class TritonPythonModel(Model):
         """Loads the UNet, which warms itself up, and starts the engine."""
         settings = ModelSettings.from_triton(args)
         compute, parameters = ComputeSettings.from_settings(settings), settings.parameters
-        most_rows = 2 * int(parameters["places"])
-        unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime, most_rows)
+        most_rows, patches = 2 * int(parameters["places"]), parameters["patches"] == "1"
+        unet = UNet(compute.checkpoint, compute.device, compute.dtype, compute.runtime, most_rows, patches)
         keep_freed_memory()
-        if parameters["patches"] == "1":
-            unet.patcher.warm_up()
         embeddings = KeptEmbeddings()
         adapters = AdapterServices(
             parameters["text_encoder"],
@@ -99,7 +97,7 @@ class TritonPythonModel(Model):
         metrics = ShardMetrics(parameters["pipeline"], settings.name, settings.instance)
         evaluator = Evaluator(settings.name, unet, loras, _controlnet_calls(settings), metrics)
         height, width = compute.checkpoint.default_size
-        for rows, seconds in evaluator.measure(compute.checkpoint, parameters["patches"] == "1").items():
+        for rows, seconds in evaluator.measure(compute.checkpoint, patches).items():
             times.guess(rows * height * width, seconds)
         self._engine = Engine(
             settings.name,

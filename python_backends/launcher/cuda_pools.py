@@ -5,8 +5,8 @@ from pathlib import Path
 
 from .repository_weights import readable_config
 
-LEAST_MIB = 64
-"""tritonserver's own default."""
+LEAST_MIB, MOST_MIB = 64, 4096
+"""tritonserver's own default, and what leaves room beside it."""
 
 
 def cuda_pools(repository: Path) -> dict[int, int]:
@@ -14,7 +14,8 @@ def cuda_pools(repository: Path) -> dict[int, int]:
 
     Shards hold a step's answers until it ends, the server frees them a little later, and stale residuals live for a
     step more: so twice the rows of the largest call, which are those of all shards. `answer_mib` is what two rows take
-    at the default size: of larger pictures fewer fit, and what does not is handed over more slowly, as CUDA IPC.
+    at the default size: of larger pictures fewer fit. What does not fit is handed over more slowly, as CUDA IPC, and so
+    is what would need more than MOST_MIB, for all places of many shards.
     """
     answers: dict[int, int] = defaultdict(int)
     for config_file in sorted(repository.glob("*/config.pbtxt")):
@@ -23,4 +24,4 @@ def cuda_pools(repository: Path) -> dict[int, int]:
             mib = int(config.parameters["answer_mib"].string_value) * max(1, config.max_batch_size)
             for gpu in {gpu for group in config.instance_group for gpu in group.gpus}:
                 answers[gpu] += mib
-    return {gpu: max(LEAST_MIB, mib) for gpu, mib in answers.items()}
+    return {gpu: min(max(LEAST_MIB, mib), MOST_MIB) for gpu, mib in answers.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 GRAPHS = 48
 """Shapes that are kept, with LoRAs beside the weights and without. Whole requests bring two rows each: a batch of eight
-has 1, 2, 4, 6 … 16 rows, and as many shapes more where prompts are zeros, or halves alike. Others cost three calls."""
+has 1, 2, 4, 6 … 16 rows, and as many shapes more where SDXL's prompts are zeros or SD 1.5's halves alike. The rest is
+for other sizes of pictures and sets of LoRAs. Any other shape costs three calls."""
 
 WARM_UP_CALLS = 2
 """Before a capture: what is set up or compiled at the first call must not be captured."""
@@ -150,6 +152,7 @@ class CudaGraphs:
         variant: Callable[[], Hashable] = lambda: None,
         *,
         at_second_sight: bool = False,
+        most_bytes: float = math.inf,
     ) -> None:
         """Captures nothing yet.
 
@@ -162,9 +165,13 @@ class CudaGraphs:
             variant: Of the module's work now.
             at_second_sight: Whether shapes are captured when they come again, not when they come first: where there
                 are so many that some never come twice. The module then gives memory that its next call overwrites.
+            most_bytes: That graphs' inputs and outputs may take, which stay as long as they do.
         """
         self._module, self._site, self._adopted, self._variant = module, site, adopted, variant
-        self._captured: LRUCache[_Key, _Captured] = LRUCache(GRAPHS)
+        least = 1 / GRAPHS
+        self._captured: LRUCache[_Key, _Captured] = LRUCache(
+            1.0, lambda captured: min(1.0, max(least, captured.nbytes / most_bytes))
+        )
         self._seen: LRUCache[_Key, None] | None = LRUCache(SEEN) if at_second_sight else None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -204,6 +211,12 @@ class _Captured:
     inputs: tuple[torch.Tensor, ...]
     pieces: Sequence[Replay]
     outputs: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it is given and gives."""
+        outputs = self.outputs if isinstance(self.outputs, tuple) else (self.outputs,)
+        return sum(tensor.nbytes for tensor in (*self.inputs, *outputs))
 
 
 def _lies_at(own: torch.Tensor, given: torch.Tensor) -> bool:

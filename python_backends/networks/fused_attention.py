@@ -38,7 +38,7 @@ class FusedAttention(Attention):
         keys, values = self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
         if not zeros:
             return self.to_out[0](self._mixed(self.to_q(hidden_states), keys, values))
-        out, last = torch.empty_like(hidden_states), self.to_out[0]
+        out, last = hidden_states.new_empty(hidden_states.shape), self.to_out[0]  # contiguous
         out[:zeros] = last.bias
         if keys.shape[0]:
             mixed = self._mixed(self.to_q(hidden_states[zeros:]), keys, values)
@@ -61,36 +61,29 @@ def are_hooked(*modules: torch.nn.Module | None) -> bool:
     return any(module is not None and bool(module._forward_hooks) for module in modules)
 
 
-def fuse_attention(attention: Attention) -> None:
-    """Changes an attention's class in place, if it has nothing that FusedAttention leaves out."""
-    plain: Any = (
+def fuse_attentions(network: torch.nn.Module) -> None:
+    """Changes the class of a network's attentions in place, where they have nothing that FusedAttention leaves out."""
+    for module in network.modules():
+        if type(module) is Attention and _is_plain(module):
+            module.__class__ = FusedAttention
+
+
+def _is_plain(attention: Any) -> bool:
+    others = (
         attention.spatial_norm,
         attention.group_norm,
         attention.norm_q,
         attention.norm_k,
         attention.norm_cross,
         attention.added_kv_proj_dim,
+        attention.residual_connection,
+        attention.dropout,
     )
-    if (
-        type(attention) is Attention
-        and not any(plain)
-        and attention.rescale_output_factor == 1.0
-        and not attention.residual_connection
-        and attention.dropout == 0.0
-        and attention.to_out[0].bias is not None
-    ):
-        attention.__class__ = FusedAttention
-
-
-def fuse_attentions(network: torch.nn.Module) -> None:
-    """Changes those of a network, where they have nothing else."""
-    for module in network.modules():
-        if isinstance(module, Attention):
-            fuse_attention(module)
+    return not any(others) and attention.rescale_output_factor == 1.0 and attention.to_out[0].bias is not None
 
 
 def join_projections(patcher: Patcher, component: str, network: torch.nn.Module) -> None:
     """Lets self-attentions whose q, k and v a patcher has laid beside each other compute them in one product."""
     for name, module in network.named_modules():
-        if isinstance(module, FusedAttention) and not module.is_cross_attention:
+        if isinstance(module, FusedAttention) and not module.is_cross_attention and module.to_q.bias is None:
             module.qkv = patcher.joined(component, [f"{name}.{layer}" for layer in ("to_q", "to_k", "to_v")])

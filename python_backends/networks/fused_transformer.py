@@ -64,17 +64,16 @@ def through_blocks(
         [B, tokens, width].
     """
     normed = blocks[0].norm1(tokens)
-    for number, (block, following) in enumerate(zip(blocks, (*blocks[1:], None), strict=True)):
+    for number, block in enumerate(blocks):
         tokens, normed = added(block.attn1(normed), tokens, block.norm2)
         if tokens.shape[0] < prompts.shape[0]:
             tokens, normed = repeated(tokens, prompts.shape[0]), repeated(normed, prompts.shape[0])
         tokens, normed = added(block.attn2(normed, encoder_hidden_states=prompts), tokens, block.norm3)
-        if following is None:
-            return block.ff(normed) + tokens
-        tokens, normed = added(block.ff(normed), tokens, following.norm1)
-        if keep is not None:
-            keep(number, tokens)
-    raise ValueError("a stack without blocks")
+        if block is not blocks[-1]:
+            tokens, normed = added(block.ff(normed), tokens, blocks[number + 1].norm1)
+            if keep is not None:
+                keep(number, tokens)
+    return blocks[-1].ff(normed) + tokens
 
 
 def added(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,8 +82,8 @@ def added(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> 
 
 
 def repeated(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """[rows, …] of [B, …]: all rows again and again."""
-    return x if x.shape[0] == rows else x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
+    """[rows, …] of [B, …]: all rows again and again, in x's layout."""
+    return x if x.shape[0] == rows else torch.cat([x] * (rows // x.shape[0]))
 
 
 def projected_picture(stack: Transformer2DModel, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,10 @@ precision; for a CPU see `prompt_projections.MOST_BYTES`."""
 SCRATCH_SHARE = 0.01
 """Of a GPU's memory, what rows of stacks take from the first mask-aware call on: of an H100 enough for eight guided
 SDXL requests at 1024 x 1024; for more it grows, and all that was captured of stacks goes."""
+
+GRAPHS_SHARE = 0.2
+"""Of a GPU's memory, what graphs of a half or a ControlNet hold on to, all that they are given counted: of SDXL's
+encoder half 80 MB a row in half precision, two thirds of which it gives."""
 
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 """By type of device: what captures graphs there."""
@@ -164,8 +169,9 @@ class Runtime:
         def variant() -> Hashable:
             return beside.variant, stacks.are_told
 
-        encoder = CudaGraphs(halves[0], site, slice(2, 3), variant)  # projections lie where they lay
-        decoder = CudaGraphs(halves[1], site, slice(None), variant)
+        room = graph_bytes(device)
+        encoder = CudaGraphs(halves[0], site, slice(2, 3), variant, most_bytes=room)  # projections lie where they lay
+        decoder = CudaGraphs(halves[1], site, slice(None), variant, most_bytes=room)
         shares = self.savings.shared_layers and shares_layers(unet)
         return RunningUNet(patcher, encoder, decoder, beside, projections, stacks, halves, shares)
 
@@ -190,7 +196,7 @@ class Runtime:
             return module
         if self.name == COMPILE:
             return cast("Call", torch.compile(module))
-        return CudaGraphs(module, _site(device)) if self.captures(device) else module
+        return CudaGraphs(module, _site(device), most_bytes=graph_bytes(device)) if self.captures(device) else module
 
 
 def _prompts(device: torch.device, dtype: torch.dtype) -> KeptPrompts | None:
@@ -205,6 +211,11 @@ def _site(device: torch.device) -> CaptureSite:
 def beside_bytes(device: torch.device) -> int:
     """What LoRAs beside the weights may take of the device's memory, and as much what mask-aware runs keep."""
     return int(BESIDE_SHARE * memory_of(device)) or BESIDE_BYTES
+
+
+def graph_bytes(device: torch.device) -> float:
+    """What inputs and outputs of a network's graphs may take."""
+    return GRAPHS_SHARE * memory_of(device) or math.inf
 
 
 def prompt_bytes(device: torch.device) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
 class Savings:
     """All by default; `benchmarks/gpu.py --parts ideas` measures what each one saves.
+
+    Without `divisions` there are no `qkv` and `zero_prompts`, without `norms` no `shared_layers`.
 
     Attributes:
         divisions: Attention does not divide by 1. The same bits.
@@ -33,6 +35,6 @@ class Savings:
 
 
 ALL = Savings()
-NONE = Savings(*[False] * 8)
-EXACT = Savings(True, *[False] * 7)
+NONE = Savings(**{each.name: False for each in fields(Savings)})
+EXACT = replace(NONE, divisions=True)
 """Those that keep diffusers' bits on a CPU too."""

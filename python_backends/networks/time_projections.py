@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch.nn import functional
 
 from .fused_attention import are_hooked
@@ -28,7 +29,8 @@ class TimeProjections(torch.nn.Module):
     def __init__(self, unet: torch.nn.Module, patcher: Patcher, component: str) -> None:
         """Lays biases beside each other, as the weights are; all stay patchable in place.
 
-        Where weights do not lie so, blocks go on with layers of their own, and this gives what it is given.
+        Where weights do not lie so, or a block is of another kind, all go on with layers of their own, and this gives
+        what it is given.
 
         Args:
             unet: Changed in place.
@@ -36,15 +38,17 @@ class TimeProjections(torch.nn.Module):
             component: Its name there.
         """
         super().__init__()
+        self._products: list[_Product] = []
         by_width: dict[int, list[tuple[int, str, FusedResnetBlock2D]]] = {}
         for name, block in unet.named_modules():
-            if isinstance(block, FusedResnetBlock2D) and block.time_emb_proj is not None:
+            if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None:
+                if not isinstance(block, FusedResnetBlock2D):
+                    return
                 layer = f"{name}.time_emb_proj"
                 _, position = patcher.places[component, layer]
                 by_width.setdefault(block.out_channels, []).append((position, layer, block))
         groups = [sorted(group, key=lambda each: each[0]) for group in by_width.values()]
         weights = [patcher.joined(component, [layer for _, layer, _ in group]) for group in groups]
-        self._products: list[_Product] = []
         if any(weight is None for weight in weights):
             return
         first = 0

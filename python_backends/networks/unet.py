@@ -71,6 +71,7 @@ class UNet:
         dtype: torch.dtype,
         runtime: Runtime | None = None,
         most_rows: int = WARM_UP_ROWS[-1],
+        patches: bool = False,
     ) -> None:
         """Loads the weights and warms up.
 
@@ -81,6 +82,7 @@ class UNet:
             runtime: What evaluates it.
             most_rows: Of a call, with both halves of guidance: every number of whole requests is warmed up where graphs
                 are captured.
+            patches: Whether LoRAs will be patched in: what their first one would wait for is done, and W0 copied.
         """
         unet = checkpoint.load_unet(device, dtype).eval()
         self.digest = weights_digest(unet)
@@ -97,6 +99,8 @@ class UNet:
         self._traced: dict[Shapes, tuple[Call, Call]] = {}
         eager = runtime.traces(device)
         self._overwrites = self.on_gpu or runtime.captures(device)
+        if patches:
+            self.patcher.warm_up()  # before graphs take what memory there is
         if runtime.captures(device):
             evaluate = partial(self._evaluate_ahead, checkpoint)
             capture_ahead(rows_of_requests(most_rows), evaluate, device, tunes=runtime.savings.tuned_convolutions)
@@ -135,7 +139,7 @@ class UNet:
             weights: Names what is in the weights and beside them: calls with the same ones and the same prompts share
                 work. None shares nothing.
             traced: Whether traces may be called, which know nothing of what the stacks are told.
-            halves_alike: Whether latents and timesteps of the second half of the rows are those of the first.
+            halves_alike: Whether the second half of the rows has the first one's latents, timesteps and guidance.
         """
         plain = traced and (self.beside is None or self.beside.variant is None)  # nor of what is beside the weights
         halves = self._traced.get(shapes(tensors)) if plain else None
@@ -177,9 +181,9 @@ class UNet:
         """So many rows with prompts, and where half of them have none; of a single row, where it has none."""
         tensors = example(checkpoint, rows)
         self(tensors)
-        if rows % 2 == 0:
+        if rows % 2 == 0 and self._shares_layers and checkpoint.pooled_width is None:
             self.decode(self.encode(tensors, halves_alike=True))
-        if self._prompts is not None and self._prompts.skips_zeros:
+        if self._prompts is not None and self._prompts.skips_zeros and checkpoint.force_zeros_for_empty_prompt:
             tensors["ENCODER_HIDDEN_STATES"][: max(1, rows // 2)] = 0
             self(tensors)
 

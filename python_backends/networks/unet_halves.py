@@ -65,7 +65,8 @@ class EncoderHalf(torch.nn.Module):
         """
         unet = self.unet
         added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds.numel() else None
-        time = unet.get_time_embed(sample=repeated(latents, timesteps.shape[0]), timestep=timesteps)
+        every = latents[:1].expand(timesteps.shape[0], -1, -1, -1)
+        time = unet.get_time_embed(sample=every, timestep=timesteps)
         embedding = unet.time_embedding(time, timestep_cond if timestep_cond.numel() else None)
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added)
         if more is not None:

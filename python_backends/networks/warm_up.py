@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 WARM_UP_ROWS = (1, 2)
 """Rows of the calls that a single request makes: one half of its guidance, or both."""
 
-AHEAD_ROWS = 32
-"""Most rows of a call that are captured before it is made."""
+AHEAD_ROWS, LEFT = 16, 0.25
+"""Most rows of a call that are captured before it is made, and the share of a GPU's memory that must be free for it:
+other models are loaded there, and LoRAs and requests come."""
 
 SLOW_S = 1.0
 """An evaluation that takes longer is not traced, nor repeated before it is wanted."""
@@ -60,8 +61,8 @@ def warm_up(
 def capture_ahead(rows: Sequence[int], evaluate: Callable[[int], object], device: torch.device, *, tunes: bool) -> None:
     """Evaluates every number of rows that there may be, so that graphs are captured and kernels compiled.
 
-    The largest comes first: the others have room in its memory. What a GPU has no memory for is left out, but for the
-    rows of a single request.
+    The fewest come first. Each graph keeps what it gives: as soon as less than LEFT of a GPU's memory is free, larger
+    batches wait until they are wanted, but for the rows of a single request.
 
     Args:
         rows: To be evaluated.
@@ -69,14 +70,25 @@ def capture_ahead(rows: Sequence[int], evaluate: Callable[[int], object], device
         device: Where.
         tunes: Whether cuDNN times its algorithms, of a single request and of the largest batch: it takes seconds each.
     """
-    for count in sorted(rows, reverse=True):
-        try:
-            with tuned_convolutions(device, tunes and count in {*WARM_UP_ROWS, max(rows)}):
-                evaluate(count)
-        except torch.OutOfMemoryError:
-            if count in WARM_UP_ROWS:
-                raise
-            torch.cuda.empty_cache()
+    for count in sorted(rows):
+        if count not in WARM_UP_ROWS and free_share(device) < LEFT:
+            break
+        with tuned_convolutions(device, tunes and count in {*WARM_UP_ROWS, max(rows)}):
+            evaluate(count)
+    for count in WARM_UP_ROWS:
+        if count in rows:
+            evaluate(count)  # the last that goes, where there is no room for all
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what eager calls before captures, and trials of algorithms, took
+
+
+def free_share(device: torch.device) -> float:
+    """Of a GPU's memory, what nobody has; all of another device's."""
+    if device.type != "cuda":
+        return 1.0
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return free / total
 
 
 @contextmanager

@@ -142,17 +142,19 @@ def sd15(
     """An SD 1.5 checkpoint with pictures of 64×64 pixels and a UNet of random weights; two levels at any depth."""
     words = tokenizer(directory / "words")
     torch.manual_seed(0)
+    kinds = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
     unet = UNet2DConditionModel(
         in_channels=INPAINTING_CHANNELS if inpaints else 4,
         block_out_channels=(16, 32),
         layers_per_block=1,
         sample_size=16,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=2,
         cross_attention_dim=16,
         norm_num_groups=8,
-        **unet_options,
+        **kinds | unet_options,
     )
     pipeline = (StableDiffusionInpaintPipeline if inpaints else StableDiffusionPipeline)(
         vae=vae(1, depth),

@@ -107,7 +107,7 @@ class Patcher:
 
     def uploads_to(self) -> torch.device | None:
         """Where `prepare` puts LoRAs, if it does; from now on another thread may call it, beside the models' calls."""
-        return self._table.pristine.device if self._one_launch else None  # the table is built by this thread
+        return self._staging.device if self._one_launch else None  # table and staging are made by this thread
 
     @cached_property
     def _table(self) -> WeightTable:

@@ -27,11 +27,15 @@ class _Piece:
 
 
 class Staging:
-    """Sends LoRAs to a device: while some pieces travel, others are filled. Any number of threads may send."""
+    """Sends LoRAs to a device: while some pieces travel, others are filled. Any number of threads may send.
+
+    Attributes:
+        device: The device.
+    """
 
     def __init__(self, device: torch.device, piece_bytes: int = PIECE_BYTES) -> None:
         """Takes PIECES pieces of memory, pinned for a GPU."""
-        self._device, self._piece_bytes = device, piece_bytes
+        self.device, self._piece_bytes = device, piece_bytes
         on_gpu = device.type == "cuda"
         self._free: SimpleQueue[_Piece] = SimpleQueue()
         for _ in range(PIECES):
@@ -46,10 +50,10 @@ class Staging:
         """
         tensors = [tensor for group in groups for tensor in group.tensors.values()]
         sent = [
-            tensor if tensor.is_cuda else torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+            tensor if tensor.is_cuda else torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
             for tensor in tensors
         ]
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         copies = [
             self._threads.submit(self._copy, source, target, stream)
             for tensor, made in zip(tensors, sent, strict=True)

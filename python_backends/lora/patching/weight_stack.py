@@ -167,10 +167,12 @@ class StackedTerms:
 
     def add(self, to: torch.Tensor, base: torch.Tensor, start: int, out: torch.Tensor) -> torch.Tensor:
         """`to` + scale · delta of the stack's positions from `start`, into `out`: all [m, out, in·k] float32."""
-        low = self.index[start]
-        places = slice(low, low + len(out))
-        tensors = {name: tensor[places].to(out.device) for name, tensor in self.group.tensors.items()}
-        scales = torch.tensor(self.group.scales[places], device=out.device)[:, None, None] * self.scale
+        places = [self.index[position] for position in range(start, start + len(out))]
+        low, high = places[0], places[-1] + 1
+        chosen = slice(low, high) if places == list(range(low, high)) else places  # else of a stack in another order
+        tensors = {name: tensor[chosen].to(out.device) for name, tensor in self.group.tensors.items()}
+        own = [self.group.scales[place] for place in places]
+        scales = torch.tensor(own, device=out.device)[:, None, None] * self.scale
         across = [tensors.pop(name) for name in ("row", "column") if name in tensors]
         if self.group.form == "low_rank":
             torch.baddbmm(to, tensors["up"].float() * scales, tensors["down"].float(), out=out)
@@ -184,16 +186,14 @@ class StackedTerms:
 def _segments(
     positions: Sequence[int], terms: Sequence[StackedTerms]
 ) -> list[tuple[int, int, tuple[StackedTerms, ...]]]:
-    """[start, end) of consecutive positions that neighbours of the same terms adapt, with those terms."""
+    """[start, end) of consecutive positions that the same terms adapt, with those terms."""
     segments: list[tuple[int, int, tuple[StackedTerms, ...]]] = []
-    last: tuple[tuple[int, int], ...] = ()
+    last: tuple[int, ...] = ()
     for position in positions:
-        numbers = tuple(
-            (number, term.index[position] - position) for number, term in enumerate(terms) if position in term.index
-        )
+        numbers = tuple(number for number, term in enumerate(terms) if position in term.index)
         if segments and segments[-1][1] == position and numbers == last:
             segments[-1] = (segments[-1][0], position + 1, segments[-1][2])
         else:
-            segments.append((position, position + 1, tuple(terms[number] for number, _ in numbers)))
+            segments.append((position, position + 1, tuple(terms[number] for number in numbers)))
         last = numbers
     return segments

@@ -59,6 +59,15 @@ def test_each_shape_and_variant_is_captured_once_and_those_used_longest_ago_go(m
     assert torch.equal(graphs(one), 3 * one) and tape.recorded == 6
 
 
+def test_what_graphs_hold_is_bounded() -> None:
+    """By bytes, too; one that takes all the room goes when the next one comes."""
+    tape = Tape()
+    graphs = CudaGraphs(lambda x: 2 * x, CaptureSite(tape), most_bytes=4 * 8.0)  # four values in, and as many out
+    for size, recorded in ((1, 1), (3, 2), (1, 2), (3, 2), (2, 3), (2, 3), (3, 4), (9, 5), (9, 5), (1, 6)):
+        assert torch.equal(graphs(torch.ones(size)), torch.full((size,), 2.0))
+        assert tape.recorded == recorded, size
+
+
 def test_inputs_are_copied_but_those_that_it_adopts_and_that_lie_where_they_lay() -> None:
     memory = torch.zeros(4)
     graphs = CudaGraphs(lambda x, y: x + y, CaptureSite(Tape()), slice(1, 2))

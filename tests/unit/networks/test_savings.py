@@ -6,11 +6,15 @@ On the CPU, where the operators are their references, most of it keeps every bit
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpoints
 import lora_files
@@ -18,19 +22,20 @@ from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
-from swiftdiffusion.python_backends.networks import runtimes
+from swiftdiffusion.python_backends.networks import runtimes, warm_up
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.fused_attention import FusedAttention
-from swiftdiffusion.python_backends.networks.fused_modules import fuse
+from swiftdiffusion.python_backends.networks.fused_modules import FusedResnetBlock2D, fuse
 from swiftdiffusion.python_backends.networks.prompt_projections import leading_zeros
 from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.savings import ALL, EXACT, NONE, Savings
-from swiftdiffusion.python_backends.networks.unet import UNet, example
-from swiftdiffusion.python_backends.networks.unet_halves import residual_size
+from swiftdiffusion.python_backends.networks.unet import UNet, arguments, example
+from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf, residual_size, shares_layers
 from tape import Tape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+T = TypeVar("T")
 ROUNDINGS = 2e-6
 ALONE = [replace(EXACT, **{each.name: True}) for each in fields(Savings)]
 """Each beside that without which some others are nothing."""
@@ -66,10 +71,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(checkpoint, plain, loras(dict(shapes), 1, 2), loras(linear, 3, 4))
 
 
-def captured(case: Case, savings: Savings) -> UNet:
+def on_tape(make: Callable[[], T]) -> T:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(runtimes.RECORDERS, "cpu", Tape)
-        return UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(savings=savings), most_rows=4)
+        return make()
+
+
+def captured(case: Case, savings: Savings) -> UNet:
+    return on_tape(lambda: UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(savings=savings), most_rows=4))
 
 
 def inputs(case: Case, rows: int, zeros: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -120,6 +129,58 @@ def test_halves_that_differ_by_their_prompts(case: Case, savings: Savings, rows:
     assert_near(unet.decode(unet.encode(tensors, "none", halves_alike=True)), case.plain(tensors))
 
 
+class Operators(TorchDispatchMode):
+    """Counts them by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(case: Case, savings: Savings) -> Counter[str]:
+    """Of a step without graphs."""
+    unet = case.checkpoint.load_unet(CPU, torch.float32)
+    fuse(unet, savings)
+    running = on_tape(lambda: FusedRuntime(savings=savings).unet(unet, CPU, torch.float32))
+    given = arguments(inputs(case, 2), CPU, torch.float32)
+    assert running.modules is not None and running.prompts is not None
+    encoder, decoder = running.modules
+    with torch.inference_mode(), Operators() as operators:
+        prompts = running.prompts(given[2])
+        decoder(prompts, *encoder(*given[:2], prompts, *given[3:]))
+    return operators.made
+
+
+def test_each_is_at_work(case: Case) -> None:
+    """Or the others would compare diffusers' modules with themselves."""
+    made = {savings: operators(case, savings) for savings in (NONE, EXACT, *ALONE)}
+    of_exact = made[EXACT]
+    assert of_exact["aten::div"] < made[NONE]["aten::div"]
+    for name, fewer, ours in (
+        ("qkv", "aten::linear", None),
+        ("norms", "aten::native_layer_norm", "swiftdiffusion::add_layer_norm"),
+        ("biases", "aten::convolution", "swiftdiffusion::bias_residual"),
+        ("times", "aten::silu", None),
+    ):
+        found = made[replace(EXACT, **{name: True})]
+        if ours is None:
+            assert found[fewer] < of_exact[fewer], name
+        else:
+            assert found[ours] and not of_exact[ours], name
+    unet = case.checkpoint.load_unet(CPU, torch.float32)
+    fuse(unet, ALL)
+    running = on_tape(lambda: FusedRuntime().unet(unet, CPU, torch.float32))
+    attentions = [each for each in unet.modules() if isinstance(each, FusedAttention)]
+    assert all((each.qkv is None) == each.is_cross_attention for each in attentions) and attentions
+    blocks = [each for each in unet.modules() if isinstance(each, FusedResnetBlock2D)]
+    assert all(each.of_time is not None and each.joins_biases for each in blocks) and blocks
+    assert running.prompts is not None and running.prompts.skips_zeros
+
+
 def test_loras_in_the_weights_and_back(case: Case) -> None:
     (a, b), unet = case.loras.values(), captured(case, ALL)
     tensors = inputs(case, 4, 2)
@@ -161,16 +222,54 @@ def test_residuals_of_controlnets(case: Case) -> None:
 def test_what_a_load_captures_serves_every_batch_of_whole_requests(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     tapes: list[Tape] = []
     monkeypatch.setitem(runtimes.RECORDERS, "cpu", lambda device: tapes.append(Tape(device)) or tapes[-1])
-    unet = UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(), most_rows=8)
+    unet = UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(), most_rows=16)
     before = sum(tape.recorded for tape in tapes)
     assert before
     height, width = (side // case.checkpoint.vae_scale_factor for side in case.checkpoint.default_size)
-    batches = [(rows, zeros) for rows in (2, 4, 6, 8) for zeros in (0, 1, rows // 2)]
-    for rows, zeros in [(1, 0), (1, 1), *batches]:
+    every = range(2, 17, 2)
+    batches = [
+        (rows, zeros) for rows in every for zeros in ((0, 1, rows // 2) if case.checkpoint.pooled_width else (0,))
+    ]
+    for rows, zeros in [(1, 0), *batches, (1, int(case.checkpoint.pooled_width is not None))]:
         tensors = inputs(case, rows, zeros)
         latents = torch.randn(rows, case.checkpoint.unet_channels, height, width)
-        unet(tensors | {"LATENTS": latents}, "none")
+        for alike in (False, rows % 2 == 0):
+            unet.decode(unet.encode(tensors | {"LATENTS": latents}, "none", halves_alike=alike))
     assert sum(tape.recorded for tape in tapes) == before
+
+
+def test_what_there_is_no_memory_for_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, evaluated = iter((0.6, 0.4, 0.2)), list[int]()
+    monkeypatch.setattr(warm_up, "free_share", lambda _: next(free))
+    warm_up.capture_ahead([1, 2, 4, 6, 8, 10], evaluated.append, CPU, tunes=True)
+    assert evaluated == [1, 2, 4, 6, 1, 2], "those of a single request last, so that they go last"
+    assert warm_up.rows_of_requests(5) == [1, 2, 4]
+    assert warm_up.rows_of_requests(128)[-1] == warm_up.AHEAD_ROWS
+
+
+def test_shared_layers_keep_the_layout(case: Case) -> None:
+    unet = case.checkpoint.load_unet(CPU, torch.float32)
+    fuse(unet, ALL)
+    unet.to(memory_format=torch.channels_last)
+    if not shares_layers(unet):
+        return
+    latents, *given = arguments(inputs(case, 4), CPU, torch.float32)
+    with torch.inference_mode():
+        for tensor in EncoderHalf(unet)(latents[:2], *given):
+            assert tensor.ndim != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_blocks_of_another_kind_have_projections_of_their_own(tmp_path: Path) -> None:
+    """ResnetDownsampleBlock2D has blocks that are no FusedResnetBlock2D."""
+    kinds = {
+        "down_block_types": ("CrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
+    }
+    checkpoint = Checkpoint(checkpoints.sd15(tmp_path / "sd15", depth=2, **kinds))
+    tensors = {name: torch.rand_like(each) for name, each in example(checkpoint, 2).items()}
+    plain = UNet(checkpoint, CPU, torch.float32, Runtime(savings=NONE))
+    fused = on_tape(lambda: UNet(checkpoint, CPU, torch.float32, FusedRuntime()))
+    assert_near(fused(tensors), plain(tensors))
 
 
 def test_rows_of_zeros_are_left_out_where_they_are_a_half_or_all() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 import resource
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.lora.patching.weight_stack import WeightStack
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -110,6 +113,33 @@ def test_a_set_gives_the_same_bits_whatever_came_before(
         patcher.apply(last)
     Patcher({"unet": fresh}).apply(last)
     assert same(unet, copies(fresh))
+
+
+def test_weights_in_the_order_of_products_are_patched_in_as_few_pieces(
+    checkpoint: Checkpoint, loras: list[CanonicalLora], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where q, k and v of a block are neighbours, LoRAs that go by stack are not cut into blocks."""
+    pieces, patch_run = Counter[bool](), WeightStack._patch_run
+
+    def counted(stack: WeightStack, *given: Any) -> None:
+        pieces[stack.in_place] += 1
+        patch_run(stack, *given)
+
+    monkeypatch.setattr(WeightStack, "_patch_run", counted)
+    models = {in_place: load(checkpoint) for in_place in (True, False)}
+    patchers = {
+        in_place: Patcher({"unet": model}, one_launch=False, in_place=in_place) for in_place, model in models.items()
+    }
+    attention = {name: shape for name, shape in BaseModules.of(checkpoint).shapes["unet"].items() if "attn" in name}
+    loha = Canonicaliser(checkpoint).read(lora_files.loha(attention).save(tmp_path / "loha.safetensors"))
+    for lora in (loha, loras[0], *loras[3:]):
+        pieces.clear()
+        for patcher in patchers.values():
+            patcher.apply([(lora, 0.5)])
+        wanted = copies(models[False])
+        for name, parameter in models[True].named_parameters():
+            torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=1e-6)
+        assert lora is loras[-1] or pieces[True] == pieces[False]  # the last one has every third module
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
