@@ -19,12 +19,16 @@ Make = Callable[[], Any]
 DEPENDENT = ("qkv", "zero_prompts")
 """Nothing without `divisions`: what these are compared with has it, and what it is compared with has none of them."""
 
+OF_SD15 = "shared_layers"
+"""Nothing in SDXL."""
+
 
 def variants() -> dict[str, tuple[Savings, Savings]]:
-    """Of each saving: with it, and without."""
-    pairs = {each.name: (ALL, replace(ALL, **{each.name: False})) for each in fields(Savings)}
+    """Of each saving: with it, and without. First those without tuned convolutions: cuDNN forgets no algorithm."""
+    names = [each.name for each in fields(Savings) if each.name != OF_SD15]
+    pairs = {name: (ALL, replace(ALL, **{name: False})) for name in ("tuned_convolutions", *names)}
     without = replace(ALL, **dict.fromkeys(DEPENDENT, False))
-    return pairs | {"divisions": (without, replace(without, divisions=False)), "all": (ALL, NONE)}
+    return {"all": (ALL, NONE), **pairs, "divisions": (without, replace(without, divisions=False))}
 
 
 class _Given(NamedTuple):
@@ -50,9 +54,13 @@ def measure(make: Make, rounds: int) -> dict[str, Any]:
         eager = relative_error(diffusers_call(reference, taken)(), given[name].exact)
         results[name] = {"diffusers": {"error_against_float32": eager}}
     del reference
+    untuned = {savings: Ours(make(), savings) for savings in (NONE, replace(ALL, tuned_convolutions=False))}
+    for ours in untuned.values():
+        for each in given.values():
+            ours.step(ours.given(each.inputs))  # captured before anything is tuned
     with_all = Ours(make())
     for name, pair in variants().items():
-        networks = [with_all if savings == ALL else Ours(make(), savings) for savings in pair]
+        networks = [_network(savings, make, with_all, untuned) for savings in pair]
         for rows, each in given.items():
             results[rows][name] = _compared(networks, each, rounds)
         del networks
@@ -60,6 +68,10 @@ def measure(make: Make, rounds: int) -> dict[str, Any]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return results
+
+
+def _network(savings: Savings, make: Make, with_all: Ours, untuned: dict[Savings, Ours]) -> Ours:
+    return with_all if savings == ALL else untuned.pop(savings, None) or Ours(make(), savings)
 
 
 def _compared(networks: Sequence[Ours], given: _Given, rounds: int) -> dict[str, Any]:

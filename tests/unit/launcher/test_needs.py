@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from swiftdiffusion.python_backends.launcher import free_memory, needs, options
 from swiftdiffusion.python_backends.launcher.binary import ServerBinary
 from swiftdiffusion.python_backends.launcher.checks import Check, Status
-from swiftdiffusion.python_backends.launcher.cuda_pools import cuda_pools
+from swiftdiffusion.python_backends.launcher.cuda_pools import MOST_MIB, cuda_pools
 from swiftdiffusion.python_backends.launcher.needs import (
     EMBEDDINGS_MIB,
     PLAIN_MIB,
@@ -118,6 +118,11 @@ def test_gpus_are_added_up_one_by_one(repository: Path) -> None:
     assert found["memory of GPU 1"].found == "164 MiB, of them 64 between models, and CUDA's own"
     assert found["memory of GPU 1"].status is Status.OK
     assert found["memory of unet_shard0"].found == f"1000 MiB on GPU 0, {TORCH_MIB} MiB"
+
+
+def test_pools_leave_room(repository: Path) -> None:
+    write(repository, "controlnet_edges", {"answer_mib": "106", "threads": "1"}, gpus=(0,), rows=64)
+    assert cuda_pools(repository) == {0: MOST_MIB}
 
 
 def test_residuals_that_gpus_give_are_in_their_pools(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
