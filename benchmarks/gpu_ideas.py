@@ -1,9 +1,10 @@
-"""What each of `networks.savings` saves in a UNet step: with all of them, and with all but one, in turns."""
+"""What each of `networks.savings`, and 8-bit floats, save in a UNet step: with and without, in turns."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from gpu_networks import Ours, diffusers_call, in_float32, inputs, relative_erro
 from gpu_timing import Timing, compare
 from rich.table import Table
 
+from swiftdiffusion.python_backends.networks.fp8 import Fp8UnavailableError, require_fp8
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.savings import ALL, NONE, Savings
 
 Make = Callable[[], Any]
@@ -20,11 +23,16 @@ DEPENDENT = ("qkv", "zero_prompts")
 """Nothing without `divisions`: what these are compared with has it, and what it is compared with has none of them."""
 
 
-def variants() -> dict[str, tuple[Savings, Savings]]:
-    """Of each saving: with it, and without."""
+def variants(device: torch.device) -> dict[str, tuple[Runtime, Runtime]]:
+    """Of each saving: with it, and without; and of 8-bit floats, where the device has them."""
     pairs = {each.name: (ALL, replace(ALL, **{each.name: False})) for each in fields(Savings)}
     without = replace(ALL, **dict.fromkeys(DEPENDENT, False))
-    return pairs | {"divisions": (without, replace(without, divisions=False)), "all": (ALL, NONE)}
+    pairs |= {"divisions": (without, replace(without, divisions=False)), "all": (ALL, NONE)}
+    runtimes = {name: (Runtime(savings=each), Runtime(savings=other)) for name, (each, other) in pairs.items()}
+    with suppress(Fp8UnavailableError):
+        require_fp8(device)
+        runtimes["fp8"] = Runtime(fp8=True), Runtime()
+    return runtimes
 
 
 class _Given(NamedTuple):
@@ -51,8 +59,8 @@ def measure(make: Make, rounds: int) -> dict[str, Any]:
         results[name] = {"diffusers": {"error_against_float32": eager}}
     del reference
     with_all = Ours(make())
-    for name, pair in variants().items():
-        networks = [with_all if savings == ALL else Ours(make(), savings) for savings in pair]
+    for name, pair in variants(with_all.network.device).items():
+        networks = [with_all if runtime == Runtime() else Ours(make(), runtime) for runtime in pair]
         for rows, each in given.items():
             results[rows][name] = _compared(networks, each, rounds)
         del networks
