@@ -1,9 +1,10 @@
-"""What each of `networks.savings` saves in a UNet step: with all of them, and with all but one, in turns."""
+"""What each of `networks.savings`, and 8-bit floats, save in a UNet step: with and without, in turns."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from gpu_networks import Ours, diffusers_call, in_float32, inputs, relative_erro
 from gpu_timing import Timing, compare
 from rich.table import Table
 
+from swiftdiffusion.python_backends.networks.fp8 import Fp8UnavailableError, require_fp8
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.savings import ALL, NONE, Savings
 
 Make = Callable[[], Any]
@@ -23,12 +26,20 @@ OF_SD15 = "shared_layers"
 """Nothing in SDXL."""
 
 
-def variants() -> dict[str, tuple[Savings, Savings]]:
-    """Of each saving: with it, and without. First those without tuned convolutions: cuDNN forgets no algorithm."""
+def variants(device: torch.device) -> dict[str, tuple[Runtime, Runtime]]:
+    """Of each saving: with it, and without; and of 8-bit floats, where the device has them.
+
+    First those without tuned convolutions: cuDNN forgets no algorithm.
+    """
     names = [each.name for each in fields(Savings) if each.name != OF_SD15]
     pairs = {name: (ALL, replace(ALL, **{name: False})) for name in ("tuned_convolutions", *names)}
     without = replace(ALL, **dict.fromkeys(DEPENDENT, False))
-    return {"all": (ALL, NONE), **pairs, "divisions": (without, replace(without, divisions=False))}
+    pairs = {"all": (ALL, NONE), **pairs, "divisions": (without, replace(without, divisions=False))}
+    runtimes = {name: (Runtime(savings=each), Runtime(savings=other)) for name, (each, other) in pairs.items()}
+    with suppress(Fp8UnavailableError):
+        require_fp8(device)
+        runtimes["fp8"] = Runtime(fp8=True), Runtime()
+    return runtimes
 
 
 class _Given(NamedTuple):
@@ -54,13 +65,14 @@ def measure(make: Make, rounds: int) -> dict[str, Any]:
         eager = relative_error(diffusers_call(reference, taken)(), given[name].exact)
         results[name] = {"diffusers": {"error_against_float32": eager}}
     del reference
-    untuned = {savings: Ours(make(), savings) for savings in (NONE, replace(ALL, tuned_convolutions=False))}
+    kinds = [Runtime(savings=each) for each in (NONE, replace(ALL, tuned_convolutions=False))]
+    untuned = {runtime: Ours(make(), runtime) for runtime in kinds}
     for ours in untuned.values():
         for each in given.values():
             ours.step(ours.given(each.inputs))  # captured before anything is tuned
     with_all = Ours(make())
-    for name, pair in variants().items():
-        networks = [_network(savings, make, with_all, untuned) for savings in pair]
+    for name, pair in variants(with_all.network.device).items():
+        networks = [_network(runtime, make, with_all, untuned) for runtime in pair]
         for rows, each in given.items():
             results[rows][name] = _compared(networks, each, rounds)
         del networks
@@ -70,8 +82,8 @@ def measure(make: Make, rounds: int) -> dict[str, Any]:
     return results
 
 
-def _network(savings: Savings, make: Make, with_all: Ours, untuned: dict[Savings, Ours]) -> Ours:
-    return with_all if savings == ALL else untuned.pop(savings, None) or Ours(make(), savings)
+def _network(runtime: Runtime, make: Make, with_all: Ours, untuned: dict[Runtime, Ours]) -> Ours:
+    return with_all if runtime == Runtime() else untuned.pop(runtime, None) or Ours(make(), runtime)
 
 
 def _compared(networks: Sequence[Ours], given: _Given, rounds: int) -> dict[str, Any]:

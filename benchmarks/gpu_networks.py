@@ -13,7 +13,6 @@ from lora_workloads import SDXL
 
 from swiftdiffusion.python_backends.networks.controlnet_modules import PositionalControlNet
 from swiftdiffusion.python_backends.networks.runtimes import Runtime
-from swiftdiffusion.python_backends.networks.savings import ALL, Savings
 from swiftdiffusion.python_backends.networks.unet_halves import join, pack
 from swiftdiffusion.python_backends.networks.warm_up import tuned_convolutions
 
@@ -34,6 +33,9 @@ VAE = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
+ALL = Runtime()
+"""With every saving."""
+
 Call = Callable[[], Any]
 logging.set_verbosity_error()
 
@@ -86,16 +88,16 @@ def diffusers_call(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) ->
 class Ours:
     """A shard's two halves: fused, channels-last, and CUDA graphs where there is CUDA."""
 
-    def __init__(self, network: UNet2DConditionModel, savings: Savings = ALL) -> None:
+    def __init__(self, network: UNet2DConditionModel, runtime: Runtime = ALL) -> None:
         """Changes the network.
 
         Args:
             network: The UNet, on its device.
-            savings: What its modules leave out or do together.
+            runtime: How its modules compute.
         """
-        self._device, runtime = network.conv_in.weight.device, Runtime(savings=savings)
+        self._device = network.conv_in.weight.device
         runtime.prepare(network, self._device)
-        self.network, self._savings = network, savings
+        self.network, self._savings = network, runtime.savings
         self.running = runtime.unet(network, self._device, network.conv_in.weight.dtype)
 
     @staticmethod

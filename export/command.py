@@ -49,6 +49,12 @@ def export(
         Path | None,
         typer.Option(help="TensorRT engines, from build-engines; built here if it is empty.", rich_help_panel=_PLACES),
     ] = None,
+    fp8: Annotated[
+        bool,
+        typer.Option(
+            "--fp8", help="Transformers' linear layers in 8-bit floats; changes pictures.", rich_help_panel=_PLACES
+        ),
+    ] = False,
     max_batch_size: Annotated[int | None, typer.Option(help="Requests that denoise together; 8.")] = None,
     steps: Annotated[int | None, typer.Option(help="Default steps; else the pipeline's own.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default guidance; else the own.")] = None,
@@ -125,6 +131,7 @@ def export(
         "dtype": dtype,
         "runtime": runtime,
         "engines": engines,
+        "fp8": fp8 or None,
         "max_batch_size": max_batch_size,
         "steps": steps,
         "guidance_scale": guidance_scale,

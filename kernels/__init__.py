@@ -8,6 +8,7 @@
 | `geglu` | (x + bias) → a · gelu(b) |
 | `lora_patch`, tables in `lora_tables` | W ← W0 + Σ scale · up · down over all modules of a LoRA set, one launch |
 | `grouped_lora` | y += (x · downᵀ) · upᵀ, each row of a batch with the factors of its own LoRA set |
+| `quantise_rows` | rows as e4m3 and their scales |
 | `cfg_step`, numbers from `step_coefficients` | classifier-free guidance and the sampler's step |
 
 For inference: there are no gradients. CPU tensors run the eager reference, CUDA tensors the kernel. Everything here

@@ -7,9 +7,9 @@ per multiprocessor. `lora_patch`'s tiles are the largest that the compiler fits 
 which is two programs of 8 warps; with 128 by 128 there would be one. sm_89 has less bandwidth to hide and gets smaller
 tiles. On the H100 GroupNorm wanted more elements per thread than that, and no more programs than run at a time.
 
-**`add_layer_norm`, `bias_residual` and `grouped_lora` are chosen by reasoning everywhere.** `grouped_lora`
-(`--parts grouped_lora --tune`) has the largest tiles of y that leave two programs to a multiprocessor: 124 registers on
-sm_90; up to sm_89 more, so half as wide.
+**`add_layer_norm`, `bias_residual`, `grouped_lora` and `quantise_rows` are chosen by reasoning everywhere.**
+`grouped_lora` (`--parts grouped_lora --tune`) has the largest tiles of y that leave two programs to a multiprocessor:
+124 registers on sm_90; up to sm_89 more, so half as wide.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, int], ...]] = {
         {"block_rows": 64, "block_columns": 128, "block_rank": 32, "num_warps": 8},
         {"block_rows": 128, "block_columns": 128, "block_rank": 32, "num_warps": 8},
     ),
+    "quantise_rows": ({"num_warps": 2}, {"num_warps": 4}, {"num_warps": 8}),
 }
 """What a measurement should try: op → settings, over those of the table."""
 

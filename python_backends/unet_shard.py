@@ -89,6 +89,7 @@ class TritonPythonModel(Model):
             Pictures(),
             adapters,
             token_runs,
+            compute.runtime.fp8,
         )
         self._new_runs.warm_up(json.loads(parameters["schedulers"]))
         self._tensor_names = [tensor["name"] for tensor in settings.config["input"] if tensor["name"] != "MESSAGE"]

@@ -124,6 +124,7 @@ class GenerationInfo(_Report):
         controlnets: in the order of the request.
         shards: UNet shards that evaluated some of it.
         unet_evaluations: of the whole run; two per step for some schedulers.
+        precision: `fp8` where the UNet multiplied 8-bit floats; None: what the server computes in.
         largest_batch: most requests that it shared a step with, itself included.
         forecast_ms: from admission to the end of denoising, as it was forecast.
         forecast_came_to_ms: what it came to.
@@ -152,6 +153,7 @@ class GenerationInfo(_Report):
     controlnets: tuple[ControlNetReport, ...] = ()
     shards: tuple[str, ...] = ()
     unet_evaluations: int | None = None
+    precision: str | None = None
     largest_batch: int | None = None
     forecast_ms: float | None = None
     forecast_came_to_ms: float | None = None

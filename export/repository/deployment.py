@@ -34,6 +34,7 @@ class Pipeline(Table):
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     runtime: Literal["torch", "compile", "tensorrt"] = "torch"
     engines: Path | None = None
+    fp8: bool = False
     max_batch_size: int = Field(default=8, ge=1, le=64)
     steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0)
@@ -86,6 +87,10 @@ class Pipeline(Table):
             raise ValueError(f"runtime is tensorrt; wanted with it: {' and '.join(lacking)}")
         if self.engines is not None and self.runtime != "tensorrt":
             raise ValueError(f"engines is given; wanted with it: runtime tensorrt, not {self.runtime}")
+        if self.fp8 and self.runtime != "torch":
+            raise ValueError(f"fp8 is on; wanted with it: runtime torch, not {self.runtime}")
+        if self.fp8 and not self.unet_gpus:
+            raise ValueError("fp8 is on; wanted with it: unet_gpus, since a CPU would only emulate it")
         return self
 
 
@@ -212,6 +217,7 @@ def _options(pipeline: Pipeline, checkpoint: Checkpoint, networks: tuple[ServedC
         dtype=pipeline.dtype,
         runtime=pipeline.runtime,
         engines=None if pipeline.engines is None else pipeline.engines.resolve(),
+        fp8=pipeline.fp8,
         max_batch_size=pipeline.max_batch_size,
         steps=_given(pipeline.steps, steps),
         guidance_scale=_given(pipeline.guidance_scale, guidance_scale),

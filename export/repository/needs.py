@@ -49,7 +49,8 @@ def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> d
     needs, patched = _of(unet_needs, checkpoint), options.loras is not None
     of_loras = DEVICE_BYTES if gpu is not None else KEPT_BYTES if needs.adaptable <= KEPT_BYTES else 0
     kept = (of_loras if patched else 0) + (MOST_BYTES if gpu is None and options.runtime == "torch" else 0)
-    return _parameters(needs, options.dtype_on(gpu), patched, kept)
+    copies = needs.adaptable // torch.float32.itemsize if options.fp8 else 0  # a byte for each, convolutions' too
+    return _parameters(needs, options.dtype_on(gpu), patched, kept + copies)
 
 
 def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:

@@ -220,6 +220,7 @@ class PipelineModels:
                 "template_disk_bytes": str(options.template_disk_bytes),
                 "controlnet_timeout_s": f"{options.controlnet_timeout_s:g}",
                 "controlnet_urls": json.dumps(urls, sort_keys=True),
+                **({"fp8": "1"} if options.fp8 else {}),
             },
             max_batch_size=0,
             gpus=() if gpu is None else (gpu,),

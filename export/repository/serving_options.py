@@ -62,6 +62,7 @@ class ServingOptions:
         vae_float16: Whether the VAE decodes in float16 whatever diffusers' pipelines do.
         runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
         engines: Directory of the TensorRT engines.
+        fp8: Whether linear layers of UNets multiply 8-bit floats.
         ignored_parameters: Regular expression of request parameters that are let pass; empty for none.
         slo_ms: What requests without a TIMEOUT_MS are refused beyond, in milliseconds; 0: never.
         slo_factor: The same, in times of what such a request takes alone; 0: never.
@@ -88,6 +89,7 @@ class ServingOptions:
     vae_float16: bool = False
     runtime: str = "torch"
     engines: Path | None = None
+    fp8: bool = False
     ignored_parameters: str = ""
     slo_ms: int = 0
     slo_factor: float = 0.0

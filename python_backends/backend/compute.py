@@ -57,5 +57,9 @@ class ComputeSettings:
             checkpoint=Checkpoint(settings.required_path("checkpoint")),
             device=device,
             dtype=getattr(torch, settings.parameters["dtype"]),
-            runtime=Runtime(settings.parameters.get("runtime", TORCH), settings.path("engines") or Path()),
+            runtime=Runtime(
+                settings.parameters.get("runtime", TORCH),
+                settings.path("engines") or Path(),
+                fp8=settings.parameters.get("fp8") == "1",
+            ),
         )

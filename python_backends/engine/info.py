@@ -37,6 +37,7 @@ def final_info(denoising: Denoising) -> dict[str, Any]:
         ],
         "shards": sorted(report.shards),
         "unet_evaluations": denoising.steps,
+        **({"precision": "fp8"} if report.fp8 else {}),
         **({} if editing is None else {"editing": editing}),
         "largest_batch": report.largest_batch,
         "timings_ms": {

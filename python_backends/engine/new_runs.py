@@ -37,6 +37,7 @@ class NewRuns:
         pictures: Pictures,
         adapters: AdapterServices,
         token_runs: TokenRuns,
+        fp8: bool = False,
     ) -> None:
         """Reads the checkpoint's latents.
 
@@ -49,6 +50,7 @@ class NewRuns:
             pictures: Likewise, of masks.
             adapters: For requests with LoRAs.
             token_runs: For mask-aware requests.
+            fp8: Whether the UNet multiplies 8-bit floats.
         """
         self._scheduler_config = scheduler_config
         self._geometry = LatentGeometry(
@@ -56,6 +58,7 @@ class NewRuns:
         )
         self._scale = checkpoint.latent_scale
         self._device, self._adapters, self._token_runs = device, adapters, token_runs
+        self._fp8 = fp8
         self._embeddings, self._moments, self._pictures = embeddings, moments, pictures
         pooled = None if checkpoint.pooled_width is None else torch.zeros(2, checkpoint.pooled_width)
         self._zeros: Embeddings = torch.zeros(2, *checkpoint.text_embedding_shape), pooled
@@ -91,7 +94,7 @@ class NewRuns:
                 self._device,
                 start,
             )
-            run.report.picture = message.picture
+            run.report.picture, run.report.fp8 = message.picture, self._fp8
             if start is not None:
                 run.token_run = self._token_runs.make(message.request, start, run.timesteps)
             run.put_on_loras()

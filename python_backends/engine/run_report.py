@@ -23,6 +23,7 @@ class RunReport:
         shards: Names of the shards that evaluated any of its halves.
         largest_batch: Most requests that it shared a step with, itself included.
         lora_path: `patched` (into the weights) or `beside` them → evaluations of a half with LoRAs.
+        fp8: Whether the UNet multiplied 8-bit floats.
         stale: Position of a ControlNet → evaluations of a half in which its residuals were the previous step's.
         came: When it came to its shard, in seconds of the monotonic clock.
         waited_s: From then to its first step, in seconds; None before that.
@@ -32,6 +33,7 @@ class RunReport:
     picture: PictureEncoding = NO_PICTURE
     shards: set[str] = field(default_factory=set)
     largest_batch: int = 0
+    fp8: bool = False
     stale: Counter[int] = field(default_factory=Counter)
     lora_path: Counter[str] = field(default_factory=Counter)
     came: float = field(default_factory=time.monotonic)

@@ -8,6 +8,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch.nn import functional
 
+from .fp8 import Fp8Copies, Fp8Weight, linear, weight_of
+
 if TYPE_CHECKING:
     from ..lora.patching.patcher import Patcher
 
@@ -16,11 +18,11 @@ class FusedAttention(Attention):
     """`Attention` with `AttnProcessor2_0`.
 
     Attributes:
-        qkv: The weights of `to_q`, `to_k` and `to_v` as one, [3 · width, in]: a view of theirs; None where they do not
-            lie beside each other.
+        qkv: What `to_q`, `to_k` and `to_v` multiply by as one, [3 · width, in]: a view of theirs; None where they do
+            not lie beside each other.
     """
 
-    qkv: torch.Tensor | None = None
+    qkv: torch.Tensor | Fp8Weight | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, **_: object
@@ -42,14 +44,14 @@ class FusedAttention(Attention):
         out[:zeros] = last.bias
         if keys.shape[0]:
             mixed = self._mixed(self.to_q(hidden_states[zeros:]), keys, values)
-            torch.addmm(last.bias, mixed.flatten(0, 1), last.weight.t(), out=out[zeros:].flatten(0, 1))
+            linear(mixed, weight_of(last), last.bias, out=out[zeros:])
         return out
 
     def _of_itself(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         layers = self.to_q, self.to_k, self.to_v
         if self.qkv is None or any(are_hooked(layer) for layer in layers):
             return tuple(layer(hidden_states) for layer in layers)
-        return functional.linear(hidden_states, self.qkv).chunk(3, dim=-1)
+        return linear(hidden_states, self.qkv).chunk(3, dim=-1)
 
     def _mixed(self, *qkv: torch.Tensor) -> torch.Tensor:
         heads = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in qkv)
@@ -82,8 +84,8 @@ def _is_plain(attention: Any) -> bool:
     return not any(others) and attention.rescale_output_factor == 1.0 and attention.to_out[0].bias is not None
 
 
-def join_projections(patcher: Patcher, component: str, network: torch.nn.Module) -> None:
+def join_projections(weights: Patcher | Fp8Copies, component: str, network: torch.nn.Module) -> None:
     """Lets self-attentions whose q, k and v a patcher has laid beside each other compute them in one product."""
     for name, module in network.named_modules():
         if isinstance(module, FusedAttention) and not module.is_cross_attention and module.to_q.bias is None:
-            module.qkv = patcher.joined(component, [f"{name}.{layer}" for layer in ("to_q", "to_k", "to_v")])
+            module.qkv = weights.joined(component, [f"{name}.{layer}" for layer in ("to_q", "to_k", "to_v")])

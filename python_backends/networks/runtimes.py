@@ -23,6 +23,7 @@ from ..lora.files.modules import UNET
 from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
 from .cuda_graphs import CaptureSite, CudaGraphs, CudaRecorder
+from .fp8 import Fp8Copies, require_fp8
 from .fused_attention import fuse_attentions, join_projections
 from .fused_modules import fuse
 from .prompt_projections import MOST_BYTES, KeptPrompts, PromptProjections
@@ -97,24 +98,31 @@ class Runtime:
         name: One of RUNTIMES.
         engines: Directory of TensorRT engines.
         savings: Of the fused modules.
+        fp8: Whether linear layers of a UNet's transformers multiply 8-bit floats; of runtime `torch`.
     """
 
     name: str = TORCH
     engines: Path = Path()
     savings: Savings = ALL
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in RUNTIMES:
             raise ValueError(f"runtime is {self.name!r}; allowed: {', '.join(RUNTIMES)}")
+        if self.fp8 and self.name != TORCH:
+            raise ValueError(f"fp8 is on; wanted with it: runtime torch, not {self.name}")
 
     def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
         """Gets a network ready for its device, in place and before its weights are moved.
 
         Raises:
             MissingTritonError: On a GPU without the `triton` package.
+            Fp8UnavailableError: On a GPU without 8-bit products where they are wanted.
         """
         if self.name == TENSORRT:
             return
+        if self.fp8:
+            require_fp8(device)
         if device.type != "cuda":
             if self.name == TORCH and self.savings.divisions:
                 fuse_attentions(network)
@@ -126,7 +134,7 @@ class Runtime:
 
     def traces(self, device: torch.device) -> bool:
         """Whether modules are traced there."""
-        return self.name == TORCH and not self.captures(device)
+        return self.name == TORCH and not self.captures(device) and not self.fp8
 
     def captures(self, device: torch.device) -> bool:
         """Whether graphs are captured there: what calls give, the next ones overwrite."""
@@ -147,9 +155,11 @@ class Runtime:
             patcher_of_engines = unet_patcher(unet, engines, self.engines, dtype)
             return RunningUNet(patcher_of_engines, engines.encode, engines.decode, prompts=_prompts(device, dtype))
         captures = self.captures(device)
-        patcher = Patcher({UNET: unet}, in_place=captures or None)  # moves the weights, and so comes before any graph
+        in_place = captures or self.fp8 or None
+        patcher = Patcher({UNET: unet}, in_place=in_place)  # moves the weights, and so comes before any graph
+        copies = Fp8Copies(unet, patcher, UNET) if self.fp8 else None
         if self.savings.qkv:
-            join_projections(patcher, UNET, unet)
+            join_projections(copies or patcher, UNET, unet)
         times = TimeProjections(unet, patcher, UNET) if self.savings.times else None
         halves = EncoderHalf(unet, times), DecoderHalf(unet)
         if self.name == COMPILE:

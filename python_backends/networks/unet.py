@@ -60,7 +60,7 @@ class UNet:
         latent_channels: Of what it predicts, which are the first of what it takes.
         scale_factor: Pixels per latent cell.
         stacks: Its transformers, as mask-aware calls use them; None where the runtime does without.
-        digest: `weights_digest` of what was loaded.
+        digest: `weights_digest` of what was loaded, and in what precision it multiplies.
         token_costs: What rows of mask-aware calls cost; None in the same case.
     """
 
@@ -85,8 +85,8 @@ class UNet:
             patches: Whether LoRAs will be patched in: what their first one would wait for is done, and W0 copied.
         """
         unet = checkpoint.load_unet(device, dtype).eval()
-        self.digest = weights_digest(unet)
         runtime = runtime or Runtime()
+        self.digest = weights_digest(unet) + ("-fp8" if runtime.fp8 else "")
         runtime.prepare(unet, device)
         running = runtime.unet(unet, device, dtype)
         self.patcher, self.beside = running.patcher, running.beside

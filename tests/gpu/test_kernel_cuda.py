@@ -14,9 +14,11 @@ from swiftdiffusion.kernels import (
     group_norm_silu,
     grouped_lora,
     lora_patch,
+    quantise_rows,
 )
 from swiftdiffusion.kernels.lora_tables import WeightTable
 from swiftdiffusion.kernels.step_coefficients import COLUMNS
+from swiftdiffusion.python_backends.networks import fp8
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -33,6 +35,36 @@ def _seed() -> None:
 
 def assert_near(result: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
     assert (result.cpu().double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
+
+
+FP8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with e4m3"
+)
+
+
+@FP8
+@DTYPES
+@pytest.mark.parametrize("width", [64, 1280, 5120])
+def test_quantise_rows(dtype: torch.dtype, width: int) -> None:
+    """To the CPU's bits."""
+    x = (10 * torch.randn(2, 33, width)).to(dtype)
+    x[0, 0] = 0
+    found, wanted = quantise_rows.quantise_rows(x.cuda()), quantise_rows.quantise_rows(x)
+    assert torch.equal(found[0].cpu().view(torch.uint8), wanted[0].view(torch.uint8))
+    assert torch.equal(found[1].cpu(), wanted[1])
+
+
+@FP8
+@DTYPES
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 64, 32), (77, 640, 2560), (4096, 3840, 1280)])
+def test_a_product_of_8_bit_floats(dtype: torch.dtype, rows: int, columns: int, width: int) -> None:
+    """As the CPU emulates it, to bfloat16's roundings."""
+    x, weight, bias = torch.randn(rows, width).to(dtype), torch.randn(columns, width).to(dtype), torch.randn(columns)
+    copy, bias = fp8.Fp8Weight(*quantise_rows.quantise_rows(weight)), bias.to(dtype)
+    on_gpu = fp8.Fp8Weight(copy.values.cuda(), copy.scales.cuda())
+    found = fp8.linear(x.cuda(), on_gpu, bias.cuda())
+    assert found.dtype == dtype
+    assert_near(found, fp8.linear(x, copy, bias).double(), torch.bfloat16)
 
 
 @DTYPES

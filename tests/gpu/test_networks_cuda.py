@@ -105,6 +105,26 @@ def test_each_saving(checkpoint: Checkpoint, savings: Savings) -> None:
                 assert error(found, wanted) < TOLERANCE[torch.float16]
 
 
+@torch.no_grad()
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with e4m3"
+)
+def test_graphs_of_8_bit_floats_see_loras_and_their_end(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    unet = UNet(checkpoint, GPU, torch.float16, Runtime(fp8=True), most_rows=4)
+    on_cpu = UNet(checkpoint, CPU, torch.float32, Runtime(fp8=True))
+    made = lora_files.kohya({"unet": dict(BaseModules.of(checkpoint).shapes["unet"])})
+    lora = Canonicaliser(checkpoint).read(made.save(tmp_path / "a.safetensors"))
+    tensors, found = inputs(checkpoint, 2), list[torch.Tensor]()
+    tensors["ENCODER_HIDDEN_STATES"][:1] = 0
+    for number, loras in enumerate(([], [(lora, 0.8)], [])):
+        for each in (unet, on_cpu):
+            each.patcher.apply(loras)
+        found.append(unet(tensors, str(number)))
+        assert error(found[-1], on_cpu(tensors, str(number)).double()) < TOLERANCE[torch.bfloat16]
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
 @DTYPES
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["factors", "norms and biases"])

@@ -50,7 +50,10 @@ class Patcher:
 
     Attributes:
         places: Component and name of a module → the stack that has its weight, and the position there.
+        after_patch: Called at the end of each `apply`, where somebody has to know what it changed.
     """
+
+    after_patch: Callable[[], None] | None = None
 
     def __init__(
         self, parts: Mapping[str, torch.nn.Module], one_launch: bool | None = None, in_place: bool | None = None
@@ -87,11 +90,16 @@ class Patcher:
 
         None where they do not lie there one after another, or may come to lie elsewhere.
         """
+        found = self.neighbours(component, names)
+        return None if found is None else found[0].weights[found[1]].flatten(0, 1)
+
+    def neighbours(self, component: str, names: Sequence[str]) -> tuple[WeightStack, slice] | None:
+        """Where the same weights lie; None as there."""
         (stack, first), *others = (self.places[component, name] for name in names)
         follow = [(stack, position) for position in range(first + 1, first + len(names))]
         if not stack.in_place or stack.parameters[first].ndim != 2 or others != follow:
             return None
-        return stack.weights[first : first + len(names)].flatten(0, 1)
+        return stack, slice(first, first + len(names))
 
     def warm_up(self) -> None:
         """On a GPU: copies W0, pins memory, compiles the kernel for every type of factors; no LoRA pays for it then."""
@@ -166,6 +174,8 @@ class Patcher:
             self._apply_in_one_launch(packed)
         else:
             self._apply_by_stack([(group, scale) for group, scale in groups if not self._is_of_vectors(group)])
+        if self.after_patch is not None:
+            self.after_patch()
         adapted = frozenset[tuple[str, str]]().union(*(lora.adapted for lora, _ in prepared))
         return sum(component in self._components for component, _ in adapted)
 

@@ -102,7 +102,7 @@ class WeightStack:
         if self.in_place:
             left = sorted(self.touched.difference(wanted))
             self.touched.update(wanted)
-            for start, end, _ in _segments(left, ()):
+            for start, end, _ in segments(left, ()):
                 self.weights[start:end].copy_(pristine[start:end])
             self._patch(wanted, terms, self.weights, {position: position for position in wanted})
             self.touched = set(wanted)
@@ -130,7 +130,7 @@ class WeightStack:
     ) -> None:
         """Writes W0 + terms of some positions into their places."""
         most = max(1, CHUNK_ELEMENTS // self.weights[0].numel())
-        for start, end, active in _segments(wanted, terms):
+        for start, end, active in segments(wanted, terms):
             for low in range(start, end, most):
                 count = min(low + most, end) - low
                 self._patch_run(low, to[places[low] : places[low] + count], active)
@@ -183,7 +183,7 @@ class StackedTerms:
         return out
 
 
-def _segments(
+def segments(
     positions: Sequence[int], terms: Sequence[StackedTerms]
 ) -> list[tuple[int, int, tuple[StackedTerms, ...]]]:
     """[start, end) of consecutive positions that the same terms adapt, with those terms."""

@@ -36,8 +36,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.sd15(tmp_path_factory.mktemp("compute") / "sd15")
 
 
-def prepare(checkpoint: Path, kind: str) -> None:
-    parameters = {"checkpoint": str(checkpoint), "dtype": "float32", "threads": "1"}
+def prepare(checkpoint: Path, kind: str, **others: str) -> ComputeSettings:
+    parameters = {"checkpoint": str(checkpoint), "dtype": "float32", "threads": "1", **others}
     config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
     args = {
         "model_name": "vae_decoder",
@@ -47,7 +47,11 @@ def prepare(checkpoint: Path, kind: str) -> None:
         "model_repository": str(checkpoint),
         "model_config": json.dumps(config),
     }
-    ComputeSettings.from_settings(ModelSettings.from_triton(args))
+    return ComputeSettings.from_settings(ModelSettings.from_triton(args))
+
+
+def test_8_bit_floats_are_what_a_shard_is_told(checkpoint: Path) -> None:
+    assert [prepare(checkpoint, "GPU", **told).runtime.fp8 for told in ({}, {"fp8": "1"})] == [False, True]
 
 
 def test_kernels_are_kept_beyond_the_server(checkpoint: Path, tmp_path: Path) -> None:

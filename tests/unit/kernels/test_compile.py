@@ -23,6 +23,7 @@ from swiftdiffusion.kernels import (
     group_norm_silu,
     grouped_lora,
     lora_patch,
+    quantise_rows,
 )
 from swiftdiffusion.kernels.compile import ARCHITECTURES, CompiledKernel, HiddenParametersUsedError, compile_kernel
 from swiftdiffusion.kernels.kernel_source import KernelSource
@@ -71,6 +72,17 @@ def test_every_kernel_for_every_architecture(architecture: int) -> None:
         check(compile_kernel(source, architecture), architecture, source)
 
 
+@pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each >= 89])
+def test_e4m3_is_rounded_by_the_gpu_where_there_is_any(architecture: int) -> None:
+    for width in (640, 1280, 5120):
+        (source,) = quantise_rows.sources(width, HALF, architecture)
+        kernel = compile_kernel(source, architecture)
+        check(kernel, architecture, source)
+        assert "cvt.rn.satfinite.e4m3x2.f32" in kernel.ptx
+        assert "ld.global.v4.b32" in kernel.ptx
+        assert not re.search(r"div\.(full|approx)|rcp|st\.global\.b8", kernel.ptx)
+
+
 def test_variants_for_one_architecture() -> None:
     variants = [
         *group_norm_silu.sources(SDXL_SMALL, 32, torch.bfloat16, 90, embedding=True),
@@ -79,6 +91,8 @@ def test_variants_for_one_architecture() -> None:
         *add_layer_norm.sources(640, torch.float32, 90),
         *bias_residual.sources(320, 64 * 64, torch.bfloat16, 90, channels_last=False),
         *cfg_step.sources(torch.float32, 90),
+        *quantise_rows.sources(320, torch.bfloat16, 90),
+        *quantise_rows.sources(2560, torch.float32, 90),
         *lora_patch.sources(torch.bfloat16, torch.bfloat16, 90),
         *grouped_lora.sources(77, 2048, 640, 16, torch.bfloat16, torch.bfloat16, 90, split=True),
         *grouped_lora.sources(4096, 640, 640, 256, HALF, torch.float32, 90),
@@ -93,6 +107,7 @@ def test_sizes_of_one_which_a_launch_makes_constants() -> None:
     others = (
         *geglu.sources(8, HALF, 90, bias=True),
         *add_layer_norm.sources(1, HALF, 90),
+        *quantise_rows.sources(1, HALF, 90),
         *bias_residual.sources(1, 1, HALF, 90, channels_last=False),
         *grouped_lora.sources(1, 1, 1, 16, HALF, HALF, 90),
     )

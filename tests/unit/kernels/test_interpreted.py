@@ -27,6 +27,7 @@ from swiftdiffusion.kernels import (
     group_norm_silu,
     grouped_lora,
     lora_patch,
+    quantise_rows,
 )
 from swiftdiffusion.kernels.lora_tables import WeightTable
 from swiftdiffusion.kernels.step_coefficients import COLUMNS
@@ -122,6 +123,23 @@ def test_add_layer_norm(seed: int, dtype: torch.dtype, rows: int, width: int, fa
     if rows:
         exact = torch.nn.functional.layer_norm(total.double(), (width,), weight.double(), bias.double(), 1e-5)
         assert_near(y, exact, 10 * TOLERANCE[dtype] if far else None)
+
+
+@few
+@given(seed=SEEDS, dtype=DTYPES, rows=st.integers(0, 3), width=st.sampled_from([1, 16, 33]))
+def test_quantise_rows(seed: int, dtype: torch.dtype, rows: int, width: int) -> None:
+    """To the bit of the CPU's operators: before the values are rounded, and after."""
+    torch.manual_seed(seed)
+    x = (10 * torch.randn(rows, 2, width)).to(dtype)
+    x[:1, :1] = 0
+    values, scales = quantise_rows.quantise_rows(x)
+    unrounded, rounded, found = torch.empty_like(x, dtype=torch.float32), values.clone(), torch.empty_like(scales)
+    quantise_rows.launch(x, unrounded, found)
+    assert torch.equal(found, scales)
+    assert torch.equal(unrounded.to(torch.float8_e4m3fn).float(), values.float())
+    quantise_rows.launch(x, rounded.zero_(), found)
+    carries = values.float().abs().frexp().exponent > unrounded.abs().frexp().exponent  # these the interpreter halves
+    assert torch.equal(rounded.float()[~carries], values.float()[~carries])
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -16,6 +16,7 @@ from swiftdiffusion.kernels.bias_residual import bias_residual
 from swiftdiffusion.kernels.cfg_step import cfg_step
 from swiftdiffusion.kernels.geglu import geglu
 from swiftdiffusion.kernels.group_norm_silu import group_norm_silu
+from swiftdiffusion.kernels.quantise_rows import E4M3, quantise_rows
 from swiftdiffusion.kernels.registration import register_op
 from swiftdiffusion.kernels.step_coefficients import COLUMNS
 
@@ -68,6 +69,24 @@ def test_a_bias_and_a_residual_are_pytorchs(order: torch.memory_format) -> None:
     assert torch.equal(bias_residual(x, bias, residual), residual + (x + bias[:, None, None]))
 
 
+def test_rows_are_rounded_to_the_nearest_e4m3() -> None:
+    """The largest of a row is 448; of two neighbours as near, the even one; zeros stay zeros."""
+    every = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
+    every = every[every.isfinite()].unique()
+    x = torch.stack([torch.randn(1000), torch.rand(1000) * 1e-6, torch.zeros(1000), torch.linspace(-448, 448, 1000)])
+    x[3, :4] = torch.tensor([17.0, 19.0, 2**-10, 3 * 2**-10])
+    values, scales = quantise_rows(x)
+    assert torch.equal(scales[[0, 1, 3]], x.abs().amax(1)[[0, 1, 3]] / 448)
+    scaled = x * (448 / x.abs().amax(1).clamp_min(1e-20))[:, None]
+    assert torch.equal(values[3, :4].float(), torch.tensor([16.0, 20.0, 0.0, 2**-8]))
+    assert torch.equal((values.float() - scaled).abs(), (every - scaled[..., None]).abs().amin(-1))
+    assert not values[2].float().any()
+    assert scales.isfinite().all()
+    out = torch.empty_like(values), torch.empty_like(scales)
+    assert quantise_rows(x, out)[0] is out[0]
+    assert torch.equal(out[0].view(torch.uint8), values.view(torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_ops_say_what_they_give(dtype: torch.dtype, order: torch.memory_format) -> None:
@@ -77,6 +96,8 @@ def test_ops_say_what_they_give(dtype: torch.dtype, order: torch.memory_format) 
     torch.library.opcheck(OPS.add_layer_norm, (x, x, weight[:5], weight[:5], 1e-5), test_utils=CHECKS)
     torch.library.opcheck(OPS.bias_residual, (x, weight, x.flip(0)), test_utils=CHECKS)
     torch.library.opcheck(OPS.geglu, (x.permute(0, 2, 3, 1), weight), test_utils=CHECKS)
+    out = torch.empty_like(x, dtype=E4M3).contiguous(), torch.empty(2, 8, 3)
+    torch.library.opcheck(OPS.quantise_rows, (x, *out), test_utils="test_faketensor")  # others want sums of e4m3
     torch.library.opcheck(OPS.cfg_step, (x, x, torch.randn(2, COLUMNS), x[:1], x.float()), test_utils=CHECKS)
     assert group_norm_silu(x, 2, weight, weight).stride() == x.stride()
     assert bias_residual(x, weight, x.contiguous()).stride() == x.stride()
@@ -103,6 +124,8 @@ def test_what_does_not_fit_is_refused() -> None:
         bias_residual(x, weight, x[:1])
     with pytest.raises(ValueError, match="bias"):
         bias_residual(x, torch.ones(4), x)
+    with pytest.raises(ValueError, match=r"wanted: \[2, 6, 4, 4\] of e4m3"):
+        quantise_rows(x, (x, torch.ones(2, 6, 4)))
     with pytest.raises(ValueError, match="unconditional"):
         cfg_step(x, x, torch.ones(2, COLUMNS), x[:, :3])
     with pytest.raises(ValueError, match="unconditional"):
@@ -154,6 +177,7 @@ SCHEMAS = (
     " -> Tensor",
     "cfg_step(Tensor sample, Tensor conditional, Tensor coefficients, Tensor? unconditional, Tensor? previous)"
     " -> (Tensor, Tensor)",
+    "quantise_rows(Tensor x, Tensor(a1!) values, Tensor(a2!) scales) -> ()",
     "lora_patch(Tensor(a0!)[] weights, Tensor pristine, Tensor factors, Tensor slots, Tensor terms, Tensor scales,"
     " Tensor tiles, SymInt[] block) -> ()",
     "grouped_lora(Tensor(a0!) y, Tensor x, Tensor down, Tensor up, Tensor slots, Tensor ranks) -> ()",

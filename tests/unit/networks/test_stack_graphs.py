@@ -18,6 +18,7 @@ from swiftdiffusion.python_backends.lora.files.lora_set import LoraSet
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks import runtimes
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.stack_graphs import StackGraphs
 from swiftdiffusion.python_backends.networks.token_masks import token_mask
 from swiftdiffusion.python_backends.networks.token_stacks import MaskedRows, Values
@@ -54,13 +55,15 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     return made
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+@pytest.fixture(scope="module", params=["sdxl", "sd15", "sdxl in 8 bits"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    checkpoint = Checkpoint(getattr(checkpoints, request.param)(tmp_path_factory.mktemp(request.param), depth=2))
-    plain = UNet(checkpoint, CPU, torch.float32)
+    family, _, rest = request.param.partition(" ")
+    checkpoint = Checkpoint(getattr(checkpoints, family)(tmp_path_factory.mktemp(family), depth=2))
+    runtime = Runtime(fp8=bool(rest))
+    plain = UNet(checkpoint, CPU, torch.float32, runtime)
     with pytest.MonkeyPatch.context() as patch:
         made = tapes(patch)
-        captured = UNet(checkpoint, CPU, torch.float32)
+        captured = UNet(checkpoint, CPU, torch.float32, runtime)
     return Pair(checkpoint, plain, captured, made)
 
 

@@ -202,6 +202,19 @@ def test_a_vae_in_float16_takes_less_memory(files: Path, tmp_path: Path) -> None
     assert int(parameter(half, "needs_mib")) < int(parameter(plain, "needs_mib"))
 
 
+def test_8_bit_floats_are_asked_for_by_pipeline(files: Path, tmp_path: Path) -> None:
+    """Shards alone are told, and need a byte more for each weight that they copy."""
+    file = files / "fp8.toml"
+    table = '[pipelines.{}]\ncheckpoint = "first"\nunet_shards = 1\nunet_gpus = [0]\nfp8 = {}\n'
+    file.write_text(table.format("a", "true") + table.format("b", "false"))
+    assert export("--deployment", file, "--repository", tmp_path / "r")[0] == 0
+    models = configs(tmp_path / "r")
+    assert {name for name, config in models.items() if "fp8" in config.parameters} == {"a_unet_shard0"}
+    assert parameter(models["a_unet_shard0"], "fp8") == "1"
+    needs = {each: int(parameter(models[f"{each}_unet_shard0"], "needs_mib")) for each in "ab"}
+    assert needs["a"] >= needs["b"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -217,6 +230,11 @@ def test_a_vae_in_float16_takes_less_memory(files: Path, tmp_path: Path) -> None
         (("--runtime", "tensorrt", "--unet-gpus", "0"), "wanted with it: engines"),
         (("--engines", "e"), "engines is given; wanted with it: runtime tensorrt, not torch"),
         (("--runtime", "tensorrt", "--unet-gpus", "0", "--engines", "e"), "TensorRT is missing"),
+        (("--fp8",), "fp8 is on; wanted with it: unet_gpus, since a CPU would only emulate it"),
+        (
+            ("--fp8", "--unet-gpus", "0", "--runtime", "compile"),
+            "fp8 is on; wanted with it: runtime torch, not compile",
+        ),
         (("--steps", "1000"), "the default of steps is 1000"),
         (("--name", "a/b"), '--name is "a/b"; wanted: letters'),
         (("--name", "denoiser"), "two models would be called denoiser"),
@@ -243,6 +261,7 @@ def test_impossible_options_are_refused(files: Path, tmp_path: Path, options: tu
             "lora_host_mib differs",
         ),
         ('[pipelines.a]\ncheckpoint = "first"\nunet_gpus = [-1]', "pipelines.a.unet_gpus.0 is -1"),
+        ('[pipelines.a]\ncheckpoint = "first"\nfp8 = true', "pipelines.a: fp8 is on; wanted with it: unet_gpus"),
         ('[pipelines.a]\ncheckpoint = "first"\n[controlnets.b]\npath = "old_edges"', "does not fit"),
         ('[pipelines.a]\ncheckpoint = "first"\n[controlnets.b]\npath = "edges"\ngpus=[0]\nprocesses=2', "one of gpus"),
     ],
