@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import pytest
 import torch
 
 import checkpoints
 import lora_files
+from fused_runtime import FusedRuntime, on_tape
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.patching import patcher
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
-from swiftdiffusion.python_backends.networks import fp8, runtimes
+from swiftdiffusion.python_backends.networks import fp8
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.fp8 import Fp8Copies, Fp8Linear, Fp8UnavailableError, linear, require_fp8
 from swiftdiffusion.python_backends.networks.fused_modules import fuse
@@ -26,7 +26,6 @@ from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.savings import ALL, EXACT, NONE, Savings
 from swiftdiffusion.python_backends.networks.unet import UNet, arguments, example
 from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
-from tape import Tape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -36,14 +35,6 @@ NEAR = 2e-2
 """Relative error where sums round otherwise: after that a value may go to e4m3's other neighbour."""
 OF_SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 ENDINGS = (*OF_SELF_ATTENTION, "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-
-
-@dataclass(frozen=True)
-class FusedRuntime(Runtime):
-    """As on a GPU, but for the layout."""
-
-    def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
-        fuse(network, self.savings)
 
 
 class Case(NamedTuple):
@@ -64,8 +55,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def unet_of(case: Case, savings: Savings = SAME_BITS, *, captured: bool = True) -> UNet:
-    with patch.dict(runtimes.RECORDERS, {"cpu": Tape} if captured else {}):
+    def make() -> UNet:
         return UNet(case.checkpoint, CPU, torch.float32, FusedRuntime(savings=savings, fp8=True), most_rows=4)
+
+    return on_tape(make) if captured else make()
 
 
 def inputs(case: Case, rows: int, zeros: int = 0) -> dict[str, torch.Tensor]:

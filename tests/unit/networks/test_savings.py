@@ -7,10 +7,9 @@ On the CPU, where the operators are their references, most of it keeps every bit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpoints
 import lora_files
+from fused_runtime import FusedRuntime, on_tape
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
@@ -35,18 +35,9 @@ from tape import Tape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-T = TypeVar("T")
 ROUNDINGS = 2e-6
 ALONE = [replace(EXACT, **{each.name: True}) for each in fields(Savings)]
 """Each beside that without which some others are nothing."""
-
-
-@dataclass(frozen=True)
-class FusedRuntime(Runtime):
-    """As on a GPU, but for the layout: that costs roundings of its own."""
-
-    def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
-        fuse(network, self.savings)
 
 
 class Case(NamedTuple):
@@ -69,12 +60,6 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     linear = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     plain = UNet(checkpoint, CPU, torch.float32, Runtime(savings=NONE))
     return Case(checkpoint, plain, loras(dict(shapes), 1, 2), loras(linear, 3, 4))
-
-
-def on_tape(make: Callable[[], T]) -> T:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(runtimes.RECORDERS, "cpu", Tape)
-        return make()
 
 
 def captured(case: Case, savings: Savings) -> UNet:
