@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/gpu.json"
+RESULT, TINY_RESULT = ROOT / "benchmarks/results/gpu.json", ROOT / "out/gpu_tiny.json"
 PARTS = ("kernels", "unet", "ideas", "masked", "controlnet", "lora", "grouped_lora", "vae")
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
 
@@ -158,7 +158,8 @@ def gpu_state() -> dict[str, str]:
 def show(console: Console, results: dict[str, Any]) -> None:
     """Tables of the medians, and what was compared."""
     if not torch.cuda.is_available():
-        console.print("On a CPU the operators are their eager references: these times say nothing of a GPU.")
+        console.print("On a CPU the operators are their eager references: these times say nothing of a GPU,")
+        console.print("and of the savings a CPU has `divisions` alone: what others seem to save is noise.")
     table = Table("what", "variant", "ms", "÷ ours, bare, or all")
     for part in ("unet", "vae"):
         for case, result in results.get(part, {}).items():
@@ -210,7 +211,9 @@ def main(
     compiled: Annotated[
         str | None, typer.Option(help="Compare two rows with torch.compile in this mode, such as reduce-overhead.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Result file.", show_default=False)] = RESULT,
+    out: Annotated[
+        Path | None, typer.Option(help="Result file; benchmarks/results/gpu.json, of --tiny out/gpu_tiny.json.")
+    ] = None,
 ) -> None:
     """Measure the GPU runtime side by side with diffusers and torch.compile."""
     wanted = [part.strip() for part in parts.split(",")]
@@ -229,6 +232,7 @@ def main(
         "gpu": gpu_state(),
         "dtype": str(bench.dtype),
     }
+    out = out or (TINY_RESULT if tiny else RESULT)
     out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     with torch.inference_mode():

@@ -31,6 +31,7 @@ WORK = Path(tempfile.gettempdir()) / "swiftdiffusion_gpu_box"
 SERVER = WORK / "server/python"
 LIMITS_S = {"kernels": 70, "masked": 90, "unet": 110, "ideas": 125}
 COMPILED = "compiled"
+DECISIVE = ("install", "unpack", "smoke")
 
 
 def main() -> int:
@@ -59,8 +60,9 @@ def main() -> int:
         sys.stdout.write("\n".join([*said[-40:], ""]))
         logger.info("%s", outcomes[-1])
         _save(options.out, outcomes)
-        if part.name == "smoke" and outcomes[-1].code not in (0, 3) and not options.tiny:
-            break  # nothing else is worth its time
+        if part.name in DECISIVE and outcomes[-1].code not in (0, 3) and not options.tiny:
+            logger.info("%s failed: nothing else is worth its time", part.name)
+            break
     logger.info("\n%s", "\n".join(map(str, outcomes)))
     return int(any(outcome.code for outcome in outcomes))
 

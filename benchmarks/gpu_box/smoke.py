@@ -26,7 +26,7 @@ DEVICE, DTYPE = ("cuda", torch.float16) if ON_GPU else ("cpu", torch.float32)
 def machine() -> str:
     """Packages and GPU."""
     found = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy", "transformers", "diffusers"))
-    return f"{found}; {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return f"{found}; {torch.cuda.get_device_name() if ON_GPU else 'no CUDA GPU'}, CUDA {torch.version.cuda}"
 
 
 def geglu() -> str:
@@ -66,7 +66,7 @@ def main() -> int:
         except Exception:
             logger.exception("%s failed", check.__name__)
             failed.append(check)
-    return 1 if machine in failed or len(failed) == 2 else 3 * bool(failed)
+    return 1 if not ON_GPU or machine in failed or len(failed) == 2 else 3 * bool(failed)
 
 
 if __name__ == "__main__":
