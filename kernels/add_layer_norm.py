@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_layer_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """X + residual, and layer_norm(x + residual), as `BasicTransformerBlock` of diffusers has them in turn.
+    """The sum x + residual, and layer_norm(x + residual), as `BasicTransformerBlock` of diffusers has them in turn.
 
     On the CPU it is PyTorch's own operators, bit for bit. On a GPU the sum is rounded as PyTorch's is, and the norm
     taken of the rounded sum in float32: the sum has PyTorch's bits, the norm differs by roundings.

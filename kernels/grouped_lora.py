@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 VECTOR = 16
 """What rank buckets are multiples of: the least that tensor cores multiply."""
+
+WARM_TOKENS, WARM_WIDTH = (64, 77), 64
+"""Sizes that stand for all others of a UNet, to whom compiles."""
 
 SHARE = 256
 """On a GPU: features that a split of the first product has at least."""
@@ -102,8 +106,7 @@ def launch(
     blocks, rank_blocks = -(-tokens // shrink["TOKENS"]), -(-bucket // shrink["RANK"])
     free = multiprocessors(x.device) // (rows * blocks * rank_blocks)
     splits, share = _splits(free, features, shrink["FEATURES"], settings["most_splits"])
-    between = torch.promote_types(x.dtype, down.dtype) if splits == 1 else torch.float32
-    low = x.new_empty((splits, rows, tokens, bucket), dtype=between)
+    low = x.new_empty((splits, rows, tokens, bucket), dtype=torch.float32)
     num_warps = settings["num_warps"]
     with torch.cuda.device_of(x):
         kernels.shrink[blocks * rank_blocks, splits, rows](
@@ -122,7 +125,6 @@ def sources(
     dtype: torch.dtype,
     factor: torch.dtype,
     architecture: int,
-    split: bool = False,
     settings: Mapping[str, int] | None = None,
 ) -> tuple[KernelSource, ...]:
     """What to compile ahead of time: the two kernels, for any number of rows and slots.
@@ -135,7 +137,6 @@ def sources(
         dtype: Of x and y.
         factor: Of the factors.
         architecture: Such as 90.
-        split: Whether the features are split.
         settings: Those of the configuration if None.
 
     Raises:
@@ -144,14 +145,9 @@ def sources(
     kernels = kernels_of("grouped_lora")
     settings = settings or configuration("grouped_lora", architecture)
     shrink, expand = _constants(tokens, bucket, dtype, factor, settings)
-    between = torch.float32 if split else torch.promote_types(dtype, factor)
-    common = {"slots": "*i32", "ranks": "*i32", "tokens": "i32", "bucket": "i32", "low": f"*{TYPES[between]}"}
+    common = {"slots": "*i32", "ranks": "*i32", "tokens": "i32", "bucket": "i32", "low": "*fp32"}
     first = common | {"x": f"*{TYPES[dtype]}", "down": f"*{TYPES[factor]}", "features": "i32", "share": "i32"}
-    second = common | {"y": f"*{TYPES[dtype]}", "up": f"*{TYPES[factor]}", "width": "i32"}
-    if split:
-        second["splits"] = "i32"
-    else:
-        expand["splits"] = 1
+    second = common | {"y": f"*{TYPES[dtype]}", "up": f"*{TYPES[factor]}", "width": "i32", "splits": "i32"}
     sizes = {"tokens": tokens, "features": features, "width": width, "bucket": bucket, "share": shrink["FEATURES"]}
     even = frozenset(name for name, size in sizes.items() if size % 16 == 0)
     num_warps = settings["num_warps"]
@@ -159,6 +155,31 @@ def sources(
         KernelSource(kernels.shrink, first, shrink, num_warps, even & first.keys()),
         KernelSource(kernels.expand, second, expand, num_warps, even & second.keys()),
     )
+
+
+def warm_up(dtype: torch.dtype, factor: torch.dtype, device: torch.device) -> None:
+    """Compiles on a GPU what LoRAs of any rank will want there: no step waits for it.
+
+    How many tokens there are matters as far as they are multiples of 16 or not: so do 64 of a picture and 77 of a
+    prompt. Fewer than a block of tokens, or odd widths, are compiled when they come.
+
+    Args:
+        dtype: Of x and y.
+        factor: Of the factors.
+        device: A GPU.
+    """
+    largest, slots = (
+        configuration("grouped_lora", device)["block_rank"],
+        torch.zeros(1, dtype=torch.int32, device=device),
+    )
+    for tokens, bucket in product(WARM_TOKENS, _buckets(largest)):
+        y = torch.zeros(1, tokens, WARM_WIDTH, dtype=dtype, device=device)
+        down = torch.zeros(1, bucket, WARM_WIDTH, dtype=factor, device=device)
+        launch(y, y, down, down.mT.contiguous(), slots, slots)
+
+
+def _buckets(largest: int) -> list[int]:
+    return [VECTOR << shift for shift in range((largest // VECTOR).bit_length())]
 
 
 def _constants(

@@ -70,7 +70,7 @@ def shrink(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def expand(
     low,
     up,

@@ -11,8 +11,8 @@ from ..common.errors import InvalidRequestError, RequestError
 from ..networks.controlnet_modules import ARGUMENTS, PositionalControlNet, factors
 from ..networks.runtimes import Runtime
 from ..networks.unet import Shapes, arguments, example, shapes
-from ..networks.unet_halves import room_for
-from ..networks.warm_up import WARM_UP_ROWS, capture_ahead, rows_of_requests, trace, warm_up
+from ..networks.unet_halves import pack
+from ..networks.warm_up import WARM_UP_ROWS, capture_ahead, trace, warm_up
 from .weights import load_controlnet
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ControlNet:
         eager = runtime.traces(device)
         if runtime.captures(device):
             tunes = runtime.savings.tuned_convolutions
-            capture_ahead(rows_of_requests(most_rows), lambda rows: evaluate(of(rows)), device, tunes=tunes)
+            capture_ahead(most_rows, lambda rows: evaluate(of(rows)), device, tunes=tunes)
         else:
             warm_up(map(of, WARM_UP_ROWS), evaluate, trace_all if eager and not self._modes else None, eager)
 
@@ -161,18 +161,16 @@ class ControlNet:
                 for use in controls
             ]
         )
-        unscaled = (scales == 1).all(0).tolist()
-        columns = scales.to(residuals[0].device)[:, :, None, None, None].unbind(1)
         with torch.inference_mode():
-            packed, places = room_for(residuals)
-            for residual, place, scale, is_unscaled in zip(residuals, places, columns, unscaled, strict=True):
-                if self._pools:
-                    place.copy_((residual.float() * scale).mean(dim=(2, 3), keepdim=True).expand_as(residual))
-                elif is_unscaled:
-                    place.copy_(residual)
-                else:
-                    torch.mul(residual, scale, out=place)  # in float32, and rounded once
-        return packed
+            if not self._pools:
+                return pack(residuals, scales)
+            columns = scales.to(residuals[0].device)[:, :, None, None, None].unbind(1)
+            return pack(
+                [
+                    (residual.float() * scale).mean(dim=(2, 3), keepdim=True).expand_as(residual).to(residual.dtype)
+                    for residual, scale in zip(residuals, columns, strict=True)
+                ]
+            )
 
     def _embedding(self, key: str) -> torch.Tensor:
         """[1, channels, h, w]: the picture as the first layer takes it."""

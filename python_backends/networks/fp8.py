@@ -133,7 +133,7 @@ def linear(
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """X · weightᵀ + bias, of layers in any precision.
+    """The product x · weightᵀ + bias, of layers in any precision.
 
     Args:
         x: […, in].

@@ -77,7 +77,7 @@ def through_blocks(
 
 
 def added(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """X + residual, and what a norm makes of it."""
+    """The sum x + residual, and what a norm makes of it."""
     return add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
 
 

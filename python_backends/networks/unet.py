@@ -12,7 +12,7 @@ from .digests import weights_digest
 from .runtimes import Runtime
 from .token_costs import TokenCosts
 from .unet_halves import DecoderHalf, EncoderHalf, Halfway, join
-from .warm_up import WARM_UP_ROWS, capture_ahead, rows_of_requests, trace, warm_up
+from .warm_up import WARM_UP_ROWS, capture_ahead, trace, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -101,9 +101,11 @@ class UNet:
         self._overwrites = self.on_gpu or runtime.captures(device)
         if patches:
             self.patcher.warm_up()  # before graphs take what memory there is
+            if self.beside is not None:
+                self.beside.warm_up()
         if runtime.captures(device):
             evaluate = partial(self._evaluate_ahead, checkpoint)
-            capture_ahead(rows_of_requests(most_rows), evaluate, device, tunes=runtime.savings.tuned_convolutions)
+            capture_ahead(most_rows, evaluate, device, tunes=runtime.savings.tuned_convolutions)
         else:
             examples = [example(checkpoint, rows) for rows in WARM_UP_ROWS]
             warm_up(examples, self, partial(self._trace, unet) if eager else None, eager)

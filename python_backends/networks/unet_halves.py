@@ -143,19 +143,27 @@ def join(halfway: Halfway, residuals: torch.Tensor) -> None:
         target.add_(residual)
 
 
-def pack(residuals: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Residuals [B, C, h, w] of the skips and then of the mid block as one tensor [B, sum of C·h·w]."""
-    packed, places = room_for(residuals)
-    for residual, place in zip(residuals, places, strict=True):
-        place.copy_(residual)
+def pack(residuals: Sequence[torch.Tensor], scales: torch.Tensor | None = None) -> torch.Tensor:
+    """Residuals of the skips and then of the mid block as one tensor, in one pass from whatever layout they have.
+
+    Args:
+        residuals: [B, C, h, w] each.
+        scales: float32 [B, residuals], what each is multiplied by in float32, and rounded once; on the CPU. None for 1.
+
+    Returns:
+        [B, sum of C·h·w].
+    """
+    rows, device = len(residuals[0]), residuals[0].device
+    factors = torch.ones(rows, len(residuals)) if scales is None else scales
+    unscaled, columns = (factors == 1).all(0).tolist(), factors.to(device)[:, :, None, None, None].unbind(1)
+    packed = residuals[0].new_empty(rows, sum(residual[0].numel() for residual in residuals))
+    places = unpack(packed, [residual.shape[1:] for residual in residuals])
+    for residual, place, scale, is_unscaled in zip(residuals, places, columns, unscaled, strict=True):
+        if is_unscaled:
+            place.copy_(residual)
+        else:
+            torch.mul(residual, scale, out=place)
     return packed
-
-
-def room_for(residuals: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """An empty tensor for what `pack` gives, and the views of it that residuals go to, from whatever layout."""
-    sizes = [residual[0].numel() for residual in residuals]
-    packed = residuals[0].new_empty(len(residuals[0]), sum(sizes))
-    return packed, unpack(packed, [residual.shape[1:] for residual in residuals])
 
 
 def unpack(packed: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

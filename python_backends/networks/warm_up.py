@@ -58,19 +58,20 @@ def warm_up(
             evaluate(tensors)
 
 
-def capture_ahead(rows: Sequence[int], evaluate: Callable[[int], object], device: torch.device, *, tunes: bool) -> None:
-    """Evaluates every number of rows that there may be, so that graphs are captured and kernels compiled.
+def capture_ahead(most: int, evaluate: Callable[[int], object], device: torch.device, *, tunes: bool) -> None:
+    """Evaluates as many rows as calls of whole requests have, so that graphs are captured and kernels compiled.
 
     The fewest come first. Each graph keeps what it gives: as soon as less than LEFT of a GPU's memory is free, larger
     batches wait until they are wanted, but for the rows of a single request.
 
     Args:
-        rows: To be evaluated.
+        most: Rows that a call may have.
         evaluate: So many.
         device: Where.
         tunes: Whether cuDNN times its algorithms, of a single request and of the largest batch: it takes seconds each.
     """
-    for count in sorted(rows):
+    rows = rows_of_requests(most)
+    for count in rows:
         if count not in WARM_UP_ROWS and free_share(device) < LEFT:
             break
         with tuned_convolutions(device, tunes and count in {*WARM_UP_ROWS, max(rows)}):

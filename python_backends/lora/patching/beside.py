@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from ....kernels.grouped_lora import VECTOR, grouped_lora
+from ....kernels.grouped_lora import VECTOR, grouped_lora, warm_up
 from ..files.canonical import CanonicalLora, Group
 from ..files.modules import UNET
 
@@ -93,6 +93,7 @@ class BesideLoras:
                 self._modules.setdefault(stack, []).append(modules[name])
         first = next(iter(self._modules)).weights
         of_a_rank = sum(len(found) * sum(stack.weights.shape[1:]) for stack, found in self._modules.items())
+        self._dtype = first.dtype
         self._capacity = most_bytes // (of_a_rank * first.element_size())
         self._slots: dict[WeightStack, _Slots] = {}
         self._sizes, self._generation = (0, 0), 0
@@ -100,6 +101,11 @@ class BesideLoras:
         self._ranges: list[tuple[int, slice]] = []
         self._held: dict[LoraSet, int] = {}
         self._hooks: list[Any] = []
+
+    def warm_up(self) -> None:
+        """On a GPU: compiles the kernels, so that no LoRA pays for it."""
+        if self._rows.is_cuda:
+            warm_up(self._dtype, self._dtype, self._rows.device)
 
     def rank(self, lora: CanonicalLora) -> int | None:
         """The largest rank of a LoRA's factors; None for one that has parts without a cheap low-rank form."""

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,9 @@ def test_variants_for_one_architecture() -> None:
         *quantise_rows.sources(320, torch.bfloat16, 90),
         *quantise_rows.sources(2560, torch.float32, 90),
         *lora_patch.sources(torch.bfloat16, torch.bfloat16, 90),
-        *grouped_lora.sources(77, 2048, 640, 16, torch.bfloat16, torch.bfloat16, 90, split=True),
+        *grouped_lora.sources(77, 2048, 640, 16, torch.bfloat16, torch.bfloat16, 90),
         *grouped_lora.sources(4096, 640, 640, 256, HALF, torch.float32, 90),
-        *grouped_lora.sources(4096, 640, 640, 256, torch.float32, HALF, 90, split=True),
+        *grouped_lora.sources(4096, 640, 640, 256, torch.float32, HALF, 90),
     ]
     for source in variants:
         check(compile_kernel(source, 90), 90, source)
@@ -147,6 +148,27 @@ def test_no_batch_compiles_a_norm_anew(channels: int, side: int) -> None:
         for rows in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
     )
     assert all(other == of_one for other in others)
+
+
+def test_loras_of_any_rank_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside SDXL's weights, however many rows there are: `warm_up` has launched all that they want."""
+
+    def variants(tokens: int, features: int, width: int, bucket: int) -> list[tuple[object, ...]]:
+        sources = grouped_lora.sources(tokens, features, width, bucket, HALF, HALF, 90)
+        return [(each.function, *sorted(each.constants.items()), each.multiples_of_16) for each in sources]
+
+    ahead: list[tuple[object, ...]] = []
+
+    def noted(y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, *_: torch.Tensor) -> None:
+        ahead.extend(variants(y.shape[1], x.shape[2], y.shape[2], down.shape[1]))
+
+    monkeypatch.setattr(grouped_lora, "launch", noted)
+    grouped_lora.warm_up(HALF, HALF, torch.device("cpu"))
+    for tokens, (features, width) in product(
+        (77, 64, 1024, 4096), ((640, 640), (1280, 10240), (5120, 1280), (2048, 640))
+    ):
+        for bucket in (16, 32, 64, 128, 256):
+            assert all(each in ahead for each in variants(tokens, features, width, bucket))
 
 
 def test_factors_and_activations_are_moved_in_16_byte_vectors() -> None:

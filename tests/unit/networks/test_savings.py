@@ -226,7 +226,7 @@ def test_what_a_load_captures_serves_every_batch_of_whole_requests(case: Case, m
 def test_what_there_is_no_memory_for_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     free, evaluated = iter((0.6, 0.4, 0.2)), list[int]()
     monkeypatch.setattr(warm_up, "free_share", lambda _: next(free))
-    warm_up.capture_ahead([1, 2, 4, 6, 8, 10], evaluated.append, CPU, tunes=True)
+    warm_up.capture_ahead(10, evaluated.append, CPU, tunes=True)
     assert evaluated == [1, 2, 4, 6, 1, 2], "those of a single request last, so that they go last"
     assert warm_up.rows_of_requests(5) == [1, 2, 4]
     assert warm_up.rows_of_requests(128)[-1] == warm_up.AHEAD_ROWS
