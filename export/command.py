@@ -43,7 +43,9 @@ def export(
     ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="torch; compile (torch.compile); tensorrt, with --engines.", rich_help_panel=_PLACES),
+        typer.Option(
+            help="torch; compile (torch.compile); tensorrt or tensorrt-rtx, with --engines.", rich_help_panel=_PLACES
+        ),
     ] = None,
     engines: Annotated[
         Path | None,
@@ -157,7 +159,7 @@ def export(
     from ..python_backends.launcher.needs import check_needs
     from ..python_backends.networks.checkpoint import CheckpointError
     from ..python_backends.networks.speed import gflops_per_second
-    from ..python_backends.tensorrt.versions import TensorRTUnavailableError
+    from ..python_backends.tensorrt.flavours import TensorRTUnavailableError
     from .repository.deployment import Deployment, DeploymentError
     from .repository.pipeline_models import linear_preview
     from .repository.writing import RepositoryError, write_pipelines

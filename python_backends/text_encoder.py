@@ -46,6 +46,7 @@ class TritonPythonModel(Model):
             compute.dtype,
             catalogue=catalogue,
             patches=settings.path("loras") is not None,
+            runtime=compute.runtime,
         )
         self._kept = KeptEmbeddings()
         self._ends, self._busy = RequestEnds(), BusyTime(settings.name, settings.instance)

@@ -25,10 +25,8 @@ from .backend.tensors import input_tensor, output_tensor
 from .common.errors import InvalidRequestError, RequestError, from_report
 from .engine.handover import Handover
 from .networks.idle_cores import IdleCores
-from .networks.latent_decoding import decode_latents
 from .networks.linear_preview import LinearPreview
 from .networks.picture_files import encode_picture, resized
-from .networks.runtimes import Runtime
 from .networks.warm_up import tuned_convolutions
 from .request.json_text import read_json
 from .request.webui_text import KEYWORD, webui_text
@@ -58,7 +56,7 @@ class TritonPythonModel(Model):
         checkpoint = compute.checkpoint
         self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
         self._is_half = settings.parameters["vae_float16"] == "1"
-        self._vae = (
+        vae = (
             checkpoint.load_half_vae(compute.device)
             if self._is_half
             else checkpoint.load_vae(compute.device, compute.dtype)
@@ -67,11 +65,11 @@ class TritonPythonModel(Model):
         self._encoders = ThreadPoolExecutor(os.cpu_count(), "encoder")
         self._linear = LinearPreview.from_json(settings.parameters["linear_preview"])
         keep_freed_memory()
-        Runtime().prepare(self._vae, compute.device)
+        self._pixels = compute.runtime.decoder(vae, compute.device)
         height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
         with tuned_convolutions(compute.device):
-            decode_latents(self._vae, torch.zeros(1, checkpoint.latent_channels, height, width))
-        self._cores = IdleCores(self._vae) if compute.device.type == "cpu" else None
+            self._pixels(torch.zeros(1, checkpoint.latent_channels, height, width))
+        self._cores = IdleCores(vae) if compute.device.type == "cpu" else None
 
     def respond(self, requests: list[Any]) -> list[Any]:
         """The picture and INFO for final latents, INFO for progress, an error for a stream that ends without one."""
@@ -92,7 +90,7 @@ class TritonPythonModel(Model):
         # Shards wait, where theirs was the only request.
         borrowed = self._cores.borrowed() if self._cores else nullcontext()
         with self._busy.counted() if latents else nullcontext(), borrowed:
-            images = iter(decode_latents(self._vae, torch.cat(latents)).split(rows) if latents else ())
+            images = iter(self._pixels(torch.cat(latents)).split(rows) if latents else ())
         milliseconds = 1000 * (time.perf_counter() - start)
         infos = [
             _info(request) if handover.final else {} for request, handover in zip(requests, handovers, strict=True)
@@ -152,7 +150,7 @@ class TritonPythonModel(Model):
         if decoder == "linear":
             return self._linear(latents[0])
         with self._busy.counted():
-            return decode_latents(self._vae, latents)[0].numpy()
+            return self._pixels(latents)[0].numpy()
 
     def _failed(self, request: Any, error: RequestError) -> None:
         with suppress(InvalidRequestError):  # a client called this model by itself

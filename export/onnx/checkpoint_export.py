@@ -1,4 +1,4 @@
-"""A checkpoint → a directory of ONNX graphs, their weights, their weight maps and `export.json`."""
+"""A checkpoint → a directory of ONNX graphs, their weights and `export.json`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.progress import Progress
 from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.lora.files.modules import UNET, adaptable_weights
 from ...python_backends.tensorrt.tensor_names import DECODER
-from ...python_backends.tensorrt.weights import write_weight_map
 from .checkpoint_parts import checkpoint_parts, part_names
+from .function_bodies import NORM_FORMS, REDUCE
 from .fused_nodes import DOMAIN, OPSET
 from .graph_part import Sizes
 from .torch_graph import LostWeightError, torch_graph
@@ -54,6 +54,7 @@ class OnnxOptions:
         width: As height.
         rows: Batch.
         dynamic: Whether the graphs take any batch and size; those above are then just what they are traced with.
+        norms: What norms' nodes mean, of `function_bodies.NORM_FORMS`.
     """
 
     dtype: str = "float16"
@@ -62,6 +63,7 @@ class OnnxOptions:
     width: int | None = None
     rows: int = 2
     dynamic: bool = True
+    norms: str = REDUCE
 
     def sizes(self, checkpoint: Checkpoint) -> Sizes:
         """The latents' sizes.
@@ -86,7 +88,7 @@ class OnnxOptions:
 def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -> list[str]:
     """Writes every graph as `NAME.onnx` and `NAME.onnx.data`, and `export.json` beside them.
 
-    Those that LoRAs adapt have a `NAME.weights.json` too. Nothing is left behind by an export that fails.
+    Nothing is left behind by an export that fails.
 
     Args:
         checkpoint: The checkpoint.
@@ -104,22 +106,23 @@ def export_onnx(checkpoint: Checkpoint, directory: Path, options: OnnxOptions) -
     """
     if options.dtype not in DTYPES:
         raise OnnxExportError(f"--dtype is {options.dtype}; allowed: {', '.join(DTYPES)}")
+    if options.norms not in NORM_FORMS:
+        raise OnnxExportError(f"--norms is {options.norms}; allowed: {', '.join(NORM_FORMS)}")
     sizes = options.sizes(checkpoint)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OnnxExportError(f"--output {directory} is not empty; wanted: a new or empty directory")
     names = part_names(checkpoint, options.controlnets)
     parts = checkpoint_parts(checkpoint, getattr(torch, options.dtype), sizes, options.controlnets)
     directory.mkdir(parents=True, exist_ok=True)
-    mapped: set[str] = set()
+    taken: set[str] = set()
     graphs = {}
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
         for name, part in zip(_shown(names), parts, strict=True):
-            graph = torch_graph(part)
-            graphs[name] = _write(Path(temporary) / name, part, graph.model)
-            write_weight_map(Path(temporary), name, graph.weights)
+            model = torch_graph(part, options.norms)
+            graphs[name] = _write(Path(temporary) / name, part, model)
             if part.component == UNET:
-                mapped |= graph.weights.keys()
-            if name == DECODER and (lost := adaptable_weights(part.network).keys() - mapped):
+                taken |= {str(value.name).removesuffix(".weight") for value in model.graph.inputs}
+            if name == DECODER and (lost := adaptable_weights(part.network).keys() - taken):
                 raise LostWeightError(f"neither half of the UNet computes with {min(lost)}; wanted: one that does")
         description = _description(checkpoint, options, sizes) | {"graphs": graphs}
         (Path(temporary) / DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")
@@ -146,7 +149,8 @@ def _write(path: Path, part: GraphPart, model: ir.Model) -> dict[str, Any]:
     return {
         "file": file.name,
         "component": part.component,
-        "inputs": [_described(value) for value in model.graph.inputs],
+        "inputs": [_described(value) for value in model.graph.inputs[: len(part.inputs)]],
+        "weights": [_described(value) for value in model.graph.inputs[len(part.inputs) :]],
         "outputs": [_described(value) for value in model.graph.outputs],
         "fused_nodes": dict(Counter(node.op_type for node in model.graph if node.domain == DOMAIN)),
     }
@@ -169,6 +173,7 @@ def _description(checkpoint: Checkpoint, options: OnnxOptions, sizes: Sizes) -> 
         "size_multiple": checkpoint.even_size_multiple,
         "vae_scale_factor": checkpoint.vae_scale_factor,
         "opset": OPSET,
+        "norms": options.norms,
         "versions": {package: version(package) for package in PACKAGES},
         "sha256": {name: sha256_of(file) for name, file in _sources(checkpoint, options.controlnets).items()},
     }

@@ -9,6 +9,7 @@ import torch
 from ...python_backends.controlnets.weights import load_controlnet
 from ...python_backends.lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from ...python_backends.networks.controlnet_modules import PositionalControlNet
+from ...python_backends.networks.digests import weights_digest
 from ...python_backends.networks.fused_modules import fuse
 from ...python_backends.networks.unet import arguments, example
 from ...python_backends.networks.unet_halves import DecoderHalf, EncoderHalf
@@ -18,6 +19,7 @@ from ...python_backends.tensorrt.tensor_names import (
     DECODER,
     ENCODER,
     ENCODER_INPUTS,
+    VAE_DECODER,
     halfway_of,
 )
 from ..repository.controlnets import fitting
@@ -42,7 +44,7 @@ def part_names(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> list[
     """Names of all graphs, in the order in which they are made."""
     of_controlnets = [name for each in controlnets for name in (f"controlnet_{each}", f"controlnet_{each}_embedder")]
     encoders = [TEXT_ENCODER, TEXT_ENCODER_2] if checkpoint.family == "sdxl" else [TEXT_ENCODER]
-    return [ENCODER, DECODER, *of_controlnets, *encoders, "vae_decoder"]
+    return [ENCODER, DECODER, *of_controlnets, *encoders, VAE_DECODER]
 
 
 def checkpoint_parts(
@@ -71,16 +73,18 @@ def checkpoint_parts(
 def unet_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iterator[GraphPart]:
     """The two halves of the UNet."""
     unet = checkpoint.load_unet(CPU, dtype)
+    digest = weights_digest(unet)
     fuse(unet)
     keep_dtype(unet, dtype)
     inputs = example_inputs(checkpoint, checkpoint.unet_channels, dtype, sizes)
     encoder = WithoutAbsentInputs(EncoderHalf(unet), ENCODER_INPUTS, list(inputs))
     shapes = output_shapes(encoder, inputs)
     halfway = halfway_of(len(shapes))
-    yield GraphPart(ENCODER, UNET, encoder, unet, inputs, halfway, sizes)
+    yield GraphPart(ENCODER, UNET, encoder, unet, inputs, halfway, sizes, digest)
     context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
     between = {name: torch.zeros(shape, dtype=dtype) for name, shape in zip(halfway, shapes, strict=True)}
-    yield GraphPart(DECODER, UNET, Tensors(DecoderHalf(unet)), unet, context | between, ["noise_prediction"], sizes)
+    module, taken = Tensors(DecoderHalf(unet)), context | between
+    yield GraphPart(DECODER, UNET, module, unet, taken, ["noise_prediction"], sizes, digest)
 
 
 def controlnet_parts(
@@ -91,6 +95,7 @@ def controlnet_parts(
     fuse(network)
     keep_dtype(network, dtype)
     controlnet = PositionalControlNet(network)
+    digest = weights_digest(network)
     factor = checkpoint.vae_scale_factor
     pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
     embedder = ControlEmbedder(controlnet.embed)
@@ -101,8 +106,10 @@ def controlnet_parts(
     module = WithoutAbsentInputs(controlnet, (*CONTROLNET_INPUTS, CONTROL_EMBEDDING), list(inputs))
     residuals = [f"residual_{index}" for index in range(len(network.controlnet_down_blocks))]
     component = f"controlnet_{name}"
-    yield GraphPart(component, component, module, network, inputs, [*residuals, "residual_mid"], sizes)
-    yield GraphPart(f"{component}_embedder", component, Tensors(embedder), embedder, pixels, [CONTROL_EMBEDDING], sizes)
+    outputs = [*residuals, "residual_mid"]
+    yield GraphPart(component, component, module, network, inputs, outputs, sizes, digest)
+    name, outputs = f"{component}_embedder", [CONTROL_EMBEDDING]
+    yield GraphPart(name, component, Tensors(embedder), embedder, pixels, outputs, sizes, digest)
 
 
 def text_encoder_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iterator[GraphPart]:
@@ -119,16 +126,18 @@ def text_encoder_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes)
         module = Tensors(TextEncoderGraph(encoder.requires_grad_(False).eval(), penultimate, pooled))
         inputs = {"input_ids": torch.zeros(sizes.rows, tokens, dtype=torch.int64)}
         outputs = ["hidden_states", "pooled"] if pooled else ["hidden_states"]
-        yield GraphPart(component, component, module, encoder, inputs, outputs, sizes)
+        yield GraphPart(component, component, module, encoder, inputs, outputs, sizes, weights_digest(encoder))
 
 
 def vae_part(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> GraphPart:
     """The VAE's decoder."""
     vae = checkpoint.load_vae(CPU, dtype)
+    digest = weights_digest(vae)
     fuse(vae)
     kept = next(vae.parameters()).dtype  # one that overflows stays float32
     latents = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width, dtype=kept)
-    return GraphPart("vae_decoder", "vae", Tensors(VaeDecoderGraph(vae)), vae, {"latents": latents}, ["image"], sizes)
+    module, inputs = Tensors(VaeDecoderGraph(vae)), {"latents": latents}
+    return GraphPart(VAE_DECODER, "vae", module, vae, inputs, ["image"], sizes, digest)
 
 
 def example_inputs(checkpoint: Checkpoint, channels: int, dtype: torch.dtype, sizes: Sizes) -> dict[str, torch.Tensor]:

@@ -24,6 +24,9 @@ def export_onnx(
     height: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Of the pictures; else the checkpoint's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Batch; a picture with guidance takes 2.")] = 2,
+    norms: Annotated[
+        str, typer.Option(help="What norms mean where they are no plugins: reduce or instance; the same to ONNX.")
+    ] = "reduce",
 ) -> None:
     """Write a checkpoint's networks as ONNX graphs, with fused operators as nodes that TensorRT takes as plugins."""
     missing = [package for package in PACKAGES if find_spec(package) is None]
@@ -44,7 +47,7 @@ def export_onnx(
 
     silence_libraries()  # also that float16 does not run on a CPU: it need not
     options = OnnxOptions(
-        dtype=dtype, controlnets=controlnets, height=height, width=width, rows=rows, dynamic=not fixed
+        dtype=dtype, controlnets=controlnets, height=height, width=width, rows=rows, dynamic=not fixed, norms=norms
     )
     try:
         names = write(Checkpoint(checkpoint.resolve()), output, options)
@@ -52,7 +55,7 @@ def export_onnx(
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{output}: {', '.join(names)}")
-    typer.echo(f"on a GPU: swiftdiffusion build-engines --onnx {output} --engines …")
+    typer.echo(f"engines of them: swiftdiffusion build-engines --onnx {output} --engines …")
 
 
 def _controlnets(given: list[str]) -> dict[str, Path]:

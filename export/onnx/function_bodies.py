@@ -1,4 +1,8 @@
-"""What the fused operators' nodes mean, as ONNX functions: float32 inside, y of x's type."""
+"""What the fused operators' nodes mean, as ONNX functions: float32 inside, y of x's type.
+
+A norm's function has two forms, which compute the same and which TensorRT makes different kernels of: means and
+variances step by step, or ONNX' own `InstanceNormalization` over the groups.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from .fused_nodes import ATTRIBUTES, DOMAIN, INPUTS, OPSET, PLUGIN
 
 if TYPE_CHECKING:
     import onnx
+
+REDUCE, INSTANCE = NORM_FORMS = ("reduce", "instance")
 
 _FLAT = """
     rows_and_channels_and_rest = Constant <value_ints = [0, 0, -1]> ()
@@ -29,7 +35,7 @@ _NO_SUM = """
     hidden = Identity (x_float)
 """
 
-_NORM = """
+_GROUPS = """
     group_count = Constant <value_int : int = @groups> ()
     one = Constant <value_ints = [1]> ()
     zero = Constant <value_ints = [0]> ()
@@ -37,6 +43,10 @@ _NORM = """
     group_counts = Reshape (group_count, one)
     grouped_shape = Concat <axis = 0> (zero, group_counts, rest)
     grouped = Reshape (hidden, grouped_shape)
+"""
+
+_NORMALISED = {
+    REDUCE: """
     within_group = Constant <value_ints = [2]> ()
     mean = ReduceMean <keepdims = 1> (grouped, within_group)
     centred = Sub (grouped, mean)
@@ -46,6 +56,15 @@ _NORM = """
     shifted_variance = Add (variance, epsilon)
     deviation = Sqrt (shifted_variance)
     normal_groups = Div (centred, deviation)
+""",
+    INSTANCE: """
+    ones = ConstantOfShape <value = float[1] {1.0}> (group_counts)
+    zeros = ConstantOfShape <value = float[1] {0.0}> (group_counts)
+    normal_groups = InstanceNormalization <epsilon : float = @eps> (grouped, ones, zeros)
+""",
+}
+
+_AFFINE = """
     flat_shape = Shape (x_flat)
     normal = Reshape (normal_groups, flat_shape)
     weight_float = Cast <to = 1> (weight)
@@ -55,12 +74,18 @@ _NORM = """
     bias_column = Reshape (bias_float, column)
     scaled = Mul (normal, weight_column)
     affine = Add (scaled, bias_column)
-    silu_number = Constant <value_int : int = @silu> ()
-    with_silu = Cast <to = 9> (silu_number)
-    whole = Constant <value_float = 1.0> ()
+"""
+
+_SILU = """
     sigmoid = Sigmoid (affine)
-    gate = Where (with_silu, sigmoid, whole)
-    y_float = Mul (affine, gate)
+    y_float = Mul (affine, sigmoid)
+"""
+
+_NO_SILU = """
+    y_float = Identity (affine)
+"""
+
+_BACK = """
     y_flat = CastLike (y_float, x)
     x_shape = Shape (x)
     y = Reshape (y_flat, x_shape)
@@ -82,24 +107,34 @@ _GEGLU = """
     y = CastLike (y_float, x)
 """
 
-_BODIES = {"GroupNormSiLU": _FLAT + _NO_SUM + _NORM, "AddGroupNormSiLU": _FLAT + _SUM + _NORM, "GEGLU": _GEGLU}
 
-
-def function_body(op_type: str) -> onnx.FunctionProto:
+def function_body(op_type: str, norms: str = REDUCE) -> onnx.FunctionProto:
     """The function of an op type of `fused_nodes`; the plugin's attributes are declared, so that nodes may have them.
 
+    Args:
+        op_type: Of the node.
+        norms: Of NORM_FORMS.
+
     Raises:
-        KeyError: If there is no such op type.
+        KeyError: If there is no such op type or form.
     """
     attributes = ", ".join([*ATTRIBUTES[op_type], *PLUGIN])
     return parser.parse_function(
         f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n'
-        f"{op_type} <{attributes}> ({', '.join(INPUTS[op_type])}) => (y) {{{_BODIES[op_type]}}}"
+        f"{op_type} <{attributes}> ({', '.join(INPUTS[op_type])}) => (y) {{{_body(op_type, norms)}}}"
     )
 
 
-def add_function_bodies(model: ir.Model) -> None:
+def _body(op_type: str, norms: str) -> str:
+    if op_type == "GEGLU":
+        return _GEGLU
+    hidden = _SUM if op_type.startswith("Add") else _NO_SUM
+    end = _SILU if op_type.endswith("SiLU") else _NO_SILU
+    return "".join((_FLAT, hidden, _GROUPS, _NORMALISED[norms], _AFFINE, end, _BACK))
+
+
+def add_function_bodies(model: ir.Model, norms: str) -> None:
     """Adds the functions of those op types that a finished model uses. Before it is finished they would be inlined."""
     for op_type in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
-        function = ir.serde.deserialize_function(function_body(op_type))
+        function = ir.serde.deserialize_function(function_body(op_type, norms))
         model.functions[function.identifier()] = function

@@ -25,14 +25,14 @@ OPSET = 18
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 """Attributes that make TensorRT look for a plugin, compiled ahead of time, before it takes the function body."""
 
-NORM = {"groups": "INT", "eps": "FLOAT", "silu": "INT"}
+NORM = {"groups": "INT", "eps": "FLOAT"}
+NORMS = ("GroupNorm", "GroupNormSiLU", "AddGroupNorm", "AddGroupNormSiLU")
 INPUTS = {
-    "GroupNormSiLU": ("x", "weight", "bias"),
-    "AddGroupNormSiLU": ("x", "embedding", "weight", "bias"),
+    **{norm: ("x", *(("embedding",) if norm.startswith("Add") else ()), "weight", "bias") for norm in NORMS},
     "GEGLU": ("x",),
 }
 """Op type → inputs; the output is y. x is [N, C, …] for the norms and […, 2 · D] for GEGLU, embedding [N, C]."""
-ATTRIBUTES: Mapping[str, Mapping[str, str]] = {"GroupNormSiLU": NORM, "AddGroupNormSiLU": NORM, "GEGLU": {}}
+ATTRIBUTES: Mapping[str, Mapping[str, str]] = dict.fromkeys(NORMS, NORM) | {"GEGLU": {}}
 """Op type → its own attributes and their types; every node has PLUGIN besides."""
 
 
@@ -53,7 +53,7 @@ def _operator(op_type: str) -> Op:
     return Op(Opset(DOMAIN, DOMAIN_VERSION), op_type, schema)
 
 
-_GROUP_NORM_SILU, _ADD_GROUP_NORM_SILU, _GEGLU = map(_operator, INPUTS)
+_OPERATORS = {op_type: _operator(op_type) for op_type in INPUTS}
 
 
 def _group_norm_silu(
@@ -65,14 +65,13 @@ def _group_norm_silu(
     eps: float,
     silu: bool,
 ) -> Any:
-    attributes = {"groups": groups, "eps": eps, "silu": int(silu), **PLUGIN}
-    if embedding is None:
-        return _GROUP_NORM_SILU(x, weight, bias, **attributes)
-    return _ADD_GROUP_NORM_SILU(x, embedding, weight, bias, **attributes)
+    operator = _OPERATORS[f"{'Add' * (embedding is not None)}GroupNorm{'SiLU' * silu}"]
+    inputs = (x, weight, bias) if embedding is None else (x, embedding, weight, bias)
+    return operator(*inputs, groups=groups, eps=eps, **PLUGIN)
 
 
 def _geglu_node(x: Any, bias: Any | None) -> Any:
-    return _GEGLU(x if bias is None else opset18.Add(x, bias), **PLUGIN)
+    return _OPERATORS["GEGLU"](x if bias is None else opset18.Add(x, bias), **PLUGIN)
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -59,6 +59,7 @@ class GraphPart:
         inputs: Name → example.
         output_names: Their names.
         sizes: Of the examples.
+        digest: `networks.digests.weights_digest` of the network as it was loaded.
         outputs: Name → shape for these examples.
     """
 
@@ -69,6 +70,7 @@ class GraphPart:
     inputs: Mapping[str, torch.Tensor]
     output_names: Sequence[str]
     sizes: Sizes
+    digest: str
     outputs: Mapping[str, Shape] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,11 +1,10 @@
-"""A module of PyTorch as an ONNX model whose parameters keep their names."""
+"""A module of PyTorch as an ONNX model whose parameters keep their names, and whose LoRAs' weights are inputs."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -14,9 +13,9 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common
 
-from ...python_backends.lora.files.modules import adaptable_weights
-from ...python_backends.tensorrt.weights import TRANSPOSED, MappedWeight, WeightMap
-from .function_bodies import add_function_bodies
+from ...python_backends.lora.files.modules import COMPONENTS, adaptable_weights
+from ...python_backends.tensorrt.tensor_names import NORMS, WEIGHTS_DIGEST
+from .function_bodies import REDUCE, add_function_bodies
 from .fused_nodes import OPSET, translations
 
 if TYPE_CHECKING:
@@ -26,25 +25,19 @@ if TYPE_CHECKING:
 
 
 class LostWeightError(RuntimeError):
-    """A weight that LoRAs adapt is no initializer of the graph that computes with it; the message says which."""
+    """A weight that LoRAs adapt is no input of the graph that computes with it; the message says which."""
 
 
-@dataclass(frozen=True)
-class TorchGraph:
-    """A graph and where it has its weights.
-
-    Attributes:
-        model: Parameters are initializers under the names of the network's state dict; a weight of which the graph
-            wants only the transpose is an initializer `NAME.T`. The fused operators are single nodes.
-        weights: Of every linear layer and convolution that the graph computes with.
-    """
-
-    model: ir.Model
-    weights: WeightMap
-
-
-def torch_graph(part: GraphPart) -> TorchGraph:
+def torch_graph(part: GraphPart, norms: str = REDUCE) -> ir.Model:
     """The graph of a part.
+
+    Parameters are initializers under the names of the network's state dict. Of a network that LoRAs adapt, the weights
+    of linear layers and convolutions that the graph computes with are inputs besides, after all others: what reads the
+    file may give its own, in PyTorch's layout. The fused operators are single nodes.
+
+    Args:
+        part: What becomes a graph.
+        norms: Of `function_bodies.NORM_FORMS`.
 
     Raises:
         LostWeightError: If the exporter has folded a weight into something else.
@@ -63,15 +56,17 @@ def torch_graph(part: GraphPart) -> TorchGraph:
         )
     assert program is not None and program.exported_program is not None  # it is None where a file is written
     model, prefix = program.model, _prefix(part)
-    _fold_transposes(model.graph)
-    _optimise(model)
     for value in list(model.graph.initializers.values()):
         if value.name is not None:
             value.name = value.name.removeprefix(prefix)
-    _name_dimensions(model.graph, part)
-    add_function_bodies(model)
     used = {name.removeprefix(prefix) for name in _used_parameters(program.exported_program)}
-    return TorchGraph(model, _weight_map(model.graph, part, used))
+    _make_inputs(model.graph, part, used)
+    _optimise(model)
+    _check_weights(model.graph, part)
+    _name_dimensions(model.graph, part)
+    add_function_bodies(model, norms)
+    model.metadata_props.update({WEIGHTS_DIGEST: part.digest, NORMS: norms})
+    return model
 
 
 def _prefix(part: GraphPart) -> str:
@@ -85,49 +80,22 @@ def _used_parameters(program: torch.export.ExportedProgram) -> set[str]:
     return {name for node, name in names.items() if node in used}
 
 
-def _weight_map(graph: ir.Graph, part: GraphPart, used: set[str]) -> WeightMap:
-    places = {}
-    for module, weight in adaptable_weights(part.network).items():
-        name = f"{module}.weight"
-        if name not in used:
-            continue
-        found = [each for each in (name, f"{name}{TRANSPOSED}") if each in graph.initializers]
-        if len(found) != 1:
+def _make_inputs(graph: ir.Graph, part: GraphPart, names: set[str]) -> None:
+    """Weights that LoRAs adapt become inputs; what the file holds of them is their default."""
+    if part.component in COMPONENTS:
+        adapted = (f"{module}.weight" for module in adaptable_weights(part.network))
+        graph.inputs.extend(graph.initializers[name] for name in adapted if name in names)
+
+
+def _check_weights(graph: ir.Graph, part: GraphPart) -> None:
+    shapes = {f"{module}.weight": tuple(weight.shape) for module, weight in adaptable_weights(part.network).items()}
+    for value in graph.inputs[len(part.inputs) :]:
+        wanted = shapes[str(value.name)]
+        if not value.uses() or value.shape is None or tuple(value.shape) != wanted:
             raise LostWeightError(
-                f"{part.name}: {name} {list(weight.shape)} is in the graph as {found or 'nothing that has its name'}; "
-                f"wanted: one initializer, {name} or {name}{TRANSPOSED}"
+                f"{part.name}: {value.name} is in the graph as {value.shape} and used {len(value.uses())} times; "
+                f"wanted: {list(wanted)}, and that the graph computes with it"
             )
-        place = MappedWeight(initializer=found[0], transposed=found[0] != name, shape=tuple(weight.shape))
-        shape = graph.initializers[found[0]].shape
-        if shape is None or tuple(shape) != place.initializer_shape:
-            raise LostWeightError(f"{part.name}: {found[0]} is {shape}; wanted: {list(place.initializer_shape)}")
-        places[module] = place
-    return places
-
-
-def _fold_transposes(graph: ir.Graph) -> None:
-    """Replaces the transposes of parameters by initializers that have a name; the optimiser's would have none."""
-    for node in list(graph):
-        if node.op_type != "Transpose" or node.inputs[0] is None or node.inputs[0].name not in graph.initializers:
-            continue
-        weight = node.inputs[0]
-        if node.attributes["perm"].as_ints() != (1, 0):
-            continue
-        name = f"{weight.name}{TRANSPOSED}"
-        if name not in graph.initializers:
-            graph.register_initializer(_transposed(weight, name))
-        ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
-        graph.remove(node, safe=True)
-        if weight.name is not None and not weight.uses():
-            graph.initializers.pop(weight.name)
-
-
-def _transposed(weight: ir.Value, name: str) -> ir.Value:
-    values = weight.const_value
-    assert values is not None and values.shape is not None
-    shape = ir.Shape(values.numpy().shape[::-1])
-    lazy = ir.LazyTensor(lambda: ir.tensor(values.numpy().T.copy()), dtype=values.dtype, shape=shape, name=name)
-    return ir.Value(name=name, type=weight.type, shape=shape, const_value=lazy)
 
 
 def _optimise(model: ir.Model) -> None:
@@ -149,7 +117,7 @@ def _optimise(model: ir.Model) -> None:
 
 def _name_dimensions(graph: ir.Graph, part: GraphPart) -> None:
     shapes = [tuple(tensor.shape) for tensor in part.inputs.values()] + list(part.outputs.values())
-    for value, shape in zip((*graph.inputs, *graph.outputs), shapes, strict=True):
+    for value, shape in zip((*graph.inputs[: len(part.inputs)], *graph.outputs), shapes, strict=True):
         value.shape = ir.Shape(part.sizes.names(shape))
 
 

@@ -13,6 +13,7 @@ from ...python_backends.common.sentences import in_a_sentence
 from ...python_backends.lora.loading.catalogue import Catalogue
 from ...python_backends.networks.checkpoint import Checkpoint, CheckpointError
 from ...python_backends.networks.checkpoint_checks import check_checkpoint
+from ...python_backends.tensorrt.flavours import FLAVOURS
 from .controlnet_placement import NAME, ControlNetPlacement, DeploymentError, Gpu, Table, first_mistake
 from .controlnets import fitting
 from .serving_options import ServedControlNet, ServedPipeline, ServingOptions
@@ -32,7 +33,7 @@ class Pipeline(Table):
     vae_float16: bool = False
     threads: int = Field(default=1, ge=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    runtime: Literal["torch", "compile", "tensorrt"] = "torch"
+    runtime: Literal["torch", "compile", "tensorrt", "tensorrt-rtx"] = "torch"
     engines: Path | None = None
     fp8: bool = False
     max_batch_size: int = Field(default=8, ge=1, le=64)
@@ -82,11 +83,11 @@ class Pipeline(Table):
 
     @model_validator(mode="after")
     def _can_run(self) -> Pipeline:
-        if self.runtime == "tensorrt" and not (self.unet_gpus and self.engines):
+        if self.runtime in FLAVOURS and not (self.unet_gpus and self.engines):
             lacking = [key for key in ("unet_gpus", "engines") if not getattr(self, key)]
-            raise ValueError(f"runtime is tensorrt; wanted with it: {' and '.join(lacking)}")
-        if self.engines is not None and self.runtime != "tensorrt":
-            raise ValueError(f"engines is given; wanted with it: runtime tensorrt, not {self.runtime}")
+            raise ValueError(f"runtime is {self.runtime}; wanted with it: {' and '.join(lacking)}")
+        if self.engines is not None and self.runtime not in FLAVOURS:
+            raise ValueError(f"engines is given; wanted with it: runtime {' or '.join(FLAVOURS)}, not {self.runtime}")
         if self.fp8 and self.runtime != "torch":
             raise ValueError(f"fp8 is on; wanted with it: runtime torch, not {self.runtime}")
         if self.fp8 and not self.unet_gpus:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...python_backends.lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2
 from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
-from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER
+from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER, VAE_DECODER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from .serving_options import ServedControlNet, ServedPipeline
+    from .serving_options import ServedPipeline
 
 
 def shard_rows(served: ServedPipeline) -> int:
@@ -29,38 +29,56 @@ def users_of(name: str, pipelines: Mapping[str, ServedPipeline]) -> list[ServedP
     return [served for served in pipelines.values() if name in {each.name for each in served.options.controlnets}]
 
 
+def wanted_engines(served: ServedPipeline, pipelines: Mapping[str, ServedPipeline]) -> dict[str, int]:
+    """Engines that a pipeline's models run, and the most rows of their calls.
+
+    Args:
+        served: One that runs on engines.
+        pipelines: All, which may share its ControlNets.
+    """
+    options, family = served.options, served.checkpoint.family
+    rows = dict.fromkeys((ENCODER, DECODER), shard_rows(served))
+    for each in options.controlnets:
+        if each.gpus and each.url is None and not each.control_modes:  # a union runs in PyTorch
+            rows[f"controlnet_{each.name}"] = controlnet_rows(users_of(each.name, pipelines))
+    if options.text_encoder_gpu is not None:
+        encoders = (TEXT_ENCODER, TEXT_ENCODER_2) if family == "sdxl" else (TEXT_ENCODER,)
+        rows |= dict.fromkeys(encoders, shard_rows(served))
+    if options.vae_gpu is not None and not options.vae_float16:
+        rows[VAE_DECODER] = 1
+    return rows
+
+
 def check_engines(pipelines: Mapping[str, ServedPipeline], only_controlnets: bool = False) -> None:
-    """Looks at the engines of every pipeline with runtime `tensorrt`.
+    """Looks at the engines of every pipeline that runs on engines.
 
     Args:
         pipelines: By the names of their public models.
-        only_controlnets: Whether UNets are not served.
+        only_controlnets: Whether nothing else is served.
 
     Raises:
         EngineMismatchError: If one is missing or does not fit, with what is wanted.
     """
-    networks: dict[str, ServedControlNet] = {}
-    for served in pipelines.values():
-        networks |= {each.name: each for each in served.options.controlnets if each.gpus and each.url is None}
-        if served.options.engines is not None and not only_controlnets:
-            for half in (ENCODER, DECODER):
-                _check(served.options.engines, half, served.options.dtype, shard_rows(served))
-    for name, network in networks.items():
-        users = users_of(name, pipelines)
-        chosen = {(user.options.runtime, user.options.engines) for user in users}
+    for name in {each.name for served in pipelines.values() for each in served.options.controlnets if not each.url}:
+        chosen = {(user.options.runtime, user.options.engines) for user in users_of(name, pipelines)}
         if len(chosen) > 1:
             said = " and ".join(sorted(f"{runtime} {engines or ''}".strip() for runtime, engines in chosen))
             raise EngineMismatchError(f"ControlNet {name} is shared by pipelines of runtimes {said}; wanted: one")
-        engines = users[0].options.engines
-        if engines is not None and not network.control_modes:  # a union runs in PyTorch
-            _check(engines, f"controlnet_{name}", users[0].options.dtype, controlnet_rows(users))
+    for served in pipelines.values():
+        if served.options.engines is not None:
+            for name, rows in wanted_engines(served, pipelines).items():
+                if name.startswith("controlnet_") or not only_controlnets:
+                    _check(served, name, rows)
 
 
-def _check(engines: Path, name: str, dtype: str, rows: int) -> None:
+def _check(served: ServedPipeline, name: str, rows: int) -> None:
+    engines, options = served.options.engines, served.options
+    assert engines is not None
     metadata = EngineMetadata.read(engines, name)
-    if metadata.precision != dtype:
+    metadata.check_runtime(engines, options.runtime)
+    if name != VAE_DECODER and metadata.precision != options.dtype:
         raise EngineMismatchError(
-            f"engine {name} in {engines} computes in {metadata.precision}; wanted: {dtype}, as dtype says"
+            f"engine {name} in {engines} computes in {metadata.precision}; wanted: {options.dtype}, as dtype says"
         )
     lacking = [count for count in range(1, rows + 1) if not metadata.holds(count)]
     if lacking:

@@ -44,7 +44,7 @@ MIB = 2**20
 
 def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> dict[str, str]:
     """Of a UNet shard; a GPU keeps LoRAs, a CPU projections of prompts, and small weights with LoRAs in them."""
-    if _has_engine(options, gpu):
+    if options.has_engines(gpu):
         return {}
     needs, patched = _of(unet_needs, checkpoint), options.loras is not None
     of_loras = DEVICE_BYTES if gpu is not None else KEPT_BYTES if needs.adaptable <= KEPT_BYTES else 0
@@ -60,6 +60,8 @@ def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, st
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of a VAE decoder."""
+    if options.has_engines(options.vae_gpu) and not options.vae_float16:
+        return {}
     dtype = "float16" if options.vae_float16 else _vae_dtype(checkpoint, options)
     return _parameters(_of(vae_needs, checkpoint), dtype)
 
@@ -72,6 +74,8 @@ def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions, encodes: bool = 
 def text_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of text encoders, with the embeddings that they remember, in main memory."""
     gpu = options.text_encoder_gpu
+    if options.has_engines(gpu):
+        return {}
     kept = int(inspect.signature(PromptEncoder).parameters["cache_bytes"].default) if gpu is None else 0
     return _parameters(_of(text_encoder_needs, checkpoint), options.dtype_on(gpu), options.loras is not None, kept)
 
@@ -82,7 +86,7 @@ def controlnet(network: ServedControlNet, checkpoint: Checkpoint, options: Servi
     module = PositionalControlNet(ControlNetFiles.look(network.path, checkpoint).empty())
     needs, dtype = controlnet_needs(module, checkpoint), options.dtype_on(gpu)
     answer = {"answer_mib": _mib(needs.answer * getattr(torch, dtype).itemsize // torch.float32.itemsize)}
-    if _has_engine(options, gpu) and not module.control_modes:
+    if options.has_engines(gpu) and not module.control_modes:
         return answer
     return {**_parameters(needs, dtype, kept=EMBEDDING_BYTES), **answer}
 
@@ -91,10 +95,6 @@ def controlnet(network: ServedControlNet, checkpoint: Checkpoint, options: Servi
 def _of(needs: Callable[[Checkpoint], Needs], checkpoint: Checkpoint) -> Needs:
     """Once for all shards."""
     return needs(checkpoint)
-
-
-def _has_engine(options: ServingOptions, gpu: int | None) -> bool:
-    return options.engines is not None and gpu is not None
 
 
 def _parameters(needs: Needs, dtype: str, patched: bool = False, kept: int = 0) -> dict[str, str]:

@@ -85,6 +85,11 @@ def runtime_parameters(served: ServedPipeline, gpu: int | None, reference: Calla
     return {"runtime": runtime, "engines": "" if engines is None else reference(engines)}
 
 
+def engine_parameters(served: ServedPipeline, gpu: int | None, reference: Callable[[Path], str]) -> dict[str, str]:
+    """Parameters of a model that evaluates anything else; only engines take its modules' place."""
+    return runtime_parameters(served, gpu, reference) if served.options.has_engines(gpu) else {}
+
+
 class PipelineModels:
     """Writes the configurations of one pipeline."""
 
@@ -168,6 +173,7 @@ class PipelineModels:
             [ENCODING],
             self._options.text_encoder_gpu,
             **self._catalogue,
+            **engine_parameters(self._served, self._options.text_encoder_gpu, self._reference),
             **needs.text_encoder(self._checkpoint, self._options),
         )
 
@@ -244,6 +250,7 @@ class PipelineModels:
         return config
 
     def _vae_decoder(self) -> pb.ModelConfig:
+        engine = engine_parameters(self._served, self._options.vae_gpu, self._reference)
         return self._computing(
             f"{self._prefix}vae_decoder",
             self._handed_over,
@@ -252,6 +259,7 @@ class PipelineModels:
             pipeline=self._name,
             linear_preview=linear_preview(self._checkpoint).to_json(),
             vae_float16=str(int(self._options.vae_float16)),
+            **({} if self._options.vae_float16 else engine),
             **needs.vae_decoder(self._checkpoint, self._options),
         )
 

@@ -60,7 +60,7 @@ class ServingOptions:
         text_encoder_gpu: GPU of the text encoders; None: the CPU.
         vae_gpu: GPU of the VAE; None: the CPU.
         vae_float16: Whether the VAE decodes in float16 whatever diffusers' pipelines do.
-        runtime: What evaluates UNets and ControlNets: `torch`, `compile` or `tensorrt`.
+        runtime: What evaluates networks: see `networks.runtimes`.
         engines: Directory of the TensorRT engines.
         fp8: Whether linear layers of UNets multiply 8-bit floats.
         ignored_parameters: Regular expression of request parameters that are let pass; empty for none.
@@ -97,6 +97,10 @@ class ServingOptions:
     def unet_gpu(self, shard: int) -> int | None:
         """Where a shard runs; None: the CPU."""
         return self.unet_gpus[shard % len(self.unet_gpus)] if self.unet_gpus else None
+
+    def has_engines(self, gpu: int | None) -> bool:
+        """Whether engines take the place of networks there."""
+        return self.engines is not None and gpu is not None
 
     def dtype_on(self, gpu: int | None) -> str:
         """What a model computes in."""

@@ -39,7 +39,8 @@ def shared_text_encoders(pipelines: Mapping[str, ServedPipeline], prefixes: Mapp
         options = served.options
         gpu = options.text_encoder_gpu
         embeddings = options.loras if embedding_files(Catalogue(options.loras)) else None
-        kind = (_content(served.checkpoint), gpu, options.dtype_on(gpu), options.threads, embeddings)
+        engines = options.engines if options.has_engines(gpu) else None
+        kind = (_content(served.checkpoint), gpu, options.dtype_on(gpu), options.threads, embeddings, engines)
         models[name] = f"{prefixes[owners.setdefault(kind, name)]}text_encoder"
     return models
 

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...python_backends.common.filesystem import sha256_of
-from ...python_backends.tensorrt.engine import logger
+from ...python_backends.common.filesystem import replace_bytes, sha256_of
+from ...python_backends.tensorrt.flavours import TENSORRT, Flavour
 from ...python_backends.tensorrt.metadata import EngineMetadata, Machine
-from ...python_backends.tensorrt.versions import require_tensorrt
-from ...python_backends.tensorrt.weights import read_weight_map
 from .graph import Graph, fixed_shapes
 from .plugins import register_plugins
-from .profiles import input_shapes, profile
+from .profiles import profile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ...python_backends.tensorrt.metadata import Bounds
-    from .profiles import Rows
+    from .profiles import Latents, Rows
 
 TIMING_CACHE = "timing.cache"
 """File among the engines with how fast kernels were: a second build with the same layers takes a fraction."""
 
-DRIVER = Path("/proc/driver/nvidia/version")
+INPUTS, LINEAR, CONSTANT = WEIGHTS = ("inputs", "linear", "constant")
+"""Of the weights that LoRAs adapt, which ones engines read from outside: all, those of linear layers, none."""
+
+logger = logging.getLogger(__name__)
 
 
 class BuildError(RuntimeError):
@@ -43,110 +41,116 @@ class BuildSettings:
         engines: Directory for the engines.
         rows: Batch sizes; an optimisation profile each. Fixed ones give the fastest engines, and each of them takes
             its time to build; a range is one build, tuned for its best.
-        latents: (height, width) of the latents; None if the ONNX files fix them.
-        plugins: Whether our operators are plugins; else TensorRT has its own way with their function bodies.
-        refit: Whether LoRAs can be patched in; without, TensorRT may fuse more.
+        latents: Sizes of the latents; None if the ONNX files fix them.
+        flavour: What builds.
+        capabilities: Compute capabilities that the engines are for, where the flavour has a choice; none: its own.
+        weights: Of WEIGHTS.
+        plugins: Whether our operators are plugins, where the flavour has any; else their function bodies are built.
         workspace_bytes: Most scratch memory that a layer may take; None for all of the GPU's.
-        device: Number of the GPU.
+        device: Number of the GPU, where one is needed.
         options: The command line's, for the message of an engine that is refused elsewhere.
     """
 
     onnx: Path
     engines: Path
     rows: tuple[Rows, ...]
-    latents: tuple[int, int] | None = None
+    latents: Latents | None = None
+    flavour: Flavour = TENSORRT
+    capabilities: tuple[str, ...] = ()
+    weights: str = INPUTS
     plugins: bool = True
-    refit: bool = True
     workspace_bytes: int | None = None
     device: int = 0
     options: tuple[str, ...] = ()
 
 
 class EngineBuilder:
-    """Builds engines on one GPU; the timing cache is kept between them."""
+    """Builds engines, one after the other."""
 
     def __init__(self, settings: BuildSettings) -> None:
         """Registers the plugins.
 
         Raises:
-            TensorRTUnavailableError: Without TensorRT or the GPU.
+            TensorRTUnavailableError: Without TensorRT or a GPU that it needs, or for compute capabilities that it does
+                not know.
             BuildError: If TensorRT gives no builder.
         """
-        import torch
-
-        self._settings = settings
-        self._machine = Machine.here(settings.device)
-        torch.cuda.set_device(settings.device)
-        trt = require_tensorrt()
-        if settings.plugins:
-            register_plugins(int(self._machine.compute_capability.replace(".", "")))
+        self._settings, flavour = settings, settings.flavour
+        for capability in settings.capabilities:
+            flavour.check_capability(capability)
+        self._trt, self._log = flavour.require(), flavour.log
+        self._plugins = settings.plugins and flavour.plugins
+        if flavour.capabilities:
+            self._machine = Machine(None, None, self._trt.__version__)
+            self._capabilities = settings.capabilities
+        else:
+            self._machine = Machine.here(flavour, settings.device)
+            self._capabilities = (str(self._machine.compute_capability),)
+            _use_gpu(settings.device)
+        if self._plugins:
+            register_plugins(int(self._capabilities[0].replace(".", "")))
         try:
-            self._builder = trt.Builder(logger())
+            self._builder = self._trt.Builder(self._log)
         except TypeError as error:
-            raise BuildError(f"TensorRT {trt.__version__} gives no builder ({error}); its log says why") from error
+            raise BuildError(f"{flavour.title} gives no builder: {self._log.said()}") from error
         settings.engines.mkdir(parents=True, exist_ok=True)
 
     def build(self, name: str) -> EngineMetadata:
-        """Writes `NAME.plan`, `NAME.json` and, where there is one, the weight map.
+        """Writes `NAME.plan` and `NAME.json`.
+
+        Where TensorRT does not take convolutions whose weights come from outside, they stay constant: LoRAs that adapt
+        them are refused then.
 
         Raises:
             BuildError: If TensorRT fails.
             GraphError: If the ONNX file does not fit the settings.
         """
-        settings = self._settings
-        graph = Graph.read(settings.onnx, name)
-        of_rows = {
-            number: input_shapes(graph.inputs, number, settings.latents)
-            for rows in settings.rows
-            for number in rows.all
-        }
-        profiles = [profile(of_rows, rows) for rows in settings.rows]
-        fixed = {
-            input_name: fixed_shapes([shapes[input_name] for shapes in of_rows.values()]) for input_name in graph.inputs
-        }
-        network, parser = self._parse(graph, fixed)
-        refittable = self._mark(network, name) if settings.refit else ()
-        config = self._config(network, profiles, bool(refittable))
-        serialised = self._builder.build_serialized_network(network, config)
-        del parser  # it owns weights of the network until here
-        if serialised is None:
-            raise BuildError(f"{name}: TensorRT builds no engine; its log says why")
-        self._keep_timings(config)
-        return self._write(graph, name, serialised, profiles, refittable)
+        graph, settings = Graph.read(self._settings.onnx, name), self._settings
+        profiles = [profile(graph.inputs, rows, settings.latents) for rows in settings.rows]
+        weights = [weight for weight, shape in graph.weights.items() if _is_input(settings.weights, len(shape))]
+        linear = [weight for weight in weights if _is_input(LINEAR, len(graph.weights[weight]))]
+        try:
+            serialised = self._serialised(graph, profiles, weights)
+        except BuildError as error:
+            if weights == linear:
+                raise
+            logger.warning("%s; its convolutions stay constant", error)
+            weights, serialised = linear, self._serialised(graph, profiles, linear)
+        return self._write(graph, serialised, profiles, weights)
 
-    def _parse(self, graph: Graph, shapes: Mapping[str, tuple[int | None, ...]]) -> tuple[Any, Any]:
-        """The network, and the parser that owns its weights."""
-        trt = require_tensorrt()
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._builder.create_network(flags)
-        parser = trt.OnnxParser(network, logger())
-        if not parser.parse(graph.with_shapes(shapes), str(graph.path)):
+    def _serialised(self, graph: Graph, profiles: list[dict[str, Bounds]], weights: list[str]) -> Any:
+        """The plan."""
+        trt, path = self._trt, graph.path
+        shapes = {name: fixed_shapes(shape for each in profiles for shape in each[name]) for name in graph.inputs}
+        network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self._log)
+        if not parser.parse(graph.for_engine(shapes, weights), str(path)):
             errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-            raise BuildError(f"TensorRT does not take {graph.path}: {errors or 'its log says why'}")
-        return network, parser
+            raise BuildError(f"{self._settings.flavour.title} does not take {path}: {errors or self._log.said()}")
+        config = self._config(network, profiles)
+        serialised = self._builder.build_serialized_network(network, config)
+        del parser  # it owns constants of the network until here
+        if serialised is None:
+            raise BuildError(f"{self._settings.flavour.title} builds no engine of {path}: {self._log.said()}")
+        if self._settings.flavour.timing_cache and (cache := config.get_timing_cache()) is not None:
+            (self._settings.engines / TIMING_CACHE).write_bytes(memoryview(cache.serialize()))
+        return serialised
 
-    def _mark(self, network: Any, name: str) -> tuple[str, ...]:
-        """Marks the weights that LoRAs adapt, and no others: all the rest stays constant and can be fused away."""
-        initializers = tuple(sorted(place.initializer for place in read_weight_map(self._settings.onnx, name).values()))
-        for initializer in initializers:
-            if not network.mark_weights_refittable(initializer):
-                raise BuildError(
-                    f"{name}: TensorRT knows no weights called {initializer}, which {name}.weights.json has"
-                )
-        return initializers
-
-    def _config(self, network: Any, profiles: list[dict[str, Bounds]], refit: bool) -> Any:
-        trt = require_tensorrt()
+    def _config(self, network: Any, profiles: list[dict[str, Bounds]]) -> Any:
+        trt, settings = self._trt, self._settings
         config = self._builder.create_builder_config()
-        if refit:
-            config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
-        if self._settings.workspace_bytes is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._settings.workspace_bytes)
-        path = self._settings.engines / TIMING_CACHE
-        cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-        if not config.set_timing_cache(cache, ignore_mismatch=False):
-            logging.getLogger(__name__).warning("%s is of another GPU or TensorRT and is not used", path)
-            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        for flag in settings.flavour.builder_flags:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+        if settings.flavour.capabilities and self._capabilities:
+            config.num_compute_capabilities = len(self._capabilities)
+            for index, capability in enumerate(self._capabilities):
+                kind = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+                if kind is None or not config.set_compute_capability(kind, index):
+                    raise BuildError(f"{settings.flavour.title} builds nothing for compute capability {capability}")
+        if settings.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+        if settings.flavour.timing_cache:
+            self._use_timings(config)
         taken = {network.get_input(index).name for index in range(network.num_inputs)}
         for bounds in profiles:
             made = self._builder.create_optimization_profile()
@@ -157,38 +161,40 @@ class EngineBuilder:
                 raise BuildError(f"TensorRT does not take the shapes {bounds}")
         return config
 
-    def _keep_timings(self, config: Any) -> None:
-        cache = config.get_timing_cache()
-        if cache is not None:
-            (self._settings.engines / TIMING_CACHE).write_bytes(bytes(cache.serialize()))
+    def _use_timings(self, config: Any) -> None:
+        path = self._settings.engines / TIMING_CACHE
+        cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            logger.warning("%s is of another GPU or TensorRT and is not used", path)
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
     def _write(
-        self, graph: Graph, name: str, serialised: Any, profiles: list[dict[str, Bounds]], refittable: tuple[str, ...]
+        self, graph: Graph, serialised: Any, profiles: list[dict[str, Bounds]], weights: list[str]
     ) -> EngineMetadata:
         import torch
 
-        settings = self._settings
+        settings, name = self._settings, graph.path.stem
         plan = settings.engines / f"{name}.plan"
-        unfinished = plan.with_suffix(".unfinished")
-        unfinished.write_bytes(memoryview(serialised))
-        unfinished.replace(plan)
-        if refittable:
-            shutil.copyfile(settings.onnx / f"{name}.weights.json", settings.engines / f"{name}.weights.json")
-        plugins = graph.plugins if settings.plugins else ()
+        replace_bytes(plan, memoryview(serialised))
+        plugins = graph.plugins if self._plugins else ()
         metadata = EngineMetadata(
             name=name,
+            runtime=settings.flavour.name,
+            release=self._machine.release,
             gpu=self._machine.gpu,
-            compute_capability=self._machine.compute_capability,
-            tensorrt=self._machine.tensorrt,
-            driver=driver_version(),
+            capabilities=self._capabilities,
+            driver=self._machine.driver,
             torch=torch.__version__,
             triton=version("triton") if plugins else None,
             precision=graph.precision,
             profiles=tuple(profiles),
+            weights=tuple(weights),
+            constants=tuple(weight for weight in graph.weights if weight not in weights),
+            digest=graph.digest,
             sources=graph.sources(),
             plan_sha256=sha256_of(plan),
             plugins=plugins,
-            refittable=refittable,
+            norms=graph.norms,
             onnx=str(settings.onnx.resolve()),
             options=(*settings.options, "--network", name),
         )
@@ -196,10 +202,12 @@ class EngineBuilder:
         return metadata
 
 
-def driver_version() -> str:
-    """Release of the GPU's driver, such as `580.159`; `unknown` where the kernel does not say."""
-    try:
-        words = DRIVER.read_text("utf-8").split()
-    except OSError:
-        return "unknown"
-    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+def _is_input(weights: str, axes: int) -> bool:
+    """Whether a weight of so many axes comes from outside."""
+    return weights == INPUTS or (weights == LINEAR and axes == 2)
+
+
+def _use_gpu(device: int) -> None:
+    import torch
+
+    torch.cuda.set_device(device)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...python_backends.common.filesystem import sha256_of
+from ...python_backends.tensorrt.tensor_names import NORMS, WEIGHTS_DIGEST
 from .plugins import NAMESPACE, OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     import onnx
+    import torch
 
     from ...python_backends.tensorrt.metadata import Shape
 
@@ -63,8 +65,28 @@ class Graph:
 
     @property
     def inputs(self) -> dict[str, Dimensions]:
-        """Input → shape; dimensions that vary are names."""
-        return {value.name: _dimensions(value) for value in self.model.graph.input}
+        """Input → shape, but for weights; dimensions that vary are names."""
+        held = {tensor.name for tensor in self.model.graph.initializer}
+        return {value.name: _dimensions(value) for value in self.model.graph.input if value.name not in held}
+
+    @property
+    def weights(self) -> dict[str, Dimensions]:
+        """Input that is a weight, whose value in the file is a default → shape."""
+        given = self.inputs
+        return {value.name: _dimensions(value) for value in self.model.graph.input if value.name not in given}
+
+    @property
+    def digest(self) -> str:
+        """Of the network that it was made of; empty where the file does not say."""
+        return self._said(WEIGHTS_DIGEST)
+
+    @property
+    def norms(self) -> str:
+        """What norms' nodes mean, of `onnx.function_bodies.NORM_FORMS`; empty where the file does not say."""
+        return self._said(NORMS)
+
+    def _said(self, key: str) -> str:
+        return next((entry.value for entry in self.model.metadata_props if entry.key == key), "")
 
     @property
     def outputs(self) -> dict[str, Dimensions]:
@@ -98,7 +120,7 @@ class Graph:
         return tuple(operator for operator in OPERATORS if operator in used)
 
     def sources(self) -> dict[str, str]:
-        """File beside the ONNX file, itself and its weight map included → SHA-256.
+        """File beside the ONNX file, itself included → SHA-256.
 
         Raises:
             GraphError: If one is missing.
@@ -109,32 +131,50 @@ class Graph:
             for entry in tensor.external_data
             if entry.key == "location"
         }
-        weights = self.path.with_suffix(".weights.json")
-        files = [self.path.name, *sorted(outside), *([weights.name] if weights.exists() else [])]
+        files = [self.path.name, *sorted(outside)]
         try:
             return {name: sha256_of(self.path.parent / name) for name in files}
         except FileNotFoundError as error:
             raise GraphError(f"{self.path} wants {error.filename}, which is missing") from None
 
-    def with_shapes(self, shapes: Mapping[str, tuple[int | None, ...]]) -> bytes:
-        """The file's content with dimensions of inputs written into it; weights outside stay outside.
+    def defaults(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """What the file holds of inputs that are weights."""
+        import torch
+        from onnx import numpy_helper
 
-        What is fixed here, kernels may rely on.
+        held = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        return {name: torch.from_numpy(numpy_helper.to_array(held[name], str(self.path.parent))) for name in names}
+
+    def for_engine(self, shapes: Mapping[str, tuple[int | None, ...]], weights: Collection[str]) -> bytes:
+        """The file's content as TensorRT is to read it; values outside stay outside.
 
         Args:
-            shapes: Input → shape; None for dimensions that are to vary.
+            shapes: Input → shape, which is written into it, so that kernels may rely on it; None for dimensions that
+                are to vary.
+            weights: Those of `weights` that are inputs without a value; all others are constants.
         """
         import onnx
 
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
+        _drop(model.graph.initializer, set(weights))
+        _drop(model.graph.input, self.weights.keys() - set(weights))
         for value in model.graph.input:
+            if value.name in weights:
+                continue
             dimensions = value.type.tensor_type.shape.dim
             for dimension, size in zip(dimensions, shapes[value.name], strict=True):
                 if size is not None:
                     dimension.dim_value = size
         del model.graph.value_info[:]  # sizes that the exporter saw
         return model.SerializeToString()
+
+
+def _drop(held: Any, names: Collection[str]) -> None:
+    """Those of a message's repeated field that have these names."""
+    for index in reversed(range(len(held))):
+        if held[index].name in names:
+            del held[index]
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> Dimensions:
@@ -144,7 +184,7 @@ def _dimensions(value: onnx.ValueInfoProto) -> Dimensions:
     )
 
 
-def fixed_shapes(shapes: list[Shape]) -> tuple[int | None, ...]:
+def fixed_shapes(shapes: Iterable[Shape]) -> tuple[int | None, ...]:
     """What some shapes of one input have in common; None where they differ."""
     return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...python_backends.networks.checkpoint import Checkpoint
-from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER
-from ...python_backends.tensorrt.versions import require_gpu, require_tensorrt
-from ..repository.engine_checks import controlnet_rows, shard_rows, users_of
+from ...python_backends.tensorrt.flavours import FLAVOURS, require_gpu
+from ..repository.engine_checks import wanted_engines
 from .engines import BuildSettings, EngineBuilder
-from .profiles import parse_rows
+from .profiles import parse_latents, parse_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,16 +20,16 @@ ONNX = "onnx"
 
 
 def build_missing(pipelines: Mapping[str, ServedPipeline]) -> Iterator[Path]:
-    """Builds the engines of every pipeline with runtime `tensorrt` whose directory has none, for its default size.
+    """Builds the engines of every pipeline that runs on engines and whose directory has none.
 
     Engines that are there are left alone. They take the largest batches that the repository allows, and are tuned for
-    two rows: a request alone.
+    two rows: a request alone. Those for one kind of GPU take pictures of the default size; others all sizes.
 
     Yields:
         Plans, as they are built.
 
     Raises:
-        TensorRTUnavailableError: Without TensorRT or a GPU; nothing is written then.
+        TensorRTUnavailableError: Without TensorRT or a GPU that it needs; nothing is written then.
         BuildError: If TensorRT fails.
         OnnxExportError, UnexportableError: If a network has no graph.
     """
@@ -39,39 +37,53 @@ def build_missing(pipelines: Mapping[str, ServedPipeline]) -> Iterator[Path]:
         engines = served.options.engines
         if engines is None or any(engines.glob("*.plan")):
             continue
-        require_tensorrt()
-        require_gpu(served.options.unet_gpus[0])
+        flavour = FLAVOURS[served.options.runtime]
+        flavour.require()
+        if not flavour.capabilities:
+            require_gpu(served.options.unet_gpus[0])
         yield from _build(served, pipelines, engines)
 
 
 def _build(served: ServedPipeline, pipelines: Mapping[str, ServedPipeline], engines: Path) -> Iterator[Path]:
     from ..onnx.checkpoint_export import OnnxOptions, export_onnx
 
-    checkpoint, options = served.checkpoint, served.options
+    options = served.options
     networks = {
         each.name: each.path
         for each in options.controlnets
         if each.gpus and each.url is None and not each.control_modes
     }
     if not (engines / ONNX / "export.json").is_file():
-        export_onnx(checkpoint, engines / ONNX, OnnxOptions(options.dtype, networks))
-    rows = dict.fromkeys((ENCODER, DECODER), shard_rows(served))
-    rows |= {f"controlnet_{name}": controlnet_rows(users_of(name, pipelines)) for name in networks}
+        export_onnx(served.checkpoint, engines / ONNX, OnnxOptions(options.dtype, networks))
+    rows = wanted_engines(served, pipelines)
     for most in sorted(set(rows.values())):
-        builder = EngineBuilder(_settings(checkpoint, engines, options.unet_gpus[0], most))
+        builder = EngineBuilder(_settings(served, engines, most))
         for name in [each for each, number in rows.items() if number == most]:
             builder.build(name)
             yield engines / f"{name}.plan"
 
 
-def _settings(checkpoint: Checkpoint, engines: Path, gpu: int, most: int) -> BuildSettings:
-    height, width = (side // checkpoint.vae_scale_factor for side in checkpoint.default_size)
-    asked = {"--rows": f"1:2:{most}", "--latents": f"{height}x{width}", "--device": str(gpu)}
+def _settings(served: ServedPipeline, engines: Path, most: int) -> BuildSettings:
+    checkpoint, options = served.checkpoint, served.options
+    flavour = FLAVOURS[options.runtime]
+
+    def cells(*pixels: int) -> str:
+        return "x".join(str(side // checkpoint.vae_scale_factor) for side in pixels)
+
+    latents = cells(*checkpoint.default_size)
+    if flavour.capabilities:
+        multiple = checkpoint.even_size_multiple
+        largest = options.max_size // multiple * multiple
+        latents = f"{cells(multiple, multiple)}:{latents}:{cells(largest, largest)}"
+    asked = {"--runtime": flavour.name, "--rows": f"1:{min(2, most)}:{most}", "--latents": latents}
+    if not flavour.capabilities:
+        asked["--device"] = str(options.unet_gpus[0])
     return BuildSettings(
         onnx=engines / ONNX,
         engines=engines,
         rows=parse_rows(asked["--rows"]),
-        latents=(height, width),
-        device=gpu,
+        latents=parse_latents(latents),
+        flavour=flavour,
+        device=options.unet_gpus[0],
         options=tuple(word for pair in asked.items() for word in pair),
     )

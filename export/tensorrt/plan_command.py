@@ -19,6 +19,7 @@ def plan_models(
     gpu: Annotated[list[int] | None, typer.Option(min=0, help="An instance on each; repeatable; else GPU 0.")] = None,
 ) -> None:
     """Write VAE and text encoder engines as models that Triton serves by itself, without Python."""
+    from ...python_backends.tensorrt.flavours import TENSORRT
     from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
     from .graph import Graph, GraphError
     from .plan_models import plan_config, write_plan_model
@@ -32,6 +33,7 @@ def plan_models(
         for name in built:
             metadata = EngineMetadata.read(engines, name)
             metadata.check_sources(onnx)
+            metadata.check_runtime(engines, TENSORRT.name)
             config = plan_config(name, metadata, Graph.read(onnx, name), tuple(gpu or [0]))
             typer.echo(str(write_plan_model(repository, engines, config, name)))
     except (EngineMismatchError, GraphError) as error:

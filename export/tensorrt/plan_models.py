@@ -33,11 +33,13 @@ def plan_config(model: str, metadata: EngineMetadata, graph: Graph, gpus: tuple[
         gpus: An instance on each.
 
     Raises:
-        GraphError: If a tensor has no batch dimension, or a type that Triton does not know.
+        GraphError: If a tensor has no batch dimension, or a type that Triton does not know, or weights are inputs.
     """
     most = next(rows for rows in count(1) if not metadata.holds(rows)) - 1
     if not most:
         raise GraphError(f"engine {metadata.name} takes no single row; wanted: one built with --rows 1:…")
+    if metadata.weights:
+        raise GraphError(f"engine {metadata.name} takes weights as inputs; wanted: one built with --weights constant")
     config = pb.ModelConfig(name=model, platform="tensorrt_plan", max_batch_size=most)
     types = graph.types
     sizes = _sizes(metadata, graph)

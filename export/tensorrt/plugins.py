@@ -1,4 +1,4 @@
-"""This project's operators as plugins of TensorRT: `GroupNormSiLU`, `AddGroupNormSiLU` and `GEGLU`.
+"""This project's operators as plugins of TensorRT: norms, with SiLU and a sum before them or without, and `GEGLU`.
 
 They are compiled ahead of time: an engine holds their PTX and needs neither Python nor Triton to run. ONNX files whose
 nodes carry the attribute `plugin_namespace` get them wherever they are registered, and else their function bodies.
@@ -11,11 +11,13 @@ import importlib
 from typing import Any
 
 from ...kernels.triton_language import require_triton
-from ...python_backends.tensorrt.versions import require_tensorrt
+from ...python_backends.tensorrt.flavours import TENSORRT
 from .plugin_kernels import GegluNode, GroupNormNode, compiled, tactics
 
 NAMESPACE = "swiftdiffusion"
-OPERATORS = ("GroupNormSiLU", "AddGroupNormSiLU", "GEGLU")
+NORMS = ("GroupNorm", "GroupNormSiLU")
+ADD_NORMS = ("AddGroupNorm", "AddGroupNormSiLU")
+OPERATORS = (*NORMS, *ADD_NORMS, "GEGLU")
 
 _registered: dict[str, int] = {}
 """NAMESPACE → the architecture that it was registered for: TensorRT's registry is one per process, too."""
@@ -36,23 +38,25 @@ def register_plugins(architecture: int) -> None:
         if known != architecture:
             raise ValueError(f"plugins are registered for sm_{known} in this process; sm_{architecture} needs another")
         return
-    require_tensorrt()
+    TENSORRT.require()
     importlib.import_module("numpy.typing")  # which TensorRT 11.4 uses and does not import
     require_triton("compiling plugins for TensorRT")
-    _register_group_norm(architecture)
-    _register_add_group_norm(architecture)
+    for name in NORMS:
+        _register_group_norm(name, architecture)
+    for name in ADD_NORMS:
+        _register_add_group_norm(name, architecture)
     _register_geglu(architecture)
     _registered[NAMESPACE] = architecture
 
 
-def _register_group_norm(architecture: int) -> None:
+def _register_group_norm(operator: str, architecture: int) -> None:
     import tensorrt.plugin as trtp
 
-    name = f"{NAMESPACE}::GroupNormSiLU"
+    name, silu = f"{NAMESPACE}::{operator}", operator.endswith("SiLU")
 
     @trtp.register(name)
     def describe(
-        x: trtp.TensorDesc, weight: trtp.TensorDesc, bias: trtp.TensorDesc, groups: int, eps: float, silu: int
+        x: trtp.TensorDesc, weight: trtp.TensorDesc, bias: trtp.TensorDesc, groups: int, eps: float
     ) -> trtp.TensorDesc:
         return x.like()
 
@@ -69,17 +73,16 @@ def _register_group_norm(architecture: int) -> None:
         bias: trtp.TensorDesc,
         groups: int,
         eps: float,
-        silu: int,
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
         return _group_norm(x, groups, eps, silu, False, architecture, tactic)
 
 
-def _register_add_group_norm(architecture: int) -> None:
+def _register_add_group_norm(operator: str, architecture: int) -> None:
     import tensorrt.plugin as trtp
 
-    name = f"{NAMESPACE}::AddGroupNormSiLU"
+    name, silu = f"{NAMESPACE}::{operator}", operator.endswith("SiLU")
 
     @trtp.register(name)
     def describe(
@@ -89,7 +92,6 @@ def _register_add_group_norm(architecture: int) -> None:
         bias: trtp.TensorDesc,
         groups: int,
         eps: float,
-        silu: int,
     ) -> trtp.TensorDesc:
         return x.like()
 
@@ -111,7 +113,6 @@ def _register_add_group_norm(architecture: int) -> None:
         bias: trtp.TensorDesc,
         groups: int,
         eps: float,
-        silu: int,
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
@@ -169,7 +170,7 @@ def _group_norm_choices(inputs: list[Any], architecture: int) -> list[Any]:
 
 
 def _group_norm(
-    x: Any, groups: int, eps: float, silu: int, embedding: bool, architecture: int, tactic: int
+    x: Any, groups: int, eps: float, silu: bool, embedding: bool, architecture: int, tactic: int
 ) -> tuple[str, str, Any, Any]:
     """Kernel, launch and integers of a GroupNorm."""
     import tensorrt as trt
@@ -185,7 +186,7 @@ def _group_norm(
         pixels_vary=any(side < 0 for side in tuple(x.shape)[2:]),
         groups=groups,
         eps=eps,
-        silu=bool(silu),
+        silu=silu,
         embedding=embedding,
         dtype=_torch_type(x),
         channels_last=x.format != trt.TensorFormat.LINEAR,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from .graph import GraphError
 
@@ -14,20 +13,22 @@ if TYPE_CHECKING:
     from ...python_backends.tensorrt.metadata import Bounds, Shape
 
 _DIMENSION = re.compile(r"(?:(\d+)\*)?(rows|height|width)(?:/([1-9]\d*))?")
+_Size = TypeVar("_Size")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Batch sizes of one optimisation profile: equal for an engine tuned to one."""
+class Range(NamedTuple, Generic[_Size]):
+    """What an optimisation profile takes, and what it is tuned for; all three equal for one that takes a single one."""
 
-    least: int
-    best: int
-    most: int
+    least: _Size
+    best: _Size
+    most: _Size
 
-    @property
-    def all(self) -> tuple[int, int, int]:
-        """Smallest, best, largest."""
-        return self.least, self.best, self.most
+
+Rows = Range[int]
+"""Of the batch."""
+
+Latents = Range[tuple[int, int]]
+"""Height and width in latent cells."""
 
 
 def parse_rows(text: str) -> tuple[Rows, ...]:
@@ -48,16 +49,40 @@ def parse_rows(text: str) -> tuple[Rows, ...]:
     return tuple(profiles)
 
 
-def parse_latents(text: str) -> tuple[int, int]:
-    """(height, width) from texts such as `128x128`.
+def parse_latents(text: str) -> Latents:
+    """Sizes from texts such as `128x128`, for that alone, or `32x32:128x128:256x256`.
 
     Raises:
         ValueError: If the text is something else.
     """
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if not found:
-        raise ValueError(f"latents are {text!r}; allowed: height and width in latent cells, such as 128x128")
-    return int(found[1]), int(found[2])
+    found = re.findall(r"(?:^|:)([1-9]\d{0,4})x([1-9]\d{0,4})(?=:|$)", text)
+    sizes = [(int(height), int(width)) for height, width in found]
+    if ":".join(f"{height}x{width}" for height, width in sizes) != text or len(sizes) not in (1, 3):
+        raise ValueError(
+            f"latents are {text!r}; allowed: height and width in latent cells, such as 128x128, "
+            "or least:best:most, such as 32x32:128x128:256x256"
+        )
+    latents = Latents(*(sizes if len(sizes) == 3 else 3 * sizes))
+    for sides in zip(*latents, strict=True):
+        if sorted(sides) != list(sides):
+            raise ValueError(f"latents are {text!r}; allowed: least ≤ best ≤ most, of heights and of widths")
+    return latents
+
+
+def profile(inputs: Mapping[str, tuple[int | str, ...]], rows: Rows, latents: Latents | None) -> dict[str, Bounds]:
+    """Bounds of each input.
+
+    Args:
+        inputs: As of `input_shapes`.
+        rows: Of the profile.
+        latents: Of the profile; None if the file fixes them.
+
+    Raises:
+        GraphError: As `input_shapes`.
+    """
+    points = zip(rows, latents or (None, None, None), strict=True)
+    least, best, most = (input_shapes(inputs, count, size) for count, size in points)
+    return {name: (least[name], best[name], most[name]) for name in least}
 
 
 def input_shapes(
@@ -81,17 +106,6 @@ def input_shapes(
             raise GraphError(f"{name} has {dimensions[0]} rows in the ONNX file; {rows} are wanted")
         shapes[name] = tuple(_size(name, dimension, known) for dimension in dimensions)
     return shapes
-
-
-def profile(of_rows: Mapping[int, Mapping[str, Shape]], rows: Rows) -> dict[str, Bounds]:
-    """Bounds of each input.
-
-    Args:
-        of_rows: Rows → input → shape, for those of `rows` at least.
-        rows: Of the profile.
-    """
-    least, best, most = (of_rows[number] for number in rows.all)
-    return {name: (least[name], best[name], most[name]) for name in least}
 
 
 def _size(name: str, dimension: int | str, known: Mapping[str, int]) -> int:

@@ -54,7 +54,9 @@ class OnnxReference:
         except ModuleNotFoundError:
             raise GraphError(f"comparing with {path} needs onnxruntime: pip install onnxruntime") from None
 
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of every input that has a default
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         """Outputs by name, float32."""

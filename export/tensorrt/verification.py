@@ -28,7 +28,7 @@ class Comparison:
 
     Attributes:
         engine: Its name.
-        variant: `plugins` or `no plugins`.
+        variant: What runs it, and its norms.
         rows: Of the batch.
         state: Which LoRAs are in it.
         error: Largest of its outputs', relative to the output's norm; infinite if something is not a number.

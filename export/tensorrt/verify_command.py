@@ -14,16 +14,12 @@ if TYPE_CHECKING:
 
 
 def verify_engines(
-    onnx: Annotated[
-        Path,
-        typer.Option(
-            exists=True, file_okay=False, help="Directory of the ONNX files that the engines were built from."
-        ),
-    ],
     engines: Annotated[
         list[Path],
         typer.Option(
-            exists=True, file_okay=False, help="Directory of engines; repeat it for others, as those without plugins."
+            exists=True,
+            file_okay=False,
+            help="Directory of engines; repeat it for others, without plugins, of another runtime or of other norms.",
         ),
     ],
     checkpoint: Annotated[
@@ -34,25 +30,23 @@ def verify_engines(
     ] = None,
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
 ) -> None:
-    """Compare engines with what they were built from, before, with and after LoRAs."""
+    """Compare engines with what they were built from, before, with and after LoRAs, and time them."""
     from rich.progress import Progress
 
     from ...python_backends.common.errors import InvalidRequestError
     from ...python_backends.common.library_messages import silence_libraries
     from ...python_backends.networks.checkpoint import CheckpointError
+    from ...python_backends.tensorrt.flavours import TensorRTUnavailableError, require_gpu
     from ...python_backends.tensorrt.metadata import EngineMismatchError
-    from ...python_backends.tensorrt.refit import RefitError
-    from ...python_backends.tensorrt.versions import TensorRTUnavailableError, require_gpu, require_tensorrt
     from .graph import GraphError
     from .loaded_engines import LoadedEngines
 
     if loras and checkpoint is None:
         raise typer.BadParameter("--loras needs --checkpoint, which the LoRAs are for")
     try:
-        require_tensorrt()
         require_gpu(device)
         silence_libraries()
-        loaded = LoadedEngines(onnx, engines, checkpoint, device)
+        loaded = LoadedEngines(engines, checkpoint, device)
         with Progress(transient=True) as progress:
             task = progress.add_task("comparing", total=None)
             results = loaded.verify(loras or [], lambda: progress.advance(task))
@@ -61,7 +55,6 @@ def verify_engines(
         EngineMismatchError,
         GraphError,
         InvalidRequestError,
-        RefitError,
         TensorRTUnavailableError,
     ) as error:
         typer.secho(str(error), fg="red", err=True)

@@ -44,9 +44,18 @@ def as_text(path: str | Path) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file that is whole or as it was, whenever it is read and whatever ends this process."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text, "utf-8")
-    fresh.replace(path)
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+    """The same of bytes; of several processes that write it, one wins."""
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def sha256_of(path: Path) -> str:

@@ -9,13 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
 from ...kernels.triton_language import MissingTritonError, require_triton
-from ..tensorrt.versions import TensorRTUnavailableError, require_tensorrt
+from ..tensorrt.flavours import FLAVOURS, Flavour, TensorRTUnavailableError
 from .binary import ServerBinary, find_server_binary
 from .checks import Check, Status
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
@@ -120,10 +120,14 @@ def _placed(wanted: Mapping[int, Sequence[str]]) -> Iterator[Check]:
 
 
 def _runtimes(repository: Path) -> Iterator[Check]:
-    """The Triton language with its compiler, if anything is on a GPU; TensorRT, if anything runs engines."""
-    on_gpus = sorted({model for models in wanted_gpus(repository).values() for model in models})
-    engines = models_of_runtime(repository, "tensorrt")
-    wanted = {"Triton language": (on_gpus, _require_triton), "TensorRT": (engines, require_tensorrt)}
+    """The Triton language with its compiler, if anything is on a GPU; what runs engines, if anything does."""
+    gpus = wanted_gpus(repository)
+    on_gpus = sorted({model for models in gpus.values() for model in models})
+    wanted: dict[str, tuple[list[str], Callable[[], ModuleType]]] = {"Triton language": (on_gpus, _require_triton)}
+    for flavour in FLAVOURS.values():
+        models = models_of_runtime(repository, flavour.name)
+        used = [gpu for gpu, placed in gpus.items() if not set(models).isdisjoint(placed)]
+        wanted[flavour.title] = models, partial(_require_flavour, flavour, used)
     for subject, (models, require) in wanted.items():
         if models:
             try:
@@ -132,6 +136,16 @@ def _runtimes(repository: Path) -> Iterator[Check]:
                 yield Check(subject, Status.MISSING, f"wanted by {', '.join(models)}", str(error))
     if on_gpus:
         yield from check_kernel_compiler(", ".join(on_gpus))
+
+
+def _require_flavour(flavour: Flavour, gpus: Sequence[int]) -> ModuleType:
+    """The package; of GPUs that are not there something else tells."""
+    found = flavour.require()
+    for gpu in [gpu for gpu in gpus if gpu < _torch_gpus()]:
+        import torch
+
+        flavour.check_capability("{}.{}".format(*torch.cuda.get_device_capability(gpu)))
+    return found
 
 
 def _require_triton() -> ModuleType:

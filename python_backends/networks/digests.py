@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +13,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import ModelMixin
+    from transformers import PreTrainedModel
 
 SAMPLES = 1024
 """Values of each parameter: training, or merging a LoRA, changes nearly all values of what it changes."""
+
+WRITER = frozenset({"transformers_version", "dtype", "torch_dtype"})
+"""Settings of transformers that say who wrote the file, and in what type."""
 
 
 def tensors_digest(*tensors: torch.Tensor) -> str:
@@ -27,9 +32,10 @@ def tensors_digest(*tensors: torch.Tensor) -> str:
 
 
 @torch.no_grad()
-def weights_digest(network: ModelMixin) -> str:
+def weights_digest(network: ModelMixin | PreTrainedModel) -> str:
     """SHA-256 of a network's settings, and of its parameters: names, types, shapes, and values from all over each."""
-    settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    config = network.config if isinstance(network.config, Mapping) else network.config.to_dict()
+    settings = {name: value for name, value in config.items() if not name.startswith("_") and name not in WRITER}
     found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, parameter in network.named_parameters():
         flat, places = parameter.detach().reshape(-1), torch.Generator().manual_seed(0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diffusers import AutoencoderKL
 
 
@@ -24,8 +27,17 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
         [B, H, W, 3] uint8 on the CPU.
     """
     weight = next(vae.parameters())  # diffusers' `device` and `dtype` walk over all modules
-    rows = latents.to(weight.device, weight.dtype).split(1)
-    return torch.cat([_pixels(_whole(vae, row)) for row in rows]).cpu()
+    return pictures(partial(_whole, vae), latents.to(weight.device, weight.dtype))
+
+
+def pictures(decoded: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
+    """The pictures of a batch of latents, one by one: [B, H, W, 3] uint8 on the CPU.
+
+    Args:
+        decoded: What is made of one, as of `decode`; its next call may overwrite it.
+        latents: [B, C, h, w], as `decoded` takes them.
+    """
+    return torch.cat([_pixels(decoded(row)) for row in latents.split(1)]).cpu()
 
 
 def _whole(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from ..request.prompt_syntax import parse_weighted
 from ..shared_memory.host_directory import host_cache_directory
 from ..shared_memory.keyed_arrays import key_of
 from .prompt_chunks import Chunk, chunks_of, encoder_inputs, weighted
+from .runtimes import Runtime
 from .textual_inversions import embedding_files, load_embeddings
 from .token_encoding import TokenEncoders, normalised
 
@@ -99,6 +100,7 @@ class PromptEncoder:
         lora_directory: Path | None = None,
         catalogue: Catalogue | None = None,
         patches: bool = False,
+        runtime: Runtime | None = None,
     ) -> None:
         """Loads the text encoders and warms them up.
 
@@ -110,18 +112,25 @@ class PromptEncoder:
             lora_directory: Of canonical LoRAs; None for the server's.
             catalogue: Whose textual inversion embeddings become words.
             patches: Whether LoRAs are expected: what the first would wait for is done at once then.
+            runtime: What evaluates the text encoders.
+
+        Raises:
+            EngineMismatchError: If engines are not for this machine, or not of this checkpoint.
+            TensorRTUnavailableError: Without TensorRT or a GPU that engines need.
         """
-        self._pipeline = checkpoint.load_text_pipeline(device, dtype)
+        self._pipeline, runtime = checkpoint.load_text_pipeline(device, dtype), runtime or Runtime()
+        parts = {name: getattr(self._pipeline, name, None) for name in (TEXT_ENCODER, TEXT_ENCODER_2)}
+        encoders = {name: encoder for name, encoder in parts.items() if encoder is not None}
+        patcher = Patcher(encoders)
+        engines = [runtime.text_encoder(name, encoder, patcher, device) for name, encoder in encoders.items()]
         if catalogue is not None:
             load_embeddings(self._pipeline, embedding_files(catalogue))
-        encoders = {name: getattr(self._pipeline, name, None) for name in (TEXT_ENCODER, TEXT_ENCODER_2)}
-        patcher = Patcher({name: encoder for name, encoder in encoders.items() if encoder is not None})
         if patches:
             patcher.warm_up()
         directory = lora_directory or host_cache_directory()
         self._loras = ResidentLoras(patcher, directory, most_bytes=device_bytes(device))
         self._device = device
-        self._encoders = TokenEncoders(self._pipeline, device)
+        self._encoders = TokenEncoders(self._pipeline, device, engines)
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
         self._chunks_of = lru_cache(KNOWN_CHUNKS)(self._cut)
         self._cache: LRUCache[tuple[Text, LoraSet], Embedding] = LRUCache(
@@ -198,7 +207,7 @@ class PromptEncoder:
 
     def _encode(self, texts: list[str], clip_skip: int | None = None) -> list[Embedding]:
         texts = [normalised(text, self._encoders.tokenizers[0]) for text in texts]
-        if clip_skip is None:
+        if clip_skip is None and not self._encoders.has_engines:
             encoded = self._pipeline.encode_prompt(
                 prompt=texts, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )

@@ -4,7 +4,7 @@
 |---|---|---|
 | `torch` | fused operators, channels-last, CUDA graphs | traced graphs, in float32; fused attention |
 | `compile` | torch.compile of diffusers' own modules, channels-last | the same, contiguous |
-| `tensorrt` | engines that `build-engines` built | none |
+| `tensorrt`, `tensorrt-rtx` | engines that `build-engines` built | none |
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from ...kernels.triton_language import require_triton
 from ..lora.files.modules import UNET
 from ..lora.patching.beside import BesideLoras
 from ..lora.patching.patcher import Patcher
+from ..tensorrt.flavours import FLAVOURS
+from ..tensorrt.tensor_names import VAE_DECODER
 from .cuda_graphs import CaptureSite, CudaGraphs, CudaRecorder
+from .digests import weights_digest
 from .fp8 import Fp8Copies, require_fp8
 from .fused_attention import fuse_attentions, join_projections
 from .fused_modules import fuse
+from .latent_decoding import decode_latents, pictures
 from .prompt_projections import MOST_BYTES, KeptPrompts, PromptProjections
 from .savings import ALL, Savings
 from .scratch import Scratch
@@ -36,9 +40,11 @@ from .token_stacks import TokenStacks
 from .unet_halves import DecoderHalf, EncoderHalf, shares_layers
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
-    from ..lora.patching.resident import LoraPatcher
+    from ..tensorrt.flavours import Flavour
+    from ..tensorrt.networks import EngineTextEncoder
     from .controlnet_modules import PositionalControlNet
     from .cuda_graphs import Recorder
 
@@ -61,7 +67,8 @@ encoder half 80 MB a row in half precision, two thirds of which it gives."""
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 """By type of device: what captures graphs there."""
 
-TORCH, COMPILE, TENSORRT = RUNTIMES = ("torch", "compile", "tensorrt")
+TORCH, COMPILE = "torch", "compile"
+RUNTIMES = (TORCH, COMPILE, *FLAVOURS)
 Call = Callable[..., Any]
 
 
@@ -80,7 +87,7 @@ class RunningUNet:
         shares_layers: Whether the encoder takes latents of fewer rows, as `EncoderHalf` says.
     """
 
-    patcher: LoraPatcher
+    patcher: Patcher
     encoder: Call
     decoder: Call
     beside: BesideLoras | None = None
@@ -112,6 +119,11 @@ class Runtime:
         if self.fp8 and self.name != TORCH:
             raise ValueError(f"fp8 is on; wanted with it: runtime torch, not {self.name}")
 
+    @property
+    def flavour(self) -> Flavour | None:
+        """What runs engines; None of a runtime that has none."""
+        return FLAVOURS.get(self.name)
+
     def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
         """Gets a network ready for its device, in place and before its weights are moved.
 
@@ -119,7 +131,7 @@ class Runtime:
             MissingTritonError: On a GPU without the `triton` package.
             Fp8UnavailableError: On a GPU without 8-bit products where they are wanted.
         """
-        if self.name == TENSORRT:
+        if self.flavour is not None:
             return
         if self.fp8:
             require_fp8(device)
@@ -147,13 +159,14 @@ class Runtime:
             EngineMismatchError: If the engines are not for this machine, or not of this checkpoint.
             TensorRTUnavailableError: Without TensorRT or a GPU.
         """
-        if self.name == TENSORRT:
-            from ..tensorrt.halves import EngineHalves
-            from ..tensorrt.refit import unet_patcher
+        if self.flavour is not None:
+            from ..tensorrt.networks import EngineHalves
 
-            engines = EngineHalves(self.engines, device)
-            patcher_of_engines = unet_patcher(unet, engines, self.engines, dtype)
-            return RunningUNet(patcher_of_engines, engines.encode, engines.decode, prompts=_prompts(device, dtype))
+            digest = weights_digest(unet)
+            patcher = Patcher({UNET: unet}, in_place=True)  # moves the weights, which the engines read where they lie
+            engines = EngineHalves(self.engines, device, self.flavour, unet, digest)
+            patcher.fix(UNET, engines.constants)
+            return RunningUNet(patcher, engines.encode, engines.decode, prompts=_prompts(device, dtype))
         captures = self.captures(device)
         in_place = captures or self.fp8 or None
         patcher = Patcher({UNET: unet}, in_place=in_place)  # moves the weights, and so comes before any graph
@@ -197,16 +210,59 @@ class Runtime:
             EngineMismatchError: If the engine is not for this machine.
             TensorRTUnavailableError: Without TensorRT or a GPU.
         """
-        if self.name == TENSORRT and not module.control_modes:
-            from ..tensorrt.halves import EngineControlNet
+        if self.flavour is not None and not module.control_modes:
+            from ..tensorrt.networks import EngineControlNet
 
-            return EngineControlNet(self.engines, name, device)
+            return EngineControlNet(self.engines, name, device, self.flavour, weights_digest(module.network))
         module.to(device)
         if module.control_modes:
             return module
         if self.name == COMPILE:
             return cast("Call", torch.compile(module))
         return CudaGraphs(module, _site(device), most_bytes=graph_bytes(device)) if self.captures(device) else module
+
+    def text_encoder(
+        self, name: str, encoder: CLIPTextModel, patcher: Patcher, device: torch.device
+    ) -> EngineTextEncoder | None:
+        """What computes a text encoder's usual layers; None where its modules do.
+
+        Args:
+            name: Of the component.
+            encoder: As it was loaded; on its device.
+            patcher: Of its weights.
+            device: Where it runs.
+
+        Raises:
+            EngineMismatchError: If the engine is not for this machine, or not of this checkpoint.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        if self.flavour is None:
+            return None
+        from ..tensorrt.networks import Engine, EngineTextEncoder, parameters
+
+        digest, vocabulary = weights_digest(encoder), encoder.get_input_embeddings().num_embeddings
+        engine = Engine.load(self.engines, name, device, self.flavour, parameters(encoder), digest)
+        patcher.fix(name, engine.constants)
+        return EngineTextEncoder(engine, vocabulary)
+
+    def decoder(self, vae: AutoencoderKL, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes pictures of latents, as `latent_decoding.decode_latents`.
+
+        Args:
+            vae: On the device.
+            device: Where it runs.
+
+        Raises:
+            EngineMismatchError: If the engine is not for this machine, or not of this checkpoint.
+            TensorRTUnavailableError: Without TensorRT or a GPU.
+        """
+        if self.flavour is None:
+            self.prepare(vae, device)
+            return partial(decode_latents, vae)
+        from ..tensorrt.networks import Engine
+
+        engine = Engine.load(self.engines, VAE_DECODER, device, self.flavour, digest=weights_digest(vae))
+        return partial(pictures, lambda row: engine.run({"latents": row})["image"])
 
 
 def _prompts(device: torch.device, dtype: torch.dtype) -> KeptPrompts | None:

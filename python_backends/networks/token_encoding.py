@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from transformers import CLIPTokenizer
 
+    from ..tensorrt.networks import EngineTextEncoder
+
 
 class TokenEncoders:
     """The text encoders of a pipeline, behind its tokenisers.
@@ -22,13 +24,24 @@ class TokenEncoders:
 
     Attributes:
         tokenizers: One for each encoder.
+        has_engines: Whether engines compute what they can.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, device: torch.device) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, device: torch.device, engines: Sequence[EngineTextEncoder | None] = ()
+    ) -> None:
+        """Takes the parts of a pipeline.
+
+        Args:
+            pipeline: With its text encoders on their device.
+            device: Theirs.
+            engines: For each encoder, what computes its usual layers; none: its modules do.
+        """
         names = [name for name in ("", "_2") if getattr(pipeline, f"text_encoder{name}", None) is not None]
         self.tokenizers = [getattr(pipeline, f"tokenizer{name}") for name in names]
         self._encoders = [getattr(pipeline, f"text_encoder{name}") for name in names]
-        self._device = device
+        self._engines = list(engines) or [None] * len(names)
+        self.has_engines, self._device = any(self._engines), device
         self._convert = pipeline.maybe_convert_prompt
         self._continued = [_continued(tokenizer.added_tokens_encoder) for tokenizer in self.tokenizers]
 
@@ -72,7 +85,11 @@ class TokenEncoders:
         """
         skipped, states, pooled = clip_skip or 0, [], None
         with torch.no_grad():
-            for ids, encoder in zip(tokens, self._encoders, strict=True):
+            for ids, encoder, engine in zip(tokens, self._encoders, self._engines, strict=True):
+                if engine is not None and not skipped and (found := engine(ids)) is not None:
+                    states.append(found[0].to("cpu", torch.float32))
+                    pooled = found[1]
+                    continue
                 output = encoder(ids.to(self._device), output_hidden_states=True)
                 if len(self._encoders) == 1:
                     norm = getattr(encoder, "text_model", encoder).final_layer_norm

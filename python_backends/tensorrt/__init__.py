@@ -1,5 +1,5 @@
-"""TensorRT engines at run time: checked, loaded, run, and refitted with LoRAs.
+"""Engines of TensorRT and TensorRT-RTX at run time: checked, loaded, run. They read the parameters of a network.
 
-May import `lora.patching` and the rooms below it. Nothing here imports `tensorrt` before a function needs it:
-everything else works, and is tested, without it.
+May import `lora.patching` and the rooms below it. Nothing here imports either package before a function needs it:
+everything else works, and is tested, without them.
 """

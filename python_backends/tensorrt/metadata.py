@@ -1,6 +1,6 @@
 """What an engine was built from and for: `NAME.json` beside `NAME.plan`, checked before the plan is loaded.
 
-A plan is code for one kind of GPU and one release of TensorRT. TensorRT notices some mismatches at loading, with an
+A plan is code for some kinds of GPUs and one release of TensorRT. TensorRT notices some mismatches at loading, with an
 error that does not say what to do, and others never; here every one is refused with the command that builds it anew.
 """
 
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..common.filesystem import sha256_of
+from .flavours import DEFAULT_CAPABILITIES, require_gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from .flavours import Flavour
 
+DRIVER = Path("/proc/driver/nvidia/version")
 Shape = tuple[int, ...]
 Bounds = tuple[Shape, Shape, Shape]
 """Smallest, best and largest shape of an input."""
@@ -29,48 +31,57 @@ class EngineMismatchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is bound to.
+    """What a plan may be bound to.
 
     Attributes:
-        gpu: Name, such as `NVIDIA H100 80GB HBM3`.
-        compute_capability: Such as `9.0`.
-        tensorrt: Release, such as `11.4.0.106`.
+        gpu: Name, such as `NVIDIA H100 80GB HBM3`; None without one, where engines are built for others.
+        compute_capability: Its own, such as `9.0`.
+        release: Of TensorRT, such as `11.4.0.106`.
+        driver: Release of the GPU's driver.
     """
 
-    gpu: str
-    compute_capability: str
-    tensorrt: str
+    gpu: str | None
+    compute_capability: str | None
+    release: str
+    driver: str | None = None
 
     @classmethod
-    def here(cls, device: int) -> Machine:
-        """This process's GPU of that number, and its TensorRT."""
+    def here(cls, flavour: Flavour, device: int) -> Machine:
+        """This process's GPU of that number, and its TensorRT.
+
+        Raises:
+            TensorRTUnavailableError: Without TensorRT or the GPU, or with one that it does not know.
+        """
         import torch
 
-        from .versions import require_gpu, require_tensorrt
-
-        release = require_tensorrt().__version__
+        release = flavour.require().__version__
         require_gpu(device)
-        major, minor = torch.cuda.get_device_capability(device)
-        return cls(torch.cuda.get_device_name(device), f"{major}.{minor}", release)
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        flavour.check_capability(capability)
+        return cls(torch.cuda.get_device_name(device), capability, release, _driver())
 
 
 class EngineMetadata(BaseModel):
     """What an engine was built from and for.
 
     Attributes:
-        name: Of the network; the files are `NAME.plan`, `NAME.json` and, where LoRAs adapt it, `NAME.weights.json`.
-        gpu: See Machine.
-        compute_capability: See Machine.
-        tensorrt: See Machine.
-        driver: Release of the GPU's driver.
+        name: Of the network; the files are `NAME.plan` and `NAME.json`.
+        runtime: `tensorrt` or `tensorrt-rtx`.
+        release: Of that package.
+        gpu: Name of the GPU that it was built on and for; None if any of its compute capabilities does.
+        capabilities: Compute capabilities that it was built for; none: TensorRT-RTX' own choice.
+        driver: See Machine.
         torch: Release of PyTorch.
         triton: Release of the Triton language that compiled the plugins; None without plugins.
         precision: Of its weights: `float16`, `bfloat16` or `float32`.
         profiles: Input → bounds, of each optimisation profile; the first that holds a call's shapes serves it.
+        weights: Inputs besides, which are weights of the network.
+        constants: Weights that LoRAs adapt, and that it holds as they were.
+        digest: `networks.digests.weights_digest` of the network.
         sources: File of the ONNX directory → SHA-256.
         plan_sha256: Of the plan.
         plugins: Operators that are this project's kernels.
-        refittable: Initialisers that can be replaced.
+        norms: What norms' nodes mean where they are no plugins.
         onnx: The ONNX directory.
         options: Of `build-engines`, besides the directories.
     """
@@ -78,18 +89,22 @@ class EngineMetadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    gpu: str
-    compute_capability: str
-    tensorrt: str
-    driver: str
+    runtime: str
+    release: str
+    gpu: str | None
+    capabilities: tuple[str, ...]
+    driver: str | None
     torch: str
     triton: str | None
     precision: str
     profiles: tuple[dict[str, Bounds], ...]
+    weights: tuple[str, ...]
+    constants: tuple[str, ...]
+    digest: str
     sources: dict[str, str]
     plan_sha256: str
     plugins: tuple[str, ...]
-    refittable: tuple[str, ...]
+    norms: str
     onnx: str
     options: tuple[str, ...]
 
@@ -123,46 +138,56 @@ class EngineMetadata(BaseModel):
             all(low[0] <= rows <= high[0] for low, _, high in profile.values() if low) for profile in self.profiles
         )
 
-    def check(self, directory: Path, machine: Machine) -> Path:
-        """Compares with the machine, and with the files beside the plan.
+    def check(self, directory: Path, flavour: Flavour, machine: Machine, digest: str | None = None) -> Path:
+        """Compares with the machine, the network, and the files beside the plan.
 
         Args:
             directory: Of the plan.
-            machine: Where it is about to run.
+            flavour: What is about to run it.
+            machine: Where.
+            digest: Of the network whose place it takes; None: nothing is known of it.
 
         Returns:
             The plan's path.
 
         Raises:
-            EngineMismatchError: If the plan is for something else, or it or the map of its weights has changed.
+            EngineMismatchError: If the plan is for something else, or has changed.
         """
-        for field in ("gpu", "compute_capability", "tensorrt"):
-            built, found = getattr(self, field), getattr(machine, field)
-            if built != found:
-                self._refuse(directory, f"{field} is {found!r} here, and the plan was built for {built!r}")
+        self.check_runtime(directory, flavour.name)
+        if self.release != machine.release:
+            self._refuse(directory, f"{flavour.title} is {machine.release} here, and the plan is {self.release}'s")
+        if self.gpu is not None and self.gpu != machine.gpu:
+            self._refuse(directory, f"the GPU is {machine.gpu!r} here, and the plan was built for {self.gpu!r}")
+        if not flavour.covers(self.capabilities, str(machine.compute_capability)):
+            built = ", ".join(self.capabilities) or f"{', '.join(DEFAULT_CAPABILITIES)} and later"
+            reason = f"the GPU's compute capability is {machine.compute_capability}, and the plan was built for {built}"
+            self._refuse(directory, reason)
+        if digest is not None and digest != self.digest:
+            self._refuse(directory, "it was built from another checkpoint, or another type of its weights")
         plan = directory / f"{self.name}.plan"
         if not plan.is_file():
             self._refuse(directory, f"{plan} is missing")
         if sha256_of(plan) != self.plan_sha256:
             self._refuse(directory, f"{plan} is not the file that {self.name}.json describes")
-        if self.refittable:
-            self.check_sources(directory, [f"{self.name}.weights.json"])
         return plan
 
-    def check_sources(self, directory: Path, names: Iterable[str] | None = None) -> None:
-        """Compares files with those that the plan was built from.
+    def check_runtime(self, directory: Path, runtime: str) -> None:
+        """Compares with what is to run it.
 
-        Args:
-            directory: Where they lie.
-            names: Which of `sources`; None for all. Names that are not among them are passed over.
+        Raises:
+            EngineMismatchError: If the plan is another package's.
+        """
+        if self.runtime != runtime:
+            self._refuse(directory, f"the runtime is {runtime}, and the plan is for {self.runtime}")
+
+    def check_sources(self, directory: Path) -> None:
+        """Compares the files of a directory with those that the plan was built from.
 
         Raises:
             EngineMismatchError: If one is missing or has changed.
         """
-        for name in self.sources if names is None else names:
-            built, file = self.sources.get(name), directory / name
-            if built is None:
-                continue
+        for name, built in self.sources.items():
+            file = directory / name
             if not file.is_file():
                 self._refuse(directory, f"{file} is missing")
             if sha256_of(file) != built:
@@ -170,9 +195,18 @@ class EngineMetadata(BaseModel):
 
     def _refuse(self, directory: Path, reason: str) -> None:
         command = rebuild_command(self.onnx, directory, self.options)
-        raise EngineMismatchError(f"engine {self.name}: {reason}; build it here: {command}")
+        raise EngineMismatchError(f"engine {self.name}: {reason}; build it anew: {command}")
 
 
 def rebuild_command(onnx: str, engines: Path, options: tuple[str, ...] = ()) -> str:
     """The command line that builds engines."""
     return shlex.join(["swiftdiffusion", "build-engines", "--onnx", onnx, "--engines", str(engines), *options])
+
+
+def _driver() -> str | None:
+    """Release of the GPU's driver, such as `580.159`; None where the kernel does not say."""
+    try:
+        words = DRIVER.read_text("utf-8").split()
+    except OSError:
+        return None
+    return next((word for word in words if word[0].isdigit() and "." in word), None)

@@ -1,4 +1,4 @@
-"""Names of the graphs and engines of a UNet's halves, and of what goes in and out of them."""
+"""Names of graphs and engines, and of what goes in and out of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ENCODER, DECODER = "unet_encoder", "unet_decoder"
+ENCODER, DECODER, VAE_DECODER = "unet_encoder", "unet_decoder", "vae_decoder"
+
+WEIGHT = ".weight"
+"""Ends the name of an input that is the weight of a module."""
+
+WEIGHTS_DIGEST = "swiftdiffusion.weights_digest"
+"""What a graph says of the network that it was made of: `networks.digests.weights_digest`."""
+
+NORMS = "swiftdiffusion.norms"
+"""What a graph says of the form of its norms."""
 
 ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 """The arguments of `EncoderHalf.forward`; a graph takes those that its UNet has."""

@@ -18,6 +18,7 @@ import torch
 from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
+from ...common.errors import InvalidRequestError
 from ..files.modules import adaptable_vectors, adaptable_weights, product_order, stack_order
 from .prepared import PreparedLora
 from .staging import Staging
@@ -25,7 +26,7 @@ from .vectors import Vectors
 from .weight_stack import Patched, StackedTerms, WeightStack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from ....kernels.lora_tables import PackedLora
     from ..files.canonical import CanonicalLora, Group
@@ -82,8 +83,18 @@ class Patcher:
             }
         )
         self._components = frozenset(parts)
+        self._fixed: dict[str, frozenset[str]] = {}
         self._modules = list(self.places.values())  # by their numbers
         self._stacks = list(dict.fromkeys(stack for stack, _ in self._modules))
+
+    def fix(self, component: str, weights: Collection[str]) -> None:
+        """From now on LoRAs are refused that change norms, biases or some weights: what reads them does not follow.
+
+        Args:
+            component: One of the models.
+            weights: Modules of those that are constant there.
+        """
+        self._fixed[component] = frozenset(weights)
 
     def joined(self, component: str, names: Sequence[str]) -> torch.Tensor | None:
         """Weights of linear layers as one, [their outs, in]: a view of what LoRAs are patched into.
@@ -134,7 +145,12 @@ class Patcher:
         """A LoRA as `apply` needs it: on a GPU it is packed there, which is most of the work of a first swap.
 
         What is prepared needs the LoRA's file no more. On the CPU it is the LoRA itself.
+
+        Raises:
+            InvalidRequestError: If it changes what is constant.
         """
+        if self._fixed:
+            self._check_fixed(lora)
         if not self._one_launch or isinstance(lora, PreparedLora):
             return lora
         sent = self._staging.send([group for group in lora.groups if group.component in self._components])
@@ -159,6 +175,9 @@ class Patcher:
 
         Returns:
             Number of modules that they adapt.
+
+        Raises:
+            InvalidRequestError: As `prepare`; the weights are as they were.
         """
         prepared = [(self.prepare(lora), scale) for lora, scale in loras]
         packed = [
@@ -193,6 +212,16 @@ class Patcher:
         for stack in self._stacks:
             if stack.touched or stack in weights:
                 stack.point_to(weights.get(stack))
+
+    def _check_fixed(self, lora: CanonicalLora) -> None:
+        for group in lora.groups:
+            constant = self._fixed.get(group.component)
+            if constant is not None and (self._is_of_vectors(group) or not constant.isdisjoint(group.modules)):
+                name = min(constant.intersection(group.modules) or group.modules)
+                raise InvalidRequestError(
+                    f"LORAS: a LoRA changes {group.component}.{name}, which is constant in an engine; allowed: weights "
+                    "of linear layers and convolutions that engines take as inputs"
+                )
 
     def _is_of_vectors(self, group: Group) -> bool:
         return (group.component, group.modules[0]) in self._vectors

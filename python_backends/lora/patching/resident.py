@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from cachetools import LRUCache
@@ -17,7 +17,7 @@ from .patcher import KeptWeights, Patcher
 from .prepared import PreparedLora
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from .beside import BesideLoras
@@ -41,22 +41,6 @@ def device_bytes(device: torch.device) -> int:
     return min(int(DEVICE_SHARE * total), int(FREE_SHARE * free))
 
 
-class LoraPatcher(Protocol):
-    """What patches LoRAs into models: `patcher.Patcher`, or `tensorrt.refit.EnginePatcher` for engines."""
-
-    def warm_up(self) -> None:
-        """Does beforehand what the first LoRA would wait for."""
-
-    def uploads_to(self) -> torch.device | None:
-        """Where LoRAs are sent ahead of `apply`; None where that saves nothing."""
-
-    def prepare(self, lora: CanonicalLora) -> CanonicalLora:
-        """The LoRA as `apply` takes it fastest."""
-
-    def apply(self, loras: Iterable[tuple[CanonicalLora, float]]) -> int:
-        """Makes these LoRAs, and no others, be in the models; how many modules they adapt."""
-
-
 class ResidentLoras:
     """Makes one LoRA set at a time resident in some models.
 
@@ -70,7 +54,7 @@ class ResidentLoras:
 
     def __init__(
         self,
-        patcher: LoraPatcher,
+        patcher: Patcher,
         directory: Path,
         beside: BesideLoras | None = None,
         most_bytes: int = DEVICE_BYTES,
@@ -124,7 +108,7 @@ class ResidentLoras:
             return 0.0
         start, kept = time.perf_counter(), self.keeps(wanted)
         if kept:
-            self._patcher.take(self._kept[wanted])  # type: ignore[attr-defined]
+            self._patcher.take(self._kept[wanted])
         else:
             self._patch(wanted)
         self.current, self._consistent = wanted, True

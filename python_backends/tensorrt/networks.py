@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .engine import Engine
+from .engine import Engine, parameters
 from .tensor_names import CONTROL_EMBEDDING, CONTROLNET_INPUTS, DECODER, ENCODER, ENCODER_INPUTS, halfway_among
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+
+    from .flavours import Flavour
+
+IDS = "input_ids"
+"""What text encoders take."""
 
 
 class EngineHalves:
@@ -21,20 +26,19 @@ class EngineHalves:
         decoder: Its engine.
     """
 
-    def __init__(self, directory: Path, device: torch.device) -> None:
-        """Loads both.
-
-        Args:
-            directory: Of `build-engines`.
-            device: A GPU.
-
-        Raises:
-            EngineMismatchError: If they are not for this machine.
-            TensorRTUnavailableError: Without TensorRT or a GPU.
-        """
-        self.encoder = Engine.load(directory, ENCODER, device)
-        self.decoder = Engine.load(directory, DECODER, device)
+    def __init__(
+        self, directory: Path, device: torch.device, flavour: Flavour, unet: torch.nn.Module, digest: str
+    ) -> None:
+        """Loads both; arguments and errors as of `Engine.load`."""
+        weights = parameters(unet)
+        self.encoder = Engine.load(directory, ENCODER, device, flavour, weights, digest)
+        self.decoder = Engine.load(directory, DECODER, device, flavour, weights, digest)
         self._halfway = halfway_among(self.encoder.outputs)
+
+    @property
+    def constants(self) -> frozenset[str]:
+        """As of `Engine`, of both."""
+        return self.encoder.constants | self.decoder.constants
 
     def encode(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What `decode` needs; the next call with inputs of these shapes overwrites it.
@@ -60,25 +64,16 @@ class EngineHalves:
             EngineShapeError: If the engine was not built for these shapes.
         """
         given = dict(zip(self._halfway, halfway, strict=True)) | {"encoder_hidden_states": encoder_hidden_states}
-        return self.decoder.run({name: given[name] for name in self.decoder.inputs})["noise_prediction"]
+        taken = {name: given[name] for name in self.decoder.inputs}
+        return self.decoder.run(taken, adopted=self._halfway)["noise_prediction"]
 
 
 class EngineControlNet:
     """A ControlNet on one GPU, called as `controlnet_modules.PositionalControlNet` is. A union has no engine."""
 
-    def __init__(self, directory: Path, name: str, device: torch.device) -> None:
-        """Loads it.
-
-        Args:
-            directory: Of `build-engines`.
-            name: Of the engine: `controlnet_NAME`.
-            device: A GPU.
-
-        Raises:
-            EngineMismatchError: If it is not for this machine.
-            TensorRTUnavailableError: Without TensorRT or a GPU.
-        """
-        self._engine = Engine.load(directory, name, device)
+    def __init__(self, directory: Path, name: str, device: torch.device, flavour: Flavour, digest: str) -> None:
+        """Loads `controlnet_NAME`; arguments and errors as of `Engine.load`."""
+        self._engine = Engine.load(directory, name, device, flavour, digest=digest)
         self._outputs = sorted(self._engine.outputs, key=_residual_order)
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -93,6 +88,33 @@ class EngineControlNet:
         given = dict(zip((*CONTROLNET_INPUTS, CONTROL_EMBEDDING), arguments, strict=True))
         found = self._engine.run({name: given[name] for name in self._engine.inputs})
         return tuple(found[name] for name in self._outputs)
+
+
+class EngineTextEncoder:
+    """What diffusers' `encode_prompt` takes of a text encoder, for words that it knew when its engine was built."""
+
+    def __init__(self, engine: Engine, vocabulary: int) -> None:
+        """Takes the engine.
+
+        Args:
+            engine: Of the text encoder.
+            vocabulary: How many tokens it knows; those of textual inversions come after.
+        """
+        self._engine, self._vocabulary = engine, vocabulary
+
+    def __call__(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Hidden states [B, tokens, width] and what is pooled [B, pooled width]; the next call overwrites them.
+
+        Args:
+            ids: [B, tokens].
+
+        Returns:
+            None, where the engine cannot say.
+        """
+        if not self._engine.takes({IDS: tuple(ids.shape)}) or int(ids.max()) >= self._vocabulary:
+            return None
+        found = self._engine.run({IDS: ids})
+        return found["hidden_states"], found.get("pooled")
 
 
 def _residual_order(name: str) -> float:
