@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ import onnxruntime
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-from swiftdiffusion.python_backends.lora.files.modules import adaptable_weights
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.unet import arguments, example
 from swiftdiffusion.python_backends.networks.unet_halves import EncoderHalf
-from swiftdiffusion.python_backends.tensorrt.weights import EngineWeights, read_weight_map
 
 CPU = torch.device("cpu")
 INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
@@ -45,32 +43,19 @@ class Exported:
     def sizes(self) -> list[tuple[int, int, int]]:
         return [self.size] if self.other is None else [self.size, self.other, MANY_ROWS]
 
-    def session(self, name: str, changed: Mapping[str, torch.Tensor] | None = None) -> onnxruntime.InferenceSession:
-        """A graph in ONNX Runtime, with some initializers changed in a copy of it."""
-        file = self.directory / f"{name}.onnx"
-        if changed is None:
-            return session(file)
-        model = ir.load(file)
-        for key, tensor in changed.items():
-            model.graph.initializers[key].const_value = ir.tensor(tensor.numpy(), name=key)
-        with tempfile.TemporaryDirectory() as directory:
-            copy = Path(directory) / file.name
-            ir.save(model, copy, external_data=f"{file.name}.data")
-            return session(copy)
+    def session(self, name: str) -> onnxruntime.InferenceSession:
+        """A graph in ONNX Runtime."""
+        return session(self.directory / f"{name}.onnx")
 
     def initializers(self, name: str) -> dict[str, torch.Tensor]:
         values = ir.load(self.directory / f"{name}.onnx").graph.initializers.values()
         return {value.name: torch.from_numpy(value.const_value.numpy().copy()) for value in values}
 
-    def weights_of(self, network: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
-        """A graph's initializers that LoRAs adapt, as a network has them."""
-        places = read_weight_map(self.directory, name)
-        return EngineWeights(places, adaptable_weights(network), torch.float32).update(places)
-
 
 def session(file: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of every input that has a default
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
@@ -94,8 +79,20 @@ def absent_as_empty(inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     return [inputs.get(name, torch.empty(0)) for name in INPUTS]
 
 
-def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, torch.Tensor]) -> Outputs:
-    outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+def weights_for(session: onnxruntime.InferenceSession, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a graph takes of a network's weights, as they are now."""
+    taken = {each.name for each in session.get_overridable_initializers()}
+    return {name: tensor for name, tensor in network.state_dict().items() if name in taken}
+
+
+def run(
+    session: onnxruntime.InferenceSession,
+    inputs: Mapping[str, torch.Tensor],
+    network: torch.nn.Module | None = None,
+) -> Outputs:
+    """Of a graph, with a network's weights fed or with those of its file."""
+    given = {**inputs, **({} if network is None else weights_for(session, network))}
+    outputs = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
     return {
         node.name: torch.from_numpy(np.asarray(each)) for node, each in zip(session.get_outputs(), outputs, strict=True)
     }
@@ -125,5 +122,11 @@ def fused_nodes(unet: torch.nn.Module, *parts: str) -> dict[str, int]:
     blocks = sum(isinstance(module, ResnetBlock2D) for module in modules)
     norms = sum(isinstance(module, torch.nn.GroupNorm) for module in modules)
     gates = sum(isinstance(module, GEGLU) for module in modules)
-    counts = {"AddGroupNormSiLU": blocks, "GroupNormSiLU": norms - blocks, "GEGLU": gates}
+    transformers = sum(isinstance(module, Transformer2DModel) for module in modules)  # their norms are followed by none
+    counts = {
+        "AddGroupNormSiLU": blocks,
+        "GroupNormSiLU": norms - blocks - transformers,
+        "GroupNorm": transformers,
+        "GEGLU": gates,
+    }
     return {name: count for name, count in counts.items() if count}

@@ -1,4 +1,4 @@
-"""Graphs of tiny checkpoints: they compute what the networks do, and their weights are where the maps say."""
+"""Graphs of tiny checkpoints: they compute what the networks do, and the weights that LoRAs adapt are inputs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adapt
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.networks.controlnet_modules import PositionalControlNet
+from swiftdiffusion.python_backends.networks.digests import weights_digest
 from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf
-from swiftdiffusion.python_backends.tensorrt.weights import read_weight_map
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +65,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "vae_decoder",
     ]
     written = {f"{name}{suffix}" for name in names for suffix in (".onnx", ".onnx.data")}
-    written |= {f"{name}.weights.json" for name in ("unet_encoder", "unet_decoder", *encoders)}
     assert {file.name for file in (directory / "onnx").iterdir()} == written | {"export.json"}
     return Exported(checkpoint, controlnet, directory / "onnx", (2, 8, 12), (3, 16, 6) if dynamic else None)
 
@@ -146,32 +145,43 @@ def test_fused_operators_are_single_nodes(exported: Exported) -> None:
     assert groups == {exported.checkpoint.vae_config["norm_num_groups"]}
 
 
-def test_every_adaptable_weight_is_mapped_once(exported: Exported) -> None:
+def test_every_adaptable_weight_is_an_input_once(exported: Exported) -> None:
     parts = {"unet": exported.checkpoint.load_unet(CPU, torch.float32)}
     pipeline = exported.checkpoint.load_text_pipeline(CPU, torch.float32)
     names = {"unet": ["unet_encoder", "unet_decoder"], "text_encoder": ["text_encoder"]}
     parts["text_encoder"] = pipeline.text_encoder
     if exported.checkpoint.family == "sdxl":
         parts["text_encoder_2"], names["text_encoder_2"] = pipeline.text_encoder_2, ["text_encoder_2"]
+    described = json.loads((exported.directory / "export.json").read_text())["graphs"]
     for component, graphs in names.items():
-        weights = adaptable_weights(parts[component])
-        mapped: list[str] = []
+        weights = {f"{name}.weight": weight for name, weight in adaptable_weights(parts[component]).items()}
+        taken: list[str] = []
         for graph in graphs:
-            initializers, places = exported.initializers(graph), read_weight_map(exported.directory, graph)
-            for module, place in places.items():
-                held = initializers[place.initializer]
-                assert torch.equal(held.T if place.transposed else held, weights[module]), module
-            mapped += places
+            defaults, values = exported.initializers(graph), exported.session(graph).get_overridable_initializers()
+            for value in values:
+                assert torch.equal(defaults[value.name], weights[value.name]), value.name
+            own = [(value.name, list(weights[value.name].shape)) for value in values]
+            assert sorted((each["name"], each["shape"]) for each in described[graph]["weights"]) == sorted(own)
+            taken += [name for name, _ in own]
         skipped = {name for name in weights if name.startswith("encoder.layers.1.")}  # SDXL takes the layer before
         unused = skipped if component == "text_encoder" and "text_encoder_2" in parts else set()
-        assert sorted(mapped) == sorted(weights.keys() - unused)
+        assert sorted(taken) == sorted(weights.keys() - unused)
+    for graph in ("controlnet_edges", "vae_decoder"):
+        assert not exported.session(graph).get_overridable_initializers()
+        assert not described[graph]["weights"]
 
 
 def test_other_parameters_keep_their_names(exported: Exported) -> None:
     unet = exported.checkpoint.load_unet(CPU, torch.float32)
     found = exported.initializers("unet_encoder").keys() | exported.initializers("unet_decoder").keys()
-    for name in unet.state_dict():
-        assert name in found or f"{name}.T" in found, name
+    assert unet.state_dict().keys() <= found
+
+
+def test_a_graph_says_what_it_was_made_of(exported: Exported) -> None:
+    said = ir.load(exported.directory / "unet_encoder.onnx").metadata_props
+    assert said["swiftdiffusion.norms"] == "reduce"
+    assert said["swiftdiffusion.weights_digest"] == weights_digest(exported.checkpoint.load_unet(CPU, torch.float32))
+    assert said["swiftdiffusion.weights_digest"] != weights_digest(exported.checkpoint.load_unet(CPU, torch.float16))
 
 
 @pytest.fixture(scope="module")
@@ -183,26 +193,6 @@ def lora(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Canoni
 
 
 @torch.no_grad()
-def test_a_lora_on_the_graphs(exported: Exported, lora: CanonicalLora) -> None:
-    unet = exported.checkpoint.load_unet(CPU, torch.float32)
-    inputs = unet_inputs(exported.checkpoint, exported.size)
-    before = halfway(unet, inputs)
-    context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
-    patcher = Patcher({"unet": unet})
-    patcher.apply([(lora, 0.7)])
-    between = halfway(unet, inputs)
-    after = DecoderHalf(unet)(*context.values(), *between.values())
-    encoder = exported.session("unet_encoder", exported.weights_of(unet, "unet_encoder"))
-    assert_close(run(encoder, inputs), between)
-    decoder = exported.session("unet_decoder", exported.weights_of(unet, "unet_decoder"))
-    assert_close(run(decoder, context | between), {"noise_prediction": after})
-    assert (between["mid"] - before["mid"]).abs().max() > 0.01
-    patcher.apply([])
-    pristine = exported.initializers("unet_encoder")
-    assert all(torch.equal(pristine[key], each) for key, each in exported.weights_of(unet, "unet_encoder").items())
-
-
-@torch.no_grad()
 def test_a_lora_on_the_text_encoder(exported: Exported, lora: CanonicalLora) -> None:
     pipeline = exported.checkpoint.load_text_pipeline(CPU, torch.float32)
     name = "text_encoder_2" if exported.checkpoint.family == "sdxl" else "text_encoder"
@@ -211,7 +201,7 @@ def test_a_lora_on_the_text_encoder(exported: Exported, lora: CanonicalLora) -> 
     ids = torch.arange(2 * 77).reshape(2, 77) % 50
     expected = encoder(ids, output_hidden_states=True)
     hidden = expected.hidden_states[-2] if name == "text_encoder_2" else expected.last_hidden_state
-    outputs = run(exported.session(name, exported.weights_of(encoder, name)), {"input_ids": ids})
+    outputs = run(exported.session(name), {"input_ids": ids}, encoder)
     assert_close({"hidden_states": outputs["hidden_states"]}, {"hidden_states": hidden})
 
 

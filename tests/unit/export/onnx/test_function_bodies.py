@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from swiftdiffusion.export.onnx.function_bodies import function_body
+from swiftdiffusion.export.onnx.function_bodies import NORM_FORMS, REDUCE, function_body
 from swiftdiffusion.export.onnx.fused_nodes import DOMAIN, DOMAIN_VERSION, INPUTS, OPSET, PLUGIN
 from swiftdiffusion.kernels import geglu, group_norm_silu
 
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 8e-3}
 dtypes = st.sampled_from(sorted(TYPES, key=str))
 
 
-def run(op_type: str, tensors: list[torch.Tensor], **attributes: float) -> torch.Tensor:
+def run(op_type: str, tensors: list[torch.Tensor], norms: str = REDUCE, **attributes: float) -> torch.Tensor:
     """A graph of one node, in ONNX Runtime."""
     kind = TYPES[tensors[0].dtype]
     node = helper.make_node(op_type, INPUTS[op_type], ["y"], domain=DOMAIN, **attributes, **PLUGIN)
@@ -34,7 +34,7 @@ def run(op_type: str, tensors: list[torch.Tensor], **attributes: float) -> torch
     )
     model = helper.make_model(
         graph,
-        functions=[function_body(op_type)],
+        functions=[function_body(op_type, norms)],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
         ir_version=10,
     )
@@ -53,10 +53,11 @@ def run(op_type: str, tensors: list[torch.Tensor], **attributes: float) -> torch
     eps=st.sampled_from([1e-5, 1e-6]),
     silu=st.booleans(),
     embedded=st.booleans(),
+    norms=st.sampled_from(NORM_FORMS),
     dtype=dtypes,
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_group_norm_silu(
     rows: int,
     groups: int,
@@ -65,6 +66,7 @@ def test_group_norm_silu(
     eps: float,
     silu: bool,
     embedded: bool,
+    norms: str,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
@@ -76,8 +78,7 @@ def test_group_norm_silu(
     x, embedding = tensor(rows, groups * width, *pixels), tensor(rows, groups * width) if embedded else None
     weight, bias = tensor(groups * width), tensor(groups * width)
     inputs = [x, weight, bias] if embedding is None else [x, embedding, weight, bias]
-    op_type = "GroupNormSiLU" if embedding is None else "AddGroupNormSiLU"
-    y = run(op_type, inputs, groups=groups, eps=eps, silu=int(silu))
+    y = run(f"{'Add' * embedded}GroupNorm{'SiLU' * silu}", inputs, norms, groups=groups, eps=eps)
     wide = [each.float() if each is not None else None for each in (x, weight, bias, embedding)]
     expected = group_norm_silu.reference(*wide, groups, eps, silu)
     assert y.dtype == dtype

@@ -54,13 +54,13 @@ def smaller(tmp_path: Path) -> Checkpoint:
 def test_half_precision(smaller: Checkpoint, tmp_path: Path) -> None:
     """SDXL's encoder half, whose embeddings mix types."""
     graph = torch_graph(next(unet_parts(smaller, torch.float16, Sizes(2, 8, 12, 2, dynamic=False))))
-    ir.save(graph.model, tmp_path / "half.onnx")
+    ir.save(graph, tmp_path / "half.onnx")
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
     unet, computed = smaller.load_unet(CPU, torch.float16), session(tmp_path / "half.onnx")
     inputs = unet_inputs(smaller, (2, 8, 12), torch.float16)
     assert {name for name, tensor in inputs.items() if tensor.dtype == torch.float32} == {"timesteps", "time_ids"}
     assert_close(run(computed, inputs), halfway(unet, inputs), tolerance=4e-3)
-    weights = [value.dtype for value in graph.model.graph.initializers.values() if value.name.endswith("weight.T")]
+    weights = [value.dtype for value in graph.graph.inputs[len(inputs) :]]
     assert set(weights) == {ir.DataType.FLOAT16}
 
 
@@ -82,7 +82,7 @@ def test_latents_with_a_mean(smaller: Checkpoint, tmp_path: Path) -> None:
     checkpoint = Checkpoint(smaller.path)
     vae = checkpoint.load_vae(CPU, torch.float32)
     graph = torch_graph(vae_part(checkpoint, torch.float32, Sizes(64, 4, 4, 2, dynamic=True)))
-    ir.save(graph.model, tmp_path / "vae.onnx")
+    ir.save(graph, tmp_path / "vae.onnx")
     for shape in ((64, 4, 4, 4), (1, 4, 16, 16)):
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         image = VaeDecoderGraph(vae)(latents)
@@ -99,7 +99,7 @@ def test_a_unet_without_a_mid_block_and_a_tiny_autoencoder(tmp_path: Path) -> No
     sizes = Sizes(2, 8, 8, 2, dynamic=False)
     for part in (*unet_parts(checkpoint, torch.float32, sizes), vae_part(checkpoint, torch.float32, sizes)):
         file = tmp_path / f"{part.name}.onnx"
-        ir.save(torch_graph(part).model, file)
+        ir.save(torch_graph(part), file)
         generator = torch.Generator().manual_seed(0)
         given = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in part.inputs.items()}
         expected = part.module(*given.values())
@@ -142,10 +142,10 @@ def test_the_names_at_the_real_widths() -> None:
     module = WithoutAbsentInputs(EncoderHalf(unet), INPUTS, list(inputs))
     outputs = ["mid", "embedding", *(f"skip_{index}" for index in range(6))]
     sizes = Sizes(2, 128, 128, 4, dynamic=False)
-    graph = torch_graph(GraphPart("unet_encoder", "unet", module, unet, inputs, outputs, sizes))
+    graph = torch_graph(GraphPart("unet_encoder", "unet", module, unet, inputs, outputs, sizes, ""))
     expected = {name for name in adaptable_weights(unet) if not name.startswith(("up_blocks", "conv_out"))}
-    assert graph.weights.keys() == expected
-    assert Counter(node.op_type for node in graph.model.graph if node.domain) == nodes
+    assert {value.name.removesuffix(".weight") for value in graph.graph.inputs[len(inputs) :]} == expected
+    assert Counter(node.op_type for node in graph.graph if node.domain) == nodes
 
 
 def test_what_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -157,6 +157,7 @@ def test_what_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
         (OnnxOptions(dtype="int8"), "--dtype is int8; allowed: float32, float16"),
         (OnnxOptions(height=50), "--height is 50; allowed: multiples of 16"),
         (OnnxOptions(width=16), "--width is 16; wanted without --fixed: at least 32"),
+        (OnnxOptions(norms="group"), "--norms is group; allowed: reduce, instance"),
         (OnnxOptions(rows=1), "--rows is 1; wanted: at least 2 without --fixed"),
     ):
         with pytest.raises(OnnxExportError, match=said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -11,7 +12,6 @@ from swiftdiffusion.export.onnx import command, torch_graph
 from swiftdiffusion.export.onnx.graph_modules import Tensors
 from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
 from swiftdiffusion.export.onnx.torch_graph import LostWeightError
-from swiftdiffusion.python_backends.tensorrt.weights import MappedWeight
 
 
 def two_layers() -> GraphPart:
@@ -19,19 +19,29 @@ def two_layers() -> GraphPart:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).requires_grad_(False).eval()
     network.load_state_dict(network[0].state_dict(prefix="0.") | network[0].state_dict(prefix="1."))
     sizes = Sizes(2, 8, 8, 1, dynamic=False)
-    return GraphPart("two", "unet", Tensors(network), network, {"x": torch.zeros(2, 3, 4)}, ["y"], sizes)
+    return GraphPart("two", "unet", Tensors(network), network, {"x": torch.zeros(2, 3, 4)}, ["y"], sizes, "digest")
 
 
 def test_equal_weights_stay_apart() -> None:
-    graph = torch_graph.torch_graph(two_layers())
-    assert graph.weights == {
-        name: MappedWeight(initializer=f"{name}.weight.T", transposed=True, shape=(4, 4)) for name in "01"
-    }
+    graph = torch_graph.torch_graph(two_layers()).graph
+    assert [value.name for value in graph.inputs] == ["x", "0.weight", "1.weight"]
+    assert [list(value.shape) for value in graph.inputs[1:]] == [[4, 4], [4, 4]]
+    products = [node for node in graph if node.op_type in ("MatMul", "Gemm")]
+    assert len(products) == 2
+    assert products[0].inputs[1] is not products[1].inputs[1]
 
 
-def test_a_weight_without_its_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_graph, "_fold_transposes", lambda graph: None)
-    with pytest.raises(LostWeightError, match=r"two: 0\.weight \[4, 4\] is in the graph as nothing that has its name"):
+def test_a_weight_that_is_computed_into_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimise = torch_graph._optimise
+
+    def lose(model: ir.Model) -> None:
+        optimise(model)
+        value = model.graph.inputs[1]
+        copy = ir.Value(name="another", const_value=value.const_value)
+        ir.convenience.replace_all_uses_with(value, copy)
+
+    monkeypatch.setattr(torch_graph, "_optimise", lose)
+    with pytest.raises(LostWeightError, match=r"two: 0\.weight is in the graph as \[4,4\] and used 0 times"):
         torch_graph.torch_graph(two_layers())
 
 

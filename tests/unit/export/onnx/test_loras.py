@@ -1,0 +1,93 @@
+"""Graphs that are fed a patched network's weights compute what it does: one patcher for modules and engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+
+import checkpoints
+import lora_files
+from onnx_graphs import CPU, assert_close, halfway, run, session, unet_inputs, weights_for
+from swiftdiffusion.export.onnx.checkpoint_parts import unet_parts
+from swiftdiffusion.export.onnx.function_bodies import INSTANCE, NORM_FORMS, REDUCE
+from swiftdiffusion.export.onnx.graph_part import Sizes
+from swiftdiffusion.export.onnx.torch_graph import torch_graph
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
+from swiftdiffusion.python_backends.lora.files.modules import BaseModules
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.unet_halves import DecoderHalf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE = (2, 8, 12)
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3}
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(getattr(checkpoints, request.param)(tmp_path_factory.mktemp("models") / "checkpoint", depth=2))
+
+
+def lora(checkpoint: Checkpoint, directory: Path, seed: int) -> CanonicalLora:
+    """Over every linear layer and convolution, of ranks 1 to 3."""
+    shapes = BaseModules.of(checkpoint).shapes
+    made = lora_files.kohya(shapes, lambda number: (number + seed) % 3 + 1, seed=seed)
+    return Canonicaliser(checkpoint).read(made.save(directory / f"{seed}.safetensors"))
+
+
+def write(checkpoint: Checkpoint, dtype: torch.dtype, directory: Path, norms: str = REDUCE) -> list[Path]:
+    files = []
+    for part in unet_parts(checkpoint, dtype, Sizes(*SIZE, 2, dynamic=False)):
+        files.append(directory / f"{part.name}-{norms}.onnx")
+        ir.save(torch_graph(part, norms), files[-1])
+    return files
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@torch.no_grad()
+def test_there_and_back(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Sets A, B, both, A again and none, patched in where the weights lie, as on a GPU."""
+    encoder, decoder = map(session, write(checkpoint, dtype, tmp_path))
+    unet = checkpoint.load_unet(CPU, dtype)
+    patcher = Patcher({"unet": unet}, in_place=True)
+    inputs, tolerance = unet_inputs(checkpoint, SIZE, dtype), TOLERANCES[dtype]
+    context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
+    a, b = (lora(checkpoint, tmp_path, seed) for seed in (1, 2))
+    addresses = {name: tensor.data_ptr() for name, tensor in weights_for(encoder, unet).items()}
+    seen: dict[str, torch.Tensor] = {}
+    for name, loras in {"none": [], "a": [(a, 0.7)], "b": [(b, 1.0)], "both": [(a, 0.7), (b, 1.0)]}.items():
+        patcher.apply(loras)
+        between = halfway(unet, inputs)
+        assert_close(run(encoder, inputs, unet), between, tolerance)
+        expected = DecoderHalf(unet)(*context.values(), *between.values())
+        found = run(decoder, context | between, unet)
+        assert_close(found, {"noise_prediction": expected}, tolerance)
+        seen[name] = found["noise_prediction"]
+    assert (
+        min((seen[one] - seen[other]).abs().max() for one, other in [("none", "a"), ("a", "b"), ("b", "both")]) > 0.01
+    )
+    for name, loras in {"a": [(a, 0.7)], "none": []}.items():
+        patcher.apply(loras)
+        between = halfway(unet, inputs)
+        assert torch.equal(run(decoder, context | between, unet)["noise_prediction"], seen[name]), "not a bit differs"
+    fresh = checkpoint.load_unet(CPU, dtype).state_dict()
+    assert all(torch.equal(fresh[name], tensor) for name, tensor in weights_for(encoder, unet).items())
+    assert addresses == {name: tensor.data_ptr() for name, tensor in weights_for(encoder, unet).items()}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_both_forms_of_norms_are_equal(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+    found = []
+    for norms in NORM_FORMS:
+        encoder, _ = write(checkpoint, dtype, tmp_path, norms)
+        operators = {node.op_type for function in ir.load(encoder).functions.values() for node in function}
+        assert ("InstanceNormalization" in operators) == (norms == INSTANCE)
+        assert ("ReduceMean" in operators) == (norms == REDUCE)
+        assert "Where" not in operators
+        found.append(run(session(encoder), unet_inputs(checkpoint, SIZE, dtype)))
+    assert_close(*found, TOLERANCES[dtype])
