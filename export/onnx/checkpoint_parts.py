@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+
     from ...python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -72,17 +74,29 @@ def checkpoint_parts(
 
 def unet_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> Iterator[GraphPart]:
     """The two halves of the UNet."""
-    unet = checkpoint.load_unet(CPU, dtype)
+    inputs = example_inputs(checkpoint, checkpoint.unet_channels, dtype, sizes)
+    return halves(checkpoint.load_unet(CPU, dtype), inputs, sizes)
+
+
+def halves(unet: UNet2DConditionModel, inputs: Mapping[str, torch.Tensor], sizes: Sizes) -> Iterator[GraphPart]:
+    """The two halves of a UNet.
+
+    Args:
+        unet: Fused in place.
+        inputs: Of the encoder half, by ENCODER_INPUTS' names.
+        sizes: Of the inputs.
+    """
     digest = weights_digest(unet)
     fuse(unet)
-    keep_dtype(unet, dtype)
-    inputs = example_inputs(checkpoint, checkpoint.unet_channels, dtype, sizes)
+    keep_dtype(unet, unet.conv_in.weight.dtype)
     encoder = WithoutAbsentInputs(EncoderHalf(unet), ENCODER_INPUTS, list(inputs))
     shapes = output_shapes(encoder, inputs)
     halfway = halfway_of(len(shapes))
     yield GraphPart(ENCODER, UNET, encoder, unet, inputs, halfway, sizes, digest)
     context = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
-    between = {name: torch.zeros(shape, dtype=dtype) for name, shape in zip(halfway, shapes, strict=True)}
+    between = {
+        name: torch.zeros(shape, dtype=unet.conv_in.weight.dtype) for name, shape in zip(halfway, shapes, strict=True)
+    }
     module, taken = Tensors(DecoderHalf(unet)), context | between
     yield GraphPart(DECODER, UNET, module, unet, taken, ["noise_prediction"], sizes, digest)
 
@@ -92,15 +106,30 @@ def controlnet_parts(
 ) -> Iterator[GraphPart]:
     """A ControlNet, and what embeds its picture."""
     network = load_controlnet(path, checkpoint, dtype).requires_grad_(False).eval()
+    given = example_inputs(checkpoint, checkpoint.latent_channels, dtype, sizes)
+    return steered(name, network, given, sizes, checkpoint.vae_scale_factor)
+
+
+def steered(
+    name: str, network: ControlNetModel, given: Mapping[str, torch.Tensor], sizes: Sizes, factor: int
+) -> Iterator[GraphPart]:
+    """A ControlNet, and what embeds its picture.
+
+    Args:
+        name: Of the ControlNet.
+        network: Fused in place, and without its embedding afterwards.
+        given: What the UNet takes, by ENCODER_INPUTS' names.
+        sizes: Of the inputs.
+        factor: Pixels per latent cell.
+    """
+    dtype = network.conv_in.weight.dtype
     fuse(network)
     keep_dtype(network, dtype)
     controlnet = PositionalControlNet(network)
     digest = weights_digest(network)
-    factor = checkpoint.vae_scale_factor
     pixels = {"pixels": torch.zeros(sizes.rows, 3, sizes.height * factor, sizes.width * factor, dtype=dtype)}
     embedder = ControlEmbedder(controlnet.embed)
     (embedded,) = output_shapes(embedder, pixels)
-    given = example_inputs(checkpoint, checkpoint.latent_channels, dtype, sizes)
     inputs = {key: tensor for key, tensor in given.items() if key in CONTROLNET_INPUTS}
     inputs[CONTROL_EMBEDDING] = torch.zeros(embedded, dtype=dtype)
     module = WithoutAbsentInputs(controlnet, (*CONTROLNET_INPUTS, CONTROL_EMBEDDING), list(inputs))
@@ -130,12 +159,16 @@ def text_encoder_parts(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes)
 
 
 def vae_part(checkpoint: Checkpoint, dtype: torch.dtype, sizes: Sizes) -> GraphPart:
-    """The VAE's decoder."""
-    vae = checkpoint.load_vae(CPU, dtype)
+    """The VAE's decoder; one that overflows in float16 stays float32."""
+    return decoder(checkpoint.load_vae(CPU, dtype), sizes)
+
+
+def decoder(vae: AutoencoderKL, sizes: Sizes) -> GraphPart:
+    """A VAE's decoder, which is fused in place."""
     digest = weights_digest(vae)
     fuse(vae)
-    kept = next(vae.parameters()).dtype  # one that overflows stays float32
-    latents = torch.zeros(sizes.rows, checkpoint.latent_channels, sizes.height, sizes.width, dtype=kept)
+    dtype = next(vae.parameters()).dtype
+    latents = torch.zeros(sizes.rows, vae.config.latent_channels, sizes.height, sizes.width, dtype=dtype)
     module, inputs = Tensors(VaeDecoderGraph(vae)), {"latents": latents}
     return GraphPart(VAE_DECODER, "vae", module, vae, inputs, ["image"], sizes, digest)
 

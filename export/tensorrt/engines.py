@@ -125,8 +125,9 @@ class EngineBuilder:
         network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse(graph.for_engine(shapes, weights), str(path)):
-            errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-            raise BuildError(f"{self._settings.flavour.title} does not take {path}: {errors or self._log.said()}")
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            said = "; ".join(f"{each.node_operator()} {each.node_name()}: {each.desc()}".strip() for each in errors)
+            raise BuildError(f"{self._settings.flavour.title} does not take {path}: {said or self._log.said()}")
         config = self._config(network, profiles)
         serialised = self._builder.build_serialized_network(network, config)
         del parser  # it owns constants of the network until here
@@ -183,7 +184,6 @@ class EngineBuilder:
             release=self._machine.release,
             gpu=self._machine.gpu,
             capabilities=self._capabilities,
-            driver=self._machine.driver,
             torch=torch.__version__,
             triton=version("triton") if plugins else None,
             precision=graph.precision,

@@ -143,7 +143,7 @@ class Graph:
         from onnx import numpy_helper
 
         held = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        return {name: torch.from_numpy(numpy_helper.to_array(held[name], str(self.path.parent))) for name in names}
+        return {name: torch.tensor(numpy_helper.to_array(held[name], str(self.path.parent))) for name in names}
 
     def for_engine(self, shapes: Mapping[str, tuple[int | None, ...]], weights: Collection[str]) -> bytes:
         """The file's content as TensorRT is to read it; values outside stay outside.

@@ -18,7 +18,6 @@ from .tensor_names import WEIGHT
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
-    from types import ModuleType
 
     from .flavours import Flavour
     from .metadata import Bounds, Shape
@@ -30,25 +29,8 @@ ALIGNMENT = 256
 """Bytes; TensorRT wants the addresses of tensors to be multiples of it."""
 
 
-def torch_type(trt: ModuleType, dtype: Any) -> torch.dtype:
-    """PyTorch's type of TensorRT's.
-
-    Raises:
-        ValueError: If it has none here.
-    """
-    kinds = trt.DataType
-    known = {
-        kinds.FLOAT: torch.float32,
-        kinds.HALF: torch.float16,
-        kinds.BF16: torch.bfloat16,
-        kinds.INT32: torch.int32,
-        kinds.INT64: torch.int64,
-        kinds.BOOL: torch.bool,
-        kinds.UINT8: torch.uint8,
-    }
-    if dtype not in known:
-        raise ValueError(f"a tensor of the engine is {dtype}; known: {', '.join(str(kind) for kind in known)}")
-    return known[dtype]
+TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
+"""TensorRT's names of types → PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +96,7 @@ class Engine:
             self._cache = RuntimeCache(flavour, self.cuda_engine, plan, machine) if flavour.compiles_at_load else None
             self._stream = torch.cuda.Stream()
         names = [self.cuda_engine.get_tensor_name(index) for index in range(self.cuda_engine.num_io_tensors)]
-        types = {name: torch_type(trt, self.cuda_engine.get_tensor_dtype(name)) for name in names}
+        types = {name: getattr(torch, TYPES[self.cuda_engine.get_tensor_dtype(name).name]) for name in names}
         taken = [name for name in names if self.cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.inputs = {name: types[name] for name in taken if not name.endswith(WEIGHT)}
         self.outputs = {name: types[name] for name in names if name not in taken}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,9 +16,10 @@ from ..common.filesystem import sha256_of
 from .flavours import DEFAULT_CAPABILITIES, require_gpu
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .flavours import Flavour
 
-DRIVER = Path("/proc/driver/nvidia/version")
 Shape = tuple[int, ...]
 Bounds = tuple[Shape, Shape, Shape]
 """Smallest, best and largest shape of an input."""
@@ -37,13 +37,11 @@ class Machine:
         gpu: Name, such as `NVIDIA H100 80GB HBM3`; None without one, where engines are built for others.
         compute_capability: Its own, such as `9.0`.
         release: Of TensorRT, such as `11.4.0.106`.
-        driver: Release of the GPU's driver.
     """
 
     gpu: str | None
     compute_capability: str | None
     release: str
-    driver: str | None = None
 
     @classmethod
     def here(cls, flavour: Flavour, device: int) -> Machine:
@@ -58,7 +56,7 @@ class Machine:
         require_gpu(device)
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
         flavour.check_capability(capability)
-        return cls(torch.cuda.get_device_name(device), capability, release, _driver())
+        return cls(torch.cuda.get_device_name(device), capability, release)
 
 
 class EngineMetadata(BaseModel):
@@ -70,7 +68,6 @@ class EngineMetadata(BaseModel):
         release: Of that package.
         gpu: Name of the GPU that it was built on and for; None if any of its compute capabilities does.
         capabilities: Compute capabilities that it was built for; none: TensorRT-RTX' own choice.
-        driver: See Machine.
         torch: Release of PyTorch.
         triton: Release of the Triton language that compiled the plugins; None without plugins.
         precision: Of its weights: `float16`, `bfloat16` or `float32`.
@@ -93,7 +90,6 @@ class EngineMetadata(BaseModel):
     release: str
     gpu: str | None
     capabilities: tuple[str, ...]
-    driver: str | None
     torch: str
     triton: str | None
     precision: str
@@ -201,12 +197,3 @@ class EngineMetadata(BaseModel):
 def rebuild_command(onnx: str, engines: Path, options: tuple[str, ...] = ()) -> str:
     """The command line that builds engines."""
     return shlex.join(["swiftdiffusion", "build-engines", "--onnx", onnx, "--engines", str(engines), *options])
-
-
-def _driver() -> str | None:
-    """Release of the GPU's driver, such as `580.159`; None where the kernel does not say."""
-    try:
-        words = DRIVER.read_text("utf-8").split()
-    except OSError:
-        return None
-    return next((word for word in words if word[0].isdigit() and "." in word), None)

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class RuntimeCache:
     """How execution contexts of an engine are made, where kernels are compiled at load.
 
-    The file is of one engine, GPU, driver and release; TensorRT-RTX looks into it besides, and what it does not take
-    is compiled anew.
+    The file is of one engine, kind of GPU and release; what TensorRT-RTX does not take of it, as of another driver, is
+    compiled anew.
 
     Attributes:
         config: For `create_execution_context`.
@@ -63,6 +63,6 @@ class RuntimeCache:
 
 
 def cache_path(plan: Path, machine: Machine) -> Path:
-    """Where what was compiled of a plan lies: `NAME.GPU-DRIVER-RELEASE.cache`."""
-    words = f"{machine.gpu}-{machine.driver}-{machine.release}"
+    """Where what was compiled of a plan lies: `NAME.GPU-RELEASE.cache`."""
+    words = f"{machine.gpu}-{machine.release}"
     return plan.with_name(f"{plan.stem}.{re.sub(r'[^A-Za-z0-9.]+', '-', words)}.cache")

@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from swiftdiffusion.python_backends.common.filesystem import sha256_of
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError, Machine
-from swiftdiffusion.python_backends.tensorrt.shapes import EngineShapeError, choose_profile
-from swiftdiffusion.python_backends.tensorrt.versions import (
+from swiftdiffusion.python_backends.tensorrt.flavours import (
+    TENSORRT,
+    TENSORRT_RTX,
+    Flavour,
     TensorRTUnavailableError,
     check_numpy,
-    check_version,
     require_gpu,
-    require_tensorrt,
 )
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError, Machine
+from swiftdiffusion.python_backends.tensorrt.shapes import EngineShapeError, choose_profile
 
-MACHINE = Machine(gpu="NVIDIA H100 80GB HBM3", compute_capability="9.0", tensorrt="11.4.0.106")
+H100 = Machine(gpu="NVIDIA H100 80GB HBM3", compute_capability="9.0", release="11.4.0.106")
+L4 = Machine(gpu="NVIDIA L4", compute_capability="8.9", release="1.7.1.116")
 PLAN = b"a plan"
+PORTABLE = {
+    "runtime": "tensorrt-rtx",
+    "release": L4.release,
+    "gpu": None,
+    "capabilities": ("8.6", "8.9"),
+    "plugins": (),
+    "triton": None,
+}
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> EngineMetadata:
     (tmp_path / "unet_encoder.plan").write_bytes(PLAN)
     (tmp_path / "unet_encoder.onnx").write_text("a graph")
-    (tmp_path / "unet_encoder.weights.json").write_text("{}")
-    sources = ("unet_encoder.onnx", "unet_encoder.weights.json")
     made = EngineMetadata(
         name="unet_encoder",
-        gpu=MACHINE.gpu,
-        compute_capability=MACHINE.compute_capability,
-        tensorrt=MACHINE.tensorrt,
-        driver="580.159",
+        runtime="tensorrt",
+        release=H100.release,
+        gpu=H100.gpu,
+        capabilities=("9.0",),
         torch="2.13.0",
         triton="3.9.0",
         precision="float16",
         profiles=({"latents": ((1, 4, 128, 128), (2, 4, 128, 128), (4, 4, 128, 128))},),
-        sources={name: sha256_of(tmp_path / name) for name in sources},
+        weights=("conv_in.weight",),
+        constants=(),
+        digest="abc",
+        sources={"unet_encoder.onnx": sha256_of(tmp_path / "unet_encoder.onnx")},
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plugins=("GEGLU",),
-        refittable=("a.weight.T",),
+        norms="reduce",
         onnx="/models/onnx files",
         options=("--rows", "1:2:4", "--latents", "128x128"),
     )
@@ -52,43 +64,69 @@ def engine(tmp_path: Path) -> EngineMetadata:
 
 def test_it_is_read_as_it_was_written(engine: EngineMetadata, tmp_path: Path) -> None:
     assert EngineMetadata.read(tmp_path, "unet_encoder") == engine
-    assert engine.check(tmp_path, MACHINE) == tmp_path / "unet_encoder.plan"
+    assert engine.check(tmp_path, TENSORRT, H100, "abc") == tmp_path / "unet_encoder.plan"
     engine.check_sources(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "change", [{"gpu": "NVIDIA H200"}, {"compute_capability": "10.0"}, {"tensorrt": "11.5.0.1"}], ids=str
+    ("change", "said"),
+    [
+        ({"gpu": "NVIDIA H200"}, "the GPU is 'NVIDIA H200' here, and the plan was built for 'NVIDIA H100 80GB HBM3'"),
+        ({"compute_capability": "10.0"}, "the GPU's compute capability is 10.0, and the plan was built for 9.0"),
+        ({"release": "11.5.0.1"}, "TensorRT is 11.5.0.1 here, and the plan is 11.4.0.106's"),
+    ],
+    ids=str,
 )
-def test_another_machine_is_refused(engine: EngineMetadata, tmp_path: Path, change: dict[str, str]) -> None:
+def test_another_machine_is_refused(engine: EngineMetadata, tmp_path: Path, change: dict[str, str], said: str) -> None:
     with pytest.raises(EngineMismatchError) as refused:
-        engine.check(tmp_path, replace(MACHINE, **change))
-    ((field, found),) = change.items()
+        engine.check(tmp_path, TENSORRT, replace(H100, **change))
     command = (
         f"swiftdiffusion build-engines --onnx '/models/onnx files' --engines {tmp_path} --rows 1:2:4 --latents 128x128"
     )
-    expected = f"{field} is '{found}' here, and the plan was built for '{getattr(engine, field)}'; build it here: "
-    assert str(refused.value) == f"engine unet_encoder: {expected}{command}"
+    assert str(refused.value) == f"engine unet_encoder: {said}; build it anew: {command}"
 
 
-@pytest.mark.parametrize("name", ["unet_encoder.plan", "unet_encoder.weights.json"])
-def test_a_changed_or_missing_file_is_refused(engine: EngineMetadata, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"another")
-    with pytest.raises(EngineMismatchError, match=f"{name} (is not the file|has changed).*build-engines"):
-        engine.check(tmp_path, MACHINE)
-    (tmp_path / name).unlink()
-    with pytest.raises(EngineMismatchError, match=f"{name} is missing.*build-engines"):
-        engine.check(tmp_path, MACHINE)
+def test_another_checkpoint_and_another_runtime_are_refused(engine: EngineMetadata, tmp_path: Path) -> None:
+    with pytest.raises(EngineMismatchError, match="built from another checkpoint, or another type of its weights"):
+        engine.check(tmp_path, TENSORRT, H100, "another")
+    with pytest.raises(EngineMismatchError, match="the runtime is tensorrt-rtx, and the plan is for tensorrt; build"):
+        engine.check(tmp_path, TENSORRT_RTX, L4)
 
 
-def test_an_engine_without_refitting_needs_no_weight_map(engine: EngineMetadata, tmp_path: Path) -> None:
-    (tmp_path / "unet_encoder.weights.json").unlink()
-    engine.model_copy(update={"refittable": ()}).check(tmp_path, MACHINE)
+@pytest.mark.parametrize(
+    ("built", "runs", "refuses"),
+    [
+        (("8.6", "8.9"), ("8.6", "8.9"), ("8.0", "12.0", "9.0")),
+        ((), ("8.0", "8.6", "8.9", "12.0", "12.1", "13.0"), ("7.5", "9.0", "10.0")),
+    ],
+)
+def test_one_for_several_kinds_of_gpus(
+    engine: EngineMetadata, tmp_path: Path, built: tuple[str, ...], runs: tuple[str, ...], refuses: tuple[str, ...]
+) -> None:
+    portable = engine.model_copy(update=PORTABLE | {"capabilities": built})
+    for capability in runs:
+        portable.check(tmp_path, TENSORRT_RTX, replace(L4, compute_capability=capability))
+    for capability in refuses:
+        with pytest.raises(EngineMismatchError, match=f"capability is {capability}, and the plan was built for 8"):
+            portable.check(tmp_path, TENSORRT_RTX, replace(L4, compute_capability=capability))
+
+
+def test_a_changed_or_missing_plan_is_refused(engine: EngineMetadata, tmp_path: Path) -> None:
+    (tmp_path / "unet_encoder.plan").write_bytes(b"another")
+    with pytest.raises(EngineMismatchError, match=r"unet_encoder\.plan is not the file.*build-engines"):
+        engine.check(tmp_path, TENSORRT, H100)
+    (tmp_path / "unet_encoder.plan").unlink()
+    with pytest.raises(EngineMismatchError, match=r"unet_encoder\.plan is missing.*build-engines"):
+        engine.check(tmp_path, TENSORRT, H100)
 
 
 def test_a_server_needs_no_onnx_file(engine: EngineMetadata, tmp_path: Path) -> None:
     (tmp_path / "unet_encoder.onnx").write_text("another graph")
-    engine.check(tmp_path, MACHINE)
+    engine.check(tmp_path, TENSORRT, H100)
     with pytest.raises(EngineMismatchError, match=r"unet_encoder\.onnx has changed"):
+        engine.check_sources(tmp_path)
+    (tmp_path / "unet_encoder.onnx").unlink()
+    with pytest.raises(EngineMismatchError, match=r"unet_encoder\.onnx is missing"):
         engine.check_sources(tmp_path)
 
 
@@ -107,25 +145,36 @@ def test_an_unreadable_description_is_refused(
         EngineMetadata.read(tmp_path, "unet_encoder")
 
 
-@pytest.mark.parametrize("version", ["10.16.1.11", "10.16.2.3", "11.4.0.106", "11.5", "12.0.0"])
-def test_releases_that_are_used(version: str) -> None:
-    check_version(version)
+@pytest.mark.parametrize(
+    ("flavour", "release"),
+    [(TENSORRT, each) for each in ("10.16.1.11", "10.16.2.3", "11.4.0.106", "11.5", "12.0.0")]
+    + [(TENSORRT_RTX, each) for each in ("1.7.0", "1.7.1.116")],
+    ids=str,
+)
+def test_releases_that_are_used(flavour: Flavour, release: str) -> None:
+    flavour.check_release(release)
 
 
 @pytest.mark.parametrize(
-    ("version", "reason"),
-    [
-        ("11.3.0.99", "may drop the biases"),
-        ("10.15.1.29", "interface"),
-        ("10.17.0", "interface"),
-        ("11.0.0.114", "interface"),
-        ("8.6.1", "interface"),
-        ("dev", "release is 'dev'"),
-    ],
+    ("flavour", "release"),
+    [(TENSORRT, each) for each in ("11.3.0.99", "10.15.1.29", "11.0.0.114", "8.6.1", "dev")]
+    + [(TENSORRT_RTX, each) for each in ("1.6.1.120", "1.8.0", "11.4.0.106", "")],
+    ids=str,
 )
-def test_releases_that_are_not(version: str, reason: str) -> None:
-    with pytest.raises(TensorRTUnavailableError, match=f"{reason}.*wanted: 10.16 or at least 11.4; pip install"):
-        check_version(version)
+def test_releases_that_are_not(flavour: Flavour, release: str) -> None:
+    with pytest.raises(TensorRTUnavailableError, match=f"{flavour.title} is '{release}'; wanted: .*; pip install"):
+        flavour.check_release(release)
+
+
+def test_gpus_that_a_package_does_not_know() -> None:
+    for capability in ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1", "13.0"):
+        TENSORRT_RTX.check_capability(capability)
+    for capability in ("7.0", "8.7", "9.0", "10.0", "10.3", "11.0"):
+        TENSORRT.check_capability(capability)
+        with pytest.raises(TensorRTUnavailableError) as refused:
+            TENSORRT_RTX.check_capability(capability)
+        assert f"TensorRT-RTX has no engines for GPUs of compute capability {capability}" in str(refused.value)
+        assert "served by --runtime torch" in str(refused.value)
 
 
 def test_a_numpy_under_which_plugins_fail() -> None:
@@ -136,9 +185,10 @@ def test_a_numpy_under_which_plugins_fail() -> None:
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    with pytest.raises(TensorRTUnavailableError, match=r"TensorRT is missing.*pip install 'tensorrt-cu13.*a GPU"):
-        require_tensorrt()
+    for flavour, wanted in ((TENSORRT, "'tensorrt-cu13>=11.4'"), (TENSORRT_RTX, r"'swiftdiffusion\[tensorrt-rtx\]'")):
+        monkeypatch.setitem(sys.modules, flavour.package, None)
+        with pytest.raises(TensorRTUnavailableError, match=f"{flavour.title} is missing.*pip install {wanted}"):
+            flavour.require()
     with pytest.raises(TensorRTUnavailableError, match="GPU 99 is wanted"):
         require_gpu(99)
 

@@ -10,6 +10,7 @@ pytest.importorskip("onnx", reason="needs onnx")
 
 import numpy as np
 import onnx
+import torch
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
@@ -20,12 +21,13 @@ from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 18, "swiftdiffusion" : 1]>
 unet_encoder (
-    float16[rows, 4, height, width] latents, float[rows] timesteps, float16[rows, 77, 16] encoder_hidden_states
+    float16[rows, 4, height, width] latents, float[rows] timesteps, float16[rows, 77, 16] encoder_hidden_states,
+    float16[8, 4, 1, 1] kernel
 ) => (float16[rows, 8, height, width] mid)
 <float16[8, 4, 1, 1] kernel, float16[8] scale, float[2] small = {1, 2}>
 {
     hidden = Conv (latents, kernel)
-    mid = swiftdiffusion.GroupNormSiLU <groups = 2, eps = 0.00001, silu = 1> (hidden, scale, scale)
+    mid = swiftdiffusion.GroupNormSiLU <groups = 2, eps = 0.00001> (hidden, scale, scale)
 }
 """
 
@@ -45,7 +47,6 @@ def directory(tmp_path: Path) -> Path:
         location="unet_encoder.data",
         size_threshold=0,
     )
-    (tmp_path / "unet_encoder.weights.json").write_text("{}")
     return tmp_path
 
 
@@ -56,9 +57,11 @@ def test_what_a_file_says(directory: Path) -> None:
         "timesteps": ("rows",),
         "encoder_hidden_states": ("rows", 77, 16),
     }
+    assert graph.weights == {"kernel": (8, 4, 1, 1)}
+    assert (graph.digest, graph.norms) == ("", "")
     assert graph.precision == "float16"
     assert graph.plugins == ("GroupNormSiLU",)
-    assert sorted(graph.sources()) == ["unet_encoder.data", "unet_encoder.onnx", "unet_encoder.weights.json"]
+    assert sorted(graph.sources()) == ["unet_encoder.data", "unet_encoder.onnx"]
     assert names(directory) == ["unet_encoder"]
 
 
@@ -73,17 +76,24 @@ def test_files_that_are_missing_or_broken(directory: Path) -> None:
         Graph.read(directory, "unet_encoder").sources()
 
 
-def test_sizes_are_written_into_the_file(directory: Path) -> None:
+@pytest.mark.parametrize("weights", [["kernel"], []])
+def test_what_tensorrt_reads(directory: Path, weights: list[str]) -> None:
     graph = Graph.read(directory, "unet_encoder")
-    content = graph.with_shapes(
-        {"latents": (None, 4, 8, 16), "timesteps": (None,), "encoder_hidden_states": (None, 77, 16)}
+    content = graph.for_engine(
+        {"latents": (None, 4, 8, 16), "timesteps": (None,), "encoder_hidden_states": (None, 77, 16)}, weights
     )
     model = onnx.load_from_string(content)
+    assert [value.name for value in model.graph.input] == [*graph.inputs, *weights]
+    held = [tensor.name for tensor in model.graph.initializer]
+    assert held == (["scale", "small"] if weights else ["kernel", "scale", "small"])
     fixed = Graph(graph.path, model)
     assert fixed.inputs["latents"] == ("rows", 4, 8, 16)
     assert fixed.inputs["timesteps"] == ("rows",)
     assert model.graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL
     assert graph.inputs["latents"] == ("rows", 4, "height", "width"), "the original is as it was"
+    (default,) = graph.defaults(graph.weights).values()
+    assert default.shape == (8, 4, 1, 1)
+    assert default.min() == 1
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def test_sizes_are_written_into_the_file(directory: Path) -> None:
     [("1", [(1, 1, 1)]), ("1,2", [(1, 1, 1), (2, 2, 2)]), ("1:2:8,16", [(1, 2, 8), (16, 16, 16)])],
 )
 def test_rows(text: str, rows: list[tuple[int, int, int]]) -> None:
-    assert [each.all for each in parse_rows(text)] == rows
+    assert list(parse_rows(text)) == rows
 
 
 @pytest.mark.parametrize("text", ["", "0", "2:1:3", "1:2", "1, 2", "x", "1:2:3:4"])
@@ -101,9 +111,16 @@ def test_rows_that_are_none(text: str) -> None:
 
 
 def test_latents() -> None:
-    assert parse_latents("128x96") == (128, 96)
-    with pytest.raises(ValueError, match="latents are '0x3'; allowed"):
-        parse_latents("0x3")
+    assert parse_latents("128x96") == ((128, 96),) * 3
+    assert parse_latents("4x8:128x96:256x96") == ((4, 8), (128, 96), (256, 96))
+
+
+@pytest.mark.parametrize(
+    "text", ["0x3", "8", "", "8x8:", "8x8:16x16", "8x8:16x16:32x32:64x64", "8x8:4x8:16x16", "8x8:16x32:16x16", " 8x8"]
+)
+def test_latents_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=f"latents are '{text}'; allowed"):
+        parse_latents(text)
 
 
 INPUTS = {
@@ -141,10 +158,14 @@ def test_shapes_that_stay_open_or_contradict(
 
 
 def test_only_what_varies_stays_open() -> None:
-    of_rows = {rows: input_shapes(INPUTS, rows, (8, 16)) for rows in (1, 2, 4)}
-    assert profile(of_rows, Rows(1, 2, 4))["latents"] == ((1, 4, 8, 16), (2, 4, 8, 16), (4, 4, 8, 16))
-    assert fixed_shapes([shapes["latents"] for shapes in of_rows.values()]) == (None, 4, 8, 16)
-    assert fixed_shapes([of_rows[2]["latents"]]) == (2, 4, 8, 16)
+    fixed = profile(INPUTS, Rows(1, 2, 4), parse_latents("8x16"))
+    assert fixed["latents"] == ((1, 4, 8, 16), (2, 4, 8, 16), (4, 4, 8, 16))
+    assert fixed_shapes(fixed["latents"]) == (None, 4, 8, 16)
+    assert fixed_shapes([fixed["latents"][1]]) == (2, 4, 8, 16)
+    any_size = profile(INPUTS, Rows(1, 2, 4), parse_latents("4x4:8x16:32x16"))
+    assert any_size["latents"] == ((1, 4, 4, 4), (2, 4, 8, 16), (4, 4, 32, 16))
+    assert fixed_shapes(any_size["latents"]) == (None, 4, None, None)
+    assert any_size["encoder_hidden_states"] == ((1, 77, 16), (2, 77, 16), (4, 77, 16))
 
 
 VAE = """
@@ -163,26 +184,37 @@ def test_a_model_that_triton_serves_by_itself(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(VAE), tmp_path / "vae_decoder.onnx")
     (tmp_path / "vae_decoder.plan").write_bytes(b"plan")
     graph = Graph.read(tmp_path, "vae_decoder")
-    of_rows = {rows: input_shapes(graph.inputs, rows, (8, 16)) for rows in (1, 2, 4)}
     metadata = EngineMetadata(
         name="vae_decoder",
+        runtime="tensorrt",
+        release="11.4.0",
         gpu="a GPU",
-        compute_capability="9.0",
-        tensorrt="11.4.0",
-        driver="580.1",
+        capabilities=("9.0",),
         torch="2.13.0",
         triton=None,
         precision="float16",
-        profiles=tuple(profile(of_rows, rows) for rows in parse_rows("1,1:2:4")),
+        profiles=tuple(profile(graph.inputs, rows, parse_latents("8x16")) for rows in parse_rows("1,1:2:4")),
+        weights=(),
+        constants=(),
+        digest="",
         sources={},
         plan_sha256="",
         plugins=(),
-        refittable=(),
+        norms="reduce",
         onnx=str(tmp_path),
         options=(),
     )
     metadata.save(tmp_path)
     where = ["--onnx", str(tmp_path), "--engines", str(tmp_path), "--repository", str(tmp_path / "repository")]
+    for change, said in (
+        ({"weights": ("a.weight",)}, "takes weights as inputs; wanted: one built with --weights constant"),
+        ({"runtime": "tensorrt-rtx"}, "the runtime is tensorrt, and the plan is for tensorrt-rtx"),
+    ):
+        metadata.model_copy(update=change).save(tmp_path)
+        refused = CliRunner().invoke(app, ["plan-models", *where])
+        assert refused.exit_code == 2
+        assert said in _said(refused)
+    metadata.save(tmp_path)
     result = CliRunner().invoke(app, ["plan-models", *where, "--gpu", "1"])
     assert result.exit_code == 0, result.output
     assert CliRunner().invoke(app, ["plan-models", *where]).exit_code == 2, "it is not empty any more"
@@ -220,6 +252,10 @@ def test_building_without_tensorrt(directory: Path, monkeypatch: pytest.MonkeyPa
     [
         (["--rows", "0"], "rows are '0'"),
         (["--latents", "8"], "latents are '8'"),
+        (["--runtime", "trt"], "--runtime is trt; allowed: tensorrt, tensorrt-rtx"),
+        (["--weights", "some"], "--weights is some; allowed: inputs, linear, constant"),
+        (["--capability", "8.9"], "--capability is given; wanted with it: --runtime tensorrt-rtx, not tensorrt"),
+        (["--runtime", "tensorrt-rtx", "--capability", "9.0"], "compute capability 9.0; allowed: 7.5, 8.0, 8.6, 8.9"),
         (["--network", "vae"], "has no ONNX file of vae; there: unet_encoder"),
     ],
 )
@@ -230,12 +266,12 @@ def test_options_that_make_no_sense(directory: Path, options: list[str], message
     assert message in _said(result)
 
 
-def test_verifying_without_tensorrt(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_tensorrt(monkeypatch)
-    asked = ["verify-engines", "--onnx", str(directory), "--engines", str(directory)]
-    result = CliRunner().invoke(app, asked)
-    assert result.exit_code == 2
-    assert "pip install 'tensorrt-cu13" in _said(result)
+def test_verifying_without_a_gpu(directory: Path) -> None:
+    asked = ["verify-engines", "--engines", str(directory)]
+    if not torch.cuda.is_available():
+        result = CliRunner().invoke(app, asked)
+        assert result.exit_code == 2
+        assert "GPU 0 is wanted for TensorRT" in _said(result)
     result = CliRunner().invoke(app, [*asked, "--loras", "some.safetensors"])
     assert result.exit_code == 2
     assert "--checkpoint" in _said(result)
