@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from ...kernels.compile import CompiledKernel
     from ...kernels.kernel_source import KernelSource
 
-ONE_LAUNCH = {"one_program_bytes": 2**63}
-"""Setting with which a GroupNorm's pixels are never split over programs."""
-
 
 def tactics(op: str, architecture: int) -> tuple[dict[str, int], ...]:
     """Settings among which TensorRT chooses by timing; tactic n is the one at n - 1.
@@ -42,7 +39,7 @@ def tactics(op: str, architecture: int) -> tuple[dict[str, int], ...]:
 
 @dataclass(frozen=True)
 class GroupNormNode:
-    """What specialises the kernel of a `GroupNormSiLU` or an `AddGroupNormSiLU` node.
+    """What specialises the kernel of a norm's node.
 
     Attributes:
         channels: C.
@@ -51,7 +48,7 @@ class GroupNormNode:
         groups: Divides C.
         eps: Added to the variance.
         silu: Whether SiLU follows.
-        embedding: Whether it is an `AddGroupNormSiLU`.
+        embedding: Whether one is added to x before.
         dtype: Of every tensor.
         channels_last: Layout of x and y.
     """
@@ -74,20 +71,13 @@ class GroupNormNode:
         """
         if self.groups < 1 or self.channels % self.groups:
             raise ValueError(f"{self.channels} channels in {self.groups} groups; wanted: groups that divide them")
-        settings = {**tactics("group_norm_silu", architecture)[tactic - 1], **ONE_LAUNCH}
-        (source,) = group_norm_silu.sources(
-            (1, self.channels, self.pixels),
-            self.groups,
-            self.dtype,
-            architecture,
-            self.channels_last,
-            self.eps,
-            self.silu,
-            self.embedding,
-            settings,
-        )
-        promised = source.multiples_of_16 - {"pixels"} if self.pixels_vary else source.multiples_of_16
-        return replace(source, multiples_of_16=promised)
+        unsplit = {"one_program_bytes": 2**63}  # pixels never go to several programs: that would be a second kernel
+        settings = {**tactics("group_norm_silu", architecture)[tactic - 1], **unsplit}
+        shape = (1, self.channels, self.pixels)
+        after = self.channels_last, self.eps, self.silu, self.embedding
+        (source,) = group_norm_silu.sources(shape, self.groups, self.dtype, architecture, *after, settings)
+        varying = {"pixels"} if self.pixels_vary else set()
+        return replace(source, multiples_of_16=source.multiples_of_16 - varying)
 
     def blocks(self, architecture: int, tactic: int) -> int:
         """Programs along the grid's x; along y it is the batch."""
@@ -108,9 +98,8 @@ class GegluNode:
 
     def source(self, architecture: int, tactic: int) -> KernelSource:
         """What to compile."""
-        (source,) = geglu.sources(
-            self.width, self.dtype, architecture, settings=tactics("geglu", architecture)[tactic - 1]
-        )
+        settings = tactics("geglu", architecture)[tactic - 1]
+        (source,) = geglu.sources(self.width, self.dtype, architecture, settings=settings)
         return source
 
     def block_rows(self, architecture: int, tactic: int) -> int:

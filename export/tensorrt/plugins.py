@@ -2,22 +2,30 @@
 
 They are compiled ahead of time: an engine holds their PTX and needs neither Python nor Triton to run. ONNX files whose
 nodes carry the attribute `plugin_namespace` get them wherever they are registered, and else their function bodies.
-
-TensorRT reads the annotations of what it is given here as types: no `from __future__ import annotations` in this file.
-Of a node it passes all attributes, in this order, to the functions that describe and implement it.
 """
 
-import importlib
-from typing import Any
+from __future__ import annotations
 
+import importlib
+import math
+from functools import partial, reduce
+from inspect import Parameter, Signature
+from operator import mul
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...kernels.kernel_source import TYPES
 from ...kernels.triton_language import require_triton
 from ...python_backends.tensorrt.flavours import TENSORRT
 from .plugin_kernels import GegluNode, GroupNormNode, compiled, tactics
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 NAMESPACE = "swiftdiffusion"
-NORMS = ("GroupNorm", "GroupNormSiLU")
-ADD_NORMS = ("AddGroupNorm", "AddGroupNormSiLU")
-OPERATORS = (*NORMS, *ADD_NORMS, "GEGLU")
+NORMS = ("GroupNorm", "GroupNormSiLU", "AddGroupNorm", "AddGroupNormSiLU")
+OPERATORS = (*NORMS, "GEGLU")
 
 _registered: dict[str, int] = {}
 """NAMESPACE → the architecture that it was registered for: TensorRT's registry is one per process, too."""
@@ -42,172 +50,117 @@ def register_plugins(architecture: int) -> None:
     importlib.import_module("numpy.typing")  # which TensorRT 11.4 uses and does not import
     require_triton("compiling plugins for TensorRT")
     for name in NORMS:
-        _register_group_norm(name, architecture)
-    for name in ADD_NORMS:
-        _register_add_group_norm(name, architecture)
-    _register_geglu(architecture)
+        inputs = ("x", *(("embedding",) if name.startswith("Add") else ()), "weight", "bias")
+        implement = partial(_group_norm, architecture, name.endswith("SiLU"))
+        choose = partial(_choices, "group_norm_silu", architecture)
+        _register(name, inputs, {"groups": int, "eps": float}, _like_x, choose, implement)
+    choose, implement = partial(_choices, "geglu", architecture), partial(_geglu, architecture)
+    _register("GEGLU", ("x",), {}, _half_of_x, choose, implement)
     _registered[NAMESPACE] = architecture
 
 
-def _register_group_norm(operator: str, architecture: int) -> None:
+def _register(
+    operator: str,
+    inputs: tuple[str, ...],
+    attributes: dict[str, type],
+    describe: Callable[..., Any],
+    choose: Callable[..., list[Any]],
+    implement: Callable[..., tuple[str, str, Any, Any]],
+) -> None:
+    """Gives TensorRT the three functions of an operator, with signatures: it reads there what a node has and passes.
+
+    Args:
+        operator: Its name.
+        inputs: Names of the tensors, which all three take first.
+        attributes: Name → type; `describe` takes them by name, `implement` in this order.
+        describe: To the output.
+        choose: With the outputs, to types, layouts and tactics.
+        implement: With the attributes, the outputs and a tactic, to kernel, PTX, launch and integers.
+    """
     import tensorrt.plugin as trtp
 
-    name, silu = f"{NAMESPACE}::{operator}", operator.endswith("SiLU")
+    def signed(function: Callable[..., Any], taken: Mapping[str, Any], given: Any) -> Callable[..., Any]:
+        made = partial(function)
+        names = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in taken.items()]
+        made.__signature__ = Signature(names, return_annotation=given)  # type: ignore[attr-defined]
+        return made
 
-    @trtp.register(name)
-    def describe(
-        x: trtp.TensorDesc, weight: trtp.TensorDesc, bias: trtp.TensorDesc, groups: int, eps: float
-    ) -> trtp.TensorDesc:
-        return x.like()
-
-    @trtp.autotune(name)
-    def choose(
-        x: trtp.TensorDesc, weight: trtp.TensorDesc, bias: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
-    ) -> list[trtp.AutoTuneCombination]:
-        return _group_norm_choices([x, weight, bias], architecture)
-
-    @trtp.aot_impl(name)
-    def implement(
-        x: trtp.TensorDesc,
-        weight: trtp.TensorDesc,
-        bias: trtp.TensorDesc,
-        groups: int,
-        eps: float,
-        outputs: tuple[trtp.TensorDesc],
-        tactic: int,
-    ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        return _group_norm(x, groups, eps, silu, False, architecture, tactic)
+    name = f"{NAMESPACE}::{operator}"
+    tensors, outputs = dict.fromkeys(inputs, trtp.TensorDesc), {"outputs": tuple[trtp.TensorDesc]}
+    kernel = tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
+    trtp.register(name)(signed(describe, tensors | attributes, trtp.TensorDesc))
+    trtp.autotune(name)(signed(choose, tensors | outputs, list[trtp.AutoTuneCombination]))
+    trtp.aot_impl(name)(signed(implement, tensors | attributes | outputs | {"tactic": int}, kernel))
 
 
-def _register_add_group_norm(operator: str, architecture: int) -> None:
-    import tensorrt.plugin as trtp
-
-    name, silu = f"{NAMESPACE}::{operator}", operator.endswith("SiLU")
-
-    @trtp.register(name)
-    def describe(
-        x: trtp.TensorDesc,
-        embedding: trtp.TensorDesc,
-        weight: trtp.TensorDesc,
-        bias: trtp.TensorDesc,
-        groups: int,
-        eps: float,
-    ) -> trtp.TensorDesc:
-        return x.like()
-
-    @trtp.autotune(name)
-    def choose(
-        x: trtp.TensorDesc,
-        embedding: trtp.TensorDesc,
-        weight: trtp.TensorDesc,
-        bias: trtp.TensorDesc,
-        outputs: tuple[trtp.TensorDesc],
-    ) -> list[trtp.AutoTuneCombination]:
-        return _group_norm_choices([x, embedding, weight, bias], architecture)
-
-    @trtp.aot_impl(name)
-    def implement(
-        x: trtp.TensorDesc,
-        embedding: trtp.TensorDesc,
-        weight: trtp.TensorDesc,
-        bias: trtp.TensorDesc,
-        groups: int,
-        eps: float,
-        outputs: tuple[trtp.TensorDesc],
-        tactic: int,
-    ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        return _group_norm(x, groups, eps, silu, True, architecture, tactic)
+def _like_x(x: Any, *_: Any, **__: Any) -> Any:
+    return x.like()
 
 
-def _register_geglu(architecture: int) -> None:
-    import tensorrt.plugin as trtp
-
-    name = f"{NAMESPACE}::GEGLU"
-
-    @trtp.register(name)
-    def describe(x: trtp.TensorDesc) -> trtp.TensorDesc:
-        y = x.like()
-        y.shape_expr[-1] = x.shape_expr[-1] // 2
-        return y
-
-    @trtp.autotune(name)
-    def choose(x: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]) -> list[trtp.AutoTuneCombination]:
-        kinds = list(range(1, len(tactics("geglu", architecture)) + 1))
-        return [trtp.AutoTuneCombination(", ".join(2 * [_type_name(x)]), "LINEAR", kinds)]
-
-    @trtp.aot_impl(name)
-    def implement(
-        x: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc], tactic: int
-    ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        node = GegluNode(_fixed(x, x.ndim - 1) // 2, _torch_type(x))
-        kernel = compiled(node, architecture, tactic)
-        rows = _product(x, 0, x.ndim - 1)
-        launch = trtp.KernelLaunchParams(
-            grid_x=trtp.cdiv(rows, node.block_rows(architecture, tactic)),
-            grid_y=node.blocks(architecture, tactic),
-            block_x=kernel.threads,
-            shared_mem=kernel.shared_memory,
-        )
-        integers = trtp.SymIntExprs.from_tuple((trtp.SymInt32(rows), trtp.SymInt32(node.width)))
-        return kernel.name, kernel.plain_ptx, launch, integers
+def _half_of_x(x: Any) -> Any:
+    y = x.like()
+    y.shape_expr[-1] = x.shape_expr[-1] // 2
+    return y
 
 
-def _group_norm_choices(inputs: list[Any], architecture: int) -> list[Any]:
+def _choices(op: str, architecture: int, *tensors: Any) -> list[Any]:
     """Types as the network has them; layouts that the kernel knows, where channels-last has no padding."""
     import tensorrt.plugin as trtp
 
-    x = inputs[0]
-    types = ", ".join(_type_name(tensor) for tensor in (*inputs, x))
-    kinds = list(range(1, len(tactics("group_norm_silu", architecture)) + 1))
+    x, *others, _outputs = tensors
+    name = _type_name(x)
     layouts = ["LINEAR"]
-    if x.ndim == 4:
-        if _type_name(x) == "FP32":
+    if op == "group_norm_silu" and x.ndim == 4:
+        if name == "FP32":
             layouts.append("HWC")
         elif x.shape[1] > 0 and x.shape[1] % 8 == 0:
             layouts.append("HWC8")
-    flat = (len(inputs) - 1) * ["LINEAR"]
+    types = ", ".join([name, *(_type_name(tensor) for tensor in others), name])
+    flat = len(others) * ["LINEAR"]
+    kinds = list(range(1, len(tactics(op, architecture)) + 1))
     return [trtp.AutoTuneCombination(types, ", ".join([of_x, *flat, of_x]), kinds) for of_x in layouts]
 
 
-def _group_norm(
-    x: Any, groups: int, eps: float, silu: bool, embedding: bool, architecture: int, tactic: int
-) -> tuple[str, str, Any, Any]:
-    """Kernel, launch and integers of a GroupNorm."""
+def _group_norm(architecture: int, silu: bool, *arguments: Any) -> tuple[str, str, Any, Any]:
     import tensorrt as trt
-    import tensorrt.plugin as trtp
 
+    x, *embedding, _weight, _bias, groups, eps, _outputs, tactic = arguments
     largest = x.shape.max if x.shape.is_dynamic else tuple(x.shape)
-    pixels = 1
-    for side in largest[2:]:
-        pixels *= side
     node = GroupNormNode(
         channels=_fixed(x, 1),
-        pixels=pixels,
+        pixels=math.prod(largest[2:]),
         pixels_vary=any(side < 0 for side in tuple(x.shape)[2:]),
         groups=groups,
         eps=eps,
         silu=silu,
-        embedding=embedding,
+        embedding=bool(embedding),
         dtype=_torch_type(x),
         channels_last=x.format != trt.TensorFormat.LINEAR,
     )
+    rows, _, *sides = x.shape_expr
+    grid = node.blocks(architecture, tactic), rows
+    return _launch(node, architecture, tactic, grid, (node.channels, reduce(mul, sides)))
+
+
+def _geglu(architecture: int, x: Any, _outputs: Any, tactic: int) -> tuple[str, str, Any, Any]:
+    import tensorrt.plugin as trtp
+
+    node = GegluNode(_fixed(x, x.ndim - 1) // 2, _torch_type(x))
+    *sides, _ = x.shape_expr
+    rows = reduce(mul, sides)
+    grid = trtp.cdiv(rows, node.block_rows(architecture, tactic)), node.blocks(architecture, tactic)
+    return _launch(node, architecture, tactic, grid, (rows, node.width))
+
+
+def _launch(
+    node: GroupNormNode | GegluNode, architecture: int, tactic: int, grid: tuple[Any, Any], integers: tuple[Any, Any]
+) -> tuple[str, str, Any, Any]:
+    import tensorrt.plugin as trtp
+
     kernel = compiled(node, architecture, tactic)
-    launch = trtp.KernelLaunchParams(
-        grid_x=node.blocks(architecture, tactic),
-        grid_y=x.shape_expr[0],
-        block_x=kernel.threads,
-        shared_mem=kernel.shared_memory,
-    )
-    integers = trtp.SymIntExprs.from_tuple((trtp.SymInt32(node.channels), trtp.SymInt32(_product(x, 2, x.ndim))))
-    return kernel.name, kernel.plain_ptx, launch, integers
-
-
-def _product(x: Any, start: int, end: int) -> Any:
-    """Of dimensions from `start` to `end`, as an expression."""
-    product = x.shape_expr[start]
-    for index in range(start + 1, end):
-        product = product * x.shape_expr[index]
-    return product
+    launch = trtp.KernelLaunchParams(*grid, block_x=kernel.threads, shared_mem=kernel.shared_memory)
+    after_inputs = trtp.SymIntExprs.from_tuple([trtp.SymInt32(integer) for integer in integers])
+    return kernel.name, kernel.plain_ptx, launch, after_inputs
 
 
 def _fixed(x: Any, index: int) -> int:
@@ -223,16 +176,14 @@ def _fixed(x: Any, index: int) -> int:
 
 
 def _type_name(x: Any) -> str:
-    """As TensorRT writes it in combinations."""
+    """As TensorRT writes it in combinations, which is as Triton does, in capitals."""
+    return TYPES[_torch_type(x)].upper()
+
+
+def _torch_type(x: Any) -> torch.dtype:
     import tensorrt as trt
 
-    names = {trt.DataType.FLOAT: "FP32", trt.DataType.HALF: "FP16", trt.DataType.BF16: "BF16"}
-    if x.dtype not in names:
+    types = {trt.DataType.FLOAT: torch.float32, trt.DataType.HALF: torch.float16, trt.DataType.BF16: torch.bfloat16}
+    if x.dtype not in types:
         raise ValueError(f"a tensor of a plugin is {x.dtype}; allowed: FLOAT, HALF, BF16")
-    return names[x.dtype]
-
-
-def _torch_type(x: Any) -> Any:
-    import torch
-
-    return {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}[_type_name(x)]
+    return types[x.dtype]

@@ -16,13 +16,16 @@ import pytest
 
 pytest.importorskip("tensorrt", reason="needs TensorRT, which NVIDIA's package index has")
 pytest.importorskip("triton", reason="needs the Triton language: pip install 'swiftdiffusion[kernels]'")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'swiftdiffusion[onnx]'")
 
 import tensorrt as trt
 import tensorrt.plugin as trtp
-from tensorrt.plugin import _lib, _plugin_class, _tensor
+from tensorrt.plugin import _lib, _tensor
 
+from swiftdiffusion.export.onnx.fused_nodes import ATTRIBUTES, INPUTS
 from swiftdiffusion.export.tensorrt import plugins
 from swiftdiffusion.kernels.configurations import configuration
+from swiftdiffusion.python_backends.tensorrt.flavours import TENSORRT
 
 ARCHITECTURE = 90
 LINEAR, HWC, HWC8 = trt.TensorFormat.LINEAR, trt.TensorFormat.HWC, trt.TensorFormat.HWC8
@@ -72,8 +75,8 @@ class Builder:
 @pytest.fixture(autouse=True)
 def _numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     plugins.register_plugins(ARCHITECTURE)
-    monkeypatch.setattr(_plugin_class.trt, "DimsExprs", lambda length: [None] * length)
-    monkeypatch.setattr(_tensor, "SymExprImpl", lambda expression: expression._expr.value)
+    monkeypatch.setattr(trt, "DimsExprs", lambda length: [None] * length)
+    monkeypatch.setattr(trtp.SymInt32, "__call__", lambda expression: expression._expr.value)
     yield
     _tensor.SymIntExpr._exprBuilder = None
 
@@ -94,10 +97,11 @@ def create(name: str, **attributes: float) -> Any:
     )
 
 
-def described(shape: tuple[int, ...], dtype: Any, layout: Any = LINEAR) -> Any:
+def described(shape: tuple[int, ...], dtype: Any, layout: Any = LINEAR, varying: frozenset[int] = frozenset()) -> Any:
     made = trt.DynamicPluginTensorDesc()
     desc = trt.PluginTensorDesc()
-    desc.dims, desc.type, desc.format = trt.Dims(shape), dtype, layout
+    dims = [-1 if axis in varying else side for axis, side in enumerate(shape)]
+    desc.dims, desc.type, desc.format = trt.Dims(dims), dtype, layout
     made.desc = desc
     made.min = made.opt = made.max = trt.Dims(shape)
     return made
@@ -116,8 +120,20 @@ def combinations(plugin: Any, shapes: list[tuple[int, ...]], dtype: Any) -> list
     return [[each.format for each in found[start : start + size]] for start in range(0, len(found), size)]
 
 
-def launch(plugin: Any, shapes: list[tuple[int, ...]], dtype: Any, layouts: list[Any], tactic: int) -> Any:
-    tensors = [described(shape, dtype, layout) for shape, layout in zip((*shapes, shapes[0]), layouts, strict=True)]
+def launch(
+    plugin: Any,
+    shapes: list[tuple[int, ...]],
+    dtype: Any,
+    layouts: list[Any],
+    tactic: int,
+    varying: frozenset[int] = frozenset(),
+) -> Any:
+    """The kernel and its launch; in x and y the axes `varying` have no fixed size."""
+    sizes = (*shapes, shapes[0])
+    tensors = [
+        described(shape, dtype, layout, varying if shape == shapes[0] else frozenset())
+        for shape, layout in zip(sizes, layouts, strict=True)
+    ]
     plugin.configure_plugin(tensors[:-1], tensors[-1:])
     assert tactic in plugin.get_valid_tactics()
     plugin.set_tactic(tactic)
@@ -148,21 +164,42 @@ def parameters(kernel: Any) -> list[str]:
     return re.findall(r"\.param \.(\w+)", head)
 
 
-GROUP_NORM = [(2, 320, 64, 64), (320,), (320,)]
-ADD = [(2, 320, 64, 64), (2, 320), (320,), (320,)]
+FLAT = [(320,), (320,)]
+NORMS = {
+    "GroupNorm": [(2, 320, 64, 64), *FLAT],
+    "GroupNormSiLU": [(2, 320, 64, 64), *FLAT],
+    "AddGroupNorm": [(2, 320, 64, 64), (2, 320), *FLAT],
+    "AddGroupNormSiLU": [(2, 320, 64, 64), (2, 320), *FLAT],
+}
+"""Operator → shapes of its inputs."""
+
+
+def norm_kernel(name: str, tactic: int = 1) -> Any:
+    plugin = create(name, groups=32, eps=1e-5)
+    output_shape(plugin, NORMS[name], HALF)
+    combinations(plugin, NORMS[name], HALF)
+    return launch(plugin, NORMS[name], HALF, [LINEAR] * (len(NORMS[name]) + 1), tactic)
 
 
 def test_they_are_registered_once_per_process() -> None:
     plugins.register_plugins(ARCHITECTURE)
     with pytest.raises(ValueError, match=r"sm_90.*sm_80"):
         plugins.register_plugins(80)
-    assert {f"{plugins.NAMESPACE}::{name}" for name in plugins.OPERATORS} <= set(_lib.QDP_REGISTRY)
 
 
-@pytest.mark.parametrize(("name", "shapes"), [("GroupNormSiLU", GROUP_NORM), ("AddGroupNormSiLU", ADD)])
+@pytest.mark.parametrize("name", INPUTS)
+def test_they_take_what_the_nodes_of_onnx_files_have(name: str) -> None:
+    assert set(plugins.OPERATORS) == set(INPUTS)
+    registered = _lib.QDP_REGISTRY[f"{plugins.NAMESPACE}::{name}"]
+    kinds = {"INT": int, "FLOAT": float}
+    assert tuple(registered.input_tensor_names) == INPUTS[name]
+    assert list(registered.input_attrs.items()) == [(key, kinds[kind]) for key, kind in ATTRIBUTES[name].items()]
+
+
+@pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize(("dtype", "channels_last"), [(HALF, HWC8), (trt.DataType.BF16, HWC8), (FLOAT, HWC)])
-def test_group_norm(name: str, shapes: list[tuple[int, ...]], dtype: Any, channels_last: Any) -> None:
-    plugin = create(name, groups=32, eps=1e-5, silu=1)
+def test_group_norm(name: str, dtype: Any, channels_last: Any) -> None:
+    plugin, shapes = create(name, groups=32, eps=1e-5), NORMS[name]
     assert output_shape(plugin, shapes, dtype) == [2, 320, 64, 64]
     flat = [LINEAR] * (len(shapes) - 1)
     layouts = combinations(plugin, shapes, dtype)
@@ -180,26 +217,25 @@ def test_group_norm(name: str, shapes: list[tuple[int, ...]], dtype: Any, channe
 
 def test_channels_that_would_be_padded_have_one_layout() -> None:
     shapes: list[tuple[int, ...]] = [(1, 60, 8, 8), (60,), (60,)]
-    plugin = create("GroupNormSiLU", groups=6, eps=1e-5, silu=0)
+    plugin = create("GroupNormSiLU", groups=6, eps=1e-5)
     output_shape(plugin, shapes, HALF)
     assert combinations(plugin, shapes, HALF) == [[LINEAR] * 4]
 
 
 def test_three_dimensions() -> None:
     shapes: list[tuple[int, ...]] = [(1, 64, 81), (64,), (64,)]
-    plugin = create("GroupNormSiLU", groups=8, eps=1e-6, silu=0)
+    plugin = create("GroupNormSiLU", groups=8, eps=1e-6)
     output_shape(plugin, shapes, HALF)
     assert combinations(plugin, shapes, HALF) == [[LINEAR] * 4]
     assert launch(plugin, shapes, HALF, [LINEAR] * 4, 1).integers == [64, 81]
 
 
 def test_tactics_are_different_kernels() -> None:
-    plugin = create("GroupNormSiLU", groups=32, eps=1e-5, silu=1)
-    output_shape(plugin, GROUP_NORM, HALF)
-    combinations(plugin, GROUP_NORM, HALF)
-    plugin.configure_plugin(*[[described((1,), HALF)] * 3, [described((1,), HALF)]])
-    first, second = (launch(plugin, GROUP_NORM, HALF, [LINEAR] * 4, tactic) for tactic in (1, 2))
-    assert first.ptx != second.ptx
+    assert norm_kernel("GroupNormSiLU", 1).ptx != norm_kernel("GroupNormSiLU", 2).ptx
+
+
+def test_norms_are_different_kernels() -> None:
+    assert len({norm_kernel(name).ptx for name in NORMS}) == len(NORMS)
 
 
 def test_geglu() -> None:
@@ -225,7 +261,7 @@ def test_other_types_are_refused() -> None:
 
 def test_a_channel_count_that_varies_is_refused() -> None:
     shapes: list[tuple[int, ...]] = [(2, -1, 8, 8), (8,), (8,)]
-    plugin = create("GroupNormSiLU", groups=8, eps=1e-5, silu=1)
+    plugin = create("GroupNormSiLU", groups=8, eps=1e-5)
     output_shape(plugin, shapes, HALF)
     combinations(plugin, shapes, HALF)
     with pytest.raises(ValueError, match=r"dimension 1 of .* varies"):
@@ -236,45 +272,49 @@ def test_one_kernel_for_sizes_that_vary() -> None:
     """Nothing of the profile at hand may specialise it: TensorRT keeps one kernel for all of them."""
     kernels = []
     for side in (64, 24):
-        varying = trt.DynamicPluginTensorDesc()
-        desc = trt.PluginTensorDesc()
-        desc.dims, desc.type, desc.format = trt.Dims((-1, 320, -1, -1)), HALF, LINEAR
-        varying.desc = desc
-        varying.min = varying.opt = varying.max = trt.Dims((2, 320, side, side))
-        x = trtp.TensorDesc(trtp.ShapeExprs.from_tuple((trtp.ShapeExpr(),) * 4), HALF, LINEAR)
-        x._shape = trtp.Shape(varying)
-        kernels.append(plugins._group_norm(x, 32, 1e-5, 1, False, ARCHITECTURE, 1)[1])
-    assert kernels[0] == kernels[1]
+        shapes = [(2, 320, side, side), *FLAT]
+        plugin = create("GroupNormSiLU", groups=32, eps=1e-5)
+        output_shape(plugin, shapes, HALF)
+        combinations(plugin, shapes, HALF)
+        kernels.append(launch(plugin, shapes, HALF, [LINEAR] * 4, 1, varying=frozenset((0, 2, 3))))
+    assert kernels[0].ptx == kernels[1].ptx
+    assert [kernel.integers for kernel in kernels] == [[320, 64 * 64], [320, 24 * 24]]
 
 
 USED = {
     "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
-    "BuilderFlag": "REFIT_INDIVIDUAL",
     "DataType": "FLOAT HALF BF16 INT32 INT64 BOOL UINT8",
     "ExecutionContextAllocationStrategy": "USER_MANAGED",
-    "IBuilderConfig": "set_flag set_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache "
+    "IBuilderConfig": "set_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache "
     "add_optimization_profile",
-    "ICudaEngine": "create_execution_context device_memory_size_v2 get_tensor_dtype get_tensor_mode get_tensor_name "
-    "get_tensor_profile_shape num_io_tensors num_optimization_profiles refittable",
+    "ICudaEngine": "create_execution_context get_tensor_dtype get_tensor_mode get_tensor_name get_tensor_profile_shape "
+    "get_tensor_shape num_io_tensors num_optimization_profiles",
     "IExecutionContext": "execute_async_v3 get_tensor_shape infer_shapes set_device_memory set_input_shape "
-    "set_optimization_profile_async set_tensor_address",
-    "INetworkDefinition": "get_input get_output mark_weights_refittable num_inputs num_outputs",
+    "set_optimization_profile_async set_tensor_address update_device_memory_size_for_shapes",
+    "ILogger": "ERROR INTERNAL_ERROR WARNING log",
+    "INetworkDefinition": "get_input num_inputs",
     "IOptimizationProfile": "set_shape",
     "ITimingCache": "serialize",
-    "Logger": "WARNING",
     "MemoryPoolType": "WORKSPACE",
     "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
     "OnnxParser": "parse num_errors get_error",
-    "Refitter": "get_missing_weights get_weights_prototype refit_cuda_engine_async set_named_weights",
+    "ParserError": "desc",
     "Runtime": "deserialize_cuda_engine",
     "TensorIOMode": "INPUT",
-    "TensorLocation": "DEVICE",
-    "Weights": "dtype size",
 }
-"""What building, running and refitting use: releases 10.16 and 11.4 both have to have it."""
+"""What building and running use: releases 10.16 and 11.4 both have to have it."""
 
 
 @pytest.mark.parametrize("name", USED)
 def test_the_interface_is_the_one_that_is_used(name: str) -> None:
     missing = [member for member in USED[name].split() if not hasattr(getattr(trt, name), member)]
     assert not missing
+
+
+def test_errors_are_logged_and_told_once() -> None:
+    log = TENSORRT.log
+    assert isinstance(log, trt.ILogger)
+    log.log(trt.ILogger.WARNING, "not this")
+    log.log(trt.ILogger.ERROR, "what went wrong")
+    assert log.said() == "what went wrong"
+    assert log.said() == "it does not say why"

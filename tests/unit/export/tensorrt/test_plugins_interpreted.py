@@ -28,7 +28,12 @@ def launch(source: KernelSource, grid: tuple[int, int], *arguments: torch.Tensor
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(
     ("shape", "groups", "embedding", "silu"),
-    [((2, 60, 48, 40), 6, True, True), ((1, 320, 24, 24), 32, False, True), ((3, 48, 5, 3), 8, True, False)],
+    [
+        ((2, 60, 48, 40), 6, True, True),
+        ((1, 320, 24, 24), 32, False, True),
+        ((3, 48, 5, 3), 8, True, False),
+        ((1, 64, 9, 8), 8, False, False),
+    ],
 )
 def test_group_norm(shape: tuple[int, ...], groups: int, embedding: bool, silu: bool, channels_last: bool) -> None:
     torch.manual_seed(0)
