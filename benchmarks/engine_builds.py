@@ -13,7 +13,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from swiftdiffusion.export.tensorrt.engines import CONSTANT, INPUTS, LINEAR, Bui
 from swiftdiffusion.export.tensorrt.profiles import parse_latents, parse_rows
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.tensorrt.flavours import TENSORRT_RTX
-from swiftdiffusion.python_backends.tensorrt.tensor_names import DECODER, ENCODER, ENCODER_INPUTS
+from swiftdiffusion.python_backends.tensorrt.tensor_names import DECODER, ENCODER, ENCODER_INPUTS, VAE_DECODER
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, MIB = torch.device("cpu"), 2**20
@@ -47,8 +48,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Of the UNet's halves; without more, for the capabilities that TensorRT-RTX chooses, with weights as inputs."""
 
-Seconds = Mapping[str, float]
-
 
 def sdxl(directory: Path, real: bool) -> Iterator[tuple[str, float]]:
     """Writes SDXL's graphs; their names, with the seconds that each took."""
@@ -59,58 +58,45 @@ def sdxl(directory: Path, real: bool) -> Iterator[tuple[str, float]]:
     inputs = {name: tensor for name, tensor in given.items() if tensor.numel()}
     inputs["latents"] = torch.zeros(2, 4, side, side, dtype=torch.float16)
 
-    def written(parts: Callable[[], Iterator[GraphPart]], forms: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-        start = time.perf_counter()
-        for part in parts():
-            for norms in forms:
-                file = directory / norms / f"{part.name}.onnx"
-                ir.save(torch_graph(part, norms), file, external_data=f"{file.name}.data")
-                yield f"{norms}/{part.name}", time.perf_counter() - start
-                start = time.perf_counter()
-
     for norms in (REDUCE, INSTANCE):
         (directory / norms).mkdir()
-    yield from written(lambda: iter([decoder(gpu_networks.vae(real, CPU, torch.float32), sizes)]), (REDUCE,))
+    yield from _written(directory, [decoder(gpu_networks.vae(real, CPU, torch.float32), sizes)], (REDUCE,))
     network = gpu_networks.controlnet(unet, CPU, torch.float16).requires_grad_(False).eval()
-    yield from written(lambda: steered("any", network, inputs, sizes, 8), (REDUCE,))
+    yield from _written(directory, steered("any", network, inputs, sizes, 8), (REDUCE,))
     del network
-    yield from written(lambda: halves(unet, inputs, sizes), (REDUCE, INSTANCE))
+    yield from _written(directory, halves(unet, inputs, sizes), (REDUCE, INSTANCE))
 
 
-def _build(onnx: str, engines: str, name: str, latents: str, options: dict[str, Any], answer: Any) -> None:
-    settings = BuildSettings(
-        Path(onnx), Path(engines), parse_rows(ROWS), parse_latents(latents), TENSORRT_RTX, **options
-    )
+def _written(directory: Path, parts: Iterable[GraphPart], forms: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    for part in parts:
+        for norms in forms:
+            start, file = time.perf_counter(), directory / norms / f"{part.name}.onnx"
+            ir.save(torch_graph(part, norms), file, external_data=f"{file.name}.data")
+            yield f"{norms}/{part.name}", time.perf_counter() - start
+
+
+def _build(onnx: Path, engines: Path, name: str, latents: str, rows: str, options: dict[str, Any]) -> dict[str, Any]:
+    settings = BuildSettings(onnx, engines, parse_rows(rows), parse_latents(latents), TENSORRT_RTX, **options)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     metadata = EngineBuilder(settings).build(name)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    answer.put(
-        {
-            "seconds": round(time.perf_counter() - start, 1),
-            "cpu_seconds": round(cpu, 1),
-            "plan_mib": round((Path(engines) / f"{name}.plan").stat().st_size / MIB, 1),
-            "weights_from_outside": len(metadata.weights),
-            "most_memory_mib": round(after.ru_maxrss / 1024),
-        }
-    )
-
-
-def built(onnx: Path, engines: Path, name: str, latents: str, **options: Any) -> dict[str, Any]:
-    """Figures of one build."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_build, args=(str(onnx), str(engines), name, latents, options, answer))
-    process.start()
-    found = answer.get(timeout=1800)
-    process.join()
-    print(f"{name} {latents} {options}: {found}", flush=True)  # noqa: T201  minutes of work
     return {
-        "network": name,
-        "latents": latents,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
-        **found,
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(cpu, 1),
+        "plan_mib": round((engines / f"{name}.plan").stat().st_size / MIB, 1),
+        "weights_from_outside": len(metadata.weights),
+        "most_memory_mib": round(after.ru_maxrss / 1024),
     }
+
+
+def built(onnx: Path, engines: Path, name: str, latents: str, rows: str = ROWS, **options: Any) -> dict[str, Any]:
+    """Figures of one build."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        found = process.submit(_build, onnx, engines, name, latents, rows, options).result()
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    Console(stderr=True).print(name, latents, given, found)
+    return {"network": name, "latents": latents, "rows": rows, **given, **found}
 
 
 def of_sdxl(directory: Path, real: bool) -> dict[str, Any]:
@@ -125,9 +111,9 @@ def of_sdxl(directory: Path, real: bool) -> dict[str, Any]:
         norms = built(directory / INSTANCE, directory / "engines", name, ANY_SIZE)
         results.append({**norms, "norms": INSTANCE})
     results.append(built(directory / REDUCE, directory / "engines", ENCODER, ANY_SIZE, weights=CONSTANT))
-    for name in ("controlnet_any", "controlnet_any_embedder", "vae_decoder"):
-        results.append(built(directory / REDUCE, directory / "engines", name, ANY_SIZE))
-    return {"export_seconds": seconds, "onnx_weights_mib": weights, "rows": ROWS, "engines": results}
+    for name, rows in (("controlnet_any", ROWS), ("controlnet_any_embedder", ROWS), (VAE_DECODER, "1")):
+        results.append(built(directory / REDUCE, directory / "engines", name, ANY_SIZE, rows))
+    return {"export_seconds": seconds, "onnx_weights_mib": weights, "engines": results}
 
 
 def of_demo(directory: Path) -> dict[str, Any]:
@@ -143,7 +129,7 @@ def of_demo(directory: Path) -> dict[str, Any]:
         for capabilities in ((), ("8.9",))
         for name in names
     ]
-    return {"export_seconds": seconds, "rows": ROWS, "engines": results}
+    return {"export_seconds": seconds, "engines": results}
 
 
 def main(
