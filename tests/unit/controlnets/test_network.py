@@ -20,9 +20,9 @@ from swiftdiffusion.python_backends.controlnets import network as network_module
 from swiftdiffusion.python_backends.controlnets.network import ControlNet
 from swiftdiffusion.python_backends.controlnets.weights import load_controlnet
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from swiftdiffusion.python_backends.networks.runtimes import TENSORRT, Runtime
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.request.completed import ControlNetUse
-from swiftdiffusion.python_backends.tensorrt import halves
+from swiftdiffusion.python_backends.tensorrt import networks as engines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = {letter * 64: seed for seed, letter in enumerate("abcd")}
@@ -161,8 +161,8 @@ def test_with_an_engine_the_embedding_is_all_that_is_kept(files: Files, monkeypa
             return (others[-1],)
 
     monkeypatch.setattr(network_module, "load_controlnet", load)
-    monkeypatch.setattr(halves, "EngineControlNet", Engine)
-    runtime = Runtime(TENSORRT)
+    monkeypatch.setattr(engines, "EngineControlNet", Engine)
+    runtime = Runtime("tensorrt-rtx")
     net = files.load("plain", torch.float32, runtime)
     gc.collect()
     assert loaded.pop()() is None

@@ -11,10 +11,12 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
+from swiftdiffusion.python_backends.launcher import doctor
 from swiftdiffusion.python_backends.launcher.checks import Check, Status
 from swiftdiffusion.python_backends.launcher.doctor import run_checks
 from swiftdiffusion.python_backends.launcher.python_stub import STUB
 from swiftdiffusion.python_backends.launcher.repository_weights import check_weights
+from swiftdiffusion.python_backends.tensorrt.flavours import FLAVOURS, Flavour
 
 CONFIG = 'name: "{name}"\nbackend: "python"\nparameters {{ key: "checkpoint" value {{ string_value: "{path}" }} }}\n'
 
@@ -76,19 +78,38 @@ def test_a_gpu_that_is_not_there(repository: Path) -> None:
     assert check.found.startswith("wanted by unet_shard0; this machine has")
 
 
-def test_a_runtime_that_is_not_there(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subjects = {"Triton language", "TensorRT"}
+@pytest.mark.parametrize("flavour", FLAVOURS.values(), ids=FLAVOURS)
+def test_a_runtime_that_is_not_there(repository: Path, flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects = {"Triton language", "TensorRT", "TensorRT-RTX"}
     assert not subjects & {check.subject for check in run_checks(repository)}
     config = repository / "unet_shard0" / "config.pbtxt"
-    runtime = 'parameters { key: "runtime" value { string_value: "tensorrt" } }\n'
+    runtime = f'parameters {{ key: "runtime" value {{ string_value: "{flavour.name}" }} }}\n'
     config.write_text(config.read_text() + runtime + "instance_group [ { kind: KIND_GPU gpus: [ 97 ] } ]\n")
-    for package in ("triton", "tensorrt"):
+    for package in ("triton", flavour.package):
         monkeypatch.setitem(sys.modules, package, None)
     checks = {check.subject: check for check in run_checks(repository) if check.subject in subjects}
     assert {check.status for check in checks.values()} == {Status.MISSING}
     assert {check.found for check in checks.values()} == {"wanted by unet_shard0"}
     assert "swiftdiffusion[kernels]" in checks["Triton language"].advice
-    assert "tensorrt-cu13" in checks["TensorRT"].advice
+    assert checks.keys() == {"Triton language", flavour.title}
+    assert flavour.install in checks[flavour.title].advice
+
+
+def test_a_gpu_that_a_runtime_does_not_know(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H100 with engines of TensorRT-RTX."""
+    pytest.importorskip("tensorrt_rtx")
+    config = repository / "unet_shard0" / "config.pbtxt"
+    runtime = 'parameters { key: "runtime" value { string_value: "tensorrt-rtx" } }\n'
+    config.write_text(config.read_text() + runtime + "instance_group [ { kind: KIND_GPU gpus: [ 0 ] } ]\n")
+    monkeypatch.setattr(doctor, "_torch_gpus", lambda: 1)
+    for capability, status in (((9, 0), Status.MISSING), ((8, 9), Status.OK)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu, found=capability: found)
+        (check,) = (check for check in run_checks(repository) if check.subject == "TensorRT-RTX")
+        assert check.status is status
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: (10, 0))
+    (check,) = (check for check in run_checks(repository) if check.subject == "TensorRT-RTX")
+    assert "no engines for GPUs of compute capability 10.0" in check.advice
+    assert "--runtime torch" in check.advice
 
 
 def test_kernels_want_a_c_compiler_and_python_s_headers(

@@ -12,20 +12,28 @@ import torch
 import checkpoints
 from swiftdiffusion.kernels.triton_language import MissingTritonError
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.prompt_encoding import PromptEncoder
 from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.unet import UNet
+from swiftdiffusion.python_backends.tensorrt.flavours import FLAVOURS
 from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError
 
 
 def test_an_unknown_one_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(ValueError, match="'onnx'; allowed: torch, compile, tensorrt"):
+    with pytest.raises(ValueError, match="'onnx'; allowed: torch, compile, tensorrt, tensorrt-rtx"):
         Runtime("onnx")
 
 
-def test_tensorrt_without_engines_names_the_command(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(checkpoints.sd15(tmp_path / "checkpoint"))
-    with pytest.raises(EngineMismatchError, match="swiftdiffusion build-engines --onnx"):
-        UNet(checkpoint, torch.device("cpu"), torch.float32, Runtime("tensorrt", tmp_path))
+@pytest.mark.parametrize("name", FLAVOURS)
+def test_engines_that_are_missing_name_the_command(name: str, tmp_path: Path) -> None:
+    checkpoint, cpu = Checkpoint(checkpoints.sd15(tmp_path / "checkpoint")), torch.device("cpu")
+    runtime = Runtime(name, tmp_path)
+    with pytest.raises(EngineMismatchError, match=r"no engine unet_encoder.*swiftdiffusion build-engines --onnx"):
+        UNet(checkpoint, cpu, torch.float32, runtime)
+    with pytest.raises(EngineMismatchError, match="no engine text_encoder"):
+        PromptEncoder(checkpoint, cpu, torch.float32, runtime=runtime)
+    with pytest.raises(EngineMismatchError, match="no engine vae_decoder"):
+        runtime.decoder(checkpoint.load_vae(cpu, torch.float32), cpu)
 
 
 @pytest.mark.parametrize("name", ["torch", "compile"])
@@ -37,7 +45,7 @@ def test_a_gpu_without_the_triton_language_says_what_to_install(name: str, monke
 
 COMMANDS = """
 import sys
-for package in ("onnx", "onnxscript", "onnxruntime", "onnx_ir", "tensorrt", "triton"):
+for package in ("onnx", "onnxscript", "onnxruntime", "onnx_ir", "tensorrt", "tensorrt_rtx", "triton"):
     sys.modules[package] = None
 from typer.testing import CliRunner
 from swiftdiffusion.clients.cli import app
@@ -56,9 +64,10 @@ def test_commands_without_the_packages_say_what_to_install(tmp_path: Path) -> No
     asked = {
         f"{export}/plain": "0 ",
         f"{export}/engines --runtime tensorrt --unet-gpus 0 {engines}": "2 TensorRT is missing",
+        f"{export}/engines --runtime tensorrt-rtx --unet-gpus 0 {engines}": "2 TensorRT-RTX is missing",
         f"export-onnx --checkpoint {checkpoint} --output {tmp_path}/onnx": "2 export-onnx needs onnx",
         f"build-engines {graphs} {engines}": "2 ",
-        f"verify-engines {graphs} --engines {tmp_path}": "2 ",
+        f"build-engines --runtime tensorrt-rtx {graphs} {engines}": "2 ",
     }
     command = [sys.executable, "-c", COMMANDS]
     said = subprocess.run(command, input="\n".join(asked), capture_output=True, text=True, check=True).stdout

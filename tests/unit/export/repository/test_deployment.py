@@ -228,7 +228,8 @@ def test_8_bit_floats_are_asked_for_by_pipeline(files: Path, tmp_path: Path) -> 
         (("--runtime", "onnx"), "runtime is 'onnx'"),
         (("--runtime", "tensorrt", "--engines", "e"), "runtime is tensorrt; wanted with it: unet_gpus"),
         (("--runtime", "tensorrt", "--unet-gpus", "0"), "wanted with it: engines"),
-        (("--engines", "e"), "engines is given; wanted with it: runtime tensorrt, not torch"),
+        (("--runtime", "tensorrt-rtx", "--engines", "e"), "runtime is tensorrt-rtx; wanted with it: unet_gpus"),
+        (("--engines", "e"), "engines is given; wanted with it: runtime tensorrt or tensorrt-rtx, not torch"),
         (("--runtime", "tensorrt", "--unet-gpus", "0", "--engines", "e"), "TensorRT is missing"),
         (("--fp8",), "fp8 is on; wanted with it: unet_gpus, since a CPU would only emulate it"),
         (

@@ -32,24 +32,32 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_engine(directory: Path, name: str, *rows: Rows, precision: str = "float16") -> None:
+OTHERS = ("unet_decoder", "text_encoder", "vae_decoder")
+
+
+def write_engine(
+    directory: Path, name: str, *rows: Rows, precision: str = "float16", runtime: str = "tensorrt"
+) -> None:
     directory.mkdir(exist_ok=True)
     EngineMetadata(
         name=name,
+        runtime=runtime,
+        release="11.4.0",
         gpu="a GPU",
-        compute_capability="9.0",
-        tensorrt="11.4.0",
-        driver="580.1",
+        capabilities=("9.0",),
         torch="2.13.0",
         triton=None,
         precision=precision,
         profiles=tuple(
             dict.fromkeys(("latents", "mid"), ((low, 4, 8, 8), (low, 4, 8, 8), (high, 4, 8, 8))) for low, high in rows
         ),
+        weights=(),
+        constants=(),
+        digest="",
         sources={},
         plan_sha256="",
         plugins=(),
-        refittable=(),
+        norms="reduce",
         onnx="onnx",
         options=(),
     ).save(directory)
@@ -68,8 +76,8 @@ SECOND = "[pipelines.b]\ncheckpoint = 'checkpoint'\nunet_gpus = [0]\n"
 
 
 def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint: Path, tmp_path: Path) -> None:
-    for half in ("unet_encoder", "unet_decoder"):
-        write_engine(tmp_path / "engines", half, (1, 1), (2, 8))
+    for name in ("unet_encoder", *OTHERS):
+        write_engine(tmp_path / "engines", name, (1, 1), (2, 8))
     pipelines = deployed(checkpoint, tmp_path, EDGES).resolve()
     check_engines(pipelines)
     models = {model.config.name: model.config for model in repository_models(pipelines, str)}
@@ -79,7 +87,9 @@ def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint:
         if "runtime" in config.parameters
     }
     engines = ("tensorrt", str((tmp_path / "engines").resolve()))
-    assert runtimes == {"unet_shard0": engines, "unet_shard1": engines, "controlnet_edges": ("torch", "")}
+    evaluated = dict.fromkeys(("unet_shard0", "unet_shard1", "text_encoder", "vae_decoder"), engines)
+    assert runtimes == evaluated | {"controlnet_edges": ("torch", "")}
+    assert not [name for name in evaluated if "needs_mib" in models[name].parameters]
     assert models["preprocess"].parameters["max_prompt_chunks"].string_value == "1"
 
 
@@ -96,17 +106,38 @@ def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint:
 def test_what_does_not_is_refused(
     checkpoint: Path, tmp_path: Path, rows: list[Rows], precision: str, more: str, said: str
 ) -> None:
-    for half in ("unet_encoder", "unet_decoder"):
-        write_engine(tmp_path / "engines", half, *rows, precision=precision)
+    for name in ("unet_encoder", *OTHERS):
+        write_engine(tmp_path / "engines", name, *rows, precision=precision)
     pipelines = deployed(checkpoint, tmp_path, more).resolve()
     with pytest.raises(RepositoryError, match=said):
         write_pipelines(pipelines, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
 
 
+def test_every_network_has_to_have_one_of_the_runtime(checkpoint: Path, tmp_path: Path) -> None:
+    pipelines = deployed(checkpoint, tmp_path).resolve()
+    for name in ("unet_encoder", *OTHERS):
+        with pytest.raises(EngineMismatchError, match=f"no engine {name}: .* is missing; build it"):
+            check_engines(pipelines)
+        write_engine(tmp_path / "engines", name, (1, 8), precision="float32" if name == "vae_decoder" else "float16")
+    check_engines(pipelines)
+    write_engine(tmp_path / "engines", "unet_decoder", (1, 8), runtime="tensorrt-rtx")
+    with pytest.raises(EngineMismatchError, match="the runtime is tensorrt, and the plan is for tensorrt-rtx"):
+        check_engines(pipelines)
+
+
+def test_a_vae_in_float16_stays_in_pytorch(checkpoint: Path, tmp_path: Path) -> None:
+    pipelines = deployed(checkpoint, tmp_path, "vae_float16 = true\n").resolve()
+    for name in ("unet_encoder", "unet_decoder", "text_encoder"):
+        write_engine(tmp_path / "engines", name, (1, 8))
+    check_engines(pipelines)
+    models = {model.config.name: model.config for model in repository_models(pipelines, str)}
+    assert "runtime" not in models["vae_decoder"].parameters
+
+
 def test_a_controlnet_takes_the_rows_of_all_shards(checkpoint: Path, tmp_path: Path) -> None:
-    for half in ("unet_encoder", "unet_decoder"):
-        write_engine(tmp_path / "engines", half, (1, 8))
+    for name in ("unet_encoder", *OTHERS):
+        write_engine(tmp_path / "engines", name, (1, 8))
     write_engine(tmp_path / "engines", "controlnet_edges", (1, 8))
     pipelines = deployed(checkpoint, tmp_path, ON_GPU).resolve()
     with pytest.raises(EngineMismatchError, match=r"controlnet_edges .* takes no batch of 9 rows; wanted: 1 to 16"):

@@ -254,7 +254,7 @@ def test_building_without_tensorrt(directory: Path, monkeypatch: pytest.MonkeyPa
         (["--latents", "8"], "latents are '8'"),
         (["--runtime", "trt"], "--runtime is trt; allowed: tensorrt, tensorrt-rtx"),
         (["--weights", "some"], "--weights is some; allowed: inputs, linear, constant"),
-        (["--capability", "8.9"], "--capability is given; wanted with it: --runtime tensorrt-rtx, not tensorrt"),
+        (["--capability", "8.9"], "--capability is given; wanted with it:"),
         (["--runtime", "tensorrt-rtx", "--capability", "9.0"], "compute capability 9.0; allowed: 7.5, 8.0, 8.6, 8.9"),
         (["--network", "vae"], "has no ONNX file of vae; there: unet_encoder"),
     ],
