@@ -49,12 +49,17 @@ def run_checks(repository: Path | None) -> Iterator[Check]:
     yield _shared_memory()
     yield from _packages()
     if repository is not None:
-        yield from check_weights(repository)
-        yield from _placed(wanted_gpus(repository))
-        yield from _runtimes(repository)
+        yield from repository_checks(repository)
         yield from check_needs(repository, _cpu_speed)
     yield from _ports()
     yield from _down()
+
+
+def repository_checks(repository: Path) -> Iterator[Check]:
+    """Of what a model repository refers to: weights, GPUs, packages."""
+    yield from check_weights(repository)
+    yield from _placed(wanted_gpus(repository))
+    yield from _runtimes(repository)
 
 
 def _python() -> Check:

@@ -155,6 +155,8 @@ def serve(
             console.print("stopped")
         except (LauncherError, OSError) as error:
             console.print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+            for line in _lacking(repository) if isinstance(error, ModelLoadError) else ():
+                console.print(_escaped(line), highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
 
@@ -199,6 +201,16 @@ def _run(server: TritonServer, console: Console, streamed: bool, grace_s: float)
         if server.started:
             console.print("stopping the server")
         server.stop()
+
+
+def _lacking(repository: Path) -> Iterator[str]:
+    """What this machine does not have of what models need, which they say in Triton's words if at all."""
+    from .checks import Status
+    from .doctor import repository_checks
+
+    for check in repository_checks(repository):
+        if check.status is Status.MISSING:
+            yield f"missing: {check.subject}: {check.found}; {check.advice}"
 
 
 def _follow(server: TritonServer) -> LogFollower:
