@@ -121,7 +121,7 @@ class PromptEncoder:
         self._pipeline, runtime = checkpoint.load_text_pipeline(device, dtype), runtime or Runtime()
         parts = {name: getattr(self._pipeline, name, None) for name in (TEXT_ENCODER, TEXT_ENCODER_2)}
         encoders = {name: encoder for name, encoder in parts.items() if encoder is not None}
-        patcher = Patcher(encoders)
+        patcher = Patcher(encoders, in_place=None if runtime.flavour is None else True)  # engines keep addresses
         engines = [runtime.text_encoder(name, encoder, patcher, device) for name, encoder in encoders.items()]
         if catalogue is not None:
             load_embeddings(self._pipeline, embedding_files(catalogue))
