@@ -14,7 +14,7 @@ import torch
 from onnx_ir.passes import common
 
 from ...python_backends.lora.files.modules import COMPONENTS, adaptable_weights
-from ...python_backends.tensorrt.tensor_names import NORMS, WEIGHTS_DIGEST
+from ...python_backends.tensorrt.tensor_names import NORMS, PRECISION, WEIGHTS_DIGEST
 from .function_bodies import REDUCE, add_function_bodies
 from .fused_nodes import OPSET, translations
 
@@ -65,7 +65,8 @@ def torch_graph(part: GraphPart, norms: str = REDUCE) -> ir.Model:
     _check_weights(model.graph, part)
     _name_dimensions(model.graph, part)
     add_function_bodies(model, norms)
-    model.metadata_props.update({WEIGHTS_DIGEST: part.digest, NORMS: norms})
+    precision = str(next(part.network.parameters()).dtype).removeprefix("torch.")
+    model.metadata_props.update({WEIGHTS_DIGEST: part.digest, NORMS: norms, PRECISION: precision})
     return model
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ...python_backends.tensorrt.metadata import EngineMetadata
 
 
 def build_engines(
@@ -97,17 +94,11 @@ def build_engines(
         builder = EngineBuilder(settings)
         with Progress(transient=True) as progress:
             for name in progress.track(network or found, description="building"):
-                metadata = builder.build(name)
-                progress.console.print(_summary(metadata, engines), soft_wrap=True, highlight=False)
+                built, plan = builder.build(name), engines / f"{name}.plan"
+                said = f"{plan}: {plan.stat().st_size / 2**20:.1f} MiB, {built.precision}, {len(built.weights)} weights from"
+                said += f" outside, plugins: {', '.join(built.plugins) or 'none'}"
+                progress.console.print(said, soft_wrap=True, highlight=False)
     except (BuildError, EngineMismatchError, GraphError, MissingTritonError, TensorRTUnavailableError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"compare them, on a GPU that runs them: swiftdiffusion verify-engines --engines {engines}")
-
-
-def _summary(metadata: EngineMetadata, engines: Path) -> str:
-    plan = engines / f"{metadata.name}.plan"
-    return (
-        f"{plan}: {plan.stat().st_size / 2**20:.1f} MiB, {metadata.precision}, {len(metadata.weights)} weights from "
-        f"outside, plugins: {', '.join(metadata.plugins) or 'none'}"
-    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...python_backends.common.filesystem import sha256_of
-from ...python_backends.tensorrt.tensor_names import NORMS, WEIGHTS_DIGEST
+from ...python_backends.tensorrt.tensor_names import NORMS, PRECISION, WEIGHTS_DIGEST
 from .plugins import NAMESPACE, OPERATORS
 
 if TYPE_CHECKING:
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from ...python_backends.tensorrt.metadata import Shape
-
-_PRECISIONS = ("FLOAT16", "BFLOAT16", "FLOAT")
-_NAMES = {"FLOAT16": "float16", "BFLOAT16": "bfloat16", "FLOAT": "float32"}
 
 Dimensions = tuple[int | str, ...]
 
@@ -103,15 +99,8 @@ class Graph:
 
     @property
     def precision(self) -> str:
-        """Of most of the weights: `float16`, `bfloat16` or `float32`."""
-        from onnx import TensorProto
-
-        counts = dict.fromkeys(_PRECISIONS, 0)
-        for tensor in self.model.graph.initializer:
-            kind = TensorProto.DataType.Name(tensor.data_type)
-            if kind in counts:
-                counts[kind] += math.prod(tensor.dims)
-        return _NAMES[max(counts, key=lambda kind: counts[kind])]
+        """Of its weights: `float16`, `bfloat16` or `float32`; empty where the file does not say."""
+        return self._said(PRECISION)
 
     @property
     def plugins(self) -> tuple[str, ...]:

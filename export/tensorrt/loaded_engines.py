@@ -20,14 +20,14 @@ from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchE
 from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER
 from .graph import Graph
 from .references import OnnxReference, TorchReference
-from .verification import cases, verify
+from .verification import Case, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ...python_backends.lora.files.canonical import CanonicalLora
     from .references import Runnable
-    from .verification import Case, Comparison
+    from .verification import Comparison
 
 HALVES = (ENCODER, DECODER)
 
@@ -118,7 +118,7 @@ class LoadedEngines:
             engine = Engine.load(directory, name, self._device, flavour, weights)
             reference = OnnxReference(onnx / f"{name}.onnx")
         variant = f"{flavour.name}, {'plugins' if metadata.plugins else f'norms: {metadata.norms}'}"
-        self._cases += cases(name, variant, metadata.precision, engine, reference, metadata.profiles)
+        self._cases += Case.of(metadata.profiles, name, variant, metadata.precision, engine, reference)
         return engine
 
     @cached_property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 from .references import random_inputs
 
@@ -70,6 +71,12 @@ class Case:
     reference: Runnable
     inputs: Tensors
 
+    @classmethod
+    def of(cls, profiles: Sequence[Mapping[str, Bounds]], *compared: Any) -> list[Case]:
+        """A case for each profile of an engine, at its best shape; all but the inputs as there."""
+        best = [{name: bounds[1] for name, bounds in profile.items()} for profile in profiles]
+        return [cls(*compared, random_inputs(shapes, seed)) for seed, shapes in enumerate(best)]
+
     def compare(self, state: str, timed: bool = False) -> Comparison:
         """The engine against the reference."""
         found = self.outputs()
@@ -88,28 +95,6 @@ class Case:
     def _comparison(self, state: str, error: float, tolerance: float, milliseconds: float | None = None) -> Comparison:
         rows = len(next(iter(self.inputs.values())))
         return Comparison(self.engine, self.variant, rows, state, error, tolerance, milliseconds)
-
-
-def cases(
-    engine: str,
-    variant: str,
-    precision: str,
-    run: Runnable,
-    reference: Runnable,
-    profiles: Sequence[Mapping[str, Bounds]],
-) -> list[Case]:
-    """A case for each profile of an engine, at its best shape."""
-    return [
-        Case(
-            engine,
-            variant,
-            precision,
-            run,
-            reference,
-            random_inputs({name: best for name, (_, best, _) in profile.items()}, seed),
-        )
-        for seed, profile in enumerate(profiles)
-    ]
 
 
 def verify(
@@ -170,16 +155,6 @@ def relative_error(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch
     return max(errors)
 
 
-def time_calls(call: Callable[[], object], calls: int = 20) -> float:
-    """Milliseconds of a call on the current stream, the middle one of several after a warm-up."""
-    times = []
-    for _ in range(3):
-        call()
-    for _ in range(calls):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return sorted(times)[calls // 2]
+def time_calls(call: Callable[[], object]) -> float:
+    """Milliseconds of a call, the middle one of a second's."""
+    return 1000 * float(Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=1).median)

@@ -15,8 +15,8 @@ WEIGHT = ".weight"
 WEIGHTS_DIGEST = "swiftdiffusion.weights_digest"
 """What a graph says of the network that it was made of: `networks.digests.weights_digest`."""
 
-NORMS = "swiftdiffusion.norms"
-"""What a graph says of the form of its norms."""
+NORMS, PRECISION = "swiftdiffusion.norms", "swiftdiffusion.precision"
+"""What it says of the form of its norms, and of its weights' type."""
 
 ENCODER_INPUTS = ("latents", "timesteps", "encoder_hidden_states", "text_embeds", "time_ids", "timestep_cond")
 """The arguments of `EncoderHalf.forward`; a graph takes those that its UNet has."""

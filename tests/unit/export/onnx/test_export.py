@@ -179,7 +179,7 @@ def test_other_parameters_keep_their_names(exported: Exported) -> None:
 
 def test_a_graph_says_what_it_was_made_of(exported: Exported) -> None:
     said = ir.load(exported.directory / "unet_encoder.onnx").metadata_props
-    assert said["swiftdiffusion.norms"] == "reduce"
+    assert (said["swiftdiffusion.norms"], said["swiftdiffusion.precision"]) == ("reduce", "float32")
     assert said["swiftdiffusion.weights_digest"] == weights_digest(exported.checkpoint.load_unet(CPU, torch.float32))
     assert said["swiftdiffusion.weights_digest"] != weights_digest(exported.checkpoint.load_unet(CPU, torch.float16))
 

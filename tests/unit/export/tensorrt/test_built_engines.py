@@ -67,6 +67,7 @@ def test_all_networks_are_built(built: Path, graphs: Path) -> None:
         assert metadata.weights == tuple(graph.weights)
         assert metadata.constants == ()
         assert metadata.digest == graph.digest
+        assert metadata.precision == "float16"
         (profile,) = metadata.profiles
         assert profile.keys() == graph.inputs.keys()
         assert {bounds[0][0] for bounds in profile.values()} == {1}

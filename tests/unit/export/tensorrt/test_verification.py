@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import checkpoints
 import lora_files
 from swiftdiffusion.export.tensorrt.references import OnnxReference, TorchReference, random_inputs
-from swiftdiffusion.export.tensorrt.verification import Comparison, cases, relative_error, verify
+from swiftdiffusion.export.tensorrt.verification import Case, Comparison, relative_error, time_calls, verify
 from swiftdiffusion.export.tensorrt.verify_command import show
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
@@ -45,6 +46,10 @@ def loras(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> l
     return [canonicaliser.read(lora.save(directory / f"{n}.safetensors")) for n, lora in enumerate(made)]
 
 
+def test_a_call_is_timed() -> None:
+    assert 5 <= time_calls(lambda: time.sleep(0.005)) < 5000, "in milliseconds"
+
+
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swiftdiffusion.export.tensorrt.verification.time_calls", lambda call: 1.0)
@@ -65,13 +70,13 @@ def test_both_halves_with_loras_and_back(checkpoint: Checkpoint, loras: list[Can
     checked = [
         case
         for name, own in shapes.items()
-        for case in cases(
+        for case in Case.of(
+            [{input_name: (shape, shape, shape) for input_name, shape in own.items()}],
             name,
             "plugins",
             "float16",
             TorchReference(unet, name),
             TorchReference(exact, name),
-            [{input_name: (shape, shape, shape) for input_name, shape in own.items()}],
         )
     ]
     patchers = Patcher({"unet": unet}), Patcher({"unet": exact})
@@ -111,7 +116,7 @@ def test_without_loras_there_is_one_comparison() -> None:
             return dict(inputs)
 
     shape = (1, 4, 8, 8)
-    checked = cases("vae_decoder", "no plugins", "float32", Same(), Same(), [{"latents": (shape, shape, shape)}])
+    checked = Case.of([{"latents": (shape, shape, shape)}], "vae_decoder", "no plugins", "float32", Same(), Same())
     (result,) = verify(checked, {}, lambda loras: None)
     assert (result.state, result.error, result.milliseconds) == ("as built", 0.0, 1.0)
 
