@@ -95,8 +95,8 @@ def build_engines(
         with Progress(transient=True) as progress:
             for name in progress.track(network or found, description="building"):
                 built, plan = builder.build(name), engines / f"{name}.plan"
-                said = f"{plan}: {plan.stat().st_size / 2**20:.1f} MiB, {built.precision}, {len(built.weights)} weights from"
-                said += f" outside, plugins: {', '.join(built.plugins) or 'none'}"
+                said = f"{plan}: {plan.stat().st_size / 2**20:.1f} MiB, {built.precision}, weights from outside: "
+                said += f"{len(built.weights)}, plugins: {', '.join(built.plugins) or 'none'}"
                 progress.console.print(said, soft_wrap=True, highlight=False)
     except (BuildError, EngineMismatchError, GraphError, MissingTritonError, TensorRTUnavailableError) as error:
         typer.secho(str(error), fg="red", err=True)
