@@ -118,7 +118,7 @@ class LoadedEngines:
             engine = Engine.load(directory, name, self._device, flavour, weights)
             reference = OnnxReference(onnx / f"{name}.onnx")
         variant = f"{flavour.name}, {'plugins' if metadata.plugins else f'norms: {metadata.norms}'}"
-        self._cases += Case.of(metadata.profiles, name, variant, metadata.precision, engine, reference)
+        self._cases += Case.of(metadata, variant, engine, reference)
         return engine
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.benchmark import Timer
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ...python_backends.lora.files.canonical import CanonicalLora
-    from ...python_backends.tensorrt.metadata import Bounds
+    from ...python_backends.tensorrt.metadata import EngineMetadata
     from .references import Runnable, Tensors
 
 TOLERANCES = {"float32": 2e-3, "float16": 1e-2, "bfloat16": 6e-2}
@@ -72,10 +72,11 @@ class Case:
     inputs: Tensors
 
     @classmethod
-    def of(cls, profiles: Sequence[Mapping[str, Bounds]], *compared: Any) -> list[Case]:
-        """A case for each profile of an engine, at its best shape; all but the inputs as there."""
-        best = [{name: bounds[1] for name, bounds in profile.items()} for profile in profiles]
-        return [cls(*compared, random_inputs(shapes, seed)) for seed, shapes in enumerate(best)]
+    def of(cls, metadata: EngineMetadata, variant: str, run: Runnable, reference: Runnable) -> list[Case]:
+        """A case for each profile of an engine, at its best shape."""
+        best = [{name: bounds[1] for name, bounds in profile.items()} for profile in metadata.profiles]
+        inputs = [random_inputs(shapes, seed) for seed, shapes in enumerate(best)]
+        return [cls(metadata.name, variant, metadata.precision, run, reference, given) for given in inputs]
 
     def compare(self, state: str, timed: bool = False) -> Comparison:
         """The engine against the reference."""

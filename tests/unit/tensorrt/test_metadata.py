@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_descriptions import described
 from swiftdiffusion.python_backends.common.filesystem import sha256_of
 from swiftdiffusion.python_backends.tensorrt.flavours import (
     TENSORRT,
@@ -38,23 +39,14 @@ PORTABLE = {
 def engine(tmp_path: Path) -> EngineMetadata:
     (tmp_path / "unet_encoder.plan").write_bytes(PLAN)
     (tmp_path / "unet_encoder.onnx").write_text("a graph")
-    made = EngineMetadata(
-        name="unet_encoder",
-        runtime="tensorrt",
-        release=H100.release,
-        gpu=H100.gpu,
-        capabilities=("9.0",),
-        torch="2.13.0",
+    made = described(
+        "unet_encoder",
+        {"latents": ((1, 4, 128, 128), (2, 4, 128, 128), (4, 4, 128, 128))},
         triton="3.9.0",
-        precision="float16",
-        profiles=({"latents": ((1, 4, 128, 128), (2, 4, 128, 128), (4, 4, 128, 128))},),
         weights=("conv_in.weight",),
-        constants=(),
-        digest="abc",
         sources={"unet_encoder.onnx": sha256_of(tmp_path / "unet_encoder.onnx")},
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plugins=("GEGLU",),
-        norms="reduce",
         onnx="/models/onnx files",
         options=("--rows", "1:2:4", "--latents", "128x128"),
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import checkpoints
+from engine_descriptions import described
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.engine_checks import check_engines
 from swiftdiffusion.export.repository.model_configs import repository_models
 from swiftdiffusion.export.repository.writing import RepositoryError, write_pipelines
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError
 
 Rows = tuple[int, int]
 TABLE = """
@@ -39,28 +40,10 @@ def write_engine(
     directory: Path, name: str, *rows: Rows, precision: str = "float16", runtime: str = "tensorrt"
 ) -> None:
     directory.mkdir(exist_ok=True)
-    EngineMetadata(
-        name=name,
-        runtime=runtime,
-        release="11.4.0",
-        gpu="a GPU",
-        capabilities=("9.0",),
-        torch="2.13.0",
-        triton=None,
-        precision=precision,
-        profiles=tuple(
-            dict.fromkeys(("latents", "mid"), ((low, 4, 8, 8), (low, 4, 8, 8), (high, 4, 8, 8))) for low, high in rows
-        ),
-        weights=(),
-        constants=(),
-        digest="",
-        sources={},
-        plan_sha256="",
-        plugins=(),
-        norms="reduce",
-        onnx="onnx",
-        options=(),
-    ).save(directory)
+    profiles = [
+        dict.fromkeys(("latents", "mid"), ((low, 4, 8, 8), (low, 4, 8, 8), (high, 4, 8, 8))) for low, high in rows
+    ]
+    described(name, *profiles, precision=precision, runtime=runtime).save(directory)
 
 
 def deployed(checkpoint: Path, directory: Path, more: str = "") -> Deployment:

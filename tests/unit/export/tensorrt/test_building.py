@@ -13,10 +13,10 @@ import onnx
 import torch
 from typer.testing import CliRunner
 
+from engine_descriptions import described
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.tensorrt.graph import Graph, GraphError, fixed_shapes, names
 from swiftdiffusion.export.tensorrt.profiles import Rows, input_shapes, parse_latents, parse_rows, profile
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
 
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 18, "swiftdiffusion" : 1]>
@@ -183,26 +183,8 @@ def test_a_model_that_triton_serves_by_itself(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(VAE), tmp_path / "vae_decoder.onnx")
     (tmp_path / "vae_decoder.plan").write_bytes(b"plan")
     graph = Graph.read(tmp_path, "vae_decoder")
-    metadata = EngineMetadata(
-        name="vae_decoder",
-        runtime="tensorrt",
-        release="11.4.0",
-        gpu="a GPU",
-        capabilities=("9.0",),
-        torch="2.13.0",
-        triton=None,
-        precision="float16",
-        profiles=tuple(profile(graph.inputs, rows, parse_latents("8x16")) for rows in parse_rows("1,1:2:4")),
-        weights=(),
-        constants=(),
-        digest="",
-        sources={},
-        plan_sha256="",
-        plugins=(),
-        norms="reduce",
-        onnx=str(tmp_path),
-        options=(),
-    )
+    profiles = [profile(graph.inputs, rows, parse_latents("8x16")) for rows in parse_rows("1,1:2:4")]
+    metadata = described("vae_decoder", *profiles, onnx=str(tmp_path))
     metadata.save(tmp_path)
     where = ["--onnx", str(tmp_path), "--engines", str(tmp_path), "--repository", str(tmp_path / "repository")]
     for change, said in (

@@ -11,6 +11,7 @@ import torch
 
 import checkpoints
 import lora_files
+from engine_descriptions import described
 from swiftdiffusion.export.tensorrt.references import OnnxReference, TorchReference, random_inputs
 from swiftdiffusion.export.tensorrt.verification import Case, Comparison, relative_error, time_calls, verify
 from swiftdiffusion.export.tensorrt.verify_command import show
@@ -68,16 +69,8 @@ def test_both_halves_with_loras_and_back(checkpoint: Checkpoint, loras: list[Can
         "encoder_hidden_states": (ROWS, 77, 40)
     }
     checked = [
-        case
+        Case(name, "plugins", "float16", TorchReference(unet, name), TorchReference(exact, name), random_inputs(own, 0))
         for name, own in shapes.items()
-        for case in Case.of(
-            [{input_name: (shape, shape, shape) for input_name, shape in own.items()}],
-            name,
-            "plugins",
-            "float16",
-            TorchReference(unet, name),
-            TorchReference(exact, name),
-        )
     ]
     patchers = Patcher({"unet": unet}), Patcher({"unet": exact})
 
@@ -115,10 +108,13 @@ def test_without_loras_there_is_one_comparison() -> None:
         def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return dict(inputs)
 
-    shape = (1, 4, 8, 8)
-    checked = Case.of([{"latents": (shape, shape, shape)}], "vae_decoder", "no plugins", "float32", Same(), Same())
-    (result,) = verify(checked, {}, lambda loras: None)
-    assert (result.state, result.error, result.milliseconds) == ("as built", 0.0, 1.0)
+    shapes = [(rows, 4, 8, 8) for rows in (1, 2, 4)]
+    profiles = {"latents": tuple(shapes)}, {"latents": (shapes[2],) * 3}
+    checked = Case.of(described("vae_decoder", *profiles), "no plugins", Same(), Same())
+    results = verify(checked, {}, lambda loras: None)
+    assert [result.rows for result in results] == [2, 4], "each profile at its best"
+    for result in results:
+        assert (result.state, result.error, result.milliseconds) == ("as built", 0.0, 1.0)
 
 
 def test_errors() -> None:
