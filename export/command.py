@@ -153,6 +153,7 @@ def export(
     if (checkpoint is None) == (deployment is None) or (deployment and (given or controlnet or name)):
         raise typer.BadParameter("wanted: --checkpoint with options, or --deployment FILE, which says all the rest")
 
+    from ..kernels.triton_language import MissingTritonError
     from ..python_backends.common.filesystem import is_plain
     from ..python_backends.common.library_messages import silence_libraries
     from ..python_backends.launcher.checks import Status
@@ -160,10 +161,12 @@ def export(
     from ..python_backends.networks.checkpoint import CheckpointError
     from ..python_backends.networks.speed import gflops_per_second
     from ..python_backends.tensorrt.flavours import TensorRTUnavailableError
+    from .onnx.errors import OnnxExportError
     from .repository.deployment import Deployment, DeploymentError
     from .repository.pipeline_models import linear_preview
     from .repository.writing import RepositoryError, write_pipelines
     from .tensorrt.engines import BuildError
+    from .tensorrt.graph import GraphError
     from .tensorrt.missing_engines import build_missing
 
     silence_libraries()
@@ -177,7 +180,16 @@ def export(
         for plan in build_missing(pipelines):
             typer.echo(str(plan))
         models = write_pipelines(pipelines, repository, only_controlnets)
-    except (CheckpointError, DeploymentError, RepositoryError, TensorRTUnavailableError, BuildError) as error:
+    except (
+        CheckpointError,
+        DeploymentError,
+        RepositoryError,
+        TensorRTUnavailableError,
+        MissingTritonError,
+        OnnxExportError,
+        GraphError,
+        BuildError,
+    ) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{repository}: {', '.join(models)}")

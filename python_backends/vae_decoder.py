@@ -57,9 +57,9 @@ class TritonPythonModel(Model):
         self._ends, self._busy = RequestEnds(), metrics.BusyTime(settings.name, settings.instance)
         self._is_half = settings.parameters["vae_float16"] == "1"
         vae = (
-            checkpoint.load_half_vae(compute.device)
+            checkpoint.load_half_vae(torch.device("cpu"))
             if self._is_half
-            else checkpoint.load_vae(compute.device, compute.dtype)
+            else checkpoint.load_vae(torch.device("cpu"), compute.dtype)
         )
         self._pictures = Pictures()
         self._encoders = ThreadPoolExecutor(os.cpu_count(), "encoder")

@@ -21,10 +21,11 @@ from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.lora.files.modules import UNET, adaptable_weights
 from ...python_backends.tensorrt.tensor_names import DECODER
 from .checkpoint_parts import checkpoint_parts, part_names
+from .errors import LostWeightError, OnnxExportError
 from .function_bodies import NORM_FORMS, REDUCE
 from .fused_nodes import DOMAIN, OPSET
 from .graph_part import Sizes
-from .torch_graph import LostWeightError, torch_graph
+from .torch_graph import torch_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,10 +37,6 @@ DESCRIPTION = "export.json"
 DTYPES = ("float32", "float16")
 PACKAGES = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 """Whose versions are written down: what the graphs look like depends on them."""
-
-
-class OnnxExportError(ValueError):
-    """What was asked for cannot be exported; the message names the option, what was given and what is wanted."""
 
 
 @dataclass(frozen=True)

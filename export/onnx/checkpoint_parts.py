@@ -24,6 +24,7 @@ from ...python_backends.tensorrt.tensor_names import (
 )
 from ..repository.controlnets import fitting
 from ..repository.serving_options import ServedControlNet
+from .errors import UnexportableError
 from .graph_modules import ControlEmbedder, Tensors, TextEncoderGraph, VaeDecoderGraph, WithoutAbsentInputs
 from .graph_part import GraphPart, Sizes, output_shapes
 
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from ...python_backends.networks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
-
-
-class UnexportableError(ValueError):
-    """A network that has no graph of this kind; the message says why."""
 
 
 def part_names(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-PACKAGES = ("onnx", "onnxscript")
 
 
 def export_onnx(
@@ -29,21 +26,20 @@ def export_onnx(
     ] = "reduce",
 ) -> None:
     """Write a checkpoint's networks as ONNX graphs, with fused operators as nodes that TensorRT takes as plugins."""
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        typer.secho(
-            f'export-onnx needs {" and ".join(missing)}: pip install "swiftdiffusion[onnx]"', fg="red", err=True
-        )
-        raise typer.Exit(2)
+    from .errors import OnnxExportError, require_onnx
+
+    try:
+        require_onnx("export-onnx")
+    except OnnxExportError as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
     controlnets = _controlnets(controlnet or [])
 
     from ...python_backends.common.library_messages import silence_libraries
     from ...python_backends.controlnets.weights import ControlNetFileError
     from ...python_backends.networks.checkpoint import Checkpoint, CheckpointError
-    from .checkpoint_export import OnnxExportError, OnnxOptions
+    from .checkpoint_export import OnnxOptions
     from .checkpoint_export import export_onnx as write
-    from .checkpoint_parts import UnexportableError
-    from .torch_graph import LostWeightError
 
     silence_libraries()  # also that float16 does not run on a CPU: it need not
     options = OnnxOptions(
@@ -51,7 +47,7 @@ def export_onnx(
     )
     try:
         names = write(Checkpoint(checkpoint.resolve()), output, options)
-    except (CheckpointError, ControlNetFileError, OnnxExportError, UnexportableError, LostWeightError) as error:
+    except (CheckpointError, ControlNetFileError, OnnxExportError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{output}: {', '.join(names)}")

@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 
 from ...python_backends.lora.files.modules import COMPONENTS, adaptable_weights
 from ...python_backends.tensorrt.tensor_names import NORMS, PRECISION, WEIGHTS_DIGEST
+from .errors import LostWeightError
 from .function_bodies import REDUCE, add_function_bodies
 from .fused_nodes import OPSET, translations
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .graph_part import GraphPart
-
-
-class LostWeightError(RuntimeError):
-    """A weight that LoRAs adapt is no input of the graph that computes with it; the message says which."""
 
 
 def torch_graph(part: GraphPart, norms: str = REDUCE) -> ir.Model:

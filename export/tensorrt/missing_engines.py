@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...python_backends.tensorrt.flavours import FLAVOURS, require_gpu
+from ..onnx.errors import require_onnx
 from ..repository.engine_checks import wanted_engines
 from .engines import BuildSettings, EngineBuilder
 from .profiles import parse_latents, parse_rows
@@ -31,7 +32,7 @@ def build_missing(pipelines: Mapping[str, ServedPipeline]) -> Iterator[Path]:
     Raises:
         TensorRTUnavailableError: Without TensorRT or a GPU that it needs; nothing is written then.
         BuildError: If TensorRT fails.
-        OnnxExportError, UnexportableError: If a network has no graph.
+        OnnxExportError: If a network has no graph of these options.
     """
     for served in pipelines.values():
         engines = served.options.engines
@@ -45,6 +46,7 @@ def build_missing(pipelines: Mapping[str, ServedPipeline]) -> Iterator[Path]:
 
 
 def _build(served: ServedPipeline, pipelines: Mapping[str, ServedPipeline], engines: Path) -> Iterator[Path]:
+    require_onnx("building engines")
     from ..onnx.checkpoint_export import OnnxOptions, export_onnx
 
     options = served.options

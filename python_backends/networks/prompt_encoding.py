@@ -136,7 +136,8 @@ class PromptEncoder:
         self._cache: LRUCache[tuple[Text, LoraSet], Embedding] = LRUCache(
             cache_bytes, getsizeof=lambda embedding: embedding.nbytes
         )
-        self._encode([""])  # warms the encoders up
+        for texts in ([""], ["", ""]) if self._encoders.has_engines else ([""],):
+            self._encode(texts)  # warms the encoders up
 
     def texts(self, request: CompletedRequest) -> tuple[Text | None, Text]:
         """Negative prompt and prompt of a request; None for a negative prompt that is not used or stands for zeros.

@@ -149,8 +149,8 @@ class Runtime:
         return self.name == TORCH and not self.captures(device) and not self.fp8
 
     def captures(self, device: torch.device) -> bool:
-        """Whether graphs are captured there: what calls give, the next ones overwrite."""
-        return self.name == TORCH and device.type in RECORDERS
+        """Whether each set of shapes is got ready there: what its calls give, its next ones overwrite."""
+        return self.flavour is not None or (self.name == TORCH and device.type in RECORDERS)
 
     def unet(self, unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> RunningUNet:
         """A prepared UNet as this runtime calls it.
@@ -249,7 +249,7 @@ class Runtime:
         """What makes pictures of latents, as `latent_decoding.decode_latents`.
 
         Args:
-            vae: On the device.
+            vae: On the CPU; moved to the device, unless an engine takes its place.
             device: Where it runs.
 
         Raises:
@@ -258,7 +258,7 @@ class Runtime:
         """
         if self.flavour is None:
             self.prepare(vae, device)
-            return partial(decode_latents, vae)
+            return partial(decode_latents, vae.to(device))
         from ..tensorrt.networks import Engine
 
         engine = Engine.load(self.engines, VAE_DECODER, device, self.flavour, digest=weights_digest(vae))

@@ -26,8 +26,9 @@ from onnx_graphs import (
     unet_inputs,
 )
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.export.onnx.checkpoint_export import OnnxExportError, OnnxOptions, export_onnx
-from swiftdiffusion.export.onnx.checkpoint_parts import UnexportableError, keep_dtype, unet_parts, vae_part
+from swiftdiffusion.export.onnx.checkpoint_export import OnnxOptions, export_onnx
+from swiftdiffusion.export.onnx.checkpoint_parts import keep_dtype, unet_parts, vae_part
+from swiftdiffusion.export.onnx.errors import OnnxExportError, UnexportableError
 from swiftdiffusion.export.onnx.graph_modules import VaeDecoderGraph, WithoutAbsentInputs
 from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
 from swiftdiffusion.export.onnx.torch_graph import torch_graph

@@ -8,10 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from swiftdiffusion.clients.cli import app
-from swiftdiffusion.export.onnx import command, torch_graph
+from swiftdiffusion.export.onnx import errors, torch_graph
+from swiftdiffusion.export.onnx.errors import LostWeightError
 from swiftdiffusion.export.onnx.graph_modules import Tensors
 from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
-from swiftdiffusion.export.onnx.torch_graph import LostWeightError
 
 
 def two_layers() -> GraphPart:
@@ -54,7 +54,7 @@ def test_shapes_in_words() -> None:
 
 
 def test_the_command_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     result = CliRunner().invoke(app, ["export-onnx", "--checkpoint", ".", "--output", "there"])
     assert result.exit_code == 2
-    assert 'export-onnx needs onnx and onnxscript: pip install "swiftdiffusion[onnx]"' in result.stderr
+    assert "export-onnx needs onnx and onnxscript: pip install 'swiftdiffusion[onnx]'" in result.stderr

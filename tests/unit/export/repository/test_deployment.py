@@ -231,6 +231,10 @@ def test_8_bit_floats_are_asked_for_by_pipeline(files: Path, tmp_path: Path) -> 
         (("--runtime", "tensorrt-rtx", "--engines", "e"), "runtime is tensorrt-rtx; wanted with it: unet_gpus"),
         (("--engines", "e"), "engines is given; wanted with it: runtime tensorrt or tensorrt-rtx, not torch"),
         (("--runtime", "tensorrt", "--unet-gpus", "0", "--engines", "e"), "TensorRT is missing"),
+        (
+            ("--runtime", "tensorrt-rtx", "--unet-gpus", "0", "--engines", "e", "--dtype", "bfloat16"),
+            "--dtype is bfloat16; allowed: float32, float16",
+        ),
         (("--fp8",), "fp8 is on; wanted with it: unet_gpus, since a CPU would only emulate it"),
         (
             ("--fp8", "--unet-gpus", "0", "--runtime", "compile"),
