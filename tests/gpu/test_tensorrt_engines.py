@@ -66,8 +66,8 @@ def modules() -> dict[str, Modules]:
 @pytest.fixture(scope="module", params=FLAVOURS.values(), ids=FLAVOURS)
 def flavour(request: pytest.FixtureRequest) -> Flavour:
     found: Flavour = request.param
-    pytest.importorskip(found.package, reason=f"needs {found.title}")
     try:
+        found.require()
         found.check_capability(capability())
     except TensorRTUnavailableError as error:
         pytest.skip(str(error))
