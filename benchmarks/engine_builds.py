@@ -60,14 +60,15 @@ def sdxl(directory: Path, real: bool) -> Iterator[tuple[str, float]]:
 
     for norms in (REDUCE, INSTANCE):
         (directory / norms).mkdir()
-    yield from _written(directory, [decoder(gpu_networks.vae(real, CPU, torch.float32), sizes)], (REDUCE,))
+    yield from written(directory, [decoder(gpu_networks.vae(real, CPU, torch.float32), sizes)], (REDUCE,))
     network = gpu_networks.controlnet(unet, CPU, torch.float16).requires_grad_(False).eval()
-    yield from _written(directory, steered("any", network, inputs, sizes, 8), (REDUCE,))
+    yield from written(directory, steered("any", network, inputs, sizes, 8), (REDUCE,))
     del network
-    yield from _written(directory, halves(unet, inputs, sizes), (REDUCE, INSTANCE))
+    yield from written(directory, halves(unet, inputs, sizes), (REDUCE, INSTANCE))
 
 
-def _written(directory: Path, parts: Iterable[GraphPart], forms: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+def written(directory: Path, parts: Iterable[GraphPart], forms: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """Writes graphs into a subdirectory for each form of norms; their names, with the seconds that each took."""
     for part in parts:
         for norms in forms:
             start, file = time.perf_counter(), directory / norms / f"{part.name}.onnx"

@@ -28,9 +28,11 @@ from machine import describe
 from rich.console import Console
 from rich.table import Table
 
+import gpu_engines
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, TINY_RESULT = ROOT / "benchmarks/results/gpu.json", ROOT / "out/gpu_tiny.json"
-PARTS = ("kernels", "unet", "ideas", "masked", "controlnet", "lora", "grouped_lora", "vae")
+PARTS = ("kernels", "unet", "ideas", "masked", "controlnet", "lora", "grouped_lora", "vae", "engines")
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,utilization.gpu"
 
 
@@ -129,6 +131,10 @@ class Bench:
             _free()
         return results
 
+    def engines(self) -> dict[str, Any]:
+        """Engines of TensorRT or TensorRT-RTX, where there are such."""
+        return gpu_engines.measure(not self._tiny, self.device, self.dtype, self._rounds)
+
     def _unet(self) -> Any:
         return networks.unet(not self._tiny, self.device, self.dtype)
 
@@ -177,10 +183,9 @@ def show(console: Console, results: dict[str, Any]) -> None:
         kernels.add_row(row["op"], shape, f"{times['ours']:.1f}", f"{times['torch']:.1f}", ratio, share)
     if kernels.rows:
         console.print(kernels)
-    if "ideas" in results:
-        console.print(gpu_ideas.table(results["ideas"]))
-    if "grouped_lora" in results:
-        console.print(gpu_grouped_lora.table(results["grouped_lora"]))
+    for part, module in (("ideas", gpu_ideas), ("grouped_lora", gpu_grouped_lora), ("engines", gpu_engines)):
+        if part in results:
+            console.print(module.table(results[part]))
     if checks := _checks(results):
         console.print_json(data=checks)
 

@@ -30,7 +30,7 @@ WORK = Path(tempfile.gettempdir()) / "swiftdiffusion_gpu_box"
 
 SERVER = WORK / "server/python"
 LIMITS_S = {"kernels": 70, "masked": 90, "unet": 110, "ideas": 125}
-COMPILED = "compiled"
+COMPILED, ENGINES = "compiled", "engines"
 DECISIVE = ("install", "unpack", "smoke")
 
 
@@ -102,6 +102,8 @@ def _parts(tiny: bool) -> list[Part]:
     tests = (python, *pytest, "tests/gpu", f"--ignore={serving}", "-n", workers, "--timeout=140")
     parts = [Part("smoke", (python, "benchmarks/gpu_box/smoke.py"), 75), Part("tests", tests, 150)]
     for name in _benchmarks():
+        if name == ENGINES:  # minutes, where they can be built
+            continue
         tuned = ("--tune",) * (name in ("kernels", "grouped_lora") and not tiny)
         parts.append(Part(name, _benchmark(name, name, tiny, *tuned), LIMITS_S.get(name, 60)))
     own = {}
@@ -109,7 +111,8 @@ def _parts(tiny: bool) -> list[Part]:
         python = str(SERVER / "bin/python3")
         own["LD_LIBRARY_PATH"] = _joined(SERVER / "lib", os.environ.get("LD_LIBRARY_PATH", ""))
     parts.append(Part("serving", (python, *pytest, serving), 240, 90, own))
-    return [*parts, Part(COMPILED, _benchmark(COMPILED, "unet", tiny, "--compiled", "reduce-overhead"), 600, 60)]
+    parts.append(Part(COMPILED, _benchmark(COMPILED, "unet", tiny, "--compiled", "reduce-overhead"), 600, 60))
+    return [*parts, Part(ENGINES, _benchmark(ENGINES, ENGINES, tiny), 900, 60)]
 
 
 def _benchmarks() -> tuple[str, ...]:

@@ -87,14 +87,15 @@ class Engine:
         """
         self._trt, self._log = flavour.require(), flavour.log
         trt = self._trt
-        self.device = device
-        with torch.cuda.device(device):
+        self._activations = torch.empty(0, dtype=torch.uint8, device=device)
+        self.device = self._activations.device  # with its number, as tensors say it
+        with torch.cuda.device(self.device):
+            self._stream = torch.cuda.Stream()  # and so the CUDA context, without which no runtime cache is read
             self._runtime = trt.Runtime(self._log)
             self.cuda_engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
             if self.cuda_engine is None:
                 raise EngineMismatchError(f"{flavour.title} {trt.__version__} does not take {plan}: {self._log.said()}")
             self._cache = RuntimeCache(flavour, self.cuda_engine, plan, machine) if flavour.compiles_at_load else None
-            self._stream = torch.cuda.Stream()
         names = [self.cuda_engine.get_tensor_name(index) for index in range(self.cuda_engine.num_io_tensors)]
         types = {name: getattr(torch, TYPES[self.cuda_engine.get_tensor_dtype(name).name]) for name in names}
         taken = [name for name in names if self.cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -106,7 +107,6 @@ class Engine:
             if name.endswith(WEIGHT):
                 check_weight(name, weights, types[name], tuple(self.cuda_engine.get_tensor_shape(name)))
         self._profiles = [self._profile(index) for index in range(self.cuda_engine.num_optimization_profiles)]
-        self._activations = torch.empty(0, dtype=torch.uint8, device=device)
         self._ready: LRUCache[tuple[Shape, ...], _Ready] = LRUCache(MAX_SHAPES)
 
     @classmethod
@@ -240,7 +240,8 @@ class Engine:
 
     def _buffer(self, name: str, shape: Shape) -> torch.Tensor:
         dtype = self.inputs.get(name) or self.outputs[name]
-        return torch.zeros(shape, dtype=dtype, device=self.device)
+        with torch.inference_mode(False):  # else later calls outside inference mode could not write to it
+            return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _profile(self, index: int) -> dict[str, Bounds]:
         bounds = {}

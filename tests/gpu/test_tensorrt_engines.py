@@ -1,168 +1,282 @@
-"""A small engine with every plugin, built, run and refitted on a GPU."""
+"""Engines of both runtimes, built of the demo family and run on a GPU: against modules, with LoRAs, and in services."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import importlib.util
+import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("onnx", reason="needs onnx")
-pytest.importorskip("tensorrt", reason="needs TensorRT, which NVIDIA's package index has")
-
-import onnx
-from torch.nn import functional
-
-from swiftdiffusion.export.tensorrt.engines import BuildSettings, EngineBuilder
-from swiftdiffusion.export.tensorrt.profiles import parse_rows
-from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora, Group
-from swiftdiffusion.python_backends.tensorrt.engine import Engine
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata
-from swiftdiffusion.python_backends.tensorrt.refit import EnginePatcher, EngineRefitter
+import demo_engines
+import lora_files
+from demo_engines import DEFAULT, EDGES, MOST_ROWS, NETWORKS, Built, Modules, copied, exact_step, given, same, step
+from swiftdiffusion.export.onnx.function_bodies import INSTANCE, REDUCE
+from swiftdiffusion.export.tensorrt.verification import TOLERANCES, relative_error
+from swiftdiffusion.python_backends.common.errors import InvalidRequestError
+from swiftdiffusion.python_backends.controlnets.network import ControlNet
+from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
+from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
+from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
+from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.prompt_encoding import PromptEncoder, Text
+from swiftdiffusion.python_backends.networks.runtimes import Runtime
+from swiftdiffusion.python_backends.networks.unet import UNet, arguments
+from swiftdiffusion.python_backends.networks.unet_halves import residual_size
+from swiftdiffusion.python_backends.request.completed import ControlNetUse
+from swiftdiffusion.python_backends.tensorrt.engine import MAX_SHAPES, Engine
+from swiftdiffusion.python_backends.tensorrt.flavours import FLAVOURS, Flavour, TensorRTUnavailableError
+from swiftdiffusion.python_backends.tensorrt.metadata import EngineMismatchError, Machine
+from swiftdiffusion.python_backends.tensorrt.runtime_cache import cache_path
 from swiftdiffusion.python_backends.tensorrt.shapes import EngineShapeError
-from swiftdiffusion.python_backends.tensorrt.weights import read_weight_map
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-NAME = "unet_encoder"
-DEVICE, HALF = torch.device("cuda", 0), torch.float16
-CHANNELS, WIDTH = 64, 48
-PLUGIN = 'plugin_namespace = "swiftdiffusion", plugin_version = "1", aot = 1'
-GRAPH = f"""
-<ir_version: 10, opset_import: ["" : 18, "swiftdiffusion" : 1]>
-g (float16[rows, 4, height, width] latents, float16[rows, {CHANNELS}] embedding)
-  => (float16[rows, {CHANNELS}, height, width] mid, float16[rows, cells, {WIDTH}] gated)
-{{
-    hidden = Conv (latents, kernel)
-    first = swiftdiffusion.GroupNormSiLU <groups = 8, eps = 0.00001, silu = 1, {PLUGIN}> (hidden, weight, bias)
-    mid = swiftdiffusion.AddGroupNormSiLU <groups = 8, eps = 0.00001, silu = 0, {PLUGIN}> (
-        first, embedding, weight, bias)
-    shape = Constant <value_ints = [0, {CHANNELS}, -1]> ()
-    flat = Reshape (mid, shape)
-    rows_of = Transpose <perm = [0, 2, 1]> (flat)
-    projected = MatMul (rows_of, projection)
-    gated = swiftdiffusion.GEGLU <{PLUGIN}> (projected)
-}}
-"""
+GPU, HALF = torch.device("cuda", 0), torch.float16
+TOLERANCE = TOLERANCES["float16"]
 
 
-class Network(torch.nn.Module):
-    """What the graph computes, in float32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = torch.nn.Conv2d(4, CHANNELS, 1, bias=False)
-        self.proj = torch.nn.Linear(CHANNELS, 2 * WIDTH, bias=False)
-        self.norm = torch.nn.GroupNorm(8, CHANNELS)
-        torch.nn.init.normal_(self.norm.weight)
-        torch.nn.init.normal_(self.norm.bias)
-
-    def forward(self, latents: torch.Tensor, embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        first = functional.silu(self.norm(self.conv(latents)))
-        mid = self.norm(first + embedding[..., None, None])
-        hidden, gate = self.proj(mid.flatten(2).transpose(1, 2)).chunk(2, dim=-1)
-        return mid, hidden * functional.gelu(gate)
-
-
-@dataclass(frozen=True)
-class Built:
-    directory: Path
-    engine: Engine
+def capability() -> str:
+    return "{}.{}".format(*torch.cuda.get_device_capability(GPU))
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    directory = tmp_path_factory.mktemp("engines")
-    network = Network().half()
-    model = onnx.parser.parse_model(GRAPH)
-    tensors = {
-        "kernel": network.conv.weight,
-        "weight": network.norm.weight,
-        "bias": network.norm.bias,
-        "projection": network.proj.weight.T,
-    }
-    for name, tensor in tensors.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(tensor.detach().numpy().copy(), name))
-    onnx.save(model, directory / f"{NAME}.onnx")
-    places = {
-        "conv": {"initializer": "kernel", "transposed": False, "shape": [CHANNELS, 4, 1, 1]},
-        "proj": {"initializer": "projection", "transposed": True, "shape": [2 * WIDTH, CHANNELS]},
-    }
-    (directory / f"{NAME}.weights.json").write_text(json.dumps(places))
-    engines = directory / "engines"
-    settings = BuildSettings(directory, engines, parse_rows("1,2"), latents=(16, 16), workspace_bytes=2**28)
-    metadata = EngineBuilder(settings).build(NAME)
-    assert metadata.plugins == ("GroupNormSiLU", "AddGroupNormSiLU", "GEGLU")
-    assert metadata == EngineMetadata.read(engines, NAME)
-    return Built(engines, Engine.load(engines, NAME, DEVICE))
+def checkpoint() -> Checkpoint:
+    return Checkpoint(demo_engines.DEMO / "weights")
 
 
-def inputs(rows: int) -> dict[str, torch.Tensor]:
-    random = torch.Generator().manual_seed(rows)
-    shapes = {"latents": (rows, 4, 16, 16), "embedding": (rows, CHANNELS)}
-    return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_engines.export(tmp_path_factory.mktemp("onnx"))
 
 
-def assert_near(found: dict[str, torch.Tensor], network: Network, rows: int) -> None:
-    given = inputs(rows)
-    with torch.no_grad():
-        wanted = network(given["latents"], given["embedding"])
-    for name, tensor in zip(("mid", "gated"), wanted, strict=True):
-        assert (found[name].float().cpu() - tensor).norm() <= 5e-3 * tensor.norm(), name
+@pytest.fixture(scope="module")
+def other_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_engines.export(tmp_path_factory.mktemp("onnx"), INSTANCE)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 1])
-def test_outputs(built: Built, rows: int) -> None:
-    network = Network().half().float()
-    assert_near(built.engine.run(inputs(rows)), network, rows)
+@pytest.fixture(scope="module")
+def modules() -> dict[str, Modules]:
+    return demo_engines.modules()
 
 
-def test_other_shapes_are_refused(built: Built) -> None:
-    with pytest.raises(EngineShapeError, match=r"latents is \[3, 4, 16, 16\]"):
-        built.engine.run(inputs(3) | {"embedding": torch.zeros(1, CHANNELS)})
+@pytest.fixture(scope="module", params=FLAVOURS.values(), ids=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    found: Flavour = request.param
+    try:
+        found.require()
+        found.check_capability(capability())
+    except TensorRTUnavailableError as error:
+        pytest.skip(str(error))
+    return found
 
 
-def lora(seed: int, modules: tuple[str, ...]) -> CanonicalLora:
-    random = torch.Generator().manual_seed(seed)
-    shapes = {"conv": (CHANNELS, 4), "proj": (2 * WIDTH, CHANNELS)}
-    groups = []
-    for module in modules:
-        rows, columns = shapes[module]
-        factors = {
-            "up": torch.randn(1, rows, 2, generator=random),
-            "down": torch.randn(1, 2, columns, generator=random),
-        }
-        groups.append(Group("unet", "low_rank", (module,), (0.1,), factors))
-    return CanonicalLora(tuple(groups))
+@pytest.fixture(scope="module")
+def built(flavour: Flavour, graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return demo_engines.build(flavour, GPU, graphs, tmp_path_factory.mktemp("engines"), NETWORKS)
 
 
-def test_loras_there_and_back(built: Built) -> None:
-    weights = read_weight_map(built.directory, NAME)
-    network = Network().half().to(DEVICE)
-    patcher = EnginePatcher({"unet": network}, [("unet", EngineRefitter(built.engine), weights)], HALF)
+@pytest.fixture(scope="module")
+def loras(checkpoint: Checkpoint) -> dict[str, CanonicalLora]:
+    read = Canonicaliser(checkpoint).read
+    return {name: read(demo_engines.DEMO / "loras" / f"{name}.safetensors") for name in ("hatched", "night")}
 
-    def outputs() -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in built.engine.run(inputs(2)).items()}
 
-    def reference() -> Network:
-        exact = Network()
-        exact.load_state_dict(network.state_dict())
-        return exact
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return relative_error({"": found}, {"": wanted})
 
-    untouched = outputs()
-    sets = {"a": [(lora(1, ("proj",)), 1.0)], "b": [(lora(2, ("conv",)), 0.5)]}
-    seen = {}
-    for name in ("a", "b", "a"):
-        patcher.apply(sets[name])
-        found = outputs()
-        assert_near(found, reference(), 2)
-        if name in seen:
-            assert all(torch.equal(found[output], tensor) for output, tensor in seen[name].items())
-        seen[name] = found
-    assert not torch.equal(seen["a"]["gated"], seen["b"]["gated"])
-    patcher.apply([])
-    again = outputs()
-    assert all(torch.equal(again[output], tensor) for output, tensor in untouched.items())
+
+def test_a_gpu_that_a_runtime_has_no_engines_for_is_refused_by_us() -> None:
+    refused = []
+    for each in FLAVOURS.values():
+        try:
+            each.check_capability(capability())
+        except TensorRTUnavailableError as said:
+            assert "--runtime torch" in str(said)
+            refused.append(each)
+    if not refused:
+        pytest.skip(f"every runtime has engines for compute capability {capability()}")
+    for each in refused:
+        if importlib.util.find_spec(each.package):
+            with pytest.raises(TensorRTUnavailableError, match="--runtime torch"):
+                Machine.here(each, 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_engine_computes_what_its_modules_do(
+    built: Built, modules: dict[str, Modules], name: str, rows: int
+) -> None:
+    engine = built.engine(name)
+    for size in built.sizes:
+        inputs = built.inputs(name, rows, size)
+        wanted = modules[name].run(inputs)
+        for _ in range(2):
+            assert relative_error(engine.run(inputs), wanted) <= built.tolerance(name), size
+
+
+def test_loras_there_and_back(built: Built, checkpoint: Checkpoint, loras: dict[str, CanonicalLora]) -> None:
+    """Contexts and graphs are those of the first calls, before any LoRA was patched in."""
+    unet, exact = built.running(), checkpoint.load_unet(GPU, torch.float32)
+    patcher = Patcher({"unet": exact})
+    calls = [given(rows, size) for rows in (1, 2) for size in built.sizes]
+    untouched = [step(unet, tensors, GPU) for tensors in calls]
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, scale in (("hatched", 1.0), ("night", 0.7), ("hatched", 1.0)):
+        for each in (unet.patcher, patcher):
+            assert each.apply([(loras[name], scale)])
+        found = [step(unet, tensors, GPU) for tensors in calls]
+        for tensors, prediction in zip(calls, found, strict=True):
+            assert error(prediction, exact_step(exact, tensors, GPU)) <= TOLERANCE
+        assert all(map(torch.equal, found, seen.setdefault(name, found)))
+    for others in (seen["night"], untouched):
+        assert not any(map(torch.equal, seen["hatched"], others))
+    unet.patcher.apply([])
+    assert all(map(torch.equal, [step(unet, tensors, GPU) for tensors in calls], untouched))
+
+
+def test_the_next_call_sees_a_patch_at_once(
+    built: Built, checkpoint: Checkpoint, loras: dict[str, CanonicalLora]
+) -> None:
+    """Patch and call follow one another on a stream, with nobody waiting for the GPU in between."""
+    unet, tensors = built.running(), given(2)
+    wanted = []
+    for scale in (0.0, 1.0):
+        unet.patcher.apply([(loras["night"], scale)])
+        torch.cuda.synchronize()
+        wanted.append(step(unet, tensors, GPU))
+    assert not torch.equal(*wanted)
+    prepared = unet.patcher.prepare(loras["night"])
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for round_ in range(20):
+            unet.patcher.apply([(prepared, float(round_ % 2))])
+            assert torch.equal(step(unet, tensors, GPU), wanted[round_ % 2]), round_
+    torch.cuda.synchronize()
+
+
+def test_more_shapes_than_are_kept(built: Built, checkpoint: Checkpoint) -> None:
+    """The decoder goes on with memory that it adopted of the encoder, when that has made other memory for a shape."""
+    sizes = [*built.sizes, (16, 8), (32, 32)] if len(built.sizes) > 1 else list(built.sizes)
+    calls = [given(rows, size) for size in sizes for rows in range(1, MOST_ROWS + 1)]
+    assert len(calls) > MAX_SHAPES or len(sizes) == 1
+    unet = built.running()
+    wanted = [step(unet, tensors, GPU) for tensors in calls]
+    for order in (range(len(calls)), reversed(range(len(calls)))):
+        for number in order:
+            assert torch.equal(step(unet, calls[number], GPU), wanted[number])
+    tensors = calls[0]
+    taken = arguments(tensors, GPU, HALF)
+    others = [each.clone() for each in unet.encoder(*arguments(given(1, sizes[0], seed=1), GPU, HALF))]
+    unet.encoder(*taken)
+    foreign = [each.clone() for each in others]
+    different = unet.decoder(taken[2], *foreign).clone()
+    assert all(map(torch.equal, others, foreign))
+    assert not torch.equal(different, wanted[0])
+    with torch.inference_mode():
+        assert torch.equal(step(unet, tensors, GPU), wanted[0])
+
+
+def test_what_was_compiled_is_kept_beside_the_plan(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not built.flavour.compiles_at_load:
+        pytest.skip(f"{built.flavour.title} compiles nothing at load")
+    name = "unet_encoder"
+    for suffix in ("plan", "json"):
+        shutil.copy(built.engines / f"{name}.{suffix}", tmp_path)
+    copy, inputs = replace(built, engines=tmp_path), built.inputs(name, 2, DEFAULT)
+    path = cache_path(tmp_path / f"{name}.plan", Machine.here(built.flavour, 0))
+    assert not path.exists()
+    cold = copied(copy.engine(name).run(inputs))
+    kept = path.read_bytes()
+    assert kept
+    with caplog.at_level(logging.WARNING):
+        warm = copied(copy.engine(name).run(inputs))
+    assert "is not used" not in caplog.text
+    assert path.read_bytes() == kept
+    assert same(warm, cold)
+    path.write_bytes(b"of another driver")
+    assert same(copy.engine(name).run(inputs), cold)
+    assert "is not used" in caplog.text
+    assert path.read_bytes() != b"of another driver"
+
+
+def test_what_an_engine_does_not_take(built: Built, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engine = built.engine("unet_encoder")
+    for rows, size in ((MOST_ROWS + 1, DEFAULT), (1, (64, 64))):
+        with pytest.raises(EngineShapeError, match="of this engine may be"):
+            engine.run(built.inputs("unet_encoder", rows, size))
+    inputs = built.inputs("unet_encoder", 1, DEFAULT)
+    with pytest.raises(EngineShapeError, match="the inputs are"):
+        engine.run(inputs | {"more": torch.zeros(1)})
+    with pytest.raises(EngineMismatchError, match="it was built from another checkpoint"):
+        Engine.load(built.engines, "vae_decoder", GPU, built.flavour, digest=64 * "0")
+    with pytest.raises(EngineMismatchError, match="the network has nothing"):
+        Engine.load(built.engines, "unet_encoder", GPU, built.flavour)
+    norm, name = tmp_path / "norm.safetensors", lora_files.kohya_name("unet", "conv_norm_out")
+    channels = checkpoint.load_unet(torch.device("cpu"), HALF).conv_norm_out.num_channels
+    vectors = {f"{name}.w_norm": torch.ones(channels), f"{name}.b_norm": torch.ones(channels)}
+    lora_files.MadeLora(vectors).save(norm)
+    with pytest.raises(InvalidRequestError, match=r"changes unet\.conv_norm_out.*, which is constant in an engine"):
+        built.running().patcher.apply([(Canonicaliser(checkpoint).read(norm), 1.0)])
+
+
+def test_both_forms_of_norms(
+    flavour: Flavour, graphs: Path, other_graphs: Path, modules: dict[str, Modules], tmp_path: Path
+) -> None:
+    name, found = "unet_encoder", []
+    for norms, onnx in ((REDUCE, graphs), (INSTANCE, other_graphs)):
+        built = demo_engines.build(flavour, GPU, onnx, tmp_path / norms, (name,), plugins=False)
+        assert (built.metadata(name).norms, built.metadata(name).plugins) == (norms, ())
+        inputs = built.inputs(name, 2, DEFAULT)
+        found.append(copied(built.engine(name).run(inputs)))
+        assert relative_error(found[-1], modules[name].run(inputs)) <= TOLERANCE
+    assert relative_error(*found) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_unet_and_a_controlnet_as_services_have_them(built: Built, checkpoint: Checkpoint) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    unets = [UNet(checkpoint, GPU, HALF, runtime, patches=True) for runtime in (built.runtime, Runtime())]
+    controlnets = [
+        ControlNet(EDGES, checkpoint, GPU, HALF, lambda _: image, runtime, "controlnet_edges")
+        for runtime in (built.runtime, Runtime())
+    ]
+    for rows in (2, 1, 2):
+        tensors = given(rows)
+        ours, wanted = (unet(tensors) for unet in unets)
+        assert error(ours, wanted) <= TOLERANCE
+        uses = [ControlNetUse("edges", ("a" * 64,), 0.8, 0.0, 1.0, False)] * rows
+        (steering, failures), (expected, _) = (network(tensors, uses) for network in controlnets)
+        assert not failures
+        assert error(steering, expected) <= TOLERANCE
+        halfway = [unet.encode(tensors) for unet in unets]
+        assert expected.shape == (rows, residual_size(halfway[0].halfway))
+        steered, reference = (unet.decode(each, expected.clone()) for unet, each in zip(unets, halfway, strict=True))
+        assert error(steered, reference) <= TOLERANCE
+        assert not torch.equal(steered, ours)
+        assert torch.equal(unets[0](tensors), ours)
+
+
+def test_prompts_and_pictures(built: Built, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (PromptEncoder(checkpoint, GPU, HALF, runtime=runtime) for runtime in (built.runtime, Runtime()))
+    plain, skipping = [Text("a red circle above a blue square"), Text("")], Text("a green star", clip_skip=1)
+    found, wanted = ours.encode(plain), theirs.encode(plain)
+    for text in plain:
+        assert error(found[text].tokens, wanted[text].tokens) <= TOLERANCE
+        assert error(found[text].pooled, wanted[text].pooled) <= TOLERANCE
+    vae = checkpoint.load_vae(GPU, HALF).eval()
+    latents = torch.randn(2, 4, *DEFAULT, generator=torch.Generator().manual_seed(0)).to(GPU)
+    pixels = built.runtime.decoder(vae, GPU)(latents)
+    expected = Runtime().decoder(vae, GPU)(latents)
+    assert pixels.shape == expected.shape
+    assert (pixels.int() - expected.int()).abs().float().mean() < 1
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an engine was run")
+
+    monkeypatch.setattr(Engine, "run", refuse)
+    assert error(ours.encode([skipping])[skipping].tokens, theirs.encode([skipping])[skipping].tokens) <= TOLERANCE
