@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from .flavours import Flavour
     from .metadata import Bounds, Shape
 
-MAX_SHAPES = 8
-"""Sets of input shapes that are kept ready; the one that was not used for longest goes first."""
+MAX_SHAPES, READY_SHARE = 16, 0.1
+"""Sets of input shapes that are kept ready, and of the GPU's memory what all that they are given and give may take.
+What was not used for longest goes first."""
 
 ALIGNMENT = 256
 """Bytes; TensorRT wants the addresses of tensors to be multiples of it."""
@@ -46,6 +47,11 @@ class _Ready:
     outputs: dict[str, torch.Tensor]
     activations: torch.Tensor
     launch: Callable[[], object]
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it is given and gives; activations are all shapes'."""
+        return sum(tensor.nbytes for tensor in (*self.inputs.values(), *self.outputs.values()))
 
 
 class Engine:
@@ -107,7 +113,10 @@ class Engine:
             if name.endswith(WEIGHT):
                 check_weight(name, weights, types[name], tuple(self.cuda_engine.get_tensor_shape(name)))
         self._profiles = [self._profile(index) for index in range(self.cuda_engine.num_optimization_profiles)]
-        self._ready: LRUCache[tuple[Shape, ...], _Ready] = LRUCache(MAX_SHAPES)
+        most = READY_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+        self._ready: LRUCache[tuple[Shape, ...], _Ready] = LRUCache(
+            1.0, lambda ready: min(1.0, max(1 / MAX_SHAPES, ready.nbytes / most))
+        )
 
     @classmethod
     def load(

@@ -159,7 +159,7 @@ def test_the_next_call_sees_a_patch_at_once(
 
 def test_more_shapes_than_are_kept(built: Built, checkpoint: Checkpoint) -> None:
     """The decoder goes on with memory that it adopted of the encoder, when that has made other memory for a shape."""
-    sizes = [*built.sizes, (16, 8), (32, 32)] if len(built.sizes) > 1 else list(built.sizes)
+    sizes = [*built.sizes, (16, 8), (8, 32), (32, 32)] if len(built.sizes) > 1 else list(built.sizes)
     calls = [given(rows, size) for size in sizes for rows in range(1, MOST_ROWS + 1)]
     assert len(calls) > MAX_SHAPES or len(sizes) == 1
     unet = built.running()
