@@ -85,7 +85,7 @@ RECIPES: dict[str, Recipe] = {
             kept_energy=0.98,
             steps=550,
         ),
-        Recipe("outline", Style(fill="outline", line_width=5.0), "kohya", rank=4, alpha=2.0),
+        Recipe("outline", Style(fill="outline", line_width=5.0), "kohya", rank=3, alpha=1.5),
         Recipe(
             "sunset",
             Style(gradient=0.4, colour_matrix=SUNSET),
