@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ..backend.metrics import TRANSFERRED, Counter, Histogram
+from ..common.errors import RequestError
 from ..lora.patching.beside import zeros
 from ..lora.patching.patcher import Patcher
 from ..networks.unet import example
@@ -25,7 +26,6 @@ from .token_calls import token_call
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..common.errors import RequestError
     from ..controlnets.calls import ControlNetCalls
     from ..lora.files.lora_set import LoraSet
     from ..lora.patching.resident import ResidentLoras
@@ -140,10 +140,10 @@ class Evaluator:
         patcher.apply([])
 
     def __call__(self, call: UNetCall) -> Evaluated:
-        """Evaluates rows, each with its LoRA set and its ControlNets.
+        """Evaluates rows, each with its LoRAs and ControlNets; a set that cannot be had fails its own rows alone.
 
         Raises:
-            LoraUnavailableError: If a LoRA's file is gone.
+            RequestError: Where that are all rows: if a LoRA's file is gone, or changes what is constant in engines.
         """
         self._learn()
         self._loras.upload({key for key, _ in call.ahead})
@@ -151,7 +151,13 @@ class Evaluator:
         parts = self._planned(call.loras, height * width)
         if len(parts) == 1 and parts[0].rows == tuple(range(len(call.loras))):
             return self._part(call, parts[0])
-        return _merged([(part.rows, self._part(call.of(part.rows), part)) for part in parts])
+        return _merged([(part.rows, self._tried(call.of(part.rows), part)) for part in parts])
+
+    def _tried(self, call: UNetCall, part: Part) -> Evaluated | RequestError:
+        try:
+            return self._part(call, part)
+        except RequestError as error:
+            return error
 
     def _planned(self, sets: Sequence[LoraSet], pixels: int) -> list[Part]:
         """The cheapest parts; after some calls that sets shared those apart, and after twice as many the next time."""
@@ -247,15 +253,31 @@ class Evaluator:
                 self._costs.plain.note(measured.work, seconds)
 
 
-def _merged(parts: Sequence[tuple[Sequence[int], Evaluated]]) -> Evaluated:
-    """The rows of several evaluations, each by its place."""
+def _merged(parts: Sequence[tuple[Sequence[int], Evaluated | RequestError]]) -> Evaluated:
+    """The rows of several evaluations, each by its place; RequestError if none gave any."""
     order = {row: (number, index) for number, (rows, _) in enumerate(parts) for index, row in enumerate(rows)}
     places = [order[row] for row in sorted(order)]
-    found = [evaluated for _, evaluated in parts]
+    whole = [each for _, each in parts if isinstance(each, Evaluated)]
+    if not whole:
+        raise next(each for _, each in parts if isinstance(each, RequestError))
+    found = [each if isinstance(each, Evaluated) else _failed(each, len(rows), whole[0]) for rows, each in parts]
     return Evaluated(
         torch.stack([found[number].prediction[index] for number, index in places]),
         [found[number].patch_ms[index] for number, index in places],
         [found[number].beside[index] for number, index in places],
-        dict(ChainMap(*({rows[index]: error for index, error in each.failures.items()} for rows, each in parts))),
+        dict(
+            ChainMap(
+                *(
+                    {rows[index]: error for index, error in each.failures.items()}
+                    for (rows, _), each in zip(parts, found, strict=True)
+                )
+            )
+        ),
         [found[number].stale[index] for number, index in places],
     )
+
+
+def _failed(error: RequestError, rows: int, beside: Evaluated) -> Evaluated:
+    """So many rows that were not evaluated, as others of their call were."""
+    nothing = beside.prediction.new_zeros(rows, *beside.prediction.shape[1:])
+    return Evaluated(nothing, [0.0] * rows, [False] * rows, dict.fromkeys(range(rows), error), [()] * rows)
