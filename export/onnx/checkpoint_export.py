@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from ...python_backends.common.filesystem import sha256_of
 from ...python_backends.lora.files.modules import UNET, adaptable_weights
 from ...python_backends.tensorrt.tensor_names import DECODER
 from .checkpoint_parts import checkpoint_parts, part_names
@@ -25,6 +24,7 @@ from .errors import LostWeightError, OnnxExportError
 from .function_bodies import NORM_FORMS, REDUCE
 from .fused_nodes import DOMAIN, OPSET
 from .graph_part import Sizes
+from .sources import DESCRIPTION, source_digests
 from .torch_graph import torch_graph
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ...python_backends.networks.checkpoint import Checkpoint
     from .graph_part import GraphPart
 
-DESCRIPTION = "export.json"
 DTYPES = ("float32", "float16")
 PACKAGES = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 """Whose versions are written down: what the graphs look like depends on them."""
@@ -172,14 +171,5 @@ def _description(checkpoint: Checkpoint, options: OnnxOptions, sizes: Sizes) -> 
         "opset": OPSET,
         "norms": options.norms,
         "versions": {package: version(package) for package in PACKAGES},
-        "sha256": {name: sha256_of(file) for name, file in _sources(checkpoint, options.controlnets).items()},
+        "sha256": source_digests(checkpoint, options.controlnets),
     }
-
-
-def _sources(checkpoint: Checkpoint, controlnets: Mapping[str, Path]) -> dict[str, Path]:
-    """The files with the weights that went into the graphs."""
-    found = {f"{part}/{file.name}": file for part in checkpoint.networks for file in checkpoint.weight_files(part)}
-    for name, path in controlnets.items():
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        found |= {f"controlnet_{name}/{file.name}": file for file in files}
-    return found

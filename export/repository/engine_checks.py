@@ -39,7 +39,7 @@ def wanted_engines(served: ServedPipeline, pipelines: Mapping[str, ServedPipelin
     options, family = served.options, served.checkpoint.family
     rows = dict.fromkeys((ENCODER, DECODER), shard_rows(served))
     for each in options.controlnets:
-        if each.gpus and each.url is None and not each.control_modes:  # a union runs in PyTorch
+        if each.has_engine:
             rows[f"controlnet_{each.name}"] = controlnet_rows(users_of(each.name, pipelines))
     if options.text_encoder_gpu is not None:
         encoders = (TEXT_ENCODER, TEXT_ENCODER_2) if family == "sdxl" else (TEXT_ENCODER,)
@@ -74,7 +74,7 @@ def check_engines(pipelines: Mapping[str, ServedPipeline], only_controlnets: boo
 def _check(served: ServedPipeline, name: str, rows: int) -> None:
     engines, options = served.options.engines, served.options
     assert engines is not None
-    metadata = EngineMetadata.read(engines, name)
+    metadata = EngineMetadata.read(engines, name, options.runtime)
     metadata.check_runtime(engines, options.runtime)
     if name != VAE_DECODER and metadata.precision != options.dtype:
         raise EngineMismatchError(
@@ -82,7 +82,5 @@ def _check(served: ServedPipeline, name: str, rows: int) -> None:
         )
     lacking = [count for count in range(1, rows + 1) if not metadata.holds(count)]
     if lacking:
-        raise EngineMismatchError(
-            f"engine {name} in {engines} takes no batch of {lacking[0]} rows; wanted: 1 to {rows}, after "
-            f"max_batch_size and unet_shards: swiftdiffusion build-engines --rows 1:2:{rows}"
-        )
+        reason = f"it takes no batch of {lacking[0]} rows; wanted: 1 to {rows}, after max_batch_size and unet_shards"
+        metadata.refuse(engines, reason, "--rows", f"1:{min(2, rows)}:{rows}")

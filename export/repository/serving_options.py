@@ -35,6 +35,11 @@ class ServedControlNet:
     control_modes: int = 0
     pools: bool = False
 
+    @property
+    def has_engine(self) -> bool:
+        """Whether an engine may take its place: on a GPU of this server; a union runs in PyTorch."""
+        return bool(self.gpus) and self.url is None and not self.control_modes
+
 
 @dataclass(frozen=True)
 class ServingOptions:

@@ -97,6 +97,7 @@ def build_engines(
                 built, plan = builder.build(name), engines / f"{name}.plan"
                 said = f"{plan}: {plan.stat().st_size / 2**20:.1f} MiB, {built.precision}, weights from outside: "
                 said += f"{len(built.weights)}, plugins: {', '.join(built.plugins) or 'none'}"
+                said += f"; LoRAs of {len(built.constants)} weights are refused" if built.constants else ""
                 progress.console.print(said, soft_wrap=True, highlight=False)
     except (BuildError, EngineMismatchError, GraphError, MissingTritonError, TensorRTUnavailableError) as error:
         typer.secho(str(error), fg="red", err=True)

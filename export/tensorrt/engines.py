@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +74,13 @@ class EngineBuilder:
                 not know.
             BuildError: If TensorRT gives no builder.
         """
+        import torch
+
         self._settings, flavour = settings, settings.flavour
         for capability in settings.capabilities:
             flavour.check_capability(capability)
         self._trt, self._log = flavour.require(), flavour.log
+        self._kinds = [self._kind(capability) for capability in settings.capabilities]
         self._plugins = settings.plugins and flavour.plugins
         if flavour.capabilities:
             self._machine = Machine(None, None, self._trt.__version__)
@@ -86,7 +88,7 @@ class EngineBuilder:
         else:
             self._machine = Machine.here(flavour, settings.device)
             self._capabilities = (str(self._machine.compute_capability),)
-            _use_gpu(settings.device)
+            torch.cuda.set_device(settings.device)
         if self._plugins:
             register_plugins(int(self._capabilities[0].replace(".", "")))
         try:
@@ -142,12 +144,10 @@ class EngineBuilder:
         config = self._builder.create_builder_config()
         for flag in settings.flavour.builder_flags:
             config.set_flag(getattr(trt.BuilderFlag, flag))
-        if settings.flavour.capabilities and self._capabilities:
-            config.num_compute_capabilities = len(self._capabilities)
-            for index, capability in enumerate(self._capabilities):
-                kind = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
-                if kind is None or not config.set_compute_capability(kind, index):
-                    raise BuildError(f"{settings.flavour.title} builds nothing for compute capability {capability}")
+        if self._kinds:
+            config.num_compute_capabilities = len(self._kinds)
+            for index, kind in enumerate(self._kinds):
+                config.set_compute_capability(kind, index)
         if settings.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
         if settings.flavour.timing_cache:
@@ -162,6 +162,13 @@ class EngineBuilder:
                 raise BuildError(f"TensorRT does not take the shapes {bounds}")
         return config
 
+    def _kind(self, capability: str) -> Any:
+        try:
+            return getattr(self._trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+        except AttributeError:
+            title = self._settings.flavour.title
+            raise BuildError(f"{title} {self._trt.__version__} does not know compute capability {capability}") from None
+
     def _use_timings(self, config: Any) -> None:
         path = self._settings.engines / TIMING_CACHE
         cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
@@ -172,8 +179,6 @@ class EngineBuilder:
     def _write(
         self, graph: Graph, serialised: Any, profiles: list[dict[str, Bounds]], weights: list[str]
     ) -> EngineMetadata:
-        import torch
-
         settings, name = self._settings, graph.path.stem
         plan = settings.engines / f"{name}.plan"
         replace_bytes(plan, memoryview(serialised))
@@ -184,8 +189,6 @@ class EngineBuilder:
             release=self._machine.release,
             gpu=self._machine.gpu,
             capabilities=self._capabilities,
-            torch=torch.__version__,
-            triton=version("triton") if plugins else None,
             precision=graph.precision,
             profiles=tuple(profiles),
             weights=tuple(weights),
@@ -205,9 +208,3 @@ class EngineBuilder:
 def _is_input(weights: str, axes: int) -> bool:
     """Whether a weight of so many axes comes from outside."""
     return weights == INPUTS or (weights == LINEAR and axes == 2)
-
-
-def _use_gpu(device: int) -> None:
-    import torch
-
-    torch.cuda.set_device(device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...python_backends.tensorrt.flavours import FLAVOURS, require_gpu
 from ..onnx.errors import require_onnx
+from ..onnx.sources import check_export
 from ..repository.engine_checks import wanted_engines
 from .engines import BuildSettings, EngineBuilder
 from .profiles import parse_latents, parse_rows
@@ -21,10 +22,10 @@ ONNX = "onnx"
 
 
 def build_missing(pipelines: Mapping[str, ServedPipeline]) -> Iterator[Path]:
-    """Builds the engines of every pipeline that runs on engines and whose directory has none.
+    """Builds the engines that pipelines want and their directories lack.
 
-    Engines that are there are left alone. They take the largest batches that the repository allows, and are tuned for
-    two rows: a request alone. Those for one kind of GPU take pictures of the default size; others all sizes.
+    They take the largest batches that the repository allows, and are tuned for two rows: a request alone. Those for one
+    kind of GPU take pictures of the default size; others all sizes.
 
     Yields:
         Plans, as they are built.
@@ -32,37 +33,32 @@ def build_missing(pipelines: Mapping[str, ServedPipeline]) -> Iterator[Path]:
     Raises:
         TensorRTUnavailableError: Without TensorRT or a GPU that it needs; nothing is written then.
         BuildError: If TensorRT fails.
-        OnnxExportError: If a network has no graph of these options.
+        OnnxExportError: If a network has no graph of these options, or those that are there are of another checkpoint.
     """
     for served in pipelines.values():
-        engines = served.options.engines
-        if engines is None or any(engines.glob("*.plan")):
+        options, engines = served.options, served.options.engines
+        if engines is None:
             continue
-        flavour = FLAVOURS[served.options.runtime]
+        networks = {each.name: each.path for each in options.controlnets if each.has_engine}
+        exported = check_export(engines / ONNX, served.checkpoint, networks, options.dtype)
+        rows = wanted_engines(served, pipelines)
+        lacking = {name: most for name, most in rows.items() if not (engines / f"{name}.plan").is_file()}
+        if not lacking:
+            continue
+        flavour = FLAVOURS[options.runtime]
         flavour.require()
         if not flavour.capabilities:
-            require_gpu(served.options.unet_gpus[0])
-        yield from _build(served, pipelines, engines)
+            require_gpu(options.unet_gpus[0])
+        if not exported:
+            require_onnx("building engines")
+            from ..onnx.checkpoint_export import OnnxOptions, export_onnx
 
-
-def _build(served: ServedPipeline, pipelines: Mapping[str, ServedPipeline], engines: Path) -> Iterator[Path]:
-    require_onnx("building engines")
-    from ..onnx.checkpoint_export import OnnxOptions, export_onnx
-
-    options = served.options
-    networks = {
-        each.name: each.path
-        for each in options.controlnets
-        if each.gpus and each.url is None and not each.control_modes
-    }
-    if not (engines / ONNX / "export.json").is_file():
-        export_onnx(served.checkpoint, engines / ONNX, OnnxOptions(options.dtype, networks))
-    rows = wanted_engines(served, pipelines)
-    for most in sorted(set(rows.values())):
-        builder = EngineBuilder(_settings(served, engines, most))
-        for name in [each for each, number in rows.items() if number == most]:
-            builder.build(name)
-            yield engines / f"{name}.plan"
+            export_onnx(served.checkpoint, engines / ONNX, OnnxOptions(options.dtype, networks))
+        for most in sorted(set(lacking.values())):
+            builder = EngineBuilder(_settings(served, engines, most))
+            for name in [each for each, number in lacking.items() if number == most]:
+                builder.build(name)
+                yield engines / f"{name}.plan"
 
 
 def _settings(served: ServedPipeline, engines: Path, most: int) -> BuildSettings:

@@ -32,8 +32,8 @@ def plan_models(
             raise EngineMismatchError(f"{engines} has no engine of {', '.join(NETWORKS)}; build-engines makes them")
         for name in built:
             metadata = EngineMetadata.read(engines, name)
-            metadata.check_sources(onnx)
             metadata.check_runtime(engines, TENSORRT.name)
+            metadata.check_sources(onnx)
             config = plan_config(name, metadata, Graph.read(onnx, name), tuple(gpu or [0]))
             typer.echo(str(write_plan_model(repository, engines, config, name)))
     except (EngineMismatchError, GraphError) as error:

@@ -9,13 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
 from ...kernels.triton_language import MissingTritonError, require_triton
 from ..tensorrt.flavours import FLAVOURS, Flavour, TensorRTUnavailableError
+from ..tensorrt.metadata import EngineMetadata, EngineMismatchError, Machine
 from .binary import ServerBinary, find_server_binary
 from .checks import Check, Status
 from .errors import LauncherError, PortBusyError, ServerBinaryNotFoundError
@@ -24,7 +25,7 @@ from .kernel_compiler import check_kernel_compiler
 from .needs import check_needs
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
-from .repository_weights import check_weights, models_of_runtime, wanted_gpus
+from .repository_weights import check_weights, engines_of, models_of_runtime, wanted_gpus
 from .running import runtime_directories
 from .shared_memory import SHARED_MEMORY
 from .watch_status import WatchStatus
@@ -132,24 +133,31 @@ def _runtimes(repository: Path) -> Iterator[Check]:
     for flavour in FLAVOURS.values():
         models = models_of_runtime(repository, flavour.name)
         used = [gpu for gpu, placed in gpus.items() if not set(models).isdisjoint(placed)]
-        wanted[flavour.title] = models, partial(_require_flavour, flavour, used)
+        wanted[flavour.title] = models, partial(_require_flavour, flavour, used, engines_of(repository, flavour.name))
     for subject, (models, require) in wanted.items():
         if models:
             try:
                 yield Check(subject, Status.OK, f"{require().__version__}, for {', '.join(models)}")
-            except (MissingTritonError, TensorRTUnavailableError) as error:
+            except (MissingTritonError, TensorRTUnavailableError, EngineMismatchError) as error:
                 yield Check(subject, Status.MISSING, f"wanted by {', '.join(models)}", str(error))
     if on_gpus:
         yield from check_kernel_compiler(", ".join(on_gpus))
 
 
-def _require_flavour(flavour: Flavour, gpus: Sequence[int]) -> ModuleType:
-    """The package; of GPUs that are not there something else tells."""
+def _require_flavour(flavour: Flavour, gpus: Sequence[int], directories: Collection[Path]) -> ModuleType:
+    """The package, GPUs that it knows, and engines for them; of GPUs that are not there something else tells."""
     found = flavour.require()
-    for gpu in [gpu for gpu in gpus if gpu < _torch_gpus()]:
-        import torch
-
-        flavour.check_capability("{}.{}".format(*torch.cuda.get_device_capability(gpu)))
+    there = [gpu for gpu in gpus if gpu < _torch_gpus()]
+    machines = [Machine.here(flavour, gpu) for gpu in there]
+    for directory in directories:
+        names = sorted(path.stem for path in directory.glob("*.plan"))
+        if not names:
+            raise EngineMismatchError(f"{directory} has no engines: get them, or export again")
+        for name in names:
+            metadata = EngineMetadata.read(directory, name, flavour.name)
+            metadata.check_release(directory, flavour, found.__version__)
+            for machine in machines:
+                metadata.check(directory, flavour, machine)
     return found
 
 

@@ -48,6 +48,16 @@ def models_of_runtime(repository: Path, runtime: str) -> list[str]:
     return [file.parent.name for file in files if read_config(file).parameters["runtime"].string_value == runtime]
 
 
+def engines_of(repository: Path, runtime: str) -> set[Path]:
+    """The directories of the engines that a runtime's models run."""
+    configs = (read_config(file) for file in sorted(repository.glob("*/config.pbtxt")))
+    return {
+        (repository / config.parameters["engines"].string_value).resolve()
+        for config in configs
+        if config.parameters["runtime"].string_value == runtime
+    }
+
+
 def _references(config_file: Path) -> list[str]:
     config = read_config(config_file)
     return [config.parameters[name].string_value for name in REFERENCES if name in config.parameters]

@@ -18,8 +18,18 @@ if TYPE_CHECKING:
 SAMPLES = 1024
 """Values of each parameter: training, or merging a LoRA, changes nearly all values of what it changes."""
 
-WRITER = frozenset({"transformers_version", "dtype", "torch_dtype"})
-"""Settings of transformers that say who wrote the file, and in what type."""
+CLIP = (
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "projection_dim",
+    "vocab_size",
+)
+"""Settings of a text encoder that its numbers depend on; transformers' releases add others, and who wrote the file."""
 
 
 def tensors_digest(*tensors: torch.Tensor) -> str:
@@ -34,8 +44,10 @@ def tensors_digest(*tensors: torch.Tensor) -> str:
 @torch.no_grad()
 def weights_digest(network: ModelMixin | PreTrainedModel) -> str:
     """SHA-256 of a network's settings, and of its parameters: names, types, shapes, and values from all over each."""
-    config = network.config if isinstance(network.config, Mapping) else network.config.to_dict()
-    settings = {name: value for name, value in config.items() if not name.startswith("_") and name not in WRITER}
+    if isinstance(network.config, Mapping):
+        settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    else:
+        settings = {name: getattr(network.config, name) for name in CLIP}
     found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, parameter in network.named_parameters():
         flat, places = parameter.detach().reshape(-1), torch.Generator().manual_seed(0)

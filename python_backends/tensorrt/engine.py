@@ -142,7 +142,7 @@ class Engine:
             EngineMismatchError: If it is not, with the command that builds it.
             TensorRTUnavailableError: Without TensorRT or a GPU.
         """
-        metadata = EngineMetadata.read(directory, name)
+        metadata = EngineMetadata.read(directory, name, flavour.name)
         metadata.check_runtime(directory, flavour.name)
         machine = Machine.here(flavour, device.index or 0)
         plan = metadata.check(directory, flavour, machine, digest)

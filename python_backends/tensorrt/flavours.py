@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
@@ -128,7 +129,7 @@ TENSORRT_RTX = Flavour(
     title="TensorRT-RTX",
     package="tensorrt_rtx",
     releases=SpecifierSet(">=1.7,<1.8"),
-    install="pip install 'swiftdiffusion[tensorrt-rtx]'",
+    install="pip install 'swiftdiffusion[onnx,tensorrt-rtx]'",
     capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
     builder_flags=("REQUIRE_USER_ALLOCATION",),
     compiles_at_load=True,
@@ -138,15 +139,7 @@ FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
 
 
 def check_numpy(release: str, numpy: str) -> None:
-    """Refuses 10.16's Python plugins under a numpy that no longer makes a number of an array with one.
-
-    Args:
-        release: `tensorrt.__version__`.
-        numpy: Its release.
-
-    Raises:
-        TensorRTUnavailableError: For numpy 2.4 or later.
-    """
+    """Refuses TensorRT 10's Python plugins under a numpy that no longer makes a number of an array with one."""
     if release.startswith("10.") and Version(numpy) >= Version("2.4"):
         raise TensorRTUnavailableError(
             f"TensorRT {release} fails under numpy {numpy}; wanted: numpy<2.4, or {TENSORRT.install}"
@@ -154,21 +147,14 @@ def check_numpy(release: str, numpy: str) -> None:
 
 
 def require_gpu(device: int = 0) -> None:
-    """Checks that PyTorch sees a GPU.
-
-    Args:
-        device: Its number.
-
-    Raises:
-        TensorRTUnavailableError: If there is none of that number.
-    """
+    """Raises a TensorRTUnavailableError, if PyTorch sees no GPU of that number."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device >= count:
         raise TensorRTUnavailableError(
-            f"GPU {device} is wanted for TensorRT, PyTorch {torch.__version__} sees {count}: engines run on GPUs, and "
-            "those of runtime tensorrt are built where they run"
+            f"GPU {device} is wanted for engines, PyTorch {torch.__version__} sees {count}: engines run on GPUs, and "
+            "those of runtime tensorrt are built there"
         )
 
 
@@ -199,4 +185,4 @@ def _log(flavour: Flavour) -> Any:
 
 
 def _is_newer(capability: str) -> bool:
-    return float(capability) >= float(DEFAULT_CAPABILITIES[-1])
+    return re.fullmatch(r"\d+\.\d", capability) is not None and float(capability) >= float(DEFAULT_CAPABILITIES[-1])

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..common.filesystem import sha256_of
-from .flavours import DEFAULT_CAPABILITIES, require_gpu
+from ..common.filesystem import replace_text, sha256_of
+from .flavours import DEFAULT_CAPABILITIES, FLAVOURS, TENSORRT, require_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,8 +68,6 @@ class EngineMetadata(BaseModel):
         release: Of that package.
         gpu: Name of the GPU that it was built on and for; None if any of its compute capabilities does.
         capabilities: Compute capabilities that it was built for; none: TensorRT-RTX' own choice.
-        torch: Release of PyTorch.
-        triton: Release of the Triton language that compiled the plugins; None without plugins.
         precision: Of its weights: `float16`, `bfloat16` or `float32`.
         profiles: Input → bounds, of each optimisation profile; the first that holds a call's shapes serves it.
         weights: Inputs besides, which are weights of the network.
@@ -90,10 +88,8 @@ class EngineMetadata(BaseModel):
     release: str
     gpu: str | None
     capabilities: tuple[str, ...]
-    torch: str
-    triton: str | None
     precision: str
-    profiles: tuple[dict[str, Bounds], ...]
+    profiles: Annotated[tuple[dict[str, Bounds], ...], Field(min_length=1)]
     weights: tuple[str, ...]
     constants: tuple[str, ...]
     digest: str
@@ -104,29 +100,39 @@ class EngineMetadata(BaseModel):
     onnx: str
     options: tuple[str, ...]
 
+    @field_validator("runtime")
+    @classmethod
+    def _is_known(cls, runtime: str) -> str:
+        if runtime not in FLAVOURS:
+            raise ValueError(f"runtime is {runtime!r}; known: {', '.join(FLAVOURS)}")
+        return runtime
+
     def save(self, directory: Path) -> Path:
         """Writes `NAME.json`."""
         path = directory / f"{self.name}.json"
-        path.write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+        replace_text(path, self.model_dump_json(indent=2) + "\n")
         return path
 
     @classmethod
-    def read(cls, directory: Path, name: str) -> EngineMetadata:
-        """Reads `NAME.json`.
+    def read(cls, directory: Path, name: str, runtime: str = TENSORRT.name) -> EngineMetadata:
+        """Reads `NAME.json`; `runtime` is that of who asks, for the message.
 
         Raises:
             EngineMismatchError: If there is none, or it is not what `save` writes.
         """
         path = directory / f"{name}.json"
-        again = f"build it: {rebuild_command('ONNX_DIRECTORY', directory)}"
+        again = f"build it: {build_command('ONNX_DIRECTORY', directory, ('--runtime', runtime, '--network', name))}"
         try:
-            return cls.model_validate_json(path.read_text("utf-8"))
+            found = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise EngineMismatchError(f"{directory} has no engine {name}: {path.name} is missing; {again}") from None
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise EngineMismatchError(f"{path}: {place or 'the text'}: {first['msg']}; {again}") from None
+        if found.name != name:
+            raise EngineMismatchError(f"{path} describes the engine {found.name!r}; {again}")
+        return found
 
     def holds(self, rows: int) -> bool:
         """Whether some optimisation profile takes batches of so many rows."""
@@ -149,22 +155,25 @@ class EngineMetadata(BaseModel):
         Raises:
             EngineMismatchError: If the plan is for something else, or has changed.
         """
-        self.check_runtime(directory, flavour.name)
-        if self.release != machine.release:
-            self._refuse(directory, f"{flavour.title} is {machine.release} here, and the plan is {self.release}'s")
+        self.check_release(directory, flavour, machine.release)
         if self.gpu is not None and self.gpu != machine.gpu:
-            self._refuse(directory, f"the GPU is {machine.gpu!r} here, and the plan was built for {self.gpu!r}")
+            self.refuse(directory, f"the GPU is {machine.gpu!r} here, and the plan was built for {self.gpu!r}")
         if not flavour.covers(self.capabilities, str(machine.compute_capability)):
             built = ", ".join(self.capabilities) or f"{', '.join(DEFAULT_CAPABILITIES)} and later"
             reason = f"the GPU's compute capability is {machine.compute_capability}, and the plan was built for {built}"
-            self._refuse(directory, reason)
+            wanted = ("--capability", str(machine.compute_capability)) if flavour.capabilities else ()
+            self.refuse(directory, reason, *wanted)
         if digest is not None and digest != self.digest:
-            self._refuse(directory, "it was built from another checkpoint, or another type of its weights")
+            raise EngineMismatchError(
+                f"engine {self.name}: it was built from another checkpoint, another type of its weights or, of a text "
+                f"encoder, under another release of transformers; export the checkpoint at hand (swiftdiffusion "
+                f"export-onnx), then build it anew: {build_command('ONNX_DIRECTORY', directory, self.options)}"
+            )
         plan = directory / f"{self.name}.plan"
         if not plan.is_file():
-            self._refuse(directory, f"{plan} is missing")
+            self.refuse(directory, f"{plan} is missing")
         if sha256_of(plan) != self.plan_sha256:
-            self._refuse(directory, f"{plan} is not the file that {self.name}.json describes")
+            self.refuse(directory, f"{plan} is not the file that {self.name}.json describes")
         return plan
 
     def check_runtime(self, directory: Path, runtime: str) -> None:
@@ -174,7 +183,15 @@ class EngineMetadata(BaseModel):
             EngineMismatchError: If the plan is another package's.
         """
         if self.runtime != runtime:
-            self._refuse(directory, f"the runtime is {runtime}, and the plan is for {self.runtime}")
+            self.refuse(
+                directory, f"the runtime is {runtime}, and the plan is for {self.runtime}", "--runtime", runtime
+            )
+
+    def check_release(self, directory: Path, flavour: Flavour, release: str) -> None:
+        """Compares with the release that is to run it, of the flavour that is."""
+        self.check_runtime(directory, flavour.name)
+        if self.release != release:
+            self.refuse(directory, f"{flavour.title} is {release} here, and the plan is {self.release}'s")
 
     def check_sources(self, directory: Path) -> None:
         """Compares the files of a directory with those that the plan was built from.
@@ -185,15 +202,24 @@ class EngineMetadata(BaseModel):
         for name, built in self.sources.items():
             file = directory / name
             if not file.is_file():
-                self._refuse(directory, f"{file} is missing")
+                self.refuse(directory, f"{file} is missing")
             if sha256_of(file) != built:
-                self._refuse(directory, f"{file} has changed since the plan was built from it")
+                self.refuse(directory, f"{file} has changed since the plan was built from it")
 
-    def _refuse(self, directory: Path, reason: str) -> None:
-        command = rebuild_command(self.onnx, directory, self.options)
+    def refuse(self, directory: Path, reason: str, *wanted: str) -> NoReturn:
+        """Says why an engine cannot be used, and how to build one that can.
+
+        Args:
+            directory: Of the plan.
+            reason: Why.
+            *wanted: An option of `build-engines` and its value, in the place of those that it was built with.
+        """
+        pairs = zip(("", *self.options), self.options, strict=False)
+        words = [word for before, word in pairs if not {before, word} & set(wanted[:1])]
+        command = build_command(self.onnx, directory, (*words, *wanted))
         raise EngineMismatchError(f"engine {self.name}: {reason}; build it anew: {command}")
 
 
-def rebuild_command(onnx: str, engines: Path, options: tuple[str, ...] = ()) -> str:
+def build_command(onnx: str, engines: Path, options: tuple[str, ...] = ()) -> str:
     """The command line that builds engines."""
     return shlex.join(["swiftdiffusion", "build-engines", "--onnx", onnx, "--engines", str(engines), *options])

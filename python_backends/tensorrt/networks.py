@@ -74,7 +74,7 @@ class EngineControlNet:
     def __init__(self, directory: Path, name: str, device: torch.device, flavour: Flavour, digest: str) -> None:
         """Loads `controlnet_NAME`; arguments and errors as of `Engine.load`."""
         self._engine = Engine.load(directory, name, device, flavour, digest=digest)
-        self._outputs = sorted(self._engine.outputs, key=_residual_order)
+        self._outputs = sorted(self._engine.outputs, key=lambda name: (name == "residual_mid", len(name), name))
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Residuals of the skips and then of the mid block; the next call with inputs of these shapes overwrites them.
@@ -115,8 +115,3 @@ class EngineTextEncoder:
             return None
         found = self._engine.run({IDS: ids})
         return found["hidden_states"], found.get("pooled")
-
-
-def _residual_order(name: str) -> float:
-    number = name.removeprefix("residual_")
-    return float(number) if number.isdigit() else float("inf")

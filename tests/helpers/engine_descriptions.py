@@ -16,8 +16,6 @@ def described(name: str, *profiles: dict[str, Bounds], **changes: Any) -> Engine
             "release": "11.4.0.106",
             "gpu": "NVIDIA H100 80GB HBM3",
             "capabilities": ("9.0",),
-            "torch": "2.13.0",
-            "triton": None,
             "precision": "float16",
             "profiles": profiles,
             "weights": (),

@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from engine_descriptions import described
 from swiftdiffusion.clients.cli import app
+from swiftdiffusion.python_backends.common.filesystem import sha256_of
 from swiftdiffusion.python_backends.launcher import doctor
 from swiftdiffusion.python_backends.launcher.checks import Check, Status
 from swiftdiffusion.python_backends.launcher.doctor import run_checks
@@ -84,6 +86,7 @@ def test_a_runtime_that_is_not_there(repository: Path, flavour: Flavour, monkeyp
     assert not subjects & {check.subject for check in run_checks(repository)}
     config = repository / "unet_shard0" / "config.pbtxt"
     runtime = f'parameters {{ key: "runtime" value {{ string_value: "{flavour.name}" }} }}\n'
+    runtime += 'parameters { key: "engines" value { string_value: "../engines" } }\n'
     config.write_text(config.read_text() + runtime + "instance_group [ { kind: KIND_GPU gpus: [ 97 ] } ]\n")
     for package in ("triton", flavour.package):
         monkeypatch.setitem(sys.modules, package, None)
@@ -95,21 +98,41 @@ def test_a_runtime_that_is_not_there(repository: Path, flavour: Flavour, monkeyp
     assert flavour.install in checks[flavour.title].advice
 
 
-def test_a_gpu_that_a_runtime_does_not_know(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An H100 with engines of TensorRT-RTX."""
-    pytest.importorskip("tensorrt_rtx")
-    config = repository / "unet_shard0" / "config.pbtxt"
+def test_engines_that_are_not_there_or_for_something_else(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = pytest.importorskip("tensorrt_rtx").__version__
+    config, engines = repository / "unet_shard0" / "config.pbtxt", repository.parent / "engines"
     runtime = 'parameters { key: "runtime" value { string_value: "tensorrt-rtx" } }\n'
+    runtime += 'parameters { key: "engines" value { string_value: "../engines" } }\n'
     config.write_text(config.read_text() + runtime + "instance_group [ { kind: KIND_GPU gpus: [ 0 ] } ]\n")
-    monkeypatch.setattr(doctor, "_torch_gpus", lambda: 1)
-    for capability, status in (((9, 0), Status.MISSING), ((8, 9), Status.OK)):
-        monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu, found=capability: found)
+
+    def said() -> Check:
         (check,) = (check for check in run_checks(repository) if check.subject == "TensorRT-RTX")
-        assert check.status is status
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: (10, 0))
-    (check,) = (check for check in run_checks(repository) if check.subject == "TensorRT-RTX")
-    assert "no engines for GPUs of compute capability 10.0" in check.advice
-    assert "--runtime torch" in check.advice
+        return check
+
+    assert f"{engines} has no engines" in said().advice
+    engines.mkdir()
+    (engines / "unet_encoder.plan").write_bytes(b"plan")
+    assert "no engine unet_encoder: unet_encoder.json is missing; build it" in said().advice
+    profile = {"latents": ((1, 4, 8, 8), (2, 4, 8, 8), (4, 4, 8, 8))}
+    made = described("unet_encoder", profile, runtime="tensorrt-rtx", release=release, gpu=None, capabilities=("8.9",))
+    made.model_copy(update={"release": "1.7.0"}).save(engines)
+    assert f"TensorRT-RTX is {release} here, and the plan is 1.7.0's" in said().advice
+    made.model_copy(update={"plan_sha256": sha256_of(engines / "unet_encoder.plan")}).save(engines)
+    monkeypatch.setattr(doctor, "_torch_gpus", lambda: 0)
+    assert said().status is Status.OK, "nothing is known of a GPU that is not there"
+    monkeypatch.setattr(doctor, "_torch_gpus", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda gpu: "a GPU")
+    for capability, words in (
+        ((8, 9), ""),
+        ((8, 6), "compute capability is 8.6, and the plan was built for 8.9"),
+        ((9, 0), "no engines for GPUs of compute capability 9.0"),
+        ((10, 0), "such a GPU is served by --runtime torch"),
+    ):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu, found=capability: found)
+        assert (said().status is Status.OK) == (not words)
+        assert words in (said().advice or "")
 
 
 def test_kernels_want_a_c_compiler_and_python_s_headers(

@@ -31,7 +31,6 @@ PORTABLE = {
     "gpu": None,
     "capabilities": ("8.6", "8.9"),
     "plugins": (),
-    "triton": None,
 }
 
 
@@ -42,7 +41,6 @@ def engine(tmp_path: Path) -> EngineMetadata:
     made = described(
         "unet_encoder",
         {"latents": ((1, 4, 128, 128), (2, 4, 128, 128), (4, 4, 128, 128))},
-        triton="3.9.0",
         weights=("conv_in.weight",),
         sources={"unet_encoder.onnx": sha256_of(tmp_path / "unet_encoder.onnx")},
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
