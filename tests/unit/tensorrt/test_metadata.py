@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -77,10 +78,42 @@ def test_another_machine_is_refused(engine: EngineMetadata, tmp_path: Path, chan
 
 
 def test_another_checkpoint_and_another_runtime_are_refused(engine: EngineMetadata, tmp_path: Path) -> None:
-    with pytest.raises(EngineMismatchError, match="built from another checkpoint, or another type of its weights"):
+    with pytest.raises(
+        EngineMismatchError,
+        match=r"another checkpoint.*export-onnx.*build-engines --onnx ONNX_DIRECTORY",
+    ):
         engine.check(tmp_path, TENSORRT, H100, "another")
-    with pytest.raises(EngineMismatchError, match="the runtime is tensorrt-rtx, and the plan is for tensorrt; build"):
+    with pytest.raises(
+        EngineMismatchError, match="the runtime is tensorrt-rtx, and the plan is for tensorrt; build"
+    ) as said:
         engine.check(tmp_path, TENSORRT_RTX, L4)
+    assert str(said.value).endswith("--latents 128x128 --runtime tensorrt-rtx")
+
+
+def test_the_command_has_what_is_wanted_in_the_place_of_what_was_asked(engine: EngineMetadata, tmp_path: Path) -> None:
+    options = ("--runtime", "tensorrt-rtx", "--rows", "1", "--capability", "8.6", "--capability", "8.9", "--no-plugins")
+    portable = engine.model_copy(update=PORTABLE | {"options": options})
+    with pytest.raises(EngineMismatchError) as said:
+        portable.check(tmp_path, TENSORRT_RTX, replace(L4, compute_capability="12.0"))
+    assert str(said.value).endswith("--runtime tensorrt-rtx --rows 1 --no-plugins --capability 12.0")
+
+
+def test_a_description_of_another_engine_is_refused(engine: EngineMetadata, tmp_path: Path) -> None:
+    (tmp_path / "unet_decoder.json").write_text((tmp_path / "unet_encoder.json").read_text())
+    with pytest.raises(EngineMismatchError, match=r"unet_decoder\.json describes the engine 'unet_encoder'; build it"):
+        EngineMetadata.read(tmp_path, "unet_decoder")
+
+
+def test_a_gpu_that_the_package_does_not_know_is_refused_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda gpu: "NVIDIA H100")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: (9, 0))
+    with pytest.raises(TensorRTUnavailableError, match=r"capability 9\.0; .*served by --runtime torch"):
+        Machine.here(TENSORRT_RTX, 0)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: (8, 9))
+    assert Machine.here(TENSORRT_RTX, 0).compute_capability == "8.9"
 
 
 @pytest.mark.parametrize(
@@ -122,15 +155,25 @@ def test_a_server_needs_no_onnx_file(engine: EngineMetadata, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "the text: .*JSON"), ('{"name": 3}', "name: .*string"), (None, r"unet_encoder\.json is missing")],
+    [
+        ("{", "the text: .*JSON"),
+        (b"\xff\xfe{}", "the text: .*JSON"),
+        ('{"name": 3}', "name: .*string"),
+        ('{"runtime": "trt"}', "runtime is 'trt'; known: tensorrt, tensorrt-rtx"),
+        ('{"profiles": []}', "profiles: "),
+        (None, r"unet_encoder\.json is missing"),
+    ],
 )
 def test_an_unreadable_description_is_refused(
-    engine: EngineMetadata, tmp_path: Path, text: str | None, message: str
+    engine: EngineMetadata, tmp_path: Path, text: str | bytes | None, message: str
 ) -> None:
     path = tmp_path / "unet_encoder.json"
+    said = json.loads(path.read_text())
     path.unlink()
-    if text is not None:
-        path.write_text(text)
+    if isinstance(text, bytes):
+        path.write_bytes(text)
+    elif text is not None:
+        path.write_text(text if text == "{" else json.dumps(said | json.loads(text)))
     with pytest.raises(EngineMismatchError, match=f"{message}.*swiftdiffusion build-engines"):
         EngineMetadata.read(tmp_path, "unet_encoder")
 
@@ -175,7 +218,10 @@ def test_a_numpy_under_which_plugins_fail() -> None:
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flavour, wanted in ((TENSORRT, "'tensorrt-cu13>=11.4'"), (TENSORRT_RTX, r"'swiftdiffusion\[tensorrt-rtx\]'")):
+    for flavour, wanted in (
+        (TENSORRT, "'tensorrt-cu13>=11.4'"),
+        (TENSORRT_RTX, r"'swiftdiffusion\[onnx,tensorrt-rtx\]'"),
+    ):
         monkeypatch.setitem(sys.modules, flavour.package, None)
         with pytest.raises(TensorRTUnavailableError, match=f"{flavour.title} is missing.*pip install {wanted}"):
             flavour.require()

@@ -79,8 +79,8 @@ def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint:
 @pytest.mark.parametrize(
     ("rows", "precision", "more", "said"),
     [
-        ([(1, 2)], "float16", "", "unet_encoder .* takes no batch of 3 rows; wanted: 1 to 8, .*--rows 1:2:8"),
-        ([(1, 1), (3, 8)], "float16", "", "takes no batch of 2 rows"),
+        ([(1, 2)], "float16", "", "unet_encoder: it takes no batch of 3 rows; wanted: 1 to 8, .*--rows 1:2:8"),
+        ([(1, 1), (3, 8)], "float16", "", "it takes no batch of 2 rows"),
         ([(1, 8)], "bfloat16", "", "computes in bfloat16; wanted: float16"),
         ([(1, 8)], "float16", ON_GPU, "no engine controlnet_edges"),
         ([(1, 8)], "float16", ON_GPU + SECOND, "edges is shared by pipelines of runtimes tensorrt .* and torch"),
@@ -123,7 +123,7 @@ def test_a_controlnet_takes_the_rows_of_all_shards(checkpoint: Path, tmp_path: P
         write_engine(tmp_path / "engines", name, (1, 8))
     write_engine(tmp_path / "engines", "controlnet_edges", (1, 8))
     pipelines = deployed(checkpoint, tmp_path, ON_GPU).resolve()
-    with pytest.raises(EngineMismatchError, match=r"controlnet_edges .* takes no batch of 9 rows; wanted: 1 to 16"):
+    with pytest.raises(EngineMismatchError, match=r"controlnet_edges: it takes no batch of 9 rows; wanted: 1 to 16"):
         check_engines(pipelines)
     write_engine(tmp_path / "engines", "controlnet_edges", (1, 16))
     check_engines(pipelines)

@@ -237,6 +237,7 @@ def test_building_without_tensorrt(directory: Path, monkeypatch: pytest.MonkeyPa
         (["--weights", "some"], "--weights is some; allowed: inputs, linear, constant"),
         (["--capability", "8.9"], "--capability is given; wanted with it:"),
         (["--runtime", "tensorrt-rtx", "--capability", "9.0"], "compute capability 9.0; allowed: 7.5, 8.0, 8.6, 8.9"),
+        (["--runtime", "tensorrt-rtx", "--capability", "abc"], "compute capability abc; allowed: 7.5"),
         (["--network", "vae"], "has no ONNX file of vae; there: unet_encoder"),
     ],
 )
@@ -252,7 +253,7 @@ def test_verifying_without_a_gpu(directory: Path) -> None:
     if not torch.cuda.is_available():
         result = CliRunner().invoke(app, asked)
         assert result.exit_code == 2
-        assert "GPU 0 is wanted for TensorRT" in _said(result)
+        assert "GPU 0 is wanted for engines" in _said(result)
     result = CliRunner().invoke(app, [*asked, "--loras", "some.safetensors"])
     assert result.exit_code == 2
     assert "--checkpoint" in _said(result)

@@ -135,7 +135,7 @@ def test_a_graph_that_tensorrt_does_not_take(tmp_path: Path, text: str, said: st
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_running_one_without_a_gpu(built: Path) -> None:
-    with pytest.raises(TensorRTUnavailableError, match=r"GPU 0 is wanted for TensorRT, PyTorch .* sees 0"):
+    with pytest.raises(TensorRTUnavailableError, match=r"GPU 0 is wanted for engines, PyTorch .* sees 0"):
         Engine.load(built, "vae_decoder", torch.device("cuda", 0), TENSORRT_RTX)
 
 
@@ -149,3 +149,33 @@ def test_the_command(graphs: Path, tmp_path: Path) -> None:
     assert said["capabilities"] == ["8.6", "8.9"]
     again = ["--runtime", "tensorrt-rtx", "--rows", "1:2:4", "--weights", "inputs"]
     assert said["options"] == [*again, "--capability", "8.6", "--capability", "8.9", "--network", "text_encoder"]
+
+
+def test_a_capability_that_this_release_does_not_know(graphs: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"TensorRT-RTX 1\.7.* does not know compute capability 13\.0"):
+        EngineBuilder(replace(settings(graphs, tmp_path), capabilities=("13.0",)))
+
+
+USED = {
+    "BuilderFlag": "REQUIRE_USER_ALLOCATION",
+    "CudaGraphStrategy": "WHOLE_GRAPH_CAPTURE",
+    "DynamicShapesKernelSpecializationStrategy": "EAGER",
+    "ExecutionContextAllocationStrategy": "USER_MANAGED",
+    "IBuilderConfig": "num_compute_capabilities set_compute_capability set_flag",
+    "ICudaEngine": "create_execution_context create_runtime_config get_tensor_dtype get_tensor_mode "
+    "get_tensor_profile_shape",
+    "IExecutionContext": "execute_async_v3 get_tensor_shape infer_shapes set_device_memory set_input_shape "
+    "set_optimization_profile_async set_tensor_address update_device_memory_size_for_shapes",
+    "IRuntimeCache": "deserialize serialize",
+    "IRuntimeConfig": "create_runtime_cache cuda_graph_strategy dynamic_shapes_kernel_specialization_strategy "
+    "set_execution_context_allocation_strategy set_runtime_cache",
+    "Runtime": "deserialize_cuda_engine",
+}
+"""What running engines uses, which needs a GPU."""
+
+
+@pytest.mark.parametrize("name", USED)
+def test_the_interface_is_the_one_that_is_used(name: str) -> None:
+    import tensorrt_rtx
+
+    assert not [member for member in USED[name].split() if not hasattr(getattr(tensorrt_rtx, name), member)]
