@@ -51,7 +51,8 @@ def export_onnx(
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{output}: {', '.join(names)}")
-    typer.echo(f"engines of them: swiftdiffusion build-engines --onnx {output} --engines …")
+    sizes = "" if fixed else " --latents HEIGHTxWIDTH"
+    typer.echo(f"engines of them: swiftdiffusion build-engines --runtime … --onnx {output} --engines …{sizes}")
 
 
 def _controlnets(given: list[str]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_bytes(path: Path, content: bytes | memoryview) -> None:
     """The same of bytes; of several processes that write it, one wins."""
-    fresh = path.with_suffix(f".{os.getpid()}.new")
+    fresh = path.with_suffix(f".{secrets.token_hex(4)}.new")
     try:
         fresh.write_bytes(content)
         fresh.replace(path)

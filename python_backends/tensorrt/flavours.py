@@ -119,7 +119,7 @@ TENSORRT = Flavour(
     name="tensorrt",
     title="TensorRT",
     package="tensorrt",
-    releases=SpecifierSet(">=10.16,!=11.0.*,!=11.1.*,!=11.2.*,!=11.3.*"),
+    releases=SpecifierSet(">=10.16,!=11.0.*,!=11.1.*,!=11.2.*,!=11.3.*"),  # nobody has looked at these
     install="pip install 'tensorrt-cu13>=11.4' (NVIDIA's own package index has the libraries)",
     plugins=True,
     timing_cache=True,

@@ -52,13 +52,12 @@ class RuntimeCache:
 
     def keep(self) -> None:
         """Writes the file anew, if more was compiled; where it cannot be written, the next process compiles again."""
-        content = bytes(memoryview(self._cache.serialize()))
-        if content == self._kept:
-            return
         try:
-            replace_bytes(self.path, content)
-            self._kept = content
-        except OSError as error:
+            content = bytes(memoryview(self._cache.serialize()))
+            if content != self._kept:
+                replace_bytes(self.path, content)
+                self._kept = content
+        except (OSError, RuntimeError, TypeError) as error:  # of files; of TensorRT, which may give nothing
             logger.warning("what was compiled is not kept: %s", error)
 
 
