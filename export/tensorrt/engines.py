@@ -108,6 +108,7 @@ class EngineBuilder:
             GraphError: If the ONNX file does not fit the settings.
         """
         graph, settings = Graph.read(self._settings.onnx, name), self._settings
+        sources = graph.sources()
         profiles = [profile(graph.inputs, rows, settings.latents) for rows in settings.rows]
         weights = [weight for weight, shape in graph.weights.items() if _is_input(settings.weights, len(shape))]
         linear = [weight for weight in weights if _is_input(LINEAR, len(graph.weights[weight]))]
@@ -118,7 +119,7 @@ class EngineBuilder:
                 raise
             logger.warning("%s; its convolutions stay constant", error)
             weights, serialised = linear, self._serialised(graph, profiles, linear)
-        return self._write(graph, serialised, profiles, weights)
+        return self._write(graph, sources, serialised, profiles, weights)
 
     def _serialised(self, graph: Graph, profiles: list[dict[str, Bounds]], weights: list[str]) -> Any:
         """The plan."""
@@ -177,11 +178,11 @@ class EngineBuilder:
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
     def _write(
-        self, graph: Graph, serialised: Any, profiles: list[dict[str, Bounds]], weights: list[str]
+        self, graph: Graph, sources: dict[str, str], made: Any, profiles: list[dict[str, Bounds]], weights: list[str]
     ) -> EngineMetadata:
         settings, name = self._settings, graph.path.stem
         plan = settings.engines / f"{name}.plan"
-        replace_bytes(plan, memoryview(serialised))
+        replace_bytes(plan, memoryview(made))
         plugins = graph.plugins if self._plugins else ()
         metadata = EngineMetadata(
             name=name,
@@ -194,7 +195,7 @@ class EngineBuilder:
             weights=tuple(weights),
             constants=tuple(weight for weight in graph.weights if weight not in weights),
             digest=graph.digest,
-            sources=graph.sources(),
+            sources=sources,
             plan_sha256=sha256_of(plan),
             plugins=plugins,
             norms=graph.norms,

@@ -107,7 +107,7 @@ class LoadedEngines:
 
     def _load(self, directory: Path, metadata: EngineMetadata, unet: _UNet | None) -> Engine:
         onnx, name, flavour = Path(metadata.onnx), metadata.name, FLAVOURS[metadata.runtime]
-        metadata.check_sources(onnx)
+        metadata.check_sources(directory, onnx)
         reference: Runnable
         if unet is not None and name in HALVES:
             engine = Engine.load(directory, name, self._device, flavour, unet.weights, unet.digest)

@@ -33,7 +33,7 @@ def plan_models(
         for name in built:
             metadata = EngineMetadata.read(engines, name)
             metadata.check_runtime(engines, TENSORRT.name)
-            metadata.check_sources(onnx)
+            metadata.check_sources(engines, onnx)
             config = plan_config(name, metadata, Graph.read(onnx, name), tuple(gpu or [0]))
             typer.echo(str(write_plan_model(repository, engines, config, name)))
     except (EngineMismatchError, GraphError) as error:

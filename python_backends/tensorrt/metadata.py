@@ -193,18 +193,18 @@ class EngineMetadata(BaseModel):
         if self.release != release:
             self.refuse(directory, f"{flavour.title} is {release} here, and the plan is {self.release}'s")
 
-    def check_sources(self, directory: Path) -> None:
-        """Compares the files of a directory with those that the plan was built from.
+    def check_sources(self, directory: Path, onnx: Path) -> None:
+        """Compares the files of an ONNX directory with those that the plan was built from.
 
         Raises:
-            EngineMismatchError: If one is missing or has changed.
+            EngineMismatchError: If one is missing or another one.
         """
         for name, built in self.sources.items():
-            file = directory / name
+            file = onnx / name
             if not file.is_file():
                 self.refuse(directory, f"{file} is missing")
             if sha256_of(file) != built:
-                self.refuse(directory, f"{file} has changed since the plan was built from it")
+                self.refuse(directory, f"{file} is not the file that the plan was built from")
 
     def refuse(self, directory: Path, reason: str, *wanted: str) -> NoReturn:
         """Says why an engine cannot be used, and how to build one that can.

@@ -73,7 +73,7 @@ def test_all_networks_are_built(built: Path, graphs: Path) -> None:
         assert {bounds[0][0] for bounds in profile.values()} == {1}
         assert metadata.holds(16)
         assert not metadata.holds(17)
-        metadata.check_sources(graphs)
+        metadata.check_sources(built, graphs)
         machine = Machine("a GPU", "8.9", metadata.release)
         assert metadata.check(built, TENSORRT_RTX, machine, graph.digest) == built / f"{name}.plan"
         for change, said in (
