@@ -217,8 +217,8 @@ class Engine:
         if unknown:
             raise RuntimeError(f"TensorRT cannot tell the shapes of {', '.join(unknown)}")
         needed = context.update_device_memory_size_for_shapes()
-        if needed > self._activations.numel():  # contexts for other shapes keep what they have
-            self._activations = torch.empty(needed, dtype=torch.uint8, device=self.device)
+        if needed > (had := self._activations.numel()):  # which contexts for other shapes keep: it grows by doubling
+            self._activations = torch.empty(max(needed, 2 * had), dtype=torch.uint8, device=self.device)
         context.set_device_memory(self._activations.data_ptr(), self._activations.numel())
         outputs = {name: self._buffer(name, tuple(context.get_tensor_shape(name))) for name in self.outputs}
         for name, tensor in (inputs | outputs | self._weights).items():

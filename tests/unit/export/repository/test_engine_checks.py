@@ -131,3 +131,13 @@ def test_a_controlnet_takes_the_rows_of_all_shards(checkpoint: Path, tmp_path: P
     assert edges.max_batch_size == 16
     assert "needs_mib" not in edges.parameters
     assert int(edges.parameters["answer_mib"].string_value) >= 1  # for the GPU's pool
+
+
+@pytest.mark.parametrize(("engines", "models"), [("engines", 1), ("others", 2)])
+def test_pipelines_share_text_encoders_of_the_same_engines(
+    checkpoint: Path, tmp_path: Path, engines: str, models: int
+) -> None:
+    second = TABLE.replace("pipelines.a", "pipelines.b").replace('"engines"', f'"{engines}"')
+    pipelines = deployed(checkpoint, tmp_path, second).resolve()
+    names = [model.config.name for model in repository_models(pipelines, str)]
+    assert len([name for name in names if name.endswith("text_encoder")]) == models

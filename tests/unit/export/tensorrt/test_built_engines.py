@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from swiftdiffusion.export.tensorrt.profiles import parse_latents, parse_rows
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.tensorrt.engine import Engine
 from swiftdiffusion.python_backends.tensorrt.flavours import TENSORRT_RTX, TensorRTUnavailableError
-from swiftdiffusion.python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError, Machine
+from swiftdiffusion.python_backends.tensorrt.metadata import Bounds, EngineMetadata, EngineMismatchError, Machine
 
 DEMO = Path(__file__).parents[4] / "export" / "demo"
 HALVES = ("unet_encoder", "unet_decoder")
@@ -100,6 +101,25 @@ def test_weights_are_inputs_and_not_in_the_plan(graphs: Path, tmp_path: Path, ki
         small, large = ((tmp_path / each / f"{name}.plan").stat().st_size for each in ("inputs", kind))
         assert outside.weights == tuple(shapes)
         assert large - small > 0.5 * weights_bytes(graph, inside.constants)
+
+
+class NoConvolutions(EngineBuilder):
+    """One that does as if TensorRT took no convolution whose weights come from outside."""
+
+    def _serialised(self, graph: Graph, profiles: list[dict[str, Bounds]], weights: list[str]) -> Any:
+        if any(len(graph.weights[weight]) == 4 for weight in weights):
+            raise BuildError("no such convolution")
+        return super()._serialised(graph, profiles, weights)
+
+
+def test_convolutions_that_are_not_taken_stay_constant(
+    graphs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = NoConvolutions(settings(graphs, tmp_path)).build("unet_encoder")
+    shapes = Graph.read(graphs, "unet_encoder").weights
+    assert set(metadata.weights) == {name for name, shape in shapes.items() if len(shape) == 2}
+    assert set(metadata.constants) == shapes.keys() - set(metadata.weights)
+    assert "no such convolution; its convolutions stay constant" in caplog.text
 
 
 def test_the_other_form_of_norms_is_built(tmp_path: Path) -> None:
