@@ -6,8 +6,8 @@
 | `answer_mib` | of a ControlNet: residuals of that call, which pass through shared memory, or a GPU's pool |
 | `gflop` | 10⁹ floating-point operations of that call |
 
-Memory is that of the GPU for what is on one. Nobody has measured what engines need: models that run them have no such
-parameters but `answer_mib`.
+Memory is that of the GPU for what is on one. Engines are counted as the modules whose place they take, which nobody has
+compared.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ MIB = 2**20
 
 def shard(checkpoint: Checkpoint, options: ServingOptions, gpu: int | None) -> dict[str, str]:
     """Of a UNet shard; a GPU keeps LoRAs, a CPU projections of prompts, and small weights with LoRAs in them."""
-    if options.has_engines(gpu):
-        return {}
     needs, patched = _of(unet_needs, checkpoint), options.loras is not None
     of_loras = DEVICE_BYTES if gpu is not None else KEPT_BYTES if needs.adaptable <= KEPT_BYTES else 0
     kept = (of_loras if patched else 0) + (MOST_BYTES if gpu is None and options.runtime == "torch" else 0)
@@ -60,8 +58,6 @@ def vae_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, st
 
 def vae_decoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of a VAE decoder."""
-    if options.has_engines(options.vae_gpu) and not options.vae_float16:
-        return {}
     dtype = "float16" if options.vae_float16 else _vae_dtype(checkpoint, options)
     return _parameters(_of(vae_needs, checkpoint), dtype)
 
@@ -74,8 +70,6 @@ def _vae_dtype(checkpoint: Checkpoint, options: ServingOptions, encodes: bool = 
 def text_encoder(checkpoint: Checkpoint, options: ServingOptions) -> dict[str, str]:
     """Of text encoders, with the embeddings that they remember, in main memory."""
     gpu = options.text_encoder_gpu
-    if options.has_engines(gpu):
-        return {}
     kept = int(inspect.signature(PromptEncoder).parameters["cache_bytes"].default) if gpu is None else 0
     return _parameters(_of(text_encoder_needs, checkpoint), options.dtype_on(gpu), options.loras is not None, kept)
 
@@ -86,8 +80,6 @@ def controlnet(network: ServedControlNet, checkpoint: Checkpoint, options: Servi
     module = PositionalControlNet(ControlNetFiles.look(network.path, checkpoint).empty())
     needs, dtype = controlnet_needs(module, checkpoint), options.dtype_on(gpu)
     answer = {"answer_mib": _mib(needs.answer * getattr(torch, dtype).itemsize // torch.float32.itemsize)}
-    if options.has_engines(gpu) and not module.control_modes:
-        return answer
     return {**_parameters(needs, dtype, kept=EMBEDDING_BYTES), **answer}
 
 
