@@ -84,3 +84,10 @@ def _check(served: ServedPipeline, name: str, rows: int) -> None:
     if lacking:
         reason = f"it takes no batch of {lacking[0]} rows; wanted: 1 to {rows}, after max_batch_size and unet_shards"
         metadata.refuse(engines, reason, "--rows", f"1:{min(2, rows)}:{rows}")
+    height, width = (side // served.checkpoint.vae_scale_factor for side in served.checkpoint.default_size)
+    sizes = [profile["latents"] for profile in metadata.profiles if "latents" in profile]
+    if sizes and not any(
+        low[2] <= height <= high[2] and low[3] <= width <= high[3] for low, _, high in sizes if len(low) == 4
+    ):
+        reason = f"it takes no latents of {height}x{width}, as pictures of the default size have them"
+        metadata.refuse(engines, reason, "--latents", f"{height}x{width}")

@@ -37,11 +37,16 @@ OTHERS = ("unet_decoder", "text_encoder", "vae_decoder")
 
 
 def write_engine(
-    directory: Path, name: str, *rows: Rows, precision: str = "float16", runtime: str = "tensorrt"
+    directory: Path,
+    name: str,
+    *rows: Rows,
+    precision: str = "float16",
+    runtime: str = "tensorrt",
+    size: Rows = (16, 16),
 ) -> None:
     directory.mkdir(exist_ok=True)
     profiles = [
-        dict.fromkeys(("latents", "mid"), ((low, 4, 8, 8), (low, 4, 8, 8), (high, 4, 8, 8))) for low, high in rows
+        dict.fromkeys(("latents", "mid"), ((low, 4, *size), (low, 4, *size), (high, 4, *size))) for low, high in rows
     ]
     described(name, *profiles, precision=precision, runtime=runtime).save(directory)
 
@@ -104,6 +109,10 @@ def test_every_network_has_to_have_one_of_the_runtime(checkpoint: Path, tmp_path
             check_engines(pipelines)
         write_engine(tmp_path / "engines", name, (1, 8), precision="float32" if name == "vae_decoder" else "float16")
     check_engines(pipelines)
+    write_engine(tmp_path / "engines", "unet_encoder", (1, 8), size=(16, 24))
+    with pytest.raises(EngineMismatchError, match=r"no latents of 16x16, as pictures of .*--latents 16x16"):
+        check_engines(pipelines)
+    write_engine(tmp_path / "engines", "unet_encoder", (1, 8))
     write_engine(tmp_path / "engines", "unet_decoder", (1, 8), runtime="tensorrt-rtx")
     with pytest.raises(EngineMismatchError, match="the runtime is tensorrt, and the plan is for tensorrt-rtx"):
         check_engines(pipelines)
