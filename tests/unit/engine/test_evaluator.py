@@ -25,13 +25,13 @@ from swiftdiffusion.python_backends.networks.unet import UNet
 from swiftdiffusion.python_backends.request.completed import CompletedRequest
 
 
-def test_whether_halves_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = UNet(Checkpoint(checkpoints.sd15(tmp_path / "sd15", depth=2)), torch.device("cpu"), torch.float32)
-    loras = ResidentLoras(unet.patcher, tmp_path, unet.beside)
-    evaluator = Evaluator(
-        "shard", unet, loras, ControlNetCalls(pytest.fail, 1.0), ShardMetrics("sd15", "shard", "shard_0")
-    )
-    runs = [
+def evaluator_of(unet: UNet, directory: Path) -> Evaluator:
+    loras, metrics = ResidentLoras(unet.patcher, directory, unet.beside), ShardMetrics("sd15", "shard", "shard_0")
+    return Evaluator("shard", unet, loras, ControlNetCalls(pytest.fail, 1.0), metrics)
+
+
+def two_runs() -> list[Denoising]:
+    return [
         Denoising(
             CompletedRequest(str(seed), "", None, seed, 4, 5.0, 32, 32, None),
             lone_shard.CONFIG,
@@ -40,6 +40,11 @@ def test_whether_halves_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         )
         for seed in range(2)
     ]
+
+
+def test_whether_halves_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = UNet(Checkpoint(checkpoints.sd15(tmp_path / "sd15", depth=2)), torch.device("cpu"), torch.float32)
+    evaluator, runs = evaluator_of(unet, tmp_path), two_runs()
     encode, told = UNet.encode, list[bool]()
 
     def noted(self: UNet, *given: Any, **options: Any) -> Any:
@@ -63,19 +68,7 @@ def test_a_set_that_cannot_be_had_fails_its_own_rows_alone(tmp_path: Path) -> No
     norm = lora_files.kohya_name("unet", "conv_norm_out")
     made = lora_files.MadeLora({f"{norm}.w_norm": torch.ones(16), f"{norm}.b_norm": torch.ones(16)})
     Canonicaliser(checkpoint).read(made.save(tmp_path / "norm.safetensors")).save(tmp_path / "norms.safetensors")
-    loras = ResidentLoras(unet.patcher, tmp_path, None)
-    evaluator = Evaluator(
-        "shard", unet, loras, ControlNetCalls(pytest.fail, 1.0), ShardMetrics("sd15", "shard", "shard_0")
-    )
-    runs = [
-        Denoising(
-            CompletedRequest(str(seed), "", None, seed, 4, 5.0, 32, 32, None),
-            lone_shard.CONFIG,
-            LatentGeometry(4, 2),
-            (torch.randn(2, 77, 16), None),
-        )
-        for seed in range(2)
-    ]
+    evaluator, runs = evaluator_of(unet, tmp_path), two_runs()
     given = {run: run.model_input() for run in runs}
     (call,) = unet_calls([(run, half) for run in runs for half in run.halves], given)
     rows = call.rows
