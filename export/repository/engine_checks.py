@@ -59,7 +59,8 @@ def check_engines(pipelines: Mapping[str, ServedPipeline], only_controlnets: boo
     Raises:
         EngineMismatchError: If one is missing or does not fit, with what is wanted.
     """
-    for name in {each.name for served in pipelines.values() for each in served.options.controlnets if not each.url}:
+    networks = [each for served in pipelines.values() for each in served.options.controlnets]
+    for name in {each.name for each in networks if each.gpus and each.url is None}:
         chosen = {(user.options.runtime, user.options.engines) for user in users_of(name, pipelines)}
         if len(chosen) > 1:
             said = " and ".join(sorted(f"{runtime} {engines or ''}".strip() for runtime, engines in chosen))

@@ -150,3 +150,9 @@ def test_pipelines_share_text_encoders_of_the_same_engines(
     pipelines = deployed(checkpoint, tmp_path, second).resolve()
     names = [model.config.name for model in repository_models(pipelines, str)]
     assert len([name for name in names if name.endswith("text_encoder")]) == models
+
+
+def test_a_controlnet_on_the_cpu_serves_pipelines_of_any_runtime(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("unet_encoder", *OTHERS):
+        write_engine(tmp_path / "engines", name, (1, 8))
+    check_engines(deployed(checkpoint, tmp_path, EDGES + SECOND).resolve())
