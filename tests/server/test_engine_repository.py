@@ -31,7 +31,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = ["export", "--checkpoint", checkpoint, "--repository", directory / "repository", "--unet-gpus", "0"]
     asked += ["--runtime", "tensorrt-rtx", "--engines", directory / "engines", "--unet-shards", "1"]
     asked += ["--max-batch-size", "4", "--max-size", "64", "--controlnet", f"edges={controlnet}@0"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # others test beside this
     result = CliRunner().invoke(app, list(map(str, asked)))
+    torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
     return directory / "repository"
 

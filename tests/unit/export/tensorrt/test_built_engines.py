@@ -29,6 +29,8 @@ from swiftdiffusion.python_backends.tensorrt.engine import Engine
 from swiftdiffusion.python_backends.tensorrt.flavours import TENSORRT_RTX, TensorRTUnavailableError
 from swiftdiffusion.python_backends.tensorrt.metadata import Bounds, EngineMetadata, EngineMismatchError, Machine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEMO = Path(__file__).parents[4] / "export" / "demo"
 HALVES = ("unet_encoder", "unet_decoder")
 CAPABILITIES = {"for 8.9": ("8.9",), "for its own choice": ()}
