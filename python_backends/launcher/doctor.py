@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from .kernel_compiler import check_kernel_compiler
 from .needs import check_needs
 from .ports import check_ports
 from .python_stub import PYTHON_VERSION
-from .repository_weights import check_weights, engines_of, models_of_runtime, wanted_gpus
+from .repository_weights import check_weights, models_of_runtime, wanted_gpus
 from .running import runtime_directories
 from .shared_memory import SHARED_MEMORY
 from .watch_status import WatchStatus
@@ -129,11 +129,11 @@ def _runtimes(repository: Path) -> Iterator[Check]:
     """The Triton language with its compiler, if anything is on a GPU; what runs engines, if anything does."""
     gpus = wanted_gpus(repository)
     on_gpus = sorted({model for models in gpus.values() for model in models})
-    wanted: dict[str, tuple[list[str], Callable[[], ModuleType]]] = {"Triton language": (on_gpus, _require_triton)}
+    wanted: dict[str, tuple[Iterable[str], Callable[[], ModuleType]]] = {"Triton language": (on_gpus, _require_triton)}
     for flavour in FLAVOURS.values():
-        models = models_of_runtime(repository, flavour.name)
-        used = [gpu for gpu, placed in gpus.items() if not set(models).isdisjoint(placed)]
-        wanted[flavour.title] = models, partial(_require_flavour, flavour, used, engines_of(repository, flavour.name))
+        engines = models_of_runtime(repository, flavour.name)
+        used = [gpu for gpu, placed in gpus.items() if not engines.keys().isdisjoint(placed)]
+        wanted[flavour.title] = engines, partial(_require_flavour, flavour, used, set(engines.values()))
     for subject, (models, require) in wanted.items():
         if models:
             try:

@@ -40,19 +40,13 @@ def wanted_gpus(repository: Path) -> dict[int, list[str]]:
     return dict(sorted(wanted.items()))
 
 
-def models_of_runtime(repository: Path, runtime: str) -> list[str]:
-    """The models that a runtime evaluates."""
-    files = sorted(repository.glob("*/config.pbtxt"))
-    return [file.parent.name for file in files if read_config(file).parameters["runtime"].string_value == runtime]
-
-
-def engines_of(repository: Path, runtime: str) -> set[Path]:
-    """The directories of the engines that a runtime's models run."""
-    configs = (read_config(file) for file in sorted(repository.glob("*/config.pbtxt")))
+def models_of_runtime(repository: Path, runtime: str) -> dict[str, Path]:
+    """The models that a runtime evaluates → the directory of their engines, where it has any."""
+    configs = {file.parent.name: read_config(file).parameters for file in sorted(repository.glob("*/config.pbtxt"))}
     return {
-        (repository / config.parameters["engines"].string_value).resolve()
-        for config in configs
-        if config.parameters["runtime"].string_value == runtime
+        model: (repository / parameters["engines"].string_value).resolve()
+        for model, parameters in configs.items()
+        if parameters["runtime"].string_value == runtime
     }
 
 

@@ -152,8 +152,16 @@ class Runtime:
         """Whether each set of shapes is got ready there: what its calls give, its next ones overwrite."""
         return self.flavour is not None or (self.name == TORCH and device.type in RECORDERS)
 
-    def unet(self, unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> RunningUNet:
+    def unet(
+        self, unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype, digest: str | None = None
+    ) -> RunningUNet:
         """A prepared UNet as this runtime calls it.
+
+        Args:
+            unet: On its device.
+            device: Where it computes.
+            dtype: Of weights and activations.
+            digest: `weights_digest` of it, where that is known.
 
         Raises:
             EngineMismatchError: If the engines are not for this machine, or not of this checkpoint.
@@ -162,7 +170,7 @@ class Runtime:
         if self.flavour is not None:
             from ..tensorrt.networks import EngineHalves
 
-            digest = weights_digest(unet)
+            digest = digest or weights_digest(unet)
             patcher = Patcher({UNET: unet}, in_place=True)  # moves the weights, which the engines read where they lie
             engines = EngineHalves(self.engines, device, self.flavour, unet, digest)
             patcher.fix(UNET, engines.constants)

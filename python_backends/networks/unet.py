@@ -86,9 +86,10 @@ class UNet:
         """
         unet = checkpoint.load_unet(device, dtype).eval()
         runtime = runtime or Runtime()
-        self.digest = weights_digest(unet) + ("-fp8" if runtime.fp8 else "")
+        digest = weights_digest(unet)
+        self.digest = digest + ("-fp8" if runtime.fp8 else "")
         runtime.prepare(unet, device)
-        running = runtime.unet(unet, device, dtype)
+        running = runtime.unet(unet, device, dtype, digest)
         self.patcher, self.beside = running.patcher, running.beside
         self.latent_channels, self.scale_factor = checkpoint.latent_channels, checkpoint.vae_scale_factor
         self._prompts, self._shares_layers = running.prompts, running.shares_layers
