@@ -130,6 +130,13 @@ class Stream:
         self._client.close()
 
 
+def cancel(server: Any, request_id: str) -> bool:
+    """Asks the model `cancel`, which says whether there is such a request."""
+    with grpc.InferenceServerClient(server.grpc_url.split("://")[-1]) as client:
+        answer = client.infer("cancel", inputs(grpc, {"REQUEST_ID": request_id}))
+    return bool(answer.as_numpy("CANCELLED")[0, 0])
+
+
 def post(server: Any, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Status and answer of JSON sent over HTTP."""
     request = urllib.request.Request(f"{server.http_url}/{path}", json.dumps(body).encode(), method="POST")

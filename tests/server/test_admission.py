@@ -10,13 +10,27 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from wire import generate, metrics
+from wire import Picture, generate, metrics
 
 pytestmark = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 FIELDS: dict[str, Any] = {"PROMPT": "a cat", "GUIDANCE_SCALE": 5.0, "HEIGHT": 128, "WIDTH": 128}
 SAID = re.compile(
     r"the request would be done in (\d+) ms; TIMEOUT_MS allows (\d+) ms; retry_after_ms (\d+)|it would never be"
 )
+
+
+def generate_once_admitted(tiny: Any, **fields: Any) -> Picture:
+    """As clients do: who is refused, since the machine is slow at this moment, comes again when told to."""
+    given_up = time.monotonic() + 60
+    while True:
+        try:
+            return generate(tiny, tiny.model, **fields)
+        except InferenceServerException as refused:
+            said = SAID.search(str(refused))
+            assert said, refused
+            assert said[3], refused
+            assert time.monotonic() < given_up, refused
+            time.sleep(int(said[3]) / 1000)
 
 
 def test_who_would_be_late_is_refused_before_anything_is_done(tiny: Any) -> None:
@@ -38,7 +52,7 @@ def test_who_would_be_late_is_refused_before_anything_is_done(tiny: Any) -> None
         assert forecast > limit >= whole_ms
         assert retry > 0
         assert all(one.result().info["seed"] == seed for seed, one in enumerate(running))
-    late = generate(tiny, tiny.model, **FIELDS, SEED=9, STEPS=100, TIMEOUT_MS=int(3 * whole_ms))
+    late = generate_once_admitted(tiny, **FIELDS, SEED=9, STEPS=100, TIMEOUT_MS=int(3 * whole_ms))
     assert late.info["forecast_came_to_ms"] < 3 * whole_ms
 
 

@@ -8,16 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from file_server import wait_for
-from wire import Stream, generate, metrics
+from wire import Stream, cancel, generate, metrics
 
 one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 three_shards = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 
 UNLIKE = {
     "negative prompt": {"NEGATIVE_PROMPT": "blurry"},
-    "size": {"HEIGHT": 96, "WIDTH": 32},
+    "size": {"HEIGHT": 256, "WIDTH": 128},
     "scheduler": {"SCHEDULER": "euler_a"},
     "no guidance": {"GUIDANCE_SCALE": 1.0},
     "no seed": {"SEED": None},
@@ -35,20 +36,22 @@ def steps_taken(tiny: Any) -> tuple[int, int]:
 @one_shard
 @pytest.mark.parametrize("difference", UNLIKE)
 def test_a_request_joins_at_the_next_step(tiny: Any, difference: str) -> None:
-    """While 200 steps run, a request of 20 unlike steps rides along: its steps are hardly any of their own."""
-    base = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 200, "GUIDANCE_SCALE": 5.0}
+    """While 200 large steps run, a request of 20 unlike ones rides along: they are hardly any steps of their own."""
+    before = steps_taken(tiny)
+    base = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 200, "GUIDANCE_SCALE": 5.0, "HEIGHT": 192, "WIDTH": 192}
     joining = base | {"PROMPT": "a cat", "STEPS": 20} | UNLIKE[difference]
-    first = Stream(tiny, **base)
+    first = Stream(tiny, **base, REQUEST_ID="the first")
     for _ in range(5):
         first.next()
-    before = steps_taken(tiny)
     second = Stream(tiny, **joining)
     joined = list(second)
-    rest = list(first)
+    assert cancel(tiny, "the first")
+    with pytest.raises(InferenceServerException, match="was cancelled after step"):
+        list(first)
     first.close()
     second.close()
     assert [info["step"] for info, image in joined if image is None] == list(range(1, 20))
-    assert joined[-1][0]["largest_batch"] == rest[-1][0]["largest_batch"] == 2
+    assert joined[-1][0]["largest_batch"] == 2
     of_requests, of_batches = (now - then for now, then in zip(steps_taken(tiny), before, strict=True))
     assert of_requests - of_batches > 20 / 2, (of_requests, of_batches)
 
@@ -63,6 +66,7 @@ def test_equal_requests_share_their_steps(tiny: Any) -> None:
     assert len({picture.image.tobytes() for picture in pictures}) == 6
     assert of_requests == 6 * 60
     assert of_batches < 2 * 60
+    assert max(picture.info["largest_batch"] for picture in pictures) >= of_requests / of_batches
 
 
 @one_shard

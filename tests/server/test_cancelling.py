@@ -12,17 +12,9 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from wire import generate
+from wire import cancel, generate
 
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
-
-
-def cancel(tiny: Any, request_id: str) -> bool:
-    """Asks the model `cancel`."""
-    tensor = grpc.InferInput("REQUEST_ID", [1, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[request_id.encode()]], dtype=object))
-    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client:
-        return bool(client.infer("cancel", [tensor]).as_numpy("CANCELLED")[0, 0])
 
 
 def cancel_when_there(tiny: Any, request_id: str) -> None:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
@@ -23,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from controls import Use, request
 from file_server import wait_for
 from shard_roles import roles, shards_of
-from wire import METRICS_WITHIN_S, Stream, generate, latest_metrics, metrics, stub_of
+from wire import METRICS_WITHIN_S, Stream, cancel, generate, latest_metrics, metrics, stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -75,13 +74,6 @@ def ending(tiny: TinyServer, **expected: int) -> Iterator[None]:
 def log_lines(tiny: TinyServer) -> list[str]:
     text = tiny.running.log_path.read_text(errors="replace")
     return [line for line in text.splitlines() if line.startswith("request ") and f"pipeline={tiny.model} " in line]
-
-
-def cancel(tiny: TinyServer, request_id: str) -> bool:
-    tensor = grpc.InferInput("REQUEST_ID", [1, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[request_id.encode()]], dtype=object))
-    with grpc.InferenceServerClient(tiny.grpc_url.split("://")[-1]) as client:
-        return bool(client.infer("cancel", [tensor]).as_numpy("CANCELLED")[0, 0])
 
 
 @three_shards
