@@ -77,6 +77,7 @@ class TritonPythonModel(Model):
             embeddings,
             uploads_ahead=compute.device.type == "cuda",
             timeout_s=float(parameters.get("lora_timeout_s", 300)),
+            check=unet.patcher.check,
         )
         scheduler_config = json.loads(parameters["scheduler_config"])
         token_runs = _token_runs(settings, unet, compute, scheduler_config)

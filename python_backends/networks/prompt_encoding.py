@@ -89,7 +89,11 @@ class Embedding:
 
 
 class PromptEncoder:
-    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts."""
+    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts.
+
+    Attributes:
+        check: See `Patcher.check`.
+    """
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class PromptEncoder:
             patcher.warm_up()
         directory = lora_directory or host_cache_directory()
         self._loras = ResidentLoras(patcher, directory, most_bytes=device_bytes(device))
-        self._device = device
+        self.check, self._device = patcher.check, device
         self._encoders = TokenEncoders(self._pipeline, device, engines)
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
         self._chunks_of = lru_cache(KNOWN_CHUNKS)(self._cut)

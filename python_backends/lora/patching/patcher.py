@@ -19,6 +19,7 @@ from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
 from ...common.errors import InvalidRequestError
+from ..files.canonical import CanonicalLora
 from ..files.modules import adaptable_vectors, adaptable_weights, product_order, stack_order
 from .prepared import PreparedLora
 from .staging import Staging
@@ -27,9 +28,10 @@ from .weight_stack import Patched, StackedTerms, WeightStack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from ....kernels.lora_tables import PackedLora
-    from ..files.canonical import CanonicalLora, Group
+    from ..files.canonical import Group
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class Patcher:
         """
         self._fixed[component] = frozenset(weights)
 
+    def check(self, file: Path) -> None:
+        """Refuses a canonical file that changes what is constant, before anything of it is prepared.
+
+        Raises:
+            InvalidRequestError: With a sentence about the file.
+        """
+        if self._fixed:
+            self._refuse_constant(CanonicalLora.open(file))
+
     def joined(self, component: str, names: Sequence[str]) -> torch.Tensor | None:
         """Weights of linear layers as one, [their outs, in]: a view of what LoRAs are patched into.
 
@@ -149,8 +160,7 @@ class Patcher:
         Raises:
             InvalidRequestError: If it changes what is constant.
         """
-        if self._fixed:
-            self._check_fixed(lora)
+        self._refuse_constant(lora)
         if not self._one_launch or isinstance(lora, PreparedLora):
             return lora
         sent = self._staging.send([group for group in lora.groups if group.component in self._components])
@@ -213,13 +223,13 @@ class Patcher:
             if stack.touched or stack in weights:
                 stack.point_to(weights.get(stack))
 
-    def _check_fixed(self, lora: CanonicalLora) -> None:
+    def _refuse_constant(self, lora: CanonicalLora) -> None:
         for group in lora.groups:
             constant = self._fixed.get(group.component)
             if constant is not None and (self._is_of_vectors(group) or not constant.isdisjoint(group.modules)):
                 name = min(constant.intersection(group.modules) or group.modules)
                 raise InvalidRequestError(
-                    f"LORAS: a LoRA changes {group.component}.{name}, which is constant in an engine; allowed: weights "
+                    f"it changes {group.component}.{name}, which is constant in an engine; allowed: weights "
                     "of linear layers and convolutions that engines take as inputs"
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ import lora_files
 from onnx_graphs import CPU, assert_close, halfway, run, session, unet_inputs, weights_for
 from swiftdiffusion.export.onnx.checkpoint_parts import unet_parts
 from swiftdiffusion.export.onnx.function_bodies import INSTANCE, NORM_FORMS, REDUCE
-from swiftdiffusion.export.onnx.graph_part import Sizes
+from swiftdiffusion.export.onnx.graph_part import GraphPart, Sizes
 from swiftdiffusion.export.onnx.torch_graph import torch_graph
 from swiftdiffusion.python_backends.lora.files.canonical import CanonicalLora
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
@@ -40,19 +41,31 @@ def lora(checkpoint: Checkpoint, directory: Path, seed: int) -> CanonicalLora:
     return Canonicaliser(checkpoint).read(made.save(directory / f"{seed}.safetensors"))
 
 
-def write(checkpoint: Checkpoint, dtype: torch.dtype, directory: Path, norms: str = REDUCE) -> list[Path]:
-    files = []
-    for part in unet_parts(checkpoint, dtype, Sizes(*SIZE, 2, dynamic=False)):
-        files.append(directory / f"{part.name}-{norms}.onnx")
-        ir.save(torch_graph(part, norms), files[-1])
-    return files
+@dataclass
+class Halves:
+    """Of a UNet: its encoder half in both forms of norms, and its decoder half."""
+
+    dtype: torch.dtype
+    encoders: dict[str, Path]
+    decoder: Path
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.fixture(scope="module", params=TOLERANCES, ids=str)
+def halves(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    directory = tmp_path_factory.mktemp("halves")
+    encoder, decoder = unet_parts(checkpoint, request.param, Sizes(*SIZE, 2, dynamic=False))
+
+    def write(part: GraphPart, norms: str) -> Path:
+        ir.save(torch_graph(part, norms), file := directory / f"{part.name}-{norms}.onnx")
+        return file
+
+    return Halves(request.param, {norms: write(encoder, norms) for norms in NORM_FORMS}, write(decoder, REDUCE))
+
+
 @torch.no_grad()
-def test_there_and_back(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_there_and_back(checkpoint: Checkpoint, halves: Halves, tmp_path: Path) -> None:
     """Sets A, B, both, A again and none, patched in where the weights lie, as on a GPU."""
-    encoder, decoder = map(session, write(checkpoint, dtype, tmp_path))
+    dtype, encoder, decoder = halves.dtype, session(halves.encoders[REDUCE]), session(halves.decoder)
     unet = checkpoint.load_unet(CPU, dtype)
     patcher = Patcher({"unet": unet}, in_place=True)
     inputs, tolerance = unet_inputs(checkpoint, SIZE, dtype), TOLERANCES[dtype]
@@ -79,14 +92,12 @@ def test_there_and_back(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Pa
     assert addresses == {name: tensor.data_ptr() for name, tensor in weights_for(encoder, unet).items()}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_both_forms_of_norms_are_equal(checkpoint: Checkpoint, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_both_forms_of_norms_are_equal(checkpoint: Checkpoint, halves: Halves) -> None:
     found = []
-    for norms in NORM_FORMS:
-        encoder, _ = write(checkpoint, dtype, tmp_path, norms)
+    for norms, encoder in halves.encoders.items():
         operators = {node.op_type for function in ir.load(encoder).functions.values() for node in function}
         assert ("InstanceNormalization" in operators) == (norms == INSTANCE)
         assert ("ReduceMean" in operators) == (norms == REDUCE)
         assert "Where" not in operators
-        found.append(run(session(encoder), unet_inputs(checkpoint, SIZE, dtype)))
-    assert_close(*found, TOLERANCES[dtype])
+        found.append(run(session(encoder), unet_inputs(checkpoint, SIZE, halves.dtype)))
+    assert_close(*found, TOLERANCES[halves.dtype])

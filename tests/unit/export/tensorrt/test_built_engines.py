@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 from typer.testing import CliRunner
 
+import checkpoints
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.onnx.checkpoint_export import OnnxOptions, export_onnx
 from swiftdiffusion.export.onnx.checkpoint_parts import unet_parts
@@ -125,7 +126,8 @@ def test_convolutions_that_are_not_taken_stay_constant(
 
 
 def test_the_other_form_of_norms_is_built(tmp_path: Path) -> None:
-    encoder = next(unet_parts(Checkpoint(DEMO / "weights"), torch.float16, Sizes(2, 16, 16, 4, dynamic=True)))
+    checkpoint = Checkpoint(checkpoints.sdxl(tmp_path / "checkpoint", depth=2))
+    encoder = next(unet_parts(checkpoint, torch.float16, Sizes(2, 16, 16, 4, dynamic=True)))
     ir.save(torch_graph(encoder, "instance"), tmp_path / "unet_encoder.onnx")
     metadata = EngineBuilder(settings(tmp_path, tmp_path / "engines")).build("unet_encoder")
     assert (metadata.norms, metadata.plugins) == ("instance", ())
