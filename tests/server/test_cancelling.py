@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
 from wire import cancel, generate
 
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
+LONG: dict[str, Any] = {"PROMPT": "a cat", "STEPS": 200, "HEIGHT": 128, "WIDTH": 128}
+"""It takes seconds, of which it is there for few: it is cancelled."""
 
 
 def cancel_when_there(tiny: Any, request_id: str) -> None:
@@ -28,7 +30,7 @@ def cancel_when_there(tiny: Any, request_id: str) -> None:
 def test_a_cancelled_request_ends_and_another_goes_on(tiny: Any) -> None:
     with ThreadPoolExecutor(2) as threads:
         kept = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=100)
-        ended = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=1, STEPS=200, REQUEST_ID="x y/z")
+        ended = threads.submit(generate, tiny, tiny.model, **LONG, SEED=1, REQUEST_ID="x y/z")
         cancel_when_there(tiny, "x y/z")
         with pytest.raises(InferenceServerException, match='"x y/z" was cancelled after step') as caught:
             ended.result()
@@ -60,7 +62,7 @@ def test_a_request_that_waits_for_a_place_is_cancelled(tiny: Any) -> None:
         for index in range(8):
             threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=index, STEPS=60)
         time.sleep(0.2)  # else it may be one of the eight
-        waiting = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", STEPS=150, REQUEST_ID="waiting")
+        waiting = threads.submit(generate, tiny, tiny.model, **LONG, REQUEST_ID="waiting")
         cancel_when_there(tiny, "waiting")
         with pytest.raises(InferenceServerException, match='"waiting" was cancelled after step'):
             waiting.result()
@@ -85,7 +87,7 @@ def test_an_unknown_id_cancels_nothing(tiny: Any) -> None:
 
 def test_an_id_belongs_to_one_running_request(tiny: Any) -> None:
     with ThreadPoolExecutor(1) as threads:
-        first = threads.submit(generate, tiny, tiny.model, PROMPT="a cat", STEPS=200, REQUEST_ID="mine")
+        first = threads.submit(generate, tiny, tiny.model, **LONG, REQUEST_ID="mine")
         time.sleep(0.2)  # else the second may be the first
         started = threading.Event()
         while not started.is_set() and not first.done():
@@ -104,5 +106,5 @@ def test_an_id_belongs_to_one_running_request(tiny: Any) -> None:
 def test_a_timeout_frees_the_place(tiny: Any) -> None:
     """Whether it is foreseen at admission, or comes while the request runs."""
     with pytest.raises(InferenceServerException, match=r"TIMEOUT_MS (allows|passed after step)"):
-        generate(tiny, tiny.model, PROMPT="a cat", STEPS=200, TIMEOUT_MS=100)
+        generate(tiny, tiny.model, **LONG, TIMEOUT_MS=100)
     generate(tiny, tiny.model, PROMPT="a cat", STEPS=2, TIMEOUT_MS=60000)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 three_shards = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 FIELDS: dict[str, Any] = {"PROMPT": "a secret cat", "SEED": 2, "STEPS": 4, "GUIDANCE_SCALE": 5.0}
+LONG: dict[str, Any] = {"STEPS": 200, "HEIGHT": 128, "WIDTH": 128}
 OUTCOME = re.compile(r'id=(?:null|"(?:[^"\\]|\\.)*") outcome=(\w+) ')
 
 
@@ -133,7 +134,7 @@ def test_who_is_refused_is_counted_with_the_reason(
 
 @three_shards
 def test_who_is_cancelled_is_counted_so(tiny: TinyServer) -> None:
-    fields = FIELDS | {"STEPS": 200}
+    fields = FIELDS | LONG
     with ending(tiny, cancelled=2), ThreadPoolExecutor(1) as threads:
         alone = threads.submit(generate, tiny, tiny.model, **fields, REQUEST_ID="alone")
         stream = Stream(tiny, **fields, REQUEST_ID="a stream")
@@ -205,7 +206,7 @@ def test_who_waits_and_who_denoises_is_seen(tiny: TinyServer) -> None:
 def test_a_request_that_dies_with_its_process_has_failed(tiny: TinyServer) -> None:
     denoiser = tiny.inner("denoiser")
     with ending(tiny, failed=1, in_time=1), ThreadPoolExecutor(1) as threads:
-        victim = threads.submit(generate, tiny, tiny.model, **FIELDS | {"STEPS": 200, "HEIGHT": 128, "WIDTH": 128})
+        victim = threads.submit(generate, tiny, tiny.model, **FIELDS | LONG)
         wait_for(lambda: in_line(tiny)[1] == 1)
         os.kill(stub_of(tiny.running, denoiser), signal.SIGKILL)
         with pytest.raises(InferenceServerException):
@@ -220,7 +221,7 @@ def test_a_request_that_dies_with_its_process_has_failed(tiny: TinyServer) -> No
 @pytest.mark.kills
 def test_a_shard_that_dies_leaves_nobody_in_its_line(tiny: TinyServer) -> None:
     with ending(tiny, in_time=1), ThreadPoolExecutor(1) as threads:
-        victim = threads.submit(generate, tiny, tiny.model, **FIELDS | {"STEPS": 200})
+        victim = threads.submit(generate, tiny, tiny.model, **FIELDS | LONG)
         home, _ = roles(tiny)
         wait_for(lambda: in_line(tiny)[1] == 1)
         os.kill(stub_of(tiny.running, home), signal.SIGKILL)
