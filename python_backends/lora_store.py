@@ -27,6 +27,7 @@ from .lora.loading.outcomes import Outcomes
 from .lora.loading.store import LoraStore, StoreObserver
 from .lora.loading.tickets import Ticket, tickets_to_json
 from .networks.checkpoint import Checkpoint
+from .networks.engine_constants import engine_constants
 from .request.completed import CompletedRequest
 from .shared_memory.host_cache import HostCache, host_cache_directory
 from .shared_memory.host_directory import remove_stale_host_caches
@@ -80,9 +81,10 @@ class TritonPythonModel(Model):
         self._metrics.watch(host, disk)
         max_file_bytes = int(parameters["lora_max_file_bytes"])
         limits = FetchLimits(max_bytes=max_file_bytes, timeout_s=float(parameters["lora_fetch_timeout_s"]))
+        file_limits, constants = FileLimits(file_bytes=max_file_bytes), _constants(settings)
         canonicaliser = made_in_background(  # it imports transformers for seconds, for which only LoRAs have to wait
             "canonicaliser",
-            lambda: Canonicaliser(checkpoint, FileLimits(file_bytes=max_file_bytes), max_bytes=host.max_bytes),
+            lambda: Canonicaliser(checkpoint, file_limits, max_bytes=host.max_bytes, constants=constants),
         )
         self._store = LoraStore(
             disk,
@@ -90,7 +92,7 @@ class TritonPythonModel(Model):
             Fetcher(limits, self._metrics.fetch_failed),
             lambda *file: canonicaliser()(*file),
             max_file_bytes=max_file_bytes,
-            base=as_text(checkpoint.path),
+            base=as_text(checkpoint.path) + (f" {constants}" if constants else ""),
             observer=self._metrics,
         )
         self._outcomes = Outcomes(directory)
@@ -119,6 +121,15 @@ class TritonPythonModel(Model):
         outcome = self._outcomes.expect()
         loading.add_done_callback(lambda done: outcome.put(_result(done)))
         return Ticket(name, pending=outcome)
+
+
+def _constants(settings: ModelSettings) -> dict[str, list[str]]:
+    """What engines hold, by component: see `engine_constants`."""
+    engines = settings.path("engines")
+    if engines is None:
+        return {}
+    held = engine_constants(engines, settings.parameters["engine_components"].split(","))
+    return {component: sorted(modules) for component, modules in held.items()}
 
 
 def _result(loading: Future[LoadedLora]) -> LoadedLora | RequestError:

@@ -63,7 +63,7 @@ class TritonPythonModel(Model):
                 completed = known[number] = CompletedRequest.from_json(input_text(request, "REQUEST"))
                 self._ends.take(completed.run_id)
                 tickets = tickets_of(completed.loras, input_text(request, "TICKETS"), self._outcomes)
-                loras = text_set(completed.loras, tickets, self._encoder.check)
+                loras = text_set(completed.loras, tickets)
                 by_set.setdefault(loras, {})[number] = self._encoder.texts(completed)
             except Exception as error:  # noqa: BLE001  what one request brings must not end the others
                 responses[number] = self._failed(known.get(number), error)

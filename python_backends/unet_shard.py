@@ -77,7 +77,6 @@ class TritonPythonModel(Model):
             embeddings,
             uploads_ahead=compute.device.type == "cuda",
             timeout_s=float(parameters.get("lora_timeout_s", 300)),
-            check=unet.patcher.check,
         )
         scheduler_config = json.loads(parameters["scheduler_config"])
         token_runs = _token_runs(settings, unet, compute, scheduler_config)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...python_backends.lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2
+from ...python_backends.lora.files.modules import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from ...python_backends.networks.engine_constants import ENGINES
 from ...python_backends.tensorrt.metadata import EngineMetadata, EngineMismatchError
-from ...python_backends.tensorrt.tensor_names import DECODER, ENCODER, VAE_DECODER
+from ...python_backends.tensorrt.tensor_names import VAE_DECODER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +30,15 @@ def users_of(name: str, pipelines: Mapping[str, ServedPipeline]) -> list[ServedP
     return [served for served in pipelines.values() if name in {each.name for each in served.options.controlnets}]
 
 
+def components_on_engines(served: ServedPipeline) -> tuple[str, ...]:
+    """What engines evaluate of that which LoRAs adapt."""
+    options = served.options
+    if options.engines is None:
+        return ()
+    encoders = (TEXT_ENCODER, TEXT_ENCODER_2) if served.checkpoint.family == "sdxl" else (TEXT_ENCODER,)
+    return (UNET, *(encoders if options.has_engines(options.text_encoder_gpu) else ()))
+
+
 def wanted_engines(served: ServedPipeline, pipelines: Mapping[str, ServedPipeline]) -> dict[str, int]:
     """Engines that a pipeline's models run, and the most rows of their calls.
 
@@ -36,14 +46,11 @@ def wanted_engines(served: ServedPipeline, pipelines: Mapping[str, ServedPipelin
         served: One that runs on engines.
         pipelines: All, which may share its ControlNets.
     """
-    options, family = served.options, served.checkpoint.family
-    rows = dict.fromkeys((ENCODER, DECODER), shard_rows(served))
+    options = served.options
+    rows = {name: shard_rows(served) for component in components_on_engines(served) for name in ENGINES[component]}
     for each in options.controlnets:
         if each.has_engine:
             rows[f"controlnet_{each.name}"] = controlnet_rows(users_of(each.name, pipelines))
-    if options.text_encoder_gpu is not None:
-        encoders = (TEXT_ENCODER, TEXT_ENCODER_2) if family == "sdxl" else (TEXT_ENCODER,)
-        rows |= dict.fromkeys(encoders, shard_rows(served))
     if options.vae_gpu is not None and not options.vae_float16:
         rows[VAE_DECODER] = 1
     return rows

@@ -25,6 +25,7 @@ from .config_parts import (
     model_input,
     python_model,
 )
+from .engine_checks import components_on_engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,6 +164,9 @@ class PipelineModels:
             "lora_host_bytes": str(options.lora_host_bytes),
             "lora_disk_bytes": str(options.lora_disk_bytes),
         }
+        if options.engines is not None:  # LoRAs of what they hold are refused
+            components = ",".join(components_on_engines(self._served))
+            parameters |= {"engines": self._reference(options.engines), "engine_components": components}
         name = f"{self._prefix}lora_store"
         return python_model(name, [REQUEST], [TICKETS], parameters, max_batch_size=options.max_batch_size)
 

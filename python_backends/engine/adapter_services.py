@@ -17,8 +17,7 @@ from .lora_run import set_of
 from .request_loras import RequestLoras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from ..lora.files.lora_set import LoraSet
     from ..networks.kept_embeddings import Embeddings, KeptEmbeddings
@@ -38,13 +37,7 @@ class AdapterServices:
     """Makes the `RequestLoras` of the requests that come to one shard."""
 
     def __init__(
-        self,
-        text_encoder: str,
-        lora_store: str,
-        embeddings: KeptEmbeddings,
-        uploads_ahead: bool,
-        timeout_s: float,
-        check: Callable[[Path], None],
+        self, text_encoder: str, lora_store: str, embeddings: KeptEmbeddings, uploads_ahead: bool, timeout_s: float
     ) -> None:
         """Opens what the server's processes share.
 
@@ -54,10 +47,9 @@ class AdapterServices:
             embeddings: Where the text encoder leaves what it makes.
             uploads_ahead: See `RequestLoras`.
             timeout_s: Longest wait of a request at a LoRA's bound.
-            check: See `RequestLoras`.
         """
         self.text_encoder, self.lora_store = text_encoder, lora_store
-        self._timeout_s, self._uploads_ahead, self._check = timeout_s, uploads_ahead, check
+        self._timeout_s, self._uploads_ahead = timeout_s, uploads_ahead
         self.embeddings = embeddings
         self.outcomes = Outcomes(host_cache_directory())
         self.threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="adapter-call")
@@ -89,7 +81,6 @@ class AdapterServices:
             encoded,
             self._timeout_s,
             uploads_ahead=self._uploads_ahead,
-            check=self._check,
         )
 
     def count(self, run: Denoising) -> None:

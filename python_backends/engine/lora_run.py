@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import InvalidRequestError, LoraUnavailableError
+from ..common.errors import LoraUnavailableError
 from ..lora.files.canonical import adapted_modules, notes_of
 from ..lora.files.lora_set import LoraSet, make_set
 from ..lora.files.modules import UNET
@@ -15,7 +15,6 @@ from ..shared_memory.host_cache import EvictedError, Lease
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
-    from pathlib import Path
 
     from ..lora.loading.outcomes import LoadedLora
     from ..lora.loading.tickets import Ticket
@@ -68,15 +67,14 @@ class LoraRun:
         """Whether it may go on before this step."""
         return self.use.patch_step is None or step >= self.use.patch_step
 
-    def take_lease(self, load_again: Callable[[], Future[Ticket]], check: Callable[[Path], None]) -> None:
+    def take_lease(self, load_again: Callable[[], Future[Ticket]]) -> None:
         """Leases the file, if it is there by now.
 
         Args:
             load_again: Starts loading it once more, where it was lost before its lease.
-            check: See `text_set`.
 
         Raises:
-            RequestError: If it cannot be loaded, was lost too often, or is refused.
+            RequestError: If it cannot be loaded, or was lost too often.
         """
         if self.reload is not None:
             if not self.reload.done():
@@ -92,7 +90,6 @@ class LoraRun:
         except EvictedError:
             self._load_again(load_again, "other LoRAs took its place before it could be used")
             return
-        _check(self.use, loaded.path, check)
         modules, self.notes = adapted_modules(loaded.path), notes_of(loaded.path)
         self.loaded, self.modules = loaded, sum(modules.values())
         self.adapts_text = _adapt_text(modules)
@@ -136,34 +133,15 @@ def set_of(runs: Sequence[LoraRun]) -> LoraSet:
     return make_set((run.loaded.path, run.use.scale) for run in runs if run.loaded is not None)
 
 
-def text_set(
-    uses: Sequence[LoraUse], tickets: Sequence[Ticket], check: Callable[[Path], None] = lambda _: None
-) -> LoraSet:
-    """Of a request's LoRAs that are at hand, those that its prompts are encoded with from the first step on.
-
-    Args:
-        uses: What the request asks for.
-        tickets: One per use.
-        check: Refuses a file that cannot be patched in, with a sentence about it: `Patcher.check`.
-
-    Raises:
-        InvalidRequestError: With that sentence, if one is refused.
-    """
+def text_set(uses: Sequence[LoraUse], tickets: Sequence[Ticket]) -> LoraSet:
+    """Of a request's LoRAs that are at hand, those that its prompts are encoded with from the first step on."""
     found = []
     for use, ticket in zip(uses, tickets, strict=True):
         if ticket.at_hand is not None and not use.patch_step:
             with suppress(FileNotFoundError):  # others took its place since
                 if _adapt_text(adapted_modules(ticket.at_hand.path)):
-                    _check(use, ticket.at_hand.path, check)
                     found.append((ticket.at_hand.path, use.scale))
     return make_set(found)
-
-
-def _check(use: LoraUse, file: Path, check: Callable[[Path], None]) -> None:
-    try:
-        check(file)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(f'LORAS names "{use.name}": {error}') from None
 
 
 def _adapt_text(modules: Iterable[str]) -> bool:

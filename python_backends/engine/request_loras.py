@@ -16,7 +16,6 @@ from .lora_run import LoraRun, set_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
-    from pathlib import Path
 
     from ..lora.loading.tickets import Ticket
     from ..networks.kept_embeddings import Embeddings
@@ -50,7 +49,6 @@ class RequestLoras:
         timeout_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         uploads_ahead: bool = False,
-        check: Callable[[Path], None] = lambda _: None,
     ) -> None:
         """Takes up a request's LoRAs.
 
@@ -63,13 +61,12 @@ class RequestLoras:
             clock: Seconds.
             uploads_ahead: Whether a LoRA that arrives during the run goes on one step later where its bound allows it,
                 so that shards on GPUs upload it while they compute.
-            check: Refuses what the shard cannot patch in; see `text_set`.
         """
         self._uploads_ahead = uploads_ahead
         self.runs = [LoraRun(use, ticket) for use, ticket in zip(uses, tickets, strict=True)]
         self.current: LoraSet = NO_LORAS
         self._services = cast(Services, services)
-        self._timeout_s, self._clock, self._check = timeout_s, clock, check
+        self._timeout_s, self._clock = timeout_s, clock
         self._text_set = encoded
         self._encoding: tuple[LoraSet, Future[Embeddings]] | None = None
         self._late: list[LoraRun] = []
@@ -136,7 +133,7 @@ class RequestLoras:
     def _is_ready(self, run: LoraRun, step: int, steps: int) -> bool:
         """Whether a LoRA may go on: loaded, leased, wanted by now, and uploaded if there is time for that."""
         if run.lease is None:
-            run.take_lease(lambda: self._services.load_again(self.runs.index(run)), self._check)
+            run.take_lease(lambda: self._services.load_again(self.runs.index(run)))
             run.leased_at_step = step
         has_time = self._uploads_ahead and 0 < step < run.latest_step(steps)
         return run.lease is not None and run.may_start(step) and not (has_time and run.leased_at_step == step)

@@ -89,11 +89,7 @@ class Embedding:
 
 
 class PromptEncoder:
-    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts.
-
-    Attributes:
-        check: See `Patcher.check`.
-    """
+    """The text encoders of a checkpoint over a byte-bounded LRU cache of texts."""
 
     def __init__(
         self,
@@ -133,7 +129,7 @@ class PromptEncoder:
             patcher.warm_up()
         directory = lora_directory or host_cache_directory()
         self._loras = ResidentLoras(patcher, directory, most_bytes=device_bytes(device))
-        self.check, self._device = patcher.check, device
+        self._device = device
         self._encoders = TokenEncoders(self._pipeline, device, engines)
         self._zero_when_absent = checkpoint.force_zeros_for_empty_prompt
         self._chunks_of = lru_cache(KNOWN_CHUNKS)(self._cut)

@@ -220,7 +220,7 @@ def test_what_an_engine_does_not_take(built: Built, checkpoint: Checkpoint, tmp_
     channels = checkpoint.load_unet(torch.device("cpu"), HALF).conv_norm_out.num_channels
     vectors = {f"{name}.w_norm": torch.ones(channels), f"{name}.b_norm": torch.ones(channels)}
     lora_files.MadeLora(vectors).save(norm)
-    with pytest.raises(InvalidRequestError, match=r"changes unet\.conv_norm_out.*, which is constant in an engine"):
+    with pytest.raises(InvalidRequestError, match=r"changes unet\.conv_norm_out.*: it is constant in an engine"):
         built.running().patcher.apply([(Canonicaliser(checkpoint).read(norm), 1.0)])
 
 

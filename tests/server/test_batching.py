@@ -36,16 +36,18 @@ def steps_taken(tiny: Any) -> tuple[int, int]:
 @one_shard
 @pytest.mark.parametrize("difference", UNLIKE)
 def test_a_request_joins_at_the_next_step(tiny: Any, difference: str) -> None:
-    """While 200 large steps run, a request of 20 unlike ones rides along: they are hardly any steps of their own."""
+    """While 200 large steps run, a request of 20 unlike ones rides along: hardly any of these is taken alone."""
     before = steps_taken(tiny)
     base = {"PROMPT": "a red circle", "SEED": 1, "STEPS": 200, "GUIDANCE_SCALE": 5.0, "HEIGHT": 192, "WIDTH": 192}
     joining = base | {"PROMPT": "a cat", "STEPS": 20} | UNLIKE[difference]
-    first = Stream(tiny, **base, REQUEST_ID="the first")
+    first = Stream(tiny, **base, REQUEST_ID=f"beside {difference}")
     for _ in range(5):
         first.next()
     second = Stream(tiny, **joining)
-    joined = list(second)
-    assert cancel(tiny, "the first")
+    try:
+        joined = list(second)
+    finally:
+        assert cancel(tiny, f"beside {difference}"), "it has ended already"
     with pytest.raises(InferenceServerException, match="was cancelled after step"):
         list(first)
     first.close()

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 import checkpoints
 import lora_files
+from engine_descriptions import described
 from file_server import FileServer, file_server, wait_for
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError, LoraUnavailableError, UnknownLoraError
 from swiftdiffusion.python_backends.common.runtime_directory import VARIABLE
@@ -40,11 +42,15 @@ parameters {{ key: "loras" value {{ string_value: "../loras" }} }}
 parameters {{ key: "lora_disk_directory" value {{ string_value: "{disk}" }} }}
 parameters {{ key: "lora_host_bytes" value {{ string_value: "33554432" }} }}
 """
+ON_ENGINES = """
+parameters { key: "engines" value { string_value: "../engines" } }
+parameters { key: "engine_components" value { string_value: "unet,text_encoder" } }
+"""
 REQUEST = CompletedRequest("0" * 32, "a cat", None, 1, 4, 5.0, 64, 64, None)
 
 
 class StoreServer:
-    """A server with `lora_store` alone, and its LoRA directory."""
+    """A server with `lora_store`, another whose pipeline runs on engines, and their LoRA directory."""
 
     def __init__(self, running: TritonServer, directory: Path, files: FileServer) -> None:
         self.running, self.loras, self.files = running, directory / "loras", files
@@ -59,13 +65,13 @@ class StoreServer:
         self.index[name] = {"location": location}
         (self.loras / "catalogue.json").write_text(json.dumps({"loras": self.index}))
 
-    def ask(self, *names: str) -> list[Ticket]:
-        return tickets_from_json(self.infer(_request(*names)), self.outcomes)
+    def ask(self, *names: str, model: str = "lora_store") -> list[Ticket]:
+        return tickets_from_json(self.infer(_request(*names), model), self.outcomes)
 
-    def infer(self, text: str) -> str:
+    def infer(self, text: str, model: str = "lora_store") -> str:
         tensor = http.InferInput("REQUEST", [1, 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
-        tickets = self.client.infer("lora_store", [tensor]).as_numpy("TICKETS")
+        tickets = self.client.infer(model, [tensor]).as_numpy("TICKETS")
         return str(tickets[0, 0].decode())
 
     def metrics(self) -> dict[str, float]:
@@ -90,12 +96,17 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def store(lora: tuple[Path, Path]) -> Iterator[StoreServer]:
     directory, _file = lora
     (directory / "loras").mkdir()
-    model = directory / "repository" / "lora_store"
-    (model / "1").mkdir(parents=True)
-    (model / "config.pbtxt").write_text(CONFIG.format(disk=directory / "disk"))
-    (model / "1" / "model.py").write_text(
-        "from swiftdiffusion.python_backends.lora_store import TritonPythonModel\n__all__ = ['TritonPythonModel']\n"
-    )
+    for name, more in (("lora_store", ""), ("engines_lora_store", ON_ENGINES)):
+        model = directory / "repository" / name
+        (model / "1").mkdir(parents=True)
+        (model / "config.pbtxt").write_text(CONFIG.format(disk=directory / "disk") + more)
+        (model / "1" / "model.py").write_text(
+            "from swiftdiffusion.python_backends.lora_store import TritonPythonModel\n__all__ = ['TritonPythonModel']\n"
+        )
+    (directory / "engines").mkdir()
+    for name, constants in {"unet_encoder": ("conv_in",), "unet_decoder": (), "text_encoder": ()}.items():
+        held = tuple(f"{module}.weight" for module in constants)
+        described(name, {"rows": ((1,), (1,), (8,))}, constants=held).save(directory / "engines")
     with file_server() as files, TritonServer(directory / "repository") as running:
         made = StoreServer(running, directory, files)
         yield made
@@ -106,6 +117,38 @@ def store(lora: tuple[Path, Path]) -> Iterator[StoreServer]:
 def wait(ticket: Ticket) -> Any:
     wait_for(lambda: ticket.done, 30.0)
     return ticket.poll()
+
+
+HELD = {
+    "weight": ("unet", "conv_in", "lora"),
+    "norm": ("unet", "conv_norm_out", "norm"),
+    "text encoder": ("text_encoder", "final_layer_norm", "norm"),
+    "weight that is an input": ("unet", "conv_out", "lora"),
+    "no engine's": ("text_encoder_2", "final_layer_norm", "norm"),
+}
+TAKEN = ("weight that is an input", "no engine's")
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_what_engines_hold_is_not_changed(store: StoreServer, lora: tuple[Path, Path], what: str) -> None:
+    """Who asks is told of which LoRA, before anything is computed; a pipeline without engines takes it."""
+    component, module, kind = HELD[what]
+    base = BaseModules.of(Checkpoint(lora[0] / "checkpoint"))
+    if kind == "lora":
+        made = lora_files.kohya({component: {module: base.shapes[component][module]}})
+    else:
+        weight = torch.ones(base.vectors[component][module])
+        key = lora_files.kohya_name(component, module)
+        made = lora_files.MadeLora({f"{key}.w_norm": weight, f"{key}.b_norm": weight})
+    made.save(store.loras / f"{what}.safetensors")
+    assert wait(store.ask(what)[0]).path
+    ticket = store.ask(what, model="engines_lora_store")[0]
+    if what in TAKEN:
+        assert wait(ticket).path
+    else:
+        said = f'LORAS names "{what}": {component}.{module}: it is constant in an engine; allowed: weights of'
+        with pytest.raises(InvalidRequestError, match=re.escape(said)):
+            wait(ticket)
 
 
 def test_tickets_of_local_and_remote_loras(store: StoreServer, lora: tuple[Path, Path]) -> None:

@@ -21,10 +21,12 @@ from .terms import DORA_ROLES, Place, Term, has_scale, rank_of
 from .textual_inversion import vectors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 MAX_RANK = 2048
+
+CONSTANT = "it is constant in an engine; allowed: weights of linear layers and convolutions that engines take as inputs"
 
 
 class Canonicaliser:
@@ -36,6 +38,7 @@ class Canonicaliser:
         limits: FileLimits | None = None,
         max_rank: int = MAX_RANK,
         max_bytes: int = 16 * 2**30,
+        constants: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """Reads the checkpoint's configurations.
 
@@ -44,10 +47,12 @@ class Canonicaliser:
             limits: Of the files.
             max_rank: Highest rank of a module.
             max_bytes: Largest canonical form: DoRA and Tucker cores grow when they are merged.
+            constants: Component that engines evaluate → modules whose weights they hold. LoRAs of these are refused,
+                and of its norms and biases.
         """
         self._base = BaseModules.of(checkpoint)
         self._limits = limits or FileLimits()
-        self._max_rank, self._max_bytes = max_rank, max_bytes
+        self._max_rank, self._max_bytes, self._constants = max_rank, max_bytes, constants or {}
 
     def __call__(self, source: Path, target: Path, outside: OutsideSettings = NO_SETTINGS) -> tuple[str, ...]:
         """Reads, checks and rewrites one file; writes nothing if it is refused.
@@ -110,6 +115,7 @@ class Canonicaliser:
         if is_asked:
             alphas.places(is_peft)  # outside the `try`: what is wrong with them is not the module's
         try:
+            self._refuse_constant(target)
             if stored is not None and stored.numel() != 1:
                 raise InvalidRequestError(f"its alpha has {stored.numel()} values; wanted: one")
             own, rank = None if stored is None else float(stored), rank_of(tensors)
@@ -125,6 +131,11 @@ class Canonicaliser:
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{target.component}.{target.module}: {error}") from None
         return term
+
+    def _refuse_constant(self, target: Target) -> None:
+        held, vectors = self._constants.get(target.component), self._base.vectors[target.component]
+        if held is not None and (target.module in held or target.module in vectors):
+            raise InvalidRequestError(CONSTANT)
 
 
 def _grouped(terms: Mapping[Target, Term], base: BaseModules) -> tuple[Group, ...]:

@@ -19,7 +19,7 @@ from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
 from ...common.errors import InvalidRequestError
-from ..files.canonical import CanonicalLora
+from ..files.canonicaliser import CONSTANT
 from ..files.modules import adaptable_vectors, adaptable_weights, product_order, stack_order
 from .prepared import PreparedLora
 from .staging import Staging
@@ -28,10 +28,9 @@ from .weight_stack import Patched, StackedTerms, WeightStack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from ....kernels.lora_tables import PackedLora
-    from ..files.canonical import Group
+    from ..files.canonical import CanonicalLora, Group
 
 
 @dataclass(frozen=True)
@@ -98,15 +97,6 @@ class Patcher:
         """
         self._fixed[component] = frozenset(weights)
 
-    def check(self, file: Path) -> None:
-        """Refuses a canonical file that changes what is constant, before anything of it is prepared.
-
-        Raises:
-            InvalidRequestError: With a sentence about the file.
-        """
-        if self._fixed:
-            self._refuse_constant(CanonicalLora.open(file))
-
     def joined(self, component: str, names: Sequence[str]) -> torch.Tensor | None:
         """Weights of linear layers as one, [their outs, in]: a view of what LoRAs are patched into.
 
@@ -160,7 +150,8 @@ class Patcher:
         Raises:
             InvalidRequestError: If it changes what is constant.
         """
-        self._refuse_constant(lora)
+        if self._fixed:
+            self._check_fixed(lora)
         if not self._one_launch or isinstance(lora, PreparedLora):
             return lora
         sent = self._staging.send([group for group in lora.groups if group.component in self._components])
@@ -223,15 +214,12 @@ class Patcher:
             if stack.touched or stack in weights:
                 stack.point_to(weights.get(stack))
 
-    def _refuse_constant(self, lora: CanonicalLora) -> None:
+    def _check_fixed(self, lora: CanonicalLora) -> None:
         for group in lora.groups:
             constant = self._fixed.get(group.component)
             if constant is not None and (self._is_of_vectors(group) or not constant.isdisjoint(group.modules)):
                 name = min(constant.intersection(group.modules) or group.modules)
-                raise InvalidRequestError(
-                    f"it changes {group.component}.{name}, which is constant in an engine; allowed: weights "
-                    "of linear layers and convolutions that engines take as inputs"
-                )
+                raise InvalidRequestError(f"a LoRA changes {group.component}.{name}: {CONSTANT}")
 
     def _is_of_vectors(self, group: Group) -> bool:
         return (group.component, group.modules[0]) in self._vectors

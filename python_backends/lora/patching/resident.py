@@ -10,7 +10,7 @@ import torch
 from cachetools import LRUCache
 from safetensors import SafetensorError
 
-from ...common.errors import InvalidRequestError, LoraUnavailableError
+from ...common.errors import LoraUnavailableError
 from ..files.canonical import CanonicalLora
 from ..files.lora_set import NO_LORAS, LoraSet
 from .patcher import KeptWeights, Patcher
@@ -168,8 +168,6 @@ class ResidentLoras:
             return self._patcher.prepare(CanonicalLora.open(self._directory / f"{key}.safetensors"))
         except (OSError, SafetensorError) as error:
             raise LoraUnavailableError(f"LORAS: {key} is not in the host cache: {error}") from None
-        except InvalidRequestError as error:  # who leased it checks it by its name
-            raise InvalidRequestError(f"LORAS: {key}: {error}") from None
 
     def _read_aside(self, key: str) -> CanonicalLora:
         with torch.cuda.stream(self._stream):

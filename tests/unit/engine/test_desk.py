@@ -17,7 +17,7 @@ from swiftdiffusion.python_backends.request.completed import Priority
 
 
 def test_the_first_that_can_step_share_the_next_one_in_the_order_of_arrival() -> None:
-    desk = Desk(2, Pace().learnt())
+    desk = Desk(2, Pace().learnt(), lambda: 0.0)
     for run in "abc":
         desk.enter(run, TEN)
     assert desk.batch("abc") == ["a", "b"]
@@ -26,7 +26,7 @@ def test_the_first_that_can_step_share_the_next_one_in_the_order_of_arrival() ->
 
 
 def test_who_waits_for_a_lora_takes_no_place_and_keeps_it() -> None:
-    desk = Desk(2, Pace().learnt())
+    desk = Desk(2, Pace().learnt(), lambda: 0.0)
     for run in "abcd":
         desk.enter(run, TEN)
     assert desk.batch("acd") == ["a", "c"]
@@ -102,7 +102,7 @@ def test_a_place_that_is_claimed_is_not_taken_by_a_later_run() -> None:
 
 
 def test_a_claim_becomes_what_its_run_is() -> None:
-    desk = Desk(4, Pace().learnt())
+    desk = Desk(4, Pace().learnt(), lambda: 0.0)
     desk.enter("a", replace(TEN, rows=1, control_rows=(10,)), accepted(desk.claim(TEN)).id)
     assert desk.empty_in_s == 20.0
     desk.leave("a")
@@ -122,14 +122,14 @@ def test_a_claim_expires() -> None:
 
 
 def test_a_claim_can_be_given_back() -> None:
-    desk = Desk(4, Pace().learnt())
+    desk = Desk(4, Pace().learnt(), lambda: 0.0)
     alone = desk.quote(TEN)
     desk.leave(accepted(desk.claim(TEN)).id)
     assert desk.quote(TEN) == alone
 
 
 def test_a_run_from_elsewhere_goes_before_those_that_wait() -> None:
-    desk = Desk(1, Pace().learnt())
+    desk = Desk(1, Pace().learnt(), lambda: 0.0)
     desk.enter("a", TEN)
     desk.batch("a")
     desk.enter("b", TEN)

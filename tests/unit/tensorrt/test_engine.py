@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,9 @@ from diffusers import UNet2DConditionModel
 
 import checkpoints
 import lora_files
-from lora_requests import Models, use
 from swiftdiffusion.python_backends.common.errors import InvalidRequestError
-from swiftdiffusion.python_backends.engine.lora_run import text_set
-from swiftdiffusion.python_backends.engine.request_loras import RequestLoras
 from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicaliser
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
-from swiftdiffusion.python_backends.lora.loading.outcomes import LoadedLora
-from swiftdiffusion.python_backends.lora.loading.tickets import Ticket
 from swiftdiffusion.python_backends.lora.patching.patcher import Patcher
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.tensorrt.engine import ALIGNMENT, check_weight, parameters
@@ -87,36 +81,6 @@ def test_where_what_was_compiled_lies() -> None:
     )
 
 
-@pytest.mark.parametrize("component", ["unet", "text_encoder"])
-def test_a_request_is_told_which_of_its_loras_changes_what_is_constant(tmp_path: Path, component: str) -> None:
-    checkpoint = Checkpoint(checkpoints.sd15(tmp_path / "checkpoint", depth=2))
-    if component == "unet":
-        network: torch.nn.Module = checkpoint.load_unet(CPU, torch.float32)
-    else:
-        network = checkpoint.load_text_pipeline(CPU, torch.float32).text_encoder
-    shapes = BaseModules.of(checkpoint).shapes[component]
-    first, *others = shapes
-    patcher = Patcher({component: network}, in_place=True)
-    patcher.fix(component, {first})
-
-    def ticket(name: str, modules: list[str]) -> Ticket:
-        made = lora_files.kohya({component: {module: shapes[module] for module in modules}})
-        Canonicaliser(checkpoint).read(made.save(tmp_path / "made.safetensors")).save(tmp_path / f"{name}.safetensors")
-        return Ticket(name, result=LoadedLora(tmp_path / f"{name}.safetensors", "disk", 1.0))
-
-    uses, tickets = [use("fine"), use("not so")], [ticket("fine", others), ticket("not so", [first, others[0]])]
-
-    def begin(number: int) -> None:
-        asked = uses[:number], tickets[:number]
-        encoded = text_set(*asked, patcher.check)
-        RequestLoras(*asked, Models(), encoded, check=patcher.check).advance(0, 4)
-
-    begin(1)
-    said = rf'LORAS names "not so": it changes {component}\.{re.escape(first)}, which is constant in an engine; allowed'
-    with pytest.raises(InvalidRequestError, match=said):
-        begin(2)
-
-
 def test_loras_of_what_is_constant_are_refused_by_name(tmp_path: Path) -> None:
     checkpoint = Checkpoint(checkpoints.sd15(tmp_path / "checkpoint", depth=2))
     unet = checkpoint.load_unet(CPU, torch.float32)
@@ -131,12 +95,12 @@ def test_loras_of_what_is_constant_are_refused_by_name(tmp_path: Path) -> None:
 
     linear = [name for name, shape in shapes.items() if len(shape) == 2]
     before = {name: tensor.clone() for name, tensor in parameters(unet).items()}
-    with pytest.raises(InvalidRequestError, match=r"it changes unet\.conv_in, which is constant in an engine"):
+    with pytest.raises(InvalidRequestError, match=r"a LoRA changes unet\.conv_in: it is constant in an engine"):
         patcher.apply([(canonicaliser.read(made(0, [*linear, "conv_in"])), 1.0)])
     norm = tmp_path / "norm.safetensors"
     name = lora_files.kohya_name("unet", "conv_norm_out")
     lora_files.MadeLora({f"{name}.w_norm": torch.ones(16), f"{name}.b_norm": torch.ones(16)}).save(norm)
-    with pytest.raises(InvalidRequestError, match=r"it changes unet\.conv_norm_out.*, which is constant"):
+    with pytest.raises(InvalidRequestError, match=r"a LoRA changes unet\.conv_norm_out.*: it is constant"):
         patcher.apply([(canonicaliser.read(norm), 1.0)])
     assert all(torch.equal(before[name], tensor) for name, tensor in parameters(unet).items())
     assert patcher.apply([(canonicaliser.read(made(1, linear)), 1.0)]) == len(linear)

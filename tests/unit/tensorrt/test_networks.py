@@ -27,6 +27,7 @@ from swiftdiffusion.python_backends.lora.files.canonicaliser import Canonicalise
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.lora.loading.catalogue import Catalogue
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
+from swiftdiffusion.python_backends.networks.engine_constants import engine_constants
 from swiftdiffusion.python_backends.networks.prompt_encoding import PromptEncoder, Text
 from swiftdiffusion.python_backends.networks.runtimes import Runtime
 from swiftdiffusion.python_backends.networks.unet import UNet, example
@@ -114,18 +115,25 @@ def test_what_engines_hold_as_constants_is_refused(exported: Exported, tmp_path:
     name = lora_files.kohya_name("unet", "conv_norm_out")
     norms = {f"{name}.w_norm": torch.ones(width), f"{name}.b_norm": torch.ones(width)}
     lora_files.MadeLora(norms).save(file)
-    with pytest.raises(InvalidRequestError, match=r"unet\.conv_norm_out.* is constant in an engine"):
+    with pytest.raises(InvalidRequestError, match=r"unet\.conv_norm_out.*: it is constant in an engine"):
         unet.patcher.apply([(canonicaliser.read(file), 1.0)])
+    of_store = Canonicaliser(exported.checkpoint, constants=engine_constants(exported.onnx.parent / kind, ("unet",)))
+    with pytest.raises(InvalidRequestError, match=r"^unet\.conv_norm_out.*: it is constant in an engine"):
+        of_store.read(file)
     shapes = BaseModules.of(exported.checkpoint).shapes["unet"]
     linear = {module: shape for module, shape in shapes.items() if len(shape) == 2}
     convolutions = canonicaliser.read(lora_files.kohya({"unet": shapes}).save(tmp_path / "all.safetensors"))
     if kind == LINEAR:
         with pytest.raises(
-            InvalidRequestError, match=r"changes unet\.[a-z0-9_.]*conv[a-z0-9_]*, which is constant in an engine"
+            InvalidRequestError, match=r"changes unet\.[a-z0-9_.]*conv[a-z0-9_]*: it is constant in an engine"
         ):
             unet.patcher.apply([(convolutions, 1.0)])
+        with pytest.raises(InvalidRequestError, match=r"^unet\.[a-z0-9_.]*conv[a-z0-9_]*: it is constant in an engine"):
+            of_store.read(tmp_path / "all.safetensors")
+    else:
+        assert of_store.read(tmp_path / "all.safetensors").modules == convolutions.modules
     assert torch.equal(unet(inputs(exported, 1)), before)
-    adapted = canonicaliser.read(lora_files.kohya({"unet": linear}).save(tmp_path / "linear.safetensors"))
+    adapted = of_store.read(lora_files.kohya({"unet": linear}).save(tmp_path / "linear.safetensors"))
     theirs = UNet(exported.checkpoint, CPU, FLOAT)
     for each in (unet, theirs):
         each.patcher.apply([(adapted, 1.0)])

@@ -77,6 +77,8 @@ def test_what_takes_every_batch_is_served_and_the_cpu_has_no_engines(checkpoint:
     engines = ("tensorrt", str((tmp_path / "engines").resolve()))
     evaluated = dict.fromkeys(("unet_shard0", "unet_shard1", "text_encoder", "vae_decoder"), engines)
     assert runtimes == evaluated | {"controlnet_edges": ("torch", "")}
+    store = models["lora_store"].parameters
+    assert (store["engines"].string_value, store["engine_components"].string_value) == (engines[1], "unet,text_encoder")
     assert all(int(models[name].parameters["needs_mib"].string_value) >= 1 for name in evaluated)
     assert models["preprocess"].parameters["max_prompt_chunks"].string_value == "1"
 
