@@ -124,7 +124,7 @@ HELD = {
     "norm": ("unet", "conv_norm_out", "norm"),
     "text encoder": ("text_encoder", "final_layer_norm", "norm"),
     "weight that is an input": ("unet", "conv_out", "lora"),
-    "no engine's": ("text_encoder_2", "final_layer_norm", "norm"),
+    "no engine's": ("text_encoder_2", "text_model.final_layer_norm", "norm"),
 }
 TAKEN = ("weight that is an input", "no engine's")
 
@@ -139,7 +139,7 @@ def test_what_engines_hold_is_not_changed(store: StoreServer, lora: tuple[Path, 
     else:
         weight = torch.ones(base.vectors[component][module])
         key = lora_files.kohya_name(component, module)
-        made = lora_files.MadeLora({f"{key}.w_norm": weight, f"{key}.b_norm": weight})
+        made = lora_files.MadeLora({f"{key}.w_norm": weight, f"{key}.b_norm": weight.clone()})
     made.save(store.loras / f"{what}.safetensors")
     assert wait(store.ask(what)[0]).path
     ticket = store.ask(what, model="engines_lora_store")[0]
