@@ -41,9 +41,9 @@ def lora(checkpoint: Checkpoint, directory: Path, seed: int) -> CanonicalLora:
     return Canonicaliser(checkpoint).read(made.save(directory / f"{seed}.safetensors"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Halves:
-    """Of a UNet: its encoder half in both forms of norms, and its decoder half."""
+    """Graphs of a UNet: its encoder half by the form of its norms, and its decoder half."""
 
     dtype: torch.dtype
     encoders: dict[str, Path]
