@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,12 +74,14 @@ def test_a_record_that_is_not_written_yet_is_none(tmp_path: Path) -> None:
     assert loading("model", tmp_path) == []
 
 
-def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path) -> None:
+def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for _ in range(2):
         pulse = Pulse("model", "model_0", tmp_path)
         pulse.ready()
     assert not is_up(tmp_path)
-    time.sleep(SETTLED_S + 0.05)
+    now[0] += SETTLED_S + 0.05
     assert is_up(tmp_path)
 
 
