@@ -75,7 +75,9 @@ class Setup:
         """A new process over the same disk cache; the host cache is gone."""
         self.disk = DiskCache(self.directory / "disk", disk_bytes)
         self.host = HostCache(Path(tempfile.mkdtemp(dir=self.directory)), host_bytes, wait_s=0.05)
-        limits = FetchLimits(max_bytes=max_file_bytes, timeout_s=3.0, read_timeout_s=1.0, attempts=2, first_wait_s=0.01)
+        limits = FetchLimits(
+            max_bytes=max_file_bytes, timeout_s=30.0, read_timeout_s=10.0, attempts=2, first_wait_s=0.01
+        )
         self.store = LoraStore(
             self.disk,
             self.host,

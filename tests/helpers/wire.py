@@ -10,14 +10,15 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import tritonclient.grpc as grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from swiftdiffusion.python_backends.launcher import TritonServer
 
@@ -54,6 +55,7 @@ TYPES = {
 }
 PROMPT = "a red circle above a blue square"
 Loras = list[tuple[str, float]]
+Asked = TypeVar("Asked")
 NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_}
 
 
@@ -154,6 +156,18 @@ def generate_with(server: Any, loras: Loras, **fields: Any) -> Picture:
     return generate(server, server.model, LORAS=json.dumps(entries), **given)
 
 
+def drawn_together(draw: Callable[[Asked], Picture], requests: Sequence[Asked], least: int = 2) -> list[Picture]:
+    """Pictures of requests that come at once: again, while the machine is so slow that fewer than `least` share."""
+    deadline = time.monotonic() + 60
+    while True:
+        with ThreadPoolExecutor(len(requests)) as threads:
+            pictures = list(threads.map(draw, requests))
+        largest = max(picture.info["largest_batch"] for picture in pictures)
+        if largest >= least:
+            return pictures
+        assert time.monotonic() < deadline, f"at most {largest} share a batch"
+
+
 METRICS_WITHIN_S = 0.5
 """Models tell the server of what happened within so long."""
 
@@ -170,6 +184,17 @@ def latest_metrics(server: Any) -> dict[str, float]:
         lines = answer.read().decode().splitlines()
     pairs = [line.rpartition(" ") for line in lines if line.startswith("swiftdiffusion_")]
     return {name: float(value) for name, _, value in pairs}
+
+
+def in_line(server: Any) -> tuple[float, float]:
+    """Requests of a pipeline that wait, and that denoise, as far as the server knows."""
+    told = latest_metrics(server)
+
+    def of(state: str) -> float:
+        own = (f"swiftdiffusion_requests_{state}{{", f'pipeline="{server.model}"')
+        return sum(value for name, value in told.items() if all(part in name for part in own))
+
+    return of("waiting"), of("running")
 
 
 def stubs_of(server: TritonServer) -> dict[str, int]:

@@ -100,7 +100,7 @@ unet_shards = 3
 loras = "sdxl/loras"
 steps = 4
 guidance_scale = 5.0
-max_size = 128
+max_size = 256
 controlnet_timeout = 20.0
 
 [pipelines.sd15]
@@ -108,7 +108,7 @@ checkpoint = "sd15/checkpoint"
 loras = "sd15/loras"
 steps = 4
 guidance_scale = 5.0
-max_size = 128
+max_size = 256
 
 [pipelines.other]
 checkpoint = "other/checkpoint"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from wire import cancel, generate
+from wire import Stream, cancel, generate
 
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 LONG: dict[str, Any] = {"PROMPT": "a cat", "STEPS": 200, "HEIGHT": 128, "WIDTH": 128}
@@ -86,21 +85,15 @@ def test_an_unknown_id_cancels_nothing(tiny: Any) -> None:
 
 
 def test_an_id_belongs_to_one_running_request(tiny: Any) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        first = threads.submit(generate, tiny, tiny.model, **LONG, REQUEST_ID="mine")
-        time.sleep(0.2)  # else the second may be the first
-        started = threading.Event()
-        while not started.is_set() and not first.done():
-            try:
-                generate(tiny, tiny.model, PROMPT="a cat", STEPS=1, REQUEST_ID="mine")
-            except InferenceServerException as error:
-                assert "REQUEST_ID" in str(error)
-                assert "INVALID_ARGUMENT" in str(error.status())
-                started.set()
-        assert started.is_set()
-        cancel_when_there(tiny, "mine")
-        with pytest.raises(InferenceServerException):
-            first.result()
+    first = Stream(tiny, **LONG, REQUEST_ID="mine")
+    first.next()
+    with pytest.raises(InferenceServerException, match="REQUEST_ID") as caught:
+        generate(tiny, tiny.model, PROMPT="a cat", STEPS=1, REQUEST_ID="mine")
+    assert "INVALID_ARGUMENT" in str(caught.value.status())
+    assert cancel(tiny, "mine")
+    with pytest.raises(InferenceServerException, match="was cancelled after step"):
+        list(first)
+    first.close()
 
 
 def test_a_timeout_frees_the_place(tiny: Any) -> None:

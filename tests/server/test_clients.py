@@ -24,11 +24,12 @@ from swiftdiffusion.clients import (
     StreamingUnsupported,
     SwiftDiffusionError,
 )
+from swiftdiffusion.clients.client import async_client
 from swiftdiffusion.python_backends.launcher import TritonServer
 
 
 def long_request(request_id: str) -> GenerationRequest:
-    return GenerationRequest(PROMPT, steps=LONG, height=128, width=128, request_id=request_id)
+    return GenerationRequest(PROMPT, steps=LONG, height=512, width=512, request_id=request_id)
 
 
 def test_every_client_gets_the_same_picture(server: TritonServer) -> None:
@@ -162,7 +163,9 @@ def test_a_cancelled_task_frees_the_server(url: str) -> None:
     assert not asyncio.run(run())
 
 
-def test_a_task_cancelled_at_once_frees_the_server(url: str) -> None:
+def test_a_task_cancelled_at_once_frees_the_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_client, "_CANCEL_GRACE_SECONDS", 10.0)
+
     async def run() -> bool:
         async with AsyncClient(url) as client:
             await client.model()

@@ -94,7 +94,7 @@ def test_command_asks_for_a_time_and_a_priority(
 
 
 def test_ctrl_c_cancels_on_the_server(url: str, generate: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = generate(PROMPT, "--steps", str(LONG))
+    process = generate(PROMPT, "--steps", str(LONG), "--size", "512x512")
     wait_until_running(url, "denoiser_stream" if url.startswith("grpc") else "denoiser")
     before = read_statistics(url)
     process.send_signal(signal.SIGINT)

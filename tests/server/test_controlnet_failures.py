@@ -42,7 +42,7 @@ def test_one_that_stays_down_ends_its_requests_only(tiny: TinyServer) -> None:
             running = [
                 threads.submit(request, tiny, **fields),
                 threads.submit(request, tiny, Use("edges"), **fields),
-                threads.submit(request, tiny, Use("pose"), **fields),
+                threads.submit(request, tiny, Use("pose"), **fields | {"STEPS": 200, "HEIGHT": 128, "WIDTH": 128}),
             ]
             wait_until_running(tiny.grpc_url, "controlnet_pose")
             os.kill(stub_of(tiny.running, "controlnet_pose"), signal.SIGKILL)

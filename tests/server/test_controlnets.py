@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -24,7 +23,7 @@ from controls import Use, pipeline_options, request
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules, adaptable_weights
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from weighted_prompts import Words, arguments
-from wire import PROMPT, metrics
+from wire import PROMPT, drawn_together, metrics
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -150,10 +149,7 @@ def test_a_scale_of_zero_costs_nothing_and_changes_nothing(tiny: TinyServer) -> 
 def test_requests_with_other_controlnets_share_steps(tiny: TinyServer) -> None:
     sets = [(), CASES["one"], CASES["two"], CASES["guessing"], CASES["window"], (Use("pose", seed=5),)]
     alone = [request(tiny, *uses, STEPS=12, SEED=seed) for seed, uses in enumerate(sets)]
-    with ThreadPoolExecutor(len(sets)) as threads:
-        running = [threads.submit(request, tiny, *uses, STEPS=12, SEED=seed) for seed, uses in enumerate(sets)]
-        together = [one.result() for one in running]
-    assert max(picture.info["largest_batch"] for picture in together) > 1
+    together = drawn_together(lambda item: request(tiny, *item[1], STEPS=12, SEED=item[0]), list(enumerate(sets)))
     for solo, shared in zip(alone, together, strict=True):
         assert shared.distance(solo) <= TOLERANCE
 
@@ -222,7 +218,7 @@ def test_stale_residuals_are_those_of_the_step_before(tiny: TinyServer, oracle: 
 def test_bytes_between_models_are_counted(tiny: TinyServer) -> None:
     """Of a step: latents, timestep and conditioning to another shard and the ControlNet; what they give back."""
     before = transferred(tiny)
-    picture = request(tiny, Use("edges"), STEPS=3)
+    picture = request(tiny, Use("edges"), STEPS=60)
     after = transferred(tiny)
     rows = 2 * picture.info["unet_evaluations"]
     width, pooled = {"sdxl": (40, 24 + 6), "sd15": (16, 0)}[tiny.model]

@@ -51,7 +51,7 @@ def test_both_clients_are_told_what_was_exported(pipelines: dict[str, TinyServer
     assert asyncio.run(asynchronous()) == told
     assert set(told) == {"sdxl", "sd15", "other"}
     sdxl, sd15, other = told["sdxl"], told["sd15"], told["other"]
-    assert (sdxl.height, sdxl.width, sdxl.size_multiple, sdxl.max_size) == (64, 64, 8, 128)
+    assert (sdxl.height, sdxl.width, sdxl.size_multiple, sdxl.max_size) == (64, 64, 8, 256)
     assert (sdxl.steps, sdxl.guidance_scale, other.steps) == (4, 5.0, 50)
     assert (sdxl.scheduler, sd15.scheduler) == ("EulerDiscreteScheduler", "PNDMScheduler")
     assert [each.name for each in sdxl.schedulers] == list(SCHEDULERS)

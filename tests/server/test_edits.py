@@ -28,7 +28,7 @@ from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
 from swiftdiffusion.python_backends.shared_memory.host_cache import host_cache_directory
 from swiftdiffusion.python_backends.shared_memory.leased_files import LeasedFiles
-from wire import Picture, Stream, generate, metrics, post, stub_of
+from wire import Picture, Stream, drawn_together, generate, metrics, post, stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -74,9 +74,7 @@ def test_in_company_of_others(tiny: TinyServer) -> None:
     plain = {name: value for name, value in FIELDS.items() if name not in ("INIT_IMAGE", "STRENGTH")}
     requests = [*(FIELDS | case for case in CASES.values()), *(plain | {"SEED": seed} for seed in range(4))]
     alone = [generate(tiny, tiny.model, **fields) for fields in requests]
-    with ThreadPoolExecutor(len(requests)) as threads:
-        together = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
-    assert max(made.info["largest_batch"] for made in together) > 1
+    together = drawn_together(lambda fields: generate(tiny, tiny.model, **fields), requests)
     for made, wanted in zip(together, alone, strict=True):
         assert made.distance(wanted) <= TOLERANCE
     assert {made.info["kind"] for made in together[-4:]} == {"text_to_image"}
@@ -258,7 +256,7 @@ def test_keys_of_nobody_are_refused(tiny: TinyServer) -> None:
 @pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 @pytest.mark.kills
 def test_a_shard_that_dies_costs_time_alone(tiny: TinyServer) -> None:
-    fields = FIELDS | {"MASK_IMAGE": MASK, "STEPS": 200}
+    fields = FIELDS | {"INIT_IMAGE": picture(128, 128), "MASK_IMAGE": MASK, "STEPS": 200, "STRENGTH": 1.0}
     wanted = generate(tiny, tiny.model, **fields)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)

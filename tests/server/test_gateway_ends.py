@@ -130,7 +130,7 @@ def test_metrics_count_requests_and_pictures(server: TritonServer) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_at_its_end_the_gateway_finishes_what_it_has_begun(server: TritonServer, tmp_path: Path, stream: bool) -> None:
-    before, some = metrics(server), {"num_inference_steps": 60}
+    before, some = metrics(server), {"num_inference_steps": 60, "size": "256x256"}
     with gateway_process(tmp_path / "log", "--server", server.grpc_url) as gateway, ThreadPoolExecutor(1) as thread:
         picture = thread.submit(
             httpx2.post, f"{gateway.url}/v1/images/generations", json={**LONG, **some, "stream": stream}, timeout=120
@@ -151,7 +151,7 @@ def test_who_takes_too_long_at_its_end_is_told_and_cancelled(
 ) -> None:
     before = metrics(server)
     arguments = ("--server", server.grpc_url, "--drain-seconds", "0")
-    body = {**LONG, "stream": stream, "progress": stream}
+    body = {**SLOW, "stream": stream, "progress": stream}
     with gateway_process(tmp_path / "log", *arguments) as gateway, ThreadPoolExecutor(1) as thread:
         picture = thread.submit(httpx2.post, f"{gateway.url}/v1/images/generations", json=body, timeout=120)
         begun(gateway, server, before)

@@ -31,7 +31,7 @@ def take_lora(page: Page, name: str) -> None:
 def test_a_picture_with_a_lora_is_seen_to_grow(page: Page) -> None:
     page.fill("#prompt", "a red circle above a blue square")
     page.fill("#seed", "7")
-    page.fill("#steps", "40")
+    page.fill("#steps", "120")
     take_lora(page, "night")
     page.click("#generate")
     bars: set[float] = set()
@@ -56,6 +56,8 @@ def test_a_picture_with_a_lora_is_seen_to_grow(page: Page) -> None:
 def test_a_cancelled_picture_ends_on_the_server_too(page: Page, gateway: GatewayThread) -> None:
     page.fill("#prompt", "a green star on a grey background")
     page.fill("#steps", "200")
+    for side in ("#width", "#height"):
+        page.fill(side, "512")
     page.click("#generate")
     wait(page, lambda: page.locator("#runs .run img.preview").count() == 1, "no preview")
     assert gateway.runs() == 1

@@ -78,7 +78,7 @@ def test_loras_samplers_and_controlnets_reach_the_server(api: WebUIApi, server: 
 
 def test_progress_is_seen_and_an_interrupted_picture_is_its_preview(api: WebUIApi, gateway: GatewayThread) -> None:
     results: list[Any] = []
-    long = {**SIZE, "steps": 200}
+    long = {**SIZE, "steps": 200, "width": 256, "height": 256}
     drawing = threading.Thread(target=lambda: results.append(api.txt2img(prompt=PROMPT, **long)))
     drawing.start()
     wait_for(lambda: api.get_progress()["current_image"], 60)
@@ -91,7 +91,7 @@ def test_progress_is_seen_and_an_interrupted_picture_is_its_preview(api: WebUIAp
     drawing.join(30)
     (result,) = results
     assert result.info["interrupted"] is True
-    assert [image.size for image in result.images] == [(128, 128)]
+    assert [image.size for image in result.images] == [(256, 256)]
     assert api.get_progress()["state"]["job_count"] == 0
     wait_for(lambda: gateway.runs() == 0)
 
@@ -102,7 +102,7 @@ def test_progress_and_interrupt_are_of_a_caller_alone(server: TritonServer, tmp_
     with gateway_thread(GatewaySettings(servers=(server.grpc_url,), keys_file=keys)) as running:
         alice, bob = (client(running, username="x", password=key) for key in (KEY, f"{KEY}-of-bob"))
         results: list[Any] = []
-        long = {**SIZE, "steps": 60}
+        long = {**SIZE, "steps": 100, "width": 256, "height": 256}
         drawing = threading.Thread(target=lambda: results.append(alice.txt2img(prompt=PROMPT, **long)))
         drawing.start()
         wait_for(lambda: alice.get_progress()["progress"], 60)

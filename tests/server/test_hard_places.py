@@ -196,7 +196,7 @@ def test_weights_that_are_gone_at_a_reload(hard: Hard) -> None:
         assert hard.generate().info["unet_evaluations"]
         expected = 'TIMEOUT_MS passed after step 0 of 6; CONTROLNETS names "edges": .* is down and being loaded again'
         with pytest.raises(InferenceServerException, match=expected):
-            request(hard, Use("edges"), TIMEOUT_MS=1500)
+            request(hard, Use("edges"), TIMEOUT_MS=6000)
         gone.enter_context(replaced(texts, b"no weights"))
         gone.enter_context(replaced(vae, None))
         hard.kill("text_encoder", "vae_decoder")

@@ -21,9 +21,10 @@ from file_server import file_server, wait_for
 from shard_roles import roles
 from stages import Stages
 from swiftdiffusion.clients import Client, GenerationRequest, GenerationResult, Lora, Progress
+from swiftdiffusion.python_backends.common.processes import process_state
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import generate, latest_metrics, stub_of
+from wire import cancel, generate, latest_metrics, stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -34,6 +35,8 @@ one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 
 FIELDS: dict[str, Any] = {"PROMPT": "a cat", "SEED": 2, "STEPS": 200, "GUIDANCE_SCALE": 5.0}
 REQUEST = GenerationRequest("a cat", seed=2, steps=200, guidance_scale=5.0)
+SIZE: dict[str, Any] = {"HEIGHT": 160, "WIDTH": 160}
+"""Of requests that are to run for seconds."""
 LORAS = '[{"name": "attention"}, {"name": "everything", "scale": 0.5}]'
 
 
@@ -44,11 +47,6 @@ def kill(tiny: TinyServer, model: str, how: signal.Signals = signal.SIGKILL) -> 
     return process
 
 
-def cancel(tiny: TinyServer, request_id: str) -> bool:
-    with Client(tiny.grpc_url, model=tiny.model) as client:
-        return client.cancel(request_id)
-
-
 def steps_taken(tiny: TinyServer) -> float:
     """Of the pipeline's batches, as far as the server knows."""
     return latest_metrics(tiny).get(f'swiftdiffusion_denoiser_batch_size_count{{pipeline="{tiny.model}"}}', 0.0)
@@ -56,7 +54,7 @@ def steps_taken(tiny: TinyServer) -> float:
 
 @three_shards
 def test_a_killed_peer_is_reloaded(tiny: TinyServer) -> None:
-    fields = FIELDS | {"LORAS": LORAS, "LORA_BOUND": 0}
+    fields = FIELDS | SIZE | {"LORAS": LORAS, "LORA_BOUND": 0}
     expected = generate(tiny, tiny.model, **fields)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)
@@ -71,8 +69,9 @@ def test_a_killed_peer_is_reloaded(tiny: TinyServer) -> None:
 @three_shards
 def test_a_stream_whose_home_is_killed_goes_on_and_never_back(tiny: TinyServer) -> None:
     with Client(tiny.grpc_url, model=tiny.model, timeout=120) as client:
-        expected = client.generate(REQUEST)
-        events = client.stream(REQUEST)
+        request = replace(REQUEST, height=160, width=160)
+        expected = client.generate(request)
+        events = client.stream(request)
         told = [next(events) for _ in range(60)]
         home, _ = roles(tiny)
         kill(tiny, home)
@@ -91,7 +90,7 @@ def test_a_run_whose_home_is_stopped_starts_again_elsewhere_with_its_loras(tiny:
     attention.metadata = {"made": secrets.token_hex(8)}
     content = attention.save(tiny.loras.parent / "taken.made").read_bytes()
     index, home = tiny.loras / "catalogue.json", tiny.inner("unet_shard0")
-    alone = {"GUIDANCE_SCALE": 1.0, "HEIGHT": 128, "WIDTH": 128}
+    alone = {"GUIDANCE_SCALE": 1.0, "HEIGHT": 160, "WIDTH": 160}
     stages, fields = Stages(tiny), FIELDS | alone | {"LORAS": '[{"name": "taken"}]', "LORA_BOUND": 0}
     with file_server() as store, ThreadPoolExecutor(1) as threads:
         location = store.add("/taken.safetensors", content, delay_s=0.5)
@@ -115,7 +114,7 @@ def test_requests_wait_for_their_only_shard_unless_they_are_to_end(tiny: TinySer
     expected = generate(tiny, tiny.model, **FIELDS)
     with ThreadPoolExecutor(4) as threads:
         waiting = threads.submit(generate, tiny, tiny.model, **FIELDS)
-        cancelled = threads.submit(generate, tiny, tiny.model, **FIELDS, REQUEST_ID="ends meanwhile")
+        cancelled = threads.submit(generate, tiny, tiny.model, **FIELDS, **SIZE, REQUEST_ID="ends meanwhile")
         home, _ = roles(tiny)
         kill(tiny, home)
         assert cancel(tiny, "ends meanwhile")
@@ -176,8 +175,8 @@ def test_a_request_that_is_repeated_gets_its_picture_whatever_dies(
 
 @three_shards
 def test_what_a_dead_model_is_for_is_refused_in_one_sentence(tiny: TinyServer) -> None:
-    kill(tiny, tiny.inner("text_encoder"))
-    time.sleep(0.3)  # a large process takes its time to end
+    process = kill(tiny, tiny.inner("text_encoder"))
+    wait_for(lambda: (state := process_state(process)) is None or not state.is_alive)  # a large one takes its time
     with pytest.raises(InferenceServerException) as caught:
         generate(tiny, tiny.model, **FIELDS)
     assert "sdxl_text_encoder is down and being loaded again; retry in a few seconds" in str(caught.value)

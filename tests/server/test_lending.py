@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 STEPS, MANY, SIDE = 60, 200, 64
 FIELDS: dict[str, Any] = {"PROMPT": PROMPT, "GUIDANCE_SCALE": 5.0, "STEPS": STEPS, "HEIGHT": SIDE, "WIDTH": SIDE}
-LARGE = 2 * SIDE
+LARGE = 4 * SIDE
 
 FORGOTTEN_S = 0.6
 """After so long without rows a shard is lent to nobody."""
@@ -64,17 +64,23 @@ def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
 
 
 def test_a_run_that_is_helped_for_all_its_life(tiny: TinyServer) -> None:
-    before = lent_rows(tiny)
-    picture = generate(tiny, tiny.model, SEED=7, **FIELDS)
-    ((peer, rows),) = since(before, lent_rows(tiny)).items()
-    assert 0.9 * STEPS <= rows <= STEPS
-    assert peer in picture.info["shards"] and len(picture.info["shards"]) == 2
-    assert picture.distance(Oracle(tiny, {}).picture([], steps=STEPS, height=SIDE, width=SIDE)) <= 0.5
+    """Of several the first whose helper was not kept from it by other programs."""
+    expected, deadline = Oracle(tiny, {}).picture([], steps=STEPS, height=SIDE, width=SIDE), time.monotonic() + 60
+    lent: dict[str, int] = {}
+    while sum(lent.values()) < 0.9 * STEPS:
+        assert time.monotonic() < deadline, lent
+        before = lent_rows(tiny)
+        picture = generate(tiny, tiny.model, SEED=7, **FIELDS)
+        lent = since(before, lent_rows(tiny))
+        assert sum(lent.values()) <= STEPS
+        assert set(lent) < set(picture.info["shards"])
+        assert picture.distance(expected) <= 0.5
+    assert len(lent) == 1 and len(picture.info["shards"]) == 2
 
 
 def test_a_helper_that_gets_a_run_of_its_own_helps_no_more_until_it_is_done(tiny: TinyServer) -> None:
     home, *helpers = shards_of(tiny)
-    helped = Run(tiny, home, SEED=1, STEPS=MANY, HEIGHT=LARGE, WIDTH=LARGE)
+    helped = Run(tiny, home, SEED=1, STEPS=2 * STEPS, HEIGHT=LARGE, WIDTH=LARGE)
     others = {shard: Run(tiny, shard, SEED=2, GUIDANCE_SCALE=1.0) for shard in helpers}
 
     def lent() -> dict[str, int]:
@@ -96,7 +102,7 @@ def test_a_helper_that_gets_a_run_of_its_own_helps_no_more_until_it_is_done(tiny
 
 def test_two_runs_want_the_same_helper(tiny: TinyServer) -> None:
     *homes, helper = shards_of(tiny)
-    runs = [Run(tiny, home, SEED=1) for home in homes]
+    runs = [Run(tiny, home, SEED=1, STEPS=MANY) for home in homes]
     time.sleep(FORGOTTEN_S)
     before = lent_rows(tiny)
     with ThreadPoolExecutor(2) as threads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -59,20 +60,23 @@ def rows(tiny: TinyServer) -> dict[str, float]:
 def test_eight_kinds_share_their_steps_and_not_their_weights(tiny: TinyServer, oracle: Oracle) -> None:
     sets = list(SETS.values())
     alone = [generate_with(tiny, loras, STEPS=STEPS, SEED=seed) for seed, loras in enumerate(sets)]
-    before = rows(tiny)
-    shared = together(tiny, sets)
-    counted = {path: count - before[path] for path, count in rows(tiny).items()}
-    assert max(picture.info["largest_batch"] for picture in shared) == len(sets)
+    largest, deadline = 0, time.monotonic() + 60
+    while largest < len(sets):  # the last may come when the first is done
+        assert time.monotonic() < deadline, largest
+        before = rows(tiny)
+        shared = together(tiny, sets)
+        counted = {path: count - before[path] for path, count in rows(tiny).items()}
+        largest = max(picture.info["largest_batch"] for picture in shared)
+        told = Counter[str]()
+        for loras, solo, picture in zip(sets, alone, shared, strict=True):
+            assert picture.distance(solo) <= 0.5, loras
+            assert sum(picture.info["lora_path"].values()) == 2 * STEPS
+            told.update(picture.info["lora_path"])
+        assert counted == {"patched": 0.0, "beside": 0.0} | told
     for seed, (loras, solo, picture) in enumerate(zip(sets, alone, shared, strict=True)):
-        assert picture.distance(solo) <= 0.5, loras
         assert picture.distance(drawn(oracle, loras, seed)) <= 0.5, loras
         assert picture.distance(drawn(oracle, [], seed)) > 1, loras
         assert solo.info["lora_path"] == {"patched": 2 * STEPS}
-        assert sum(picture.info["lora_path"].values()) == 2 * STEPS
-    told = Counter[str]()
-    for picture in shared:
-        told.update(picture.info["lora_path"])
-    assert counted == {"patched": 0.0, "beside": 0.0} | told
 
 
 def test_sets_of_several_kinds_and_one_without_any(tiny: TinyServer, oracle: Oracle) -> None:

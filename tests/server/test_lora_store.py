@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,11 +153,12 @@ def test_what_engines_hold_is_not_changed(store: StoreServer, lora: tuple[Path, 
 
 
 def test_tickets_of_local_and_remote_loras(store: StoreServer, lora: tuple[Path, Path]) -> None:
-    content = lora[1].read_bytes()
+    content, gate = lora[1].read_bytes(), threading.Event()
     (store.loras / "near.safetensors").write_bytes(content)
-    store.add_remote("far", store.files.add("/far", content, delay_s=0.3))
+    store.add_remote("far", store.files.add("/far", content, gate=gate))
     near, far = store.ask("near", "far")
     assert far.poll() is None
+    gate.set()
     assert wait(near).source == "disk"
     assert wait(far).path == near.poll().path  # type: ignore[union-attr]
     with Lease(wait(near).path) as lease:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from lora_oracle import Oracle
 from swiftdiffusion.clients import GenerationInfo
 from swiftdiffusion.python_backends.lora.files.modules import BaseModules
 from swiftdiffusion.python_backends.networks.checkpoint import Checkpoint
-from wire import PROMPT, Loras, generate, generate_with, metrics
+from wire import PROMPT, Loras, drawn_together, generate, generate_with, metrics
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -123,11 +122,7 @@ def test_a_patch_step_replays_a_run(tiny: TinyServer, oracle: Oracle) -> None:
 def test_requests_with_different_sets_share_steps_and_not_loras(tiny: TinyServer) -> None:
     sets: list[Loras] = [[], *SETS, [("attention", 1.0)]]
     alone = [generate_with(tiny, loras, STEPS=8, SEED=number) for number, loras in enumerate(sets)]
-    with ThreadPoolExecutor(len(sets)) as threads:
-        together = list(
-            threads.map(lambda item: generate_with(tiny, item[1], STEPS=8, SEED=item[0]), list(enumerate(sets)))
-        )
-    assert max(picture.info["largest_batch"] for picture in together) > 1
+    together = drawn_together(lambda item: generate_with(tiny, item[1], STEPS=8, SEED=item[0]), list(enumerate(sets)))
     for solo, shared in zip(alone, together, strict=True):
         assert shared.distance(solo) <= 0.5
 

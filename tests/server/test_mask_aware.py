@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from edits import TOLERANCE, box, picture
+from file_server import wait_for
 from shard_roles import roles
 from swiftdiffusion.clients import Client, GenerationRequest
 from swiftdiffusion.export.demo.checker import check
 from swiftdiffusion.export.demo.edits import scene_edits
-from wire import generate, stub_of
+from wire import generate, latest_metrics, metrics, stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -39,6 +40,12 @@ FIELDS: dict[str, Any] = {
 FAST = [0, 1, 5, 9, 13, 17]
 OWN = '{"source": "own", "exact_steps": "%s"}'
 """Goes by nothing that requests before have left."""
+
+
+def left(told: dict[str, float], model: str) -> float:
+    """Entries of known pictures that a pipeline has written, or dropped."""
+    name = "swiftdiffusion_template_entries_total"
+    return sum(told[f'{name}{{outcome="{outcome}",pipeline="{model}"}}'] for outcome in ("written", "dropped"))
 
 
 def test_the_demos_pictures_are_near_the_exact_ones(server: TritonServer) -> None:
@@ -67,9 +74,10 @@ def test_what_unrelated_prompts_left_of_a_picture_spoils_nothing(server: TritonS
     other = replace(asked, prompt="a blue ring on a black background")
     with Client(server.grpc_url) as client:
         exact = client.generate(asked)
-        for each in (replace(other, mask_aware="fast"), other, other):
+        before = left(metrics(server), "sdxl")
+        for each in (replace(other, mask_aware="fast"), other, other):  # the last two leave all their steps
             client.generate(each)
-        time.sleep(1.0)  # until it is written
+        wait_for(lambda: left(latest_metrics(server), "sdxl") >= before + 2 * STEPS)
         made = client.generate(replace(asked, mask_aware=preset))
     inside = edit.mask > 0
     error = np.square(made.pixels[inside].astype(float) - exact.pixels[inside]).mean()
@@ -136,12 +144,12 @@ def test_few_steps_that_shards_share_out_leave_both_halves(tiny: TinyServer) -> 
 def test_a_lora_that_goes_on_in_mid_run_misses_and_hits_the_next_time(tiny: TinyServer) -> None:
     fields = FIELDS | {"INIT_IMAGE": picture(64, 64, 2)}
     lora = {"LORAS": '[{"name": "attention", "patch_step": 7}]', "LORA_BOUND": 20}
-    found = []
-    for _ in range(3):
+    found, before = [], left(metrics(tiny), tiny.model)
+    for entries in (0, 16, 0):  # of the second run, from whose exact steps' halves on the picture is known
         made = generate(tiny, tiny.model, **fields, **lora, MASK_AWARE="fast")
         assert made.info["loras"][0]["patched_at_step"] == 7
         found.append(made.info["editing"])
-        time.sleep(0.5)
+        wait_for(lambda: left(latest_metrics(tiny), tiny.model) >= before + entries)  # noqa: B023
     assert [each["source"] for each in found] == ["own", "own", "template"]  # on both sides of the step
     assert found[0]["exact_steps"] == found[1]["exact_steps"] == [0, 1, 5, 7, 8, 9, 13, 17]
     assert not {7, 8, 9, 13, 17} & set(found[2]["exact_steps"])
@@ -158,7 +166,8 @@ def test_a_lora_that_goes_on_in_mid_run_is_missed_for_two_steps(tiny: TinyServer
 @pytest.mark.parametrize("tiny", ["sdxl"], indirect=True)
 @pytest.mark.kills
 def test_a_shard_that_dies_costs_time_alone(tiny: TinyServer) -> None:
-    fields = FIELDS | {"STEPS": 200, "MASK_AWARE": OWN % "fast"}
+    pictures = {"INIT_IMAGE": picture(160, 160), "MASK_IMAGE": box(160, 160, 13, 10, 125, 125)}
+    fields = FIELDS | pictures | {"STEPS": 200, "MASK_AWARE": OWN % "fast"}
     wanted = generate(tiny, tiny.model, **fields)
     with ThreadPoolExecutor(1) as threads:
         victim = threads.submit(generate, tiny, tiny.model, **fields)

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from controls import Use, request
 from file_server import wait_for
 from shard_roles import roles, shards_of
-from wire import METRICS_WITHIN_S, Stream, cancel, generate, latest_metrics, metrics, stub_of
+from wire import METRICS_WITHIN_S, Stream, cancel, generate, in_line, latest_metrics, metrics, stub_of
 
 if TYPE_CHECKING:
     from conftest import TinyServer
@@ -39,17 +39,6 @@ def outcomes(tiny: TinyServer) -> dict[str, float]:
     """Requests of the pipeline that have ended, by outcome."""
     pattern = re.compile(rf'swiftdiffusion_requests_finished_total{{outcome="(\w+)",pipeline="{tiny.model}"}}')
     return {found[1]: value for name, value in latest_metrics(tiny).items() if (found := pattern.fullmatch(name))}
-
-
-def in_line(tiny: TinyServer) -> tuple[float, float]:
-    """Requests that wait, and that denoise."""
-    told = latest_metrics(tiny)
-
-    def of(state: str) -> float:
-        own = (f"swiftdiffusion_requests_{state}{{", f'pipeline="{tiny.model}"')
-        return sum(value for name, value in told.items() if all(part in name for part in own))
-
-    return of("waiting"), of("running")
 
 
 @contextmanager

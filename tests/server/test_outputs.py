@@ -19,7 +19,7 @@ from swiftdiffusion.python_backends.launcher import TritonServer
 
 FIELDS: dict[str, Any] = {"PROMPT": wire.PROMPT, "SEED": 7, "STEPS": 6, "GUIDANCE_SCALE": 1.0}
 """Of one row: rounding depends on which rows a shard evaluates together."""
-REQUEST = GenerationRequest(wire.PROMPT, seed=7, steps=20, guidance_scale=1.0)
+REQUEST = GenerationRequest(wire.PROMPT, seed=7, steps=100, guidance_scale=1.0)
 
 
 def infer(server: TritonServer, protocol: str = "grpc", **fields: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def streamed(server: TritonServer, **values: Any) -> tuple[dict[int, bytes | Non
         *progress, result = client.stream(GenerationRequest(**vars(REQUEST) | values))
     assert isinstance(result, GenerationResult)
     told = [(event.step, event.preview) for event in progress if isinstance(event, Progress)]
-    assert [step for step, _ in told] == list(range(1, 20))  # each once
+    assert [step for step, _ in told] == list(range(1, 100))  # each once
     return dict(told), result
 
 
@@ -170,9 +170,9 @@ def streamed(server: TritonServer, **values: Any) -> tuple[dict[int, bytes | Non
 @pytest.mark.parametrize(
     ("values", "name", "size"),
     [
-        ({"previews": 3}, "JPEG", (128, 128)),
-        ({"previews": 4, "preview_size": 32, "output_format": "webp;base64", "height": 64}, "WEBP", (32, 16)),
-        ({"previews": 1, "preview_size": 1024, "output_format": "png", "width": 64}, "PNG", (64, 128)),
+        ({"previews": 15}, "JPEG", (128, 128)),
+        ({"previews": 20, "preview_size": 32, "output_format": "webp;base64", "height": 64}, "WEBP", (32, 16)),
+        ({"previews": 5, "preview_size": 1024, "output_format": "png", "width": 64}, "PNG", (64, 128)),
     ],
 )
 def test_previews_come_at_their_steps_and_change_nothing(

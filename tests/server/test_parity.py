@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import diffusers
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from tritonclient.utils import InferenceServerException
 
 from weighted_prompts import Words, arguments
-from wire import generate
+from wire import drawn_together, generate
 
 TOLERANCE = 1.0
 """Mean absolute difference of pixels, in units of 1/255."""
@@ -138,9 +137,7 @@ def test_prompts_of_many_chunks_in_company(tiny: Any, pipeline: DiffusionPipelin
         requests.append({"PROMPT": text, "PROMPT_SYNTAX": "weighted", "NEGATIVE_PROMPT": "blurry", "SEED": index})
     requests.append({"PROMPT": "a red cat", "NEGATIVE_PROMPT": "blurry", "SEED": 9})
     requests = [fields | {"STEPS": 12, "GUIDANCE_SCALE": 5.0} for fields in requests]
-    with ThreadPoolExecutor(len(requests)) as threads:
-        pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
-    assert max(picture.info["largest_batch"] for picture in pictures) > 1
+    pictures = drawn_together(lambda fields: generate(tiny, tiny.model, **fields), requests)
     for fields, picture, parts in zip(requests, pictures, chunks, strict=False):
         expected = reference(pipeline, arguments(pipeline, parts), **fields)
         assert picture.distance(expected) <= TOLERANCE, fields
@@ -190,9 +187,7 @@ def test_pictures_in_company_equal_diffusers(tiny: Any, pipeline: DiffusionPipel
             if index % 3 == 0:
                 fields["NEGATIVE_PROMPT"] = "blurry"
             requests.append(fields)
-    with ThreadPoolExecutor(len(requests)) as threads:
-        pictures = list(threads.map(lambda fields: generate(tiny, tiny.model, **fields), requests))
-    assert max(picture.info["largest_batch"] for picture in pictures) > 2
+    pictures = drawn_together(lambda fields: generate(tiny, tiny.model, **fields), requests, least=3)
     for fields, picture in zip(requests, pictures, strict=True):
         assert picture.distance(reference(pipeline, **fields)) <= TOLERANCE, fields
 

@@ -49,7 +49,7 @@ def publish(tiny: TinyServer, files: FileServer, name: str, **how: Any) -> str:
 
 
 def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "far", delay_s=2.0)
+    name = publish(tiny, remote, "far", delay_s=4.0)
     waiting = generate_with(tiny, [(name, 1.0)], LORA_BOUND=2, STEPS=8).info["loras"][0]
     assert (waiting["patched_at_step"], waiting["source"]) == (2, "remote")
     assert waiting["load_ms"] > 1000 and waiting["waited_ms"] > 500
@@ -61,8 +61,9 @@ def test_a_slow_store_costs_a_request_no_more_than_its_bound(tiny: TinyServer, r
 def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinyServer, remote: FileServer) -> None:
     gate = threading.Event()
     name = publish(tiny, remote, "farther", gate=gate)
+    size = {"height": 128, "width": 128}
     one_row = {"guidance_scale": 1.0}  # of two, the last bits depend on whether they are evaluated together
-    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=150, steps=150, seed=7, **one_row)
+    asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=199, steps=200, seed=7, **size, **one_row)
     with Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
         events = client.stream(asked)
         assert isinstance(next(events), Progress)
@@ -70,19 +71,23 @@ def test_steps_go_on_while_a_lora_loads_and_the_run_can_be_replayed(tiny: TinySe
         *_, result = events
         assert isinstance(result, GenerationResult)
         step = result.info.loras[0].patched_at_step
-        assert 0 < step < 149
+        assert 0 < step < 199
         replayed = client.generate(replace(asked, lora_bound=None, lora_patch_step=step))
     assert (result.pixels == replayed.pixels).all()
 
 
 def test_a_stream_waits_and_goes_on(tiny: TinyServer, remote: FileServer) -> None:
-    name = publish(tiny, remote, "streamed", delay_s=1.0)
+    gate = threading.Event()
+    name = publish(tiny, remote, "streamed", gate=gate)
     asked = GenerationRequest(PROMPT, loras=(Lora(name, 1.0),), lora_bound=1, steps=4, seed=7)
     with Client(tiny.grpc_url, model=tiny.model, timeout=60) as client:
-        *progress, result = list(client.stream(asked))
+        events = client.stream(asked)
+        progress = [next(events)]
+        gate.set()
+        *rest, result = events
     assert isinstance(result, GenerationResult)
     steps = result.info.unet_evaluations
-    assert [event.step for event in progress if isinstance(event, Progress)] == list(range(1, steps))
+    assert [event.step for event in (*progress, *rest) if isinstance(event, Progress)] == list(range(1, steps))
     assert (result.info.loras[0].patched_at_step, result.info.loras[0].source) == (1, "remote")
 
 

@@ -44,7 +44,7 @@ def test_a_part_that_fails_hangs_or_is_not_there_leaves_the_others(tmp_path: Pat
     budget = Budget(300)
     outcomes = [budget.run(each, tmp_path / "log", tmp_path) for each in parts]
     assert [outcome.code for outcome in outcomes] == [3, -9, 127, None, 0]
-    assert outcomes[1].seconds == pytest.approx(2, abs=1)
+    assert 2 <= outcomes[1].seconds < 30
     assert str(outcomes[3]).split() == ["late", "no", "time", "left"]
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[-1] == "done"

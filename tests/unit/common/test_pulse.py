@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from file_server import wait_for
 from processes import other_process
 from swiftdiffusion.python_backends.common import pulse as pulse_module
 from swiftdiffusion.python_backends.common.draining import begin_draining, is_draining, quiet_s
@@ -72,12 +74,14 @@ def test_a_record_that_is_not_written_yet_is_none(tmp_path: Path) -> None:
     assert loading("model", tmp_path) == []
 
 
-def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path) -> None:
+def test_in_the_place_of_another_it_is_up_a_moment_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for _ in range(2):
         pulse = Pulse("model", "model_0", tmp_path)
         pulse.ready()
     assert not is_up(tmp_path)
-    time.sleep(SETTLED_S + 0.05)
+    now[0] += SETTLED_S + 0.05
     assert is_up(tmp_path)
 
 
@@ -88,8 +92,7 @@ def test_one_that_is_killed_or_stopped_is_not_up_at_once(tmp_path: Path, how: si
         (before,) = seen("model", tmp_path)
         assert (before.pid, before.is_up) == (process.pid, True)
         os.kill(process.pid, how)
-        time.sleep(0.05)  # the signal is delivered
-        assert not is_up(tmp_path)
+        wait_for(lambda: not is_up(tmp_path))
 
 
 def test_its_successor_takes_its_place(tmp_path: Path) -> None:
@@ -119,8 +122,9 @@ def test_a_later_process_of_the_same_id_is_another_one(tmp_path: Path) -> None:
 def test_what_takes_longer_than_it_should_is_overdue(tmp_path: Path) -> None:
     pulse = Pulse("model", "model_0", tmp_path)
     pulse.ready()
-    with pulse.within(0.05), pulse.within(60.0, ENGINE):
+    with pulse.within(60.0), pulse.within(60.0, ENGINE):
         assert seen("model", tmp_path)[0].overdue_s == 0
+        pulse.until(0.05)
         time.sleep(0.1)
         assert 0.04 < seen("model", tmp_path)[0].overdue_s < 5
         pulse.until(60.0)

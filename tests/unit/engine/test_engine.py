@@ -157,16 +157,17 @@ def test_a_run_whose_denoiser_has_died_leaves_and_one_that_nobody_asks_after_goe
 
 
 def test_who_polls_is_told_when_to_look_again(shard: LoneShard) -> None:
-    shard.learn()
-    shard.times.note(2 * PIXELS, 9.0, 2 * PIXELS)
-    for run, step_s in ((make_run("a"), 2.0), (make_run("b", controlnets=1), 9.0)):
+    for rows in (1, 2, 4):
+        shard.times.note(rows * PIXELS, 10.0 * rows)
+    shard.times.note(2 * PIXELS, 90.0, 2 * PIXELS)
+    for run, step_s in ((make_run("a"), 20.0), (make_run("b", controlnets=1), 90.0)):
         shard.network.calls.clear()
         shard.network.seconds = step_s
         with shard.network.held:
             shard.submit(run)
             shard.network.begin()
             polled, _ = shard.engine.poll([run.request.run_id])
-        assert step_s - 1.0 < polled.boundary_s <= step_s
+        assert step_s - 10.0 < polled.boundary_s <= step_s
         shard.done(run)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from pathlib import Path
 
 import pytest
 import torch
 
 from swiftdiffusion.python_backends.common.errors import EntryLostError
+from swiftdiffusion.python_backends.engine import entry_loads
 from swiftdiffusion.python_backends.engine.entry_loads import EntryLoads
 from swiftdiffusion.python_backends.engine.template_lines import TemplateLine
 from swiftdiffusion.python_backends.engine.template_store import TemplateStore, Track
@@ -53,6 +57,19 @@ def slowly(codes: Codes) -> Codes:
     return codes
 
 
+@pytest.fixture
+def somebody_waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set from when a block is waited for."""
+    event = threading.Event()
+
+    def told(futures: list[Future[Codes]]) -> None:
+        event.set()
+        wait_for_futures(futures)
+
+    monkeypatch.setattr(entry_loads, "wait", told)
+    return event
+
+
 def test_a_byte_a_value_is_near(store: TemplateStore) -> None:
     name, values = written(store, 500)
     path = store._tiers[0].find(name)
@@ -73,11 +90,12 @@ def test_what_is_not_finite_is_nothing() -> None:
     assert torch.equal(out, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
 
 
-def test_from_disk_it_comes_in_order_and_is_brought_near(store: TemplateStore) -> None:
+def test_from_disk_it_comes_in_order_and_is_brought_near(store: TemplateStore, somebody_waits: threading.Event) -> None:
     name, _ = written(store, 500)
     path, came, read = of_disk(store, name), [], []
 
     def noted(codes: Codes) -> Codes:
+        assert somebody_waits.wait(10)
         read.append(tuple(codes.values.shape))
         return slowly(codes)
 
@@ -145,9 +163,13 @@ def test_another_entry_under_its_name_is_none_and_goes(store: TemplateStore) -> 
     assert store.open(paths[0]) is None and not paths[0].exists()
 
 
-def test_what_steps_wait_is_told(store: TemplateStore) -> None:
+def test_what_steps_wait_is_told(store: TemplateStore, somebody_waits: threading.Event) -> None:
+    def once_waited_for(codes: Codes) -> Codes:
+        assert somebody_waits.wait(10)
+        return slowly(codes)
+
     (name, _), waited = written(store, 500), list[float]()
-    entry = EntryLoads(store, CPU, 2**20, slowly, waited=waited.append).begin(of_disk(store, name), SHAPES)
+    entry = EntryLoads(store, CPU, 2**20, once_waited_for, waited=waited.append).begin(of_disk(store, name), SHAPES)
     assert entry is not None
     entry.block(2)
     assert entry.waited_s == sum(waited) > 0

@@ -101,9 +101,9 @@ def test_many_values_are_refused_soon_and_in_little_memory(
     make: Callable[[int], bytes], count: int, most_memory: int
 ) -> None:
     body = make(count)
-    began = time.perf_counter()
+    began = time.process_time()
     error = refusal(body)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert error.status == 400
     assert re.fullmatch(
         r"the body has more than 2000 values; .*|the body has more than 100000 commas .*", error.message

@@ -197,9 +197,9 @@ def peak_memory(body: bytes) -> int:
     ids=["files", "parts", "headers", "a long header", "no header", "nearly the end", "depth", "three lists", "a list"],
 )  # fmt: skip
 def test_what_is_much_is_refused_soon_and_in_little_memory(body: bytes, said: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert refusal(body).message.startswith(said)
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
     assert min(peak_memory(body) for _ in range(2)) < 2 * len(body) + 2**24
 
 

@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -20,6 +21,8 @@ from swiftdiffusion.python_backends.lora.loading.fetching import Fetcher
 
 CONTENT = bytes(range(256)) * 64
 LIMITS = FetchLimits(max_bytes=2**20, timeout_s=0.3, attempts=3, first_wait_s=0.01)
+PATIENT = replace(LIMITS, timeout_s=10.0)
+"""Of fetches that do not hang."""
 
 
 class HangingFileSystem(AbstractFileSystem):
@@ -91,6 +94,7 @@ def test_while_a_fetch_hangs_no_second_one_starts_for_its_file(tmp_path: Path) -
     error = failure(fetcher, "hanging://read", tmp_path / "target")
     assert (error.kind, str(error)) == ("timeout", "its store still holds up an earlier fetch of the file")
     assert len(abandoned()) == HangingFileSystem.reads == 1
+    fetcher._limits = PATIENT
     assert fetcher.fetch("hanging://good", tmp_path / "good", None) == hashlib.sha256(CONTENT).hexdigest()
     HangingFileSystem.go_on.set()
     wait_for(lambda: not abandoned())
@@ -108,15 +112,16 @@ def test_only_so_many_fetches_hang(tmp_path: Path) -> None:
     assert len(abandoned()) == 3
     HangingFileSystem.go_on.set()
     wait_for(lambda: not abandoned())
+    fetcher._limits = PATIENT
     assert fetcher.fetch("hanging://read/3", tmp_path / "target", None)
 
 
 def test_a_file_without_end_or_size_is_bounded(tmp_path: Path) -> None:
-    error = failure(Fetcher(LIMITS), "hanging://endless", tmp_path / "target")
+    error = failure(Fetcher(PATIENT), "hanging://endless", tmp_path / "target")
     assert error.kind == "too_large"
     assert (tmp_path / "target").stat().st_size <= LIMITS.max_bytes
 
 
 def test_what_the_store_raises_is_raised(tmp_path: Path) -> None:
-    error = failure(Fetcher(LIMITS), "memory://nowhere", tmp_path / "target")
+    error = failure(Fetcher(PATIENT), "memory://nowhere", tmp_path / "target")
     assert (error.kind, str(error)) == ("not_found", "its store does not have the file")

@@ -55,7 +55,8 @@ def test_a_known_hash_needs_no_fetch_where_the_content_is_there(setup: Setup, se
 
 
 def test_however_many_ask_one_fetches(setup: Setup, server: FileServer) -> None:
-    setup.remote("papercut", server.add("/x", GOOD, delay_s=0.2))
+    gate = threading.Event()
+    setup.remote("papercut", server.add("/x", GOOD, gate=gate))
     setup.remote("alias", server.url("/x"))
     futures: list[Future[LoadedLora]] = []
     threads = [
@@ -66,6 +67,7 @@ def test_however_many_ask_one_fetches(setup: Setup, server: FileServer) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    gate.set()
     assert len({future.result(10).path for future in futures}) == 1
     assert server.gets == {"/x": 1}
     assert setup.canonicaliser.calls == 1
