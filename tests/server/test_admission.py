@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -78,18 +80,32 @@ def test_the_forecast_and_what_it_came_to_are_told_and_counted(tiny: Any) -> Non
     assert metrics(tiny)[count] == before.get(count, 0) + 1
 
 
+@contextmanager
+def full_batch(tiny: Any) -> Iterator[list[str]]:
+    """Ids of eight large requests that take all places; at the end they are cancelled."""
+    ids, large = [f"large {number}" for number in range(8)], FIELDS | {"STEPS": 200, "HEIGHT": 192, "WIDTH": 192}
+    with ThreadPoolExecutor(8) as threads:
+        running = [threads.submit(generate, tiny, tiny.model, **large, REQUEST_ID=each) for each in ids]
+        try:
+            wait_for(lambda: in_line(tiny) == (0, 8))
+            yield ids
+        finally:
+            for each in ids:
+                cancel(tiny, each)
+        for one in running:
+            with pytest.raises(InferenceServerException, match="was cancelled after step"):
+                one.result()
+
+
 def test_who_is_important_comes_first(tiny: Any) -> None:
     """Of those that wait behind a full batch, in which one place becomes free."""
-    large = FIELDS | {"STEPS": 200, "HEIGHT": 192, "WIDTH": 192}
-    ids, ends = [f"large {number}" for number in range(8)], list[str]()
+    ends = list[str]()
 
     def ended(priority: str) -> None:
         generate(tiny, tiny.model, **FIELDS, STEPS=5, PRIORITY=priority)
         ends.append(priority)
 
-    with ThreadPoolExecutor(11) as threads:
-        running = [threads.submit(generate, tiny, tiny.model, **large, REQUEST_ID=each) for each in ids]
-        wait_for(lambda: in_line(tiny) == (0, 8))
+    with full_batch(tiny) as ids, ThreadPoolExecutor(3) as threads:
         waiting = []
         for priority in ("low", "normal", "high"):
             waiting.append(threads.submit(ended, priority))
@@ -97,11 +113,17 @@ def test_who_is_important_comes_first(tiny: Any) -> None:
         assert cancel(tiny, ids[0])
         for one in waiting:
             one.result()
-        assert all(cancel(tiny, each) for each in ids[1:])
-        for one in running:
-            with pytest.raises(InferenceServerException, match="was cancelled after step"):
-                one.result()
     assert ends == ["high", "normal", "low"]
+
+
+def test_who_waits_for_a_place_is_cancelled(tiny: Any) -> None:
+    with full_batch(tiny), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(generate, tiny, tiny.model, **FIELDS, STEPS=200, REQUEST_ID="waiting")
+        wait_for(lambda: in_line(tiny) == (1, 8))
+        assert cancel(tiny, "waiting")
+        with pytest.raises(InferenceServerException, match='"waiting" was cancelled after step 0'):
+            waiting.result()
+        assert in_line(tiny)[1] == 8, "nobody has made room"
 
 
 def test_an_unknown_priority_is_refused(tiny: Any) -> None:

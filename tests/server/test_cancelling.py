@@ -55,18 +55,6 @@ def test_who_is_told_so_gets_no_picture(tiny: Any) -> None:
     assert told
 
 
-def test_a_request_that_waits_for_a_place_is_cancelled(tiny: Any) -> None:
-    """Eight others run; the ninth is flagged while it waits and ends when it gets its place."""
-    with ThreadPoolExecutor(9) as threads:
-        for index in range(8):
-            threads.submit(generate, tiny, tiny.model, PROMPT="a cat", SEED=index, STEPS=60)
-        time.sleep(0.2)  # else it may be one of the eight
-        waiting = threads.submit(generate, tiny, tiny.model, **LONG, REQUEST_ID="waiting")
-        cancel_when_there(tiny, "waiting")
-        with pytest.raises(InferenceServerException, match='"waiting" was cancelled after step'):
-            waiting.result()
-
-
 @pytest.mark.parametrize("request_id", [b"", b"\xff", b"x" * 5000])
 def test_a_bad_id_is_refused(tiny: Any, request_id: bytes) -> None:
     tensor = grpc.InferInput("REQUEST_ID", [1, 1], "BYTES")
