@@ -44,6 +44,11 @@ def wait(page: Page, condition: Callable[[], bool], what: str) -> None:
         page.wait_for_timeout(20)
 
 
+def says(page: Page, text: str) -> None:
+    """Waits for what the page says last: of pictures once the browser has kept them, or deleted them for good."""
+    wait(page, lambda: text in page.locator("#status").inner_text(), text)
+
+
 def pictures(page: Page) -> Locator:
     """Finished ones."""
     return page.locator("#gallery .tile img")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from browser import CHROMIUM, EDGES, opened_page, pictures, wait
+from browser import CHROMIUM, EDGES, opened_page, pictures, says, wait
 from gateways import GatewayThread
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH (apt-get install chromium)")
@@ -74,7 +74,8 @@ def test_pictures_survive_a_reload_and_are_made_again(page: Page) -> None:
     page.set_input_files("#controlnets input.controlnet-file", EDGES)
     page.wait_for_selector("#controlnets img.thumbnail")
     page.click("#generate")
-    wait(page, lambda: pictures(page).count() == 1, "no picture")
+    says(page, "Picture done in")
+    assert pictures(page).count() == 1
     page.reload()
     page.wait_for_selector("#generate:enabled")
     wait(page, lambda: pictures(page).count() == 1, "the picture is gone")
@@ -121,14 +122,16 @@ def test_pictures_are_gone_through_and_deleted_by_keys(page: Page) -> None:
     page.fill("#steps", "4")
     page.fill("#count", "2")
     page.click("#generate")
-    wait(page, lambda: pictures(page).count() == 2, "no pictures")
+    says(page, "2 of 2 pictures are done.")
+    assert pictures(page).count() == 2
     page.locator("#gallery .tile button").first.click()
     seen = [page.get_attribute("#details .stage img", "src")]
     page.keyboard.press("ArrowRight")
     seen.append(page.get_attribute("#details .stage img", "src"))
     assert len(set(seen)) == 2
     page.keyboard.press("Delete")
-    wait(page, lambda: pictures(page).count() == 1, "it is still there")
+    says(page, "Picture deleted.")
+    assert pictures(page).count() == 1
     page.reload()
     page.wait_for_selector("#generate:enabled")
     wait(page, lambda: pictures(page).count() == 1, "it came back")

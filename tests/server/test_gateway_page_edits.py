@@ -70,7 +70,7 @@ def test_a_part_of_a_picture_is_painted_anew(page: Page) -> None:
     report = generate(page)
     assert (report["kind"], report["composite"], report["strength"]) == ("inpaint", True, 0.75)
     page.click("#same-again")
-    page.wait_for_timeout(500)  # the form is kept a moment after it changed
+    page.wait_for_timeout(2000)  # the form is kept a moment after it changed
     page.reload()
     page.wait_for_selector("#generate:enabled")
     page.wait_for_selector("#edit-chosen:not([hidden])")

@@ -63,13 +63,14 @@ export async function remove(ids) {
   await pictures.remove(ids);
 }
 
-/** Deletes one, with a way back. */
+/** Deletes one, with a way back; says so once it would not come back by itself. */
 export function removeOne(id) {
   const index = indexOf(id);
   if (index < 0) return;
   const picture = entries[index].picture;
-  remove([id]).catch(() => {});
-  say("Picture deleted.", { action: { label: "Undo", run: () => add(picture) } });
+  remove([id])
+    .catch(() => {}) // a browser that keeps nothing
+    .then(() => say("Picture deleted.", { action: { label: "Undo", run: () => add(picture) } }));
   return index;
 }
 
