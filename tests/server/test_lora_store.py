@@ -139,8 +139,7 @@ def test_what_engines_hold_is_not_changed(store: StoreServer, lora: tuple[Path, 
         made = lora_files.kohya({component: {module: base.shapes[component][module]}})
     else:
         weight = torch.ones(base.vectors[component][module])
-        key = lora_files.kohya_name(component, module)
-        made = lora_files.MadeLora({f"{key}.w_norm": weight, f"{key}.b_norm": weight.clone()})
+        made = lora_files.MadeLora({f"{lora_files.kohya_name(component, module)}.w_norm": weight})
     made.save(store.loras / f"{what}.safetensors")
     assert wait(store.ask(what)[0]).path
     ticket = store.ask(what, model="engines_lora_store")[0]
