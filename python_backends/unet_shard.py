@@ -49,7 +49,7 @@ from .lora.patching.resident import ResidentLoras, device_bytes
 from .networks.digests import files_digest
 from .networks.kept_embeddings import KeptEmbeddings
 from .networks.kept_moments import KeptMoments
-from .networks.runtimes import beside_bytes
+from .networks.memory_shares import beside_bytes
 from .networks.unet import UNet
 from .shared_memory.host_cache import EvictedError, host_cache_directory
 from .shared_memory.pictures import Pictures

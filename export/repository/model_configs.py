@@ -8,7 +8,8 @@ from ...python_backends.request.description import to_json
 from . import needs
 from .config_parts import Model, batched, python_model
 from .engine_checks import controlnet_rows, users_of
-from .pipeline_models import PipelineModels, compute_parameters, runtime_parameters, unet_inputs
+from .model_parameters import compute_parameters, runtime_parameters
+from .pipeline_models import PipelineModels, unet_inputs
 from .text_encoders import shared_text_encoders
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from .config_parts import (
     model_input,
     python_model,
 )
-from .engine_checks import components_on_engines
+from .model_parameters import compute_parameters, constant_parameters, engine_parameters, runtime_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,23 +72,6 @@ def linear_preview(checkpoint: Checkpoint) -> LinearPreview:
     with in_a_sentence(f"{checkpoint.path}: its VAE cannot be read", CheckpointError):
         vae = checkpoint.load_vae(torch.device("cpu"), torch.float32)
         return fit_linear_preview(vae, checkpoint.vae_scale_factor)
-
-
-def compute_parameters(served: ServedPipeline, dtype: str, reference: Callable[[Path], str]) -> dict[str, str]:
-    """Parameters of a model that computes for a pipeline."""
-    return {"checkpoint": reference(served.checkpoint.path), "dtype": dtype, "threads": str(served.options.threads)}
-
-
-def runtime_parameters(served: ServedPipeline, gpu: int | None, reference: Callable[[Path], str]) -> dict[str, str]:
-    """Parameters of a model that evaluates a UNet or ControlNet; what is on no GPU has no engine."""
-    engines = None if gpu is None else served.options.engines
-    runtime = "torch" if engines is None and served.options.engines is not None else served.options.runtime
-    return {"runtime": runtime, "engines": "" if engines is None else reference(engines)}
-
-
-def engine_parameters(served: ServedPipeline, gpu: int | None, reference: Callable[[Path], str]) -> dict[str, str]:
-    """Parameters of a model that evaluates anything else; only engines take its modules' place."""
-    return runtime_parameters(served, gpu, reference) if served.options.has_engines(gpu) else {}
 
 
 class PipelineModels:
@@ -163,10 +146,8 @@ class PipelineModels:
             "checkpoint": self._reference(self._checkpoint.path),
             "lora_host_bytes": str(options.lora_host_bytes),
             "lora_disk_bytes": str(options.lora_disk_bytes),
+            **constant_parameters(self._served, self._reference),
         }
-        if options.engines is not None:  # LoRAs of what they hold are refused
-            components = ",".join(components_on_engines(self._served))
-            parameters |= {"engines": self._reference(options.engines), "engine_components": components}
         name = f"{self._prefix}lora_store"
         return python_model(name, [REQUEST], [TICKETS], parameters, max_batch_size=options.max_batch_size)
 

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,8 @@ from .fp8 import Fp8Copies, require_fp8
 from .fused_attention import fuse_attentions, join_projections
 from .fused_modules import fuse
 from .latent_decoding import decode_latents, pictures
-from .prompt_projections import MOST_BYTES, KeptPrompts, PromptProjections
+from .memory_shares import beside_bytes, graph_bytes, prompt_bytes, scratch_bytes
+from .prompt_projections import KeptPrompts, PromptProjections
 from .savings import ALL, Savings
 from .scratch import Scratch
 from .stack_graphs import StackGraphs
@@ -47,22 +47,6 @@ if TYPE_CHECKING:
     from ..tensorrt.networks import EngineTextEncoder
     from .controlnet_modules import PositionalControlNet
     from .cuda_graphs import Recorder
-
-BESIDE_BYTES, BESIDE_SHARE = 2**30, 0.1
-"""Most that LoRAs beside the weights take, and as much again what mask-aware runs keep: of main memory in bytes, and of
-a GPU's memory as a share."""
-
-PROMPTS_SHARE = 0.02
-"""Of a GPU's memory, most that kept projections of prompts take, of which SDXL's row of 77 tokens has 26 MB in half
-precision; for a CPU see `prompt_projections.MOST_BYTES`."""
-
-SCRATCH_SHARE = 0.01
-"""Of a GPU's memory, what rows of stacks take from the first mask-aware call on: of an H100 enough for eight guided
-SDXL requests at 1024 x 1024; for more it grows, and all that was captured of stacks goes."""
-
-GRAPHS_SHARE = 0.2
-"""Of a GPU's memory, what graphs of a half or a ControlNet hold on to, all that they are given counted: of SDXL's
-encoder half 80 MB a row in half precision, two thirds of which it gives."""
 
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 """By type of device: what captures graphs there."""
@@ -193,7 +177,7 @@ class Runtime:
         if not captures:
             stacks = TokenStacks(unet, partial(StackModules, beside=beside.of))
             return RunningUNet(patcher, *halves, beside, projections, stacks, halves)
-        site, scratch = _site(device), Scratch(device, int(SCRATCH_SHARE * memory_of(device)))
+        site, scratch = _site(device), Scratch(device, scratch_bytes(device))
         calls = partial(StackGraphs, site=_site(device), scratch=scratch, projections=projections, beside=beside)
         stacks = TokenStacks(unet, calls, site.outside)
 
@@ -280,23 +264,3 @@ def _prompts(device: torch.device, dtype: torch.dtype) -> KeptPrompts | None:
 
 def _site(device: torch.device) -> CaptureSite:
     return CaptureSite(RECORDERS[device.type](device))
-
-
-def beside_bytes(device: torch.device) -> int:
-    """What LoRAs beside the weights may take of the device's memory, and as much what mask-aware runs keep."""
-    return int(BESIDE_SHARE * memory_of(device)) or BESIDE_BYTES
-
-
-def graph_bytes(device: torch.device) -> float:
-    """What inputs and outputs of a network's graphs may take."""
-    return GRAPHS_SHARE * memory_of(device) or math.inf
-
-
-def prompt_bytes(device: torch.device) -> int:
-    """What kept projections of prompts may take of the device's memory."""
-    return int(PROMPTS_SHARE * memory_of(device)) or MOST_BYTES
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes that a GPU has; 0 for another device."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0

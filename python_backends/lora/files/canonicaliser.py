@@ -13,7 +13,7 @@ from .alphas import Alphas
 from .canonical import CanonicalLora, Group
 from .forms import make_term
 from .keys import Target, assign, module_name
-from .modules import BaseCheckpoint, BaseModules, stack_order
+from .modules import CONSTANT, BaseCheckpoint, BaseModules, stack_order
 from .outside_settings import NO_SETTINGS, OutsideSettings, is_named_by_peft
 from .patterns import PatternMatcher
 from .safetensors_file import FileLimits, read_lora_file
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_RANK = 2048
-
-CONSTANT = "it is constant in an engine; allowed: weights of linear layers and convolutions that engines take as inputs"
 
 
 class Canonicaliser:

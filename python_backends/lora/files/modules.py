@@ -19,6 +19,8 @@ BIAS = ".bias"
 """Ends the names of biases."""
 SELF_ATTENTION, QKV = "attn1", ("to_q", "to_k", "to_v")
 """A transformer block's self-attention, and its layers that take the same."""
+CONSTANT = "it is constant in an engine; allowed: weights of linear layers and convolutions that engines take as inputs"
+"""Why something of these is refused where engines evaluate them."""
 _TEXT_MODEL = "text_model."
 
 

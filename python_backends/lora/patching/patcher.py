@@ -19,8 +19,7 @@ from ....kernels.kernel_source import TYPES
 from ....kernels.lora_patch import lora_patch
 from ....kernels.lora_tables import FactorGroup, WeightTable
 from ...common.errors import InvalidRequestError
-from ..files.canonicaliser import CONSTANT
-from ..files.modules import adaptable_vectors, adaptable_weights, product_order, stack_order
+from ..files.modules import CONSTANT, adaptable_vectors, adaptable_weights, product_order, stack_order
 from .prepared import PreparedLora
 from .staging import Staging
 from .vectors import Vectors
