@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from swiftdiffusion.python_backends.common.processes import process_state
 from swiftdiffusion.python_backends.common.pulse import ROOM
 from swiftdiffusion.python_backends.launcher.errors import LauncherError
 from swiftdiffusion.python_backends.launcher.model_processes import ModelProcess, model_processes
@@ -206,7 +207,7 @@ class Holdings:
             _files(server.runtime),
             threads,
             descriptors,
-            sum(child.status() == psutil.STATUS_ZOMBIE for child in children),
+            sum((state := process_state(child.pid)) is not None and not state.is_alive for child in children),
         )
 
     def totals(self) -> dict[str, object]:

@@ -20,6 +20,7 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
 from fuzz_cases import GrpcCase, HttpCase
 from fuzz_requests import Fuzzer
+from swiftdiffusion.python_backends.common.processes import is_alive
 
 ANSWER_S = 60.0
 SERVICE = "/inference.GRPCInferenceService/"
@@ -112,8 +113,7 @@ def fuzz(http_url: str, grpc_url: str, fuzzer: Fuzzer, requests: int, at_once: i
 
 def processes(pid: int) -> set[int]:
     """Ids of a server's process and those of its models."""
-    server = psutil.Process(pid)
-    return {pid, *(child.pid for child in server.children() if child.status() != psutil.STATUS_ZOMBIE)}
+    return {pid, *(child.pid for child in psutil.Process(pid).children() if is_alive(child.pid))}
 
 
 def _send_http(address: tuple[str, int], case: HttpCase) -> tuple[str, str]:

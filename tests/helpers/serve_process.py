@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from file_server import wait_for
+from swiftdiffusion.python_backends.launcher.model_processes import model_processes
 from swiftdiffusion.python_backends.launcher.ports import free_ports
 
 COMMAND = str(Path(sys.executable).with_name("swiftdiffusion"))
@@ -57,6 +61,20 @@ class Serving:
             if match:
                 return int(match[2])
         raise AssertionError(f"not ready: exit status {self.process.wait()}: {''.join(said)}")
+
+    def first_process(self, model: str) -> int:
+        """Of a model, as soon as the server, which starts, has one."""
+        found: list[int] = []
+
+        def look() -> bool:
+            with suppress(psutil.NoSuchProcess):
+                children = psutil.Process(self.process.pid).children()
+                servers = [child.pid for child in children if child.name() == "tritonserver"]
+                found.extend(each.pid for server in servers for each in model_processes(server) if each.model == model)
+            return bool(found)
+
+        wait_for(look, 30)
+        return found[0]
 
     def said(self, pattern: str) -> str:
         """The next line that has something to it."""

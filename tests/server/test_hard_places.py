@@ -28,6 +28,7 @@ from serve_process import serving
 from swiftdiffusion.clients.cli import app
 from swiftdiffusion.export.repository.deployment import Deployment
 from swiftdiffusion.export.repository.writing import write_pipelines
+from swiftdiffusion.python_backends.common.processes import is_alive
 from swiftdiffusion.python_backends.common.pulse import SETTLED_S
 from swiftdiffusion.python_backends.launcher.binary import find_server_binary
 from swiftdiffusion.python_backends.launcher.model_processes import model_processes
@@ -264,7 +265,7 @@ def test_one_whose_words_nobody_takes_heals_and_survives_a_pause(tmp_path: Path,
 
         def processes() -> list[int]:
             children = psutil.Process(served.process.pid).children(recursive=True)
-            return sorted(child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE)
+            return sorted(child.pid for child in children if is_alive(child.pid))
 
         def is_ready() -> bool:
             return CliRunner().invoke(app, ["probe", "--url", served.http_url, "--ready"]).exit_code == 0

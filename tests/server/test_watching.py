@@ -7,11 +7,9 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
@@ -43,7 +41,7 @@ class TritonPythonModel:
         with self.pulse.within(0.1):
             time.sleep(3600)
 """
-SURELY_S, SERVER = 30.0, "tritonserver"
+SURELY_S = 30.0
 
 
 class Watched:
@@ -115,20 +113,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield Watched(served, directory)
 
 
-def first_process(served: Serving, model: str) -> int:
-    """Of a model, as soon as its server, which starts, has one."""
-    found: list[int] = []
-
-    def look() -> bool:
-        with suppress(psutil.NoSuchProcess):
-            servers = [child.pid for child in psutil.Process(served.process.pid).children() if child.name() == SERVER]
-            found.extend(each.pid for server in servers for each in model_processes(server) if each.model == model)
-        return bool(found)
-
-    wait_for(look, SURELY_S)
-    return found[0]
-
-
 def probe(url: str, *options: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["probe", "--url", url, *options])
     return result.exit_code, result.output
@@ -193,7 +177,7 @@ def test_one_that_is_killed_before_its_first_message_is_there_again_too(watched:
 def test_one_that_is_killed_when_it_loads_for_the_first_time_is_loaded_again(tmp_path: Path) -> None:
     add_model(tmp_path / "slow", "slow", "import time; time.sleep(2)")
     with serving(tmp_path / "slow", "--log-file", str(tmp_path / "log"), "--stop-timeout", "1") as served:
-        os.kill(first_process(served, "slow"), signal.SIGKILL)
+        os.kill(served.first_process("slow"), signal.SIGKILL)
         served.ready_pid()
 
 
