@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 # gRPC's threads go on in a forked child until that becomes another program, whose start has closed their files by then:
 # it aborts. Nobody here uses gRPC in a child that stays this program.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
-settings.register_profile("shared machine", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 gc.set_threshold(100_000, 20, 20)  # looking at what imports and exports make and keep takes a sixth of all time
 torch.set_num_threads(1)  # servers and tests share few cores; OpenMP's spinning barriers would starve both

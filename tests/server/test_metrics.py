@@ -33,12 +33,14 @@ one_shard = pytest.mark.parametrize("tiny", ["other"], indirect=True)
 FIELDS: dict[str, Any] = {"PROMPT": "a secret cat", "SEED": 2, "STEPS": 4, "GUIDANCE_SCALE": 5.0}
 LONG: dict[str, Any] = {"STEPS": 200, "HEIGHT": 128, "WIDTH": 128}
 OUTCOME = re.compile(r'id=(?:null|"(?:[^"\\]|\\.)*") outcome=(\w+) ')
+DROPPED = " outcome=cancelled error=lost "
 
 
 def outcomes(tiny: TinyServer) -> dict[str, float]:
-    """Requests of the pipeline that have ended, by outcome."""
+    """Requests of the pipeline that have ended, by outcome, but for those that were dropped."""
     pattern = re.compile(rf'swiftdiffusion_requests_finished_total{{outcome="(\w+)",pipeline="{tiny.model}"}}')
-    return {found[1]: value for name, value in latest_metrics(tiny).items() if (found := pattern.fullmatch(name))}
+    ended = {found[1]: value for name, value in latest_metrics(tiny).items() if (found := pattern.fullmatch(name))}
+    return ended | {"cancelled": ended["cancelled"] - len(log_lines(tiny, dropped=True))}
 
 
 @contextmanager
@@ -61,9 +63,11 @@ def ending(tiny: TinyServer, **expected: int) -> Iterator[None]:
     wait_for(lambda: in_line(tiny) == (0, 0))  # what a dead denoiser has begun leaves its shard, too
 
 
-def log_lines(tiny: TinyServer) -> list[str]:
+def log_lines(tiny: TinyServer, dropped: bool = False) -> list[str]:
+    """Of the pipeline's requests; those that Triton dropped, perhaps other tests', are known ten minutes later."""
     text = tiny.running.log_path.read_text(errors="replace")
-    return [line for line in text.splitlines() if line.startswith("request ") and f"pipeline={tiny.model} " in line]
+    lines = [line for line in text.splitlines() if line.startswith("request ") and f"pipeline={tiny.model} " in line]
+    return [line for line in lines if (DROPPED in line) == dropped]
 
 
 @three_shards

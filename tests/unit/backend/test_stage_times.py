@@ -72,7 +72,7 @@ def test_most_stay_below_what_is_expected(tmp_path: Path, clock: Clock) -> None:
     assert sum(below[20:]) / len(below[20:]) > 0.6
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(taken=st.lists(st.floats(0, 100), min_size=1, max_size=10), ages=st.lists(st.floats(0, 1000), max_size=5))
 def test_the_older_the_nearer_to_the_least(tmp_path: Path, clock: Clock, taken: list[float], ages: list[float]) -> None:
     stage = StageTime(BEFORE, "", tmp_path)

@@ -35,7 +35,7 @@ class Lenders(Lender):
         return peer.submit(peer, call)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 3),
     st.sampled_from([1.0, 5.0]),

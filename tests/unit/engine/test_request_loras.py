@@ -45,7 +45,7 @@ def test_one_that_is_resident_came_from_the_gpu(store: Store) -> None:
 
 
 @given(bound=st.integers(0, STEPS + 5), ready_at=st.integers(0, 3 * STEPS), ahead=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_goes_on_as_soon_as_it_is_ready_and_never_after_its_bound(
     tmp_path_factory: pytest.TempPathFactory, bound: int, ready_at: int, ahead: bool
 ) -> None:

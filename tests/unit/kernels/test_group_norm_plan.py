@@ -10,7 +10,7 @@ from swiftdiffusion.kernels.configurations import ARCHITECTURES, CANDIDATES, con
 from swiftdiffusion.kernels.group_norm_plan import MAX_SPLITS, plan_group_norm, power_of_two
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     batch=st.integers(1, 8),
     groups=st.integers(1, 40),

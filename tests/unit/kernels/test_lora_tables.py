@@ -35,7 +35,7 @@ def patched(weight: torch.Tensor, terms: list[Term]) -> torch.Tensor:
     return total
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**16),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),

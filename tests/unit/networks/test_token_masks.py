@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from swiftdiffusion.python_backends.networks.token_masks import PARTS, token_mask
 
 
-@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda sides: arrays(np.bool_, sides)), st.integers(1, 3)
 )

@@ -196,7 +196,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(operations=OPERATIONS, bound=st.integers(20, 80))
 def test_whatever_happens_the_bound_holds_and_leased_files_stay(operations: list[tuple[str, str]], bound: int) -> None:
     """Against a model: an ordered dict of the keys by last use."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
@@ -49,7 +49,6 @@ def is_there(kept: KeyedArrays, key: str) -> bool:
     return (kept._cache.directory / f"{key}.safetensors").exists()
 
 
-@settings(deadline=None)
 @given(arrays=ARRAYS)
 def test_what_is_put_is_what_is_got(arrays: dict[str, np.ndarray]) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -24,7 +24,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_captions_name_what_the_scene_holds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng)
@@ -40,7 +40,7 @@ def test_captions_name_what_the_scene_holds(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_drawings_are_reproducible_and_fill_the_picture(seed: int) -> None:
     scene = sample_scene(np.random.default_rng(seed))
     first, second = (draw_random(scene, np.random.default_rng(seed)) for _ in range(2))

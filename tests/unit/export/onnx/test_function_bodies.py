@@ -57,7 +57,7 @@ def run(op_type: str, tensors: list[torch.Tensor], norms: str = REDUCE, **attrib
     dtype=dtypes,
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_group_norm_silu(
     rows: int,
     groups: int,
@@ -91,7 +91,7 @@ def test_group_norm_silu(
     dtype=dtypes,
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_geglu(shape: list[int], width: int, dtype: torch.dtype, seed: int) -> None:
     x = torch.randn(*shape, 2 * width, generator=torch.Generator().manual_seed(seed)).to(dtype)
     y = run("GEGLU", [x])

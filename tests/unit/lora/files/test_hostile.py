@@ -222,7 +222,7 @@ def test_a_good_file_after_bad_ones(canonicaliser: Canonicaliser, tmp_path: Path
 
 
 @given(data=st.binary(max_size=400), position=st.integers(0, 500), cut=st.integers(0, 600))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_file_changed_anywhere_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int, cut: int
 ) -> None:
@@ -239,7 +239,7 @@ def test_a_file_changed_anywhere_is_read_or_refused(
 
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=8, unique=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_names_of_any_kind_are_refused_in_a_sentence(
     canonicaliser: Canonicaliser, tmp_path_factory: pytest.TempPathFactory, names: list[str]
 ) -> None:

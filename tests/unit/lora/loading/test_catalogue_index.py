@@ -62,7 +62,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.dictionaries(st.text(max_size=4) | st.sampled_from(["a", "b"]), ENTRY | JSON, max_size=3) | JSON)
 def test_any_index_is_read_or_refused_with_its_name(tmp_path: Path, content: Any) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"x")

@@ -159,7 +159,7 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
     assert new.exists()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     operations=st.lists(st.tuples(st.sampled_from(["add", "find", "hold", "release"]), st.integers(0, 5)), max_size=30),
     bound=st.integers(10, 120),

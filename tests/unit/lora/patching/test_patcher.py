@@ -101,7 +101,7 @@ def test_ten_thousand_swaps_leave_nothing_behind(checkpoint: Checkpoint, loras: 
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(SCALES)), max_size=3, unique_by=lambda x: x[0])))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_set_gives_the_same_bits_whatever_came_before(
     checkpoint: Checkpoint, loras: list[CanonicalLora], sets: list[list[tuple[int, float]]]
 ) -> None:
