@@ -39,7 +39,9 @@ DTYPES = st.sampled_from(list(TOLERANCE))
 ORDERS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 SEEDS = st.integers(0, 2**16)
 
-few = settings(max_examples=16, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=16, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
