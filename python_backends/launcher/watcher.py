@@ -140,6 +140,7 @@ class Watcher:
         if self._stuck_s is not None:
             self._stuck_s += passed
         is_due = bool(self._heals) or self._stuck_s is not None or now - self._index_at >= INDEX_EVERY_S
+        on_their_way = self._heals.on_their_way  # before processes are counted, by which they are judged
         processes = self._processes = model_processes(self._pid) if is_due else still_living(self._processes)
         for pid, what in self._hanging.found(processes, passed):
             self._say(f"{what} (pid {pid}): it is killed")
@@ -148,7 +149,7 @@ class Watcher:
         lacks = any(living[model] < count for model, count in self._expected.items())
         if lacks or is_due:
             self._index_at = now
-            self._compare(living)
+            self._compare(living, on_their_way)
         self._pulse.beat()
         if self._can_heal:
             with suppress(OSError):  # a full disk: what is down has to be told all the same
@@ -158,14 +159,14 @@ class Watcher:
             write_status(self._server.runtime, text)
             self._written = text
 
-    def _compare(self, living: Counter[str]) -> None:
-        """What the server says of its models with the processes that there are."""
+    def _compare(self, living: Counter[str], on_their_way: set[str]) -> None:
+        """What the server says of its models, but for those on their way, with the processes that there are."""
         index = self._index()
         if index is None:
             return
         loading = self._loading(index)
         self._kill_if_stuck(bool(loading) and not any(living[model] for model in loading), STUCK_S)
-        on_their_way, lacking = self._heals.on_their_way, set[str]()
+        lacking = set[str]()
         for entry in index:
             model, state, reason = entry["name"], entry.get("state", ""), entry.get("reason", "")
             if model in on_their_way:

@@ -152,7 +152,7 @@ def test_one_that_does_not_load_is_tried_again_and_its_reason_told(watched: Watc
     assert status == 0
     assert said.startswith("alive\nweights is down: FileNotFoundError: [Errno 2] No such file")
     diagnosis = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "240"}).output
-    assert "weights is down: FileNotFoundError" in diagnosis
+    assert "weights is down: FileNotFoundError" in diagnosis, diagnosis
     weights.with_name("elsewhere").rename(weights)
     watched.wait_healed("weights", before)
     wait_for(lambda: probe(watched.url, "--ready") == (0, "ready\n"), SURELY_S)

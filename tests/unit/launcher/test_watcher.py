@@ -131,6 +131,28 @@ def test_one_that_dies_again_and_again_is_loaded_again_after_longer_and_longer_p
     assert 3 <= len(server.api.loads) <= 9
 
 
+def test_one_whose_load_fails_while_the_server_is_asked_is_not_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was there when processes were counted, and the version that had died is `READY`."""
+    server.api.states = {"weights": "READY"}
+    server.watched(2)
+    told = server.api.index
+
+    def index() -> list[dict[str, str]]:
+        server.api.held.release()
+        wait_for(lambda: not server.watcher._heals.on_their_way)
+        return told()
+
+    server.api.held.acquire()
+    server.api.failure, server.api.states = RepositoryApiError("no such file"), {"weights": "UNAVAILABLE"}
+    waited(server, 1)
+    server.api.states = {"weights": "READY"}
+    monkeypatch.setattr(server.api, "index", index)
+    server.watched(LOOK_EVERY_S)
+    assert server.watcher.status.down["weights"].reason == "no such file"
+
+
 def test_fewer_instances_are_no_deaths(server: Server) -> None:
     server.api.instances, server.api.states = 0, {"calm": "READY"}
     server.watched(2)
