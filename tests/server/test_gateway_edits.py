@@ -80,10 +80,8 @@ def test_mask_aware_is_asked_and_told(client: OpenAI) -> None:
 
 
 def test_a_stream_has_the_events_of_edits(client: OpenAI, server: TritonServer) -> None:
-    init, mask = (
-        picture(384, 512),
-        box(384, 512, 64, 96, 256, 400),
-    )  # slow: previews that nobody fetched in time are lost
+    # so large that steps are slow: a preview that nobody has fetched when the next one comes is lost
+    init, mask = picture(384, 512), box(384, 512, 64, 96, 256, 400)
     more = {**MORE, "num_inference_steps": 20}
     told = list(
         client.images.edit(
